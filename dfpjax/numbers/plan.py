@@ -1,0 +1,310 @@
+"""`Plan`: a contraction brought to strides, ready to run.
+
+C[g, m, n] = 2^(ea + eb) · Σ_k A[g, m, k] · B[g, k, n], where each of g, m, n and k stands for several nested loops and every operand is
+addressed by strides. Overlapping windows are just strides; padding is a bounds check on A. `dfpjax.numbers.reference` and the native
+kernels in `cpp_ops` run the same plan, and a plan fixes everything that the result's bits depend on:
+
+- the order of the contracted index: that of A's axes in memory;
+- which elements share a tile (the order of m and of n is that of the output's axes in memory);
+- the number of splits of the contraction, from the shapes of one example alone, never from the number of threads.
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+from dfpjax.numbers.contraction import Contraction, Shape
+
+ENCODING_VERSION = 1
+
+ROW_TILE = 6
+"""Rows of a tile, the unit for which the chain length is certified."""
+COLUMN_TILE = 64
+"""Columns of a tile."""
+BLOCK = 256
+"""Contracted elements of a block; chains do not cross blocks."""
+CHAINS = (256, 128, 64, 32, 16, 8, 2)
+"""Chain lengths to choose from, the longest certified one first; 2 is safe whatever the data."""
+NORM_SHIFT = 4
+"""Norms are taken of ceil(|mantissa| / 2^NORM_SHIFT), so that a block's sum of squares fits an int32."""
+CERTIFIED_BELOW = float(2**46 - 2**30)
+"""A chain is certified if the product of its squared norms is below this: (2^31 / 2^(2·NORM_SHIFT))² less a margin for float32."""
+
+_SPLIT_UNITS = 32
+_MIN_BLOCKS_PER_SPLIT = 4
+_ROWS_PER_UNIT = 96
+_MIN_LANES = 8
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One loop of a plan: its extent and how far each tensor's address moves per step."""
+
+    extent: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    exponent_a: int = 0
+    exponent_b: int = 0
+    window: int = -1
+    coef: int = 0
+
+    def _encode(self) -> tuple[int, ...]:
+        return (
+            self.extent, self.a, self.b, self.c, self.exponent_a, self.exponent_b, self.window, self.coef
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A windowed axis of A: the coordinate is offset + Σ coef · index; outside [0, size) lies padding."""
+
+    size: int
+    a: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One strided contraction; a plan has several where a stride divides the output into phases."""
+
+    lanes: bool
+    """Depthwise: the innermost g runs along SIMD lanes, and every chain has length 2."""
+    base_a: int
+    base_b: int
+    base_c: int
+    blocks_per_split: int
+    g: tuple[Dim, ...]
+    m: tuple[Dim, ...]
+    n: tuple[Dim, ...]
+    k: tuple[Dim, ...]
+    bounds: tuple[Bounds, ...]
+
+    def _encode(self) -> tuple[int, ...]:
+        dims = [d._encode() for d in (*self.g, *self.m, *self.n, *self.k)]
+        return (
+            int(self.lanes), self.base_a, self.base_b, self.base_c, self.blocks_per_split,
+            len(self.g), len(self.m), len(self.n), len(self.k), len(self.bounds),
+            *itertools.chain.from_iterable(dims),
+            *itertools.chain.from_iterable((w.size, w.a, w.offset) for w in self.bounds),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What runs: the parts write disjoint pieces of the output and together all of it."""
+
+    swapped: bool
+    """A is the contraction's rhs and B its lhs."""
+    out_shape: Shape
+    parts: tuple[Part, ...]
+
+    def encode(self) -> tuple[int, ...]:
+        """The integers that the native kernel takes (see `cpp_ops/plan.h`)."""
+        return (ENCODING_VERSION, len(self.parts), *itertools.chain.from_iterable(p._encode() for p in self.parts))
+
+
+@functools.lru_cache(maxsize=4096)
+def make_plan(
+    contraction: Contraction, lhs_shape: Shape, rhs_shape: Shape, lhs_exponent: Shape, rhs_exponent: Shape
+) -> Plan:
+    """Plan a contraction.
+
+    Arguments:
+        contraction: what is summed.
+        lhs_shape, rhs_shape: the operands' shapes.
+        lhs_exponent, rhs_exponent: shapes of their exponents: of the same rank, 1 where slices share an exponent. Slices
+            with exponents of their own are possible along axes that are not contracted.
+    """
+    if _gathers_rhs(contraction, lhs_shape, rhs_shape):
+        plan = make_plan(contraction.swap(), rhs_shape, lhs_shape, rhs_exponent, lhs_exponent)
+        return replace(plan, swapped=not plan.swapped)
+    windows = contraction.windows
+    phases = [_phases(w, contraction, lhs_shape, rhs_shape) for w in windows]
+    operands = (lhs_shape, rhs_shape, lhs_exponent, rhs_exponent)
+    parts = tuple(_part(contraction, *operands, phase) for phase in itertools.product(*phases))
+    return Plan(swapped=False, out_shape=contraction.out_shape, parts=parts)
+
+
+def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
+    """Whether A, the operand whose windowed position follows from the output's and the other operand's, should be rhs.
+
+    The other operand's window is contracted, so it should be the small one. Otherwise B should own the output's innermost
+    axis, along which the kernel writes vectors.
+    """
+    lhs_window = math.prod(lhs_shape[c.lhs.index(w.lhs)] for w in c.windows)
+    rhs_window = math.prod(rhs_shape[c.rhs.index(w.rhs)] for w in c.windows)
+    if lhs_window != rhs_window:
+        return rhs_window > lhs_window
+    owned = [label for label, size in zip(c.out, c.out_shape, strict=True) if size > 1]
+    innermost = owned[-1] if owned else None
+    windowed = {w.out for w in c.windows}
+    return innermost in c.lhs and innermost not in c.rhs and innermost not in windowed
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Outputs out_start + out_step·i and taps tap_start + tap_step·j of one window, at A's coordinate
+    offset + out_coef·i + tap_coef·j."""
+
+    out_start: int
+    out_step: int
+    out_extent: int
+    tap_start: int
+    tap_step: int
+    tap_extent: int
+    offset: int
+    out_coef: int
+    tap_coef: int
+
+
+def _phases(w, c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> list[_Phase]:
+    """Solve lhs_coef · h = offset − out_coef · i − rhs_coef · r for whole h.
+
+    With |lhs_coef| > 1 (a strided convolution's dgrad) only some taps meet an output; these repeat with a period, and each phase of
+    the period is a dense contraction by itself, so no inserted zero is ever multiplied.
+    """
+    sign = 1 if w.lhs_coef > 0 else -1
+    alpha, beta, gamma, offset = abs(w.lhs_coef), -sign * w.out_coef, -sign * w.rhs_coef, sign * w.offset
+    outs, taps = c.out_shape[c.out.index(w.out)], rhs_shape[c.rhs.index(w.rhs)]
+    out_step, tap_step = alpha // math.gcd(alpha, beta), alpha // math.gcd(alpha, gamma)
+    phases = []
+    for p in range(min(out_step, outs)):
+        hits = [q for q in range(tap_step) if (beta * p + gamma * q + offset) % alpha == 0]
+        q = hits[0] if hits else taps  # no tap meets these outputs: an empty sum
+        phases.append(
+            _Phase(
+                out_start=p,
+                out_step=out_step,
+                out_extent=-(-(outs - p) // out_step),
+                tap_start=min(q, taps),
+                tap_step=tap_step,
+                tap_extent=max(0, -(-(taps - q) // tap_step)),
+                offset=(beta * p + gamma * q + offset) // alpha,
+                out_coef=beta * out_step // alpha,
+                tap_coef=gamma * tap_step // alpha,
+            )
+        )
+    return phases
+
+
+def _strides(shape: Shape) -> list[int]:
+    strides = [1] * len(shape)
+    for axis in range(len(shape) - 2, -1, -1):
+        strides[axis] = strides[axis + 1] * shape[axis + 1]
+    return strides
+
+
+def _exponent_strides(exponent: Shape) -> list[int]:
+    return [
+        stride if size > 1 else 0 for stride, size in zip(_strides(exponent), exponent, strict=True)
+    ]
+
+
+def _part(c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phases: tuple[_Phase, ...]) -> Part:
+    sizes = dict(zip((*c.lhs, *c.rhs, *c.out), (*lhs_shape, *rhs_shape, *c.out_shape), strict=True))
+    a = dict(zip(c.lhs, _strides(lhs_shape), strict=True))
+    b = dict(zip(c.rhs, _strides(rhs_shape), strict=True))
+    out = dict(zip(c.out, _strides(c.out_shape), strict=True))
+    exponent_a = dict(zip(c.lhs, _exponent_strides(lhs_exponent), strict=True))
+    exponent_b = dict(zip(c.rhs, _exponent_strides(rhs_exponent), strict=True))
+    base = {"a": 0, "b": 0, "c": 0}
+
+    # Windowed loops: the output's is a row index, the tap's a contracted one.
+    bounds: list[Bounds] = []
+    row_dims, tap_dims = {}, {}
+    for w, phase in zip(c.windows, phases, strict=True):
+        base["b"] += phase.tap_start * b[w.rhs] if phase.tap_extent else 0
+        base["c"] += phase.out_start * out[w.out]
+        row = Dim(phase.out_extent, c=out[w.out] * phase.out_step)
+        tap = Dim(phase.tap_extent, b=b[w.rhs] * phase.tap_step)
+        reach_row = phase.out_coef * max(0, phase.out_extent - 1)
+        reach_tap = phase.tap_coef * max(0, phase.tap_extent - 1)
+        lowest = phase.offset + min(0, reach_row) + min(0, reach_tap)
+        highest = phase.offset + max(0, reach_row) + max(0, reach_tap)
+        if phase.tap_extent == 0:
+            pass  # nothing of A is read
+        elif 0 <= lowest and highest < sizes[w.lhs]:  # never outside: plain strides
+            base["a"] += phase.offset * a[w.lhs]
+            row, tap = replace(row, a=phase.out_coef * a[w.lhs]), replace(tap, a=phase.tap_coef * a[w.lhs])
+        else:
+            row = replace(row, window=len(bounds), coef=phase.out_coef)
+            tap = replace(tap, window=len(bounds), coef=phase.tap_coef)
+            bounds.append(Bounds(size=sizes[w.lhs], a=a[w.lhs], offset=phase.offset))
+        row_dims[w.out], tap_dims[w.lhs] = row, tap
+
+    g, m, n, k = [], [], [], []
+    innermost_g = None
+    for label in c.out:
+        if label in row_dims:
+            m.append(row_dims[label])
+            continue
+        dim = Dim(
+            sizes[label], a.get(label, 0), b.get(label, 0), out[label],
+            exponent_a.get(label, 0), exponent_b.get(label, 0),
+        )  # fmt: skip
+        if label in c.mapped or (label in a and label in b):
+            g.append(dim)
+            innermost_g = label if dim.extent > 1 else innermost_g
+        elif label in a:
+            m.append(dim)
+        else:
+            n.append(dim)
+    for label in c.lhs:
+        if label not in out and (exponent_a[label] or exponent_b.get(label)):
+            raise ValueError("an operand's exponent varies along a contracted axis")
+        if label in tap_dims:
+            k.append(tap_dims[label])
+        elif label not in out:
+            k.append(Dim(sizes[label], a[label], b[label]))
+
+    lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
+    examples = math.prod(sizes[label] for label in c.mapped)
+    return Part(
+        lanes=lanes,
+        base_a=base["a"], base_b=base["b"], base_c=base["c"],
+        blocks_per_split=_blocks_per_split(_extent(g) // max(1, examples), _extent(m), _extent(n), _extent(k)),
+        g=_merge(g), m=_merge(m), n=_merge(n), k=_merge(k),
+        bounds=tuple(bounds),
+    )  # fmt: skip
+
+
+def _runs_in_lanes(g: list[Dim], n: list[Dim], innermost_is_mapped: bool) -> bool:
+    innermost = next((d for d in reversed(g) if d.extent > 1), None)
+    return (
+        innermost is not None
+        and not innermost_is_mapped  # the form must not depend on whether an example stands alone
+        and _extent(n) == 1
+        and innermost.extent >= _MIN_LANES
+        and (innermost.a, innermost.b, innermost.c) == (1, 1, 1)
+        and not (innermost.exponent_a or innermost.exponent_b)
+    )
+
+
+def _extent(dims) -> int:
+    return math.prod(d.extent for d in dims)
+
+
+def _blocks_per_split(g: int, m: int, n: int, k: int) -> int:
+    """Split a long contraction with a small output, so that every core has work. Depends on one example's shapes alone."""
+    blocks = max(1, -(-k // BLOCK))
+    units = max(1, g * -(-m // _ROWS_PER_UNIT) * -(-n // COLUMN_TILE))
+    splits = min(-(-_SPLIT_UNITS // units), max(1, blocks // _MIN_BLOCKS_PER_SPLIT))
+    return -(-blocks // splits)
+
+
+def _merge(dims: list[Dim]) -> tuple[Dim, ...]:
+    """Join neighbouring loops that walk every tensor as one loop would. The flattened order stays as it is."""
+    merged: list[Dim] = []
+    for inner in dims:
+        if inner.extent == 1:
+            continue
+        outer = merged[-1] if merged else None
+        if outer is not None and outer.window < 0 and inner.window < 0 and all(
+            getattr(outer, f) == getattr(inner, f) * inner.extent for f in ("a", "b", "c", "exponent_a", "exponent_b")
+        ):  # fmt: skip
+            merged[-1] = replace(inner, extent=outer.extent * inner.extent)
+        else:
+            merged.append(inner)
+    return tuple(merged)

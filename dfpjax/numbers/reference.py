@@ -1,0 +1,158 @@
+"""The arithmetic of a plan in plain JAX: what the native kernels must reproduce bit for bit.
+
+It is also what the operations lower to where there are no native kernels. It materializes both operands as matrices, so it is
+meant for study, tests and portability, not for speed.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dfpjax.numbers.plan import (
+    BLOCK,
+    CERTIFIED_BELOW,
+    CHAINS,
+    COLUMN_TILE,
+    NORM_SHIFT,
+    ROW_TILE,
+    Part,
+    Plan,
+)
+from dfpjax.numbers.quantize import scale_by_power_of_two
+
+
+def run_plan(plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array) -> jax.Array:
+    """Run a plan.
+
+    Arguments:
+        plan: from `make_plan`.
+        a, b: int16 mantissas of the plan's A and B (rhs and lhs where `plan.swapped`).
+        exponent_a, exponent_b: their int32 exponents.
+
+    Returns:
+        float32 of shape `plan.out_shape`.
+    """
+    out = jnp.zeros(math.prod(plan.out_shape), jnp.float32)
+    for part in plan.parts:
+        g, m, n = (tuple(d.extent for d in dims) for dims in (part.g, part.m, part.n))
+        if 0 in (*g, *m, *n):
+            continue
+        total = _sum(part, a.ravel(), b.ravel()).reshape(*g, *m, *n)
+        free = (*part.g, *part.m, *part.n)
+        exponent = _take(exponent_a, free, "exponent_a") + _take(exponent_b, free, "exponent_b")
+        address = part.base_c + _addresses(free, "c")
+        out = out.at[address.ravel()].set(scale_by_power_of_two(total, exponent).ravel())
+    return out.reshape(plan.out_shape)
+
+
+def _addresses(dims, field: str, offset: int = 0) -> np.ndarray:
+    """offset + Σ index · stride over nested loops: an array of the loops' shape."""
+    address = np.asarray(offset)
+    for position, dim in enumerate(dims):
+        step = np.arange(dim.extent) * getattr(dim, field)
+        address = address + step.reshape((-1,) + (1,) * (len(dims) - 1 - position))
+    return np.broadcast_to(address, tuple(d.extent for d in dims))
+
+
+def _take(exponent: jax.Array, dims, field: str) -> jax.Array:
+    return jnp.ravel(exponent)[_addresses(dims, field)]
+
+
+def _coordinates(dims, window: int, offset: int) -> np.ndarray:
+    """Coordinate of a windowed axis over nested loops."""
+    coordinate = np.asarray(offset)
+    for position, dim in enumerate(dims):
+        step = np.arange(dim.extent) * (dim.coef if dim.window == window else 0)
+        coordinate = coordinate + step.reshape((-1,) + (1,) * (len(dims) - 1 - position))
+    return np.broadcast_to(coordinate, tuple(d.extent for d in dims))
+
+
+def _matrix(flat: jax.Array, outer, rows, columns, field: str, base: int, bounds=()) -> jax.Array:
+    """Elements of an operand as int32[outer, rows, columns], padding filled in as zeros."""
+    dims = (*outer, *rows, *columns)
+    address, inside = _addresses(dims, field, base), np.asarray(True)
+    for window, bound in enumerate(bounds):
+        coordinate = _coordinates(dims, window, bound.offset)
+        address = address + coordinate * bound.a
+        inside = inside & (0 <= coordinate) & (coordinate < bound.size)
+    shape = tuple(math.prod(d.extent for d in group) for group in (outer, rows, columns))
+    if 0 in shape:
+        return jnp.zeros(shape, jnp.int32)
+    elements = jnp.where(inside, flat[np.where(inside, address, 0)].astype(jnp.int32), 0)
+    return elements.reshape(shape)
+
+
+def _pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, widths)
+
+
+def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Σ_k A · B as float32[g, m, n], not yet scaled."""
+    a = _matrix(a, part.g, part.m, part.k, "a", part.base_a, part.bounds)
+    b = _matrix(b, part.g, part.n, part.k, "b", part.base_b)
+    g, m, k = a.shape
+    n = b.shape[1]
+    if k == 0:
+        return jnp.zeros((g, m, n), jnp.float32)
+    a = _pad_to_multiple(_pad_to_multiple(a, 1, ROW_TILE), 2, BLOCK).reshape(g, -1, ROW_TILE, -(-k // BLOCK), BLOCK)
+    b = _pad_to_multiple(_pad_to_multiple(b, 1, COLUMN_TILE), 2, BLOCK)
+    b = b.reshape(g, -1, COLUMN_TILE, -(-k // BLOCK), BLOCK)
+    a, b = jnp.moveaxis(a, 3, 0), jnp.moveaxis(b, 3, 0)  # blocks first
+
+    zero = jnp.zeros((g, a.shape[2] * ROW_TILE, b.shape[2] * COLUMN_TILE), jnp.float32)
+    total = None
+    for start in range(0, a.shape[0], part.blocks_per_split):
+        stop = start + part.blocks_per_split
+        partial, _ = lax.scan(
+            lambda running, block: (_add_block(part, running, *block), None), zero, (a[start:stop], b[start:stop])
+        )
+        total = partial if total is None else total + partial
+    return total[:, :m, :n]
+
+
+def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Add one block's chain sums to the running sum; a is int32[g, tiles, 6, 256], b int32[g, panels, 64, 256]."""
+    if part.lanes:
+        return _add_chains(running, a, b, 2)
+    norms_a, norms_b = _norms(a), _norms(b)
+    certified = norms_a[:, :, None, :] * norms_b[:, None, :, :] < np.float32(CERTIFIED_BELOW)
+    certified = certified.at[..., -1].set(True)  # a chain of 2 cannot overflow
+    choice = jnp.argmax(certified, axis=-1)  # the first, that is the longest
+    choice = jnp.repeat(jnp.repeat(choice, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
+    result = running
+    for position, length in enumerate(CHAINS):
+        result = jnp.where(choice == position, _add_chains(running, a, b, length), result)
+    return result
+
+
+def _norms(x: jax.Array) -> jax.Array:
+    """Largest squared norm of any aligned chain in each tile, for every chain length: float32[g, tiles, len(CHAINS)]."""
+    unit = 1 << NORM_SHIFT
+    reduced = (jnp.abs(x) + (unit - 1)) >> NORM_SHIFT
+    squares = reduced * reduced
+    largest_pair = _largest_sum(squares, 2)
+    # Chains shorter than 32 are bounded by their largest pair, which is cheaper to have than their own sums.
+    bounds = [_largest_sum(squares, n) if n >= 32 else largest_pair * (n // 2) for n in CHAINS]
+    return jnp.stack(bounds, axis=-1).astype(jnp.float32)
+
+
+def _largest_sum(squares: jax.Array, length: int) -> jax.Array:
+    sums = squares.reshape(*squares.shape[:3], -1, length).sum(axis=-1, dtype=jnp.int32)
+    return sums.max(axis=(2, 3))
+
+
+def _add_chains(running: jax.Array, a: jax.Array, b: jax.Array, length: int) -> jax.Array:
+    g = a.shape[0]
+    a = jnp.moveaxis(a.reshape(g, -1, BLOCK // length, length), 2, 0)  # [chains, g, rows, length]
+    b = jnp.moveaxis(b.reshape(g, -1, BLOCK // length, length), 2, 0)
+
+    def add(running, chain):
+        exact = jnp.einsum("gml,gnl->gmn", *chain, preferred_element_type=jnp.int32)
+        return running + exact.astype(jnp.float32), None
+
+    return lax.scan(add, running, (a, b))[0]
