@@ -118,8 +118,8 @@ def quantize(x, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"quantize: x must be a real floating-point array, got dtype {x.dtype}")
-    seed = jnp.zeros((), jnp.uint32) if seed is None else _as_seed(seed)
-    values, exponent = quantize_array(x.astype(jnp.float32), seed, quantizer)
+    seed = None if seed is None else _as_seed(seed)
+    values, exponent = quantize_array(x.astype(jnp.float32), quantizer, seed=seed)
     return DFPArray(values, exponent.reshape(()))
 
 

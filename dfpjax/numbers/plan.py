@@ -137,7 +137,7 @@ def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
     rhs_window = math.prod(rhs_shape[c.rhs.index(w.rhs)] for w in c.windows)
     if lhs_window != rhs_window:
         return rhs_window > lhs_window
-    owned = [label for label, size in zip(c.out, c.out_shape, strict=True) if size > 1]
+    owned = [label for label, size in zip(c.out, c.out_shape, strict=True) if size > 1 and label not in c.mapped]
     innermost = owned[-1] if owned else None
     windowed = {w.out for w in c.windows}
     return innermost in c.lhs and innermost not in c.rhs and innermost not in windowed

@@ -6,12 +6,15 @@ flushed to zero, so everything that decides about a value's exponent works on it
 
 import functools
 from dataclasses import dataclass
-from typing import get_args, Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from dfpjax.numbers.dtype import dfp16
 
@@ -135,41 +138,100 @@ def _round(y: jax.Array, rounding: str, seed: jax.Array) -> jax.Array:
     return jnp.where(y < 0, -below, below)
 
 
-def _quantize(x, seed, bits, rounding, axes):
-    max_bits = jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), axis=axes, keepdims=True, initial=0)
-    exponent = _shared_exponent(max_bits, bits)
-    limit = float(2 ** (bits - 1) - 1)
-    mantissa = jnp.clip(_round(_scaled(x, exponent), rounding, seed), -limit, limit)
+def _quantize(x: jax.Array, seed: jax.Array | None, *, quantizer: Quantizer):
+    """One tensor, one exponent."""
+    if quantizer.rounding == "stochastic" and seed is None:
+        seed = _seed_from_bits(x)
+    max_bits = jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), keepdims=True, initial=0)
+    exponent = _shared_exponent(max_bits, quantizer.bits)
+    limit = np.float32(2 ** (quantizer.bits - 1) - 1)
+    mantissa = lax.clamp(-limit, _round(_scaled(x, exponent), quantizer.rounding, seed), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
     return lax.convert_element_type(mantissa, dfp16), exponent
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def quantize_array(x: jax.Array, seed: jax.Array, quantizer: Quantizer, kept_axes: tuple[int, ...] = ()):
-    """Quantize a float32 array; its derivative is the identity (straight-through).
+def _seed_from_bits(x: jax.Array) -> jax.Array:
+    """A seed taken from the tensor itself, for stochastic rounding without any state.
+
+    It changes from step to step, and the wrapped sum of the bits does not depend on the order of summation, so neither on sharding.
+    """
+    return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
+
+
+def _quantize_slices(x, *seed, quantizer: Quantizer, mapped_axes: tuple[int, ...]):
+    """Every slice along the mapped axes is a tensor of its own."""
+    (seed,) = seed or (None,)
+    if not mapped_axes:
+        return _quantize(x, None if seed is None else seed.reshape(()), quantizer=quantizer)
+    axis, *rest = mapped_axes
+    rest = tuple(other - (other > axis) for other in rest)
+    if seed is None:
+        seeds, seed_axis = (), ()
+    elif seed.shape[axis] == 1:
+        seeds, seed_axis = (jnp.squeeze(seed, axis),), (None,)
+    else:
+        seeds, seed_axis = (seed,), (axis,)
+    quantize = functools.partial(_quantize_slices, quantizer=quantizer, mapped_axes=rest)
+    return jax.vmap(quantize, (axis, *seed_axis), axis)(x, *seeds)
+
+
+# A primitive of its own rather than a function, so that traces stay short and readable; it lowers to ordinary HLO.
+quantize_p = Primitive("dfp_quantize")
+quantize_p.multiple_results = True
+
+
+def quantize_array(x: jax.Array, quantizer: Quantizer, *, seed: jax.Array | None = None):
+    """Quantize a float32 array; the derivative is the identity (straight-through).
 
     Arguments:
         x: float32 of any shape, empty ones included.
-        seed: uint32 scalar, used by stochastic rounding alone.
         quantizer: bits and rounding.
-        kept_axes: axes along which every slice has an exponent of its own; none for one exponent per tensor.
+        seed: uint32 scalar for stochastic rounding; without one it is taken from the tensor's own bits.
 
     Returns:
-        (mantissa, exponent): a `dfp16` array of x's shape, and int32 of x's rank with extent 1 on every axis that is not kept.
+        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis. Under vmap each example is a
+        tensor of its own.
     """
-    axes = tuple(axis for axis in range(x.ndim) if axis not in kept_axes)
-    return _quantize(x, seed, quantizer.bits, quantizer.rounding, axes)
+    seeds = () if seed is None else (jnp.reshape(seed, (1,) * x.ndim),)
+    return tuple(quantize_p.bind(x, *seeds, quantizer=quantizer, mapped_axes=()))
 
 
-@quantize_array.defjvp
-def _quantize_jvp(quantizer, kept_axes, primals, tangents):
-    mantissa, exponent = quantize_array(*primals, quantizer, kept_axes)
-    return (mantissa, exponent), (tangents[0], np.zeros(exponent.shape, jax.dtypes.float0))
+def quantize_slices(x: jax.Array, quantizer: Quantizer, mapped_axes: tuple[int, ...]):
+    """`quantize_array` of every slice along the axes that vmap added; the exponent has their extents."""
+    return tuple(quantize_p.bind(x, quantizer=quantizer, mapped_axes=mapped_axes))
 
 
-def stochastic_seed(x: jax.Array) -> jax.Array:
-    """A seed taken from a tensor's own bits, for stochastic rounding without any state: uint32 scalar.
+@quantize_p.def_abstract_eval
+def _quantize_abstract_eval(x, *seed, quantizer, mapped_axes):
+    exponent_shape = tuple(size if axis in mapped_axes else 1 for axis, size in enumerate(x.shape))
+    return ShapedArray(x.shape, dfp16), ShapedArray(exponent_shape, np.dtype("int32"))
 
-    The wrapped sum of the bits does not depend on the order of summation, hence not on sharding, and changes from step to step.
-    """
-    return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
+
+def _quantize_jvp(primals, tangents, **params):
+    mantissa, exponent = quantize_p.bind(*primals, **params)
+    tangent = tangents[0]
+    if isinstance(tangent, ad.Zero):
+        tangent = ad.Zero(jax.typeof(mantissa).to_tangent_aval())
+    return (mantissa, exponent), (tangent, ad.Zero(jax.typeof(exponent).to_tangent_aval()))
+
+
+def _quantize_batch(operands, dims, *, quantizer, mapped_axes):
+    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
+    x, *seed = (
+        jnp.expand_dims(x, 0) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(operands, dims, strict=True)
+    )  # fmt: skip
+    x = jnp.broadcast_to(x, (size, *x.shape[1:]))
+    mapped_axes = (0, *(axis + 1 for axis in mapped_axes))
+    return quantize_p.bind(x, *seed, quantizer=quantizer, mapped_axes=mapped_axes), (0, 0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _jitted(params):
+    return jax.jit(functools.partial(quantize_p.bind, **dict(params)))
+
+
+quantize_p.def_impl(lambda *operands, **params: _jitted(tuple(params.items()))(*operands))
+ad.primitive_jvps[quantize_p] = _quantize_jvp
+batching.primitive_batchers[quantize_p] = _quantize_batch
+mlir.register_lowering(quantize_p, mlir.lower_fun(_quantize_slices, multiple_results=True))

@@ -1,0 +1,100 @@
+"""`conv_general_dilated` in dynamic fixed point."""
+
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+from dfpjax.numbers import Quantizers
+from dfpjax.numbers.contraction import Contraction, Window
+from dfpjax.operations.dot import _require_float32, contract
+from dfpjax.operations.primitives import Backend
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
+    backend: Backend = "auto",
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` with both operands quantized, exact integer chains and float32 sums between them.
+
+    Arguments:
+        lhs, rhs: float32 arrays, the input and the kernel.
+        window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count: as in
+            JAX; padding may be negative.
+        quantizers: bits and rounding of the operands and of the cotangents.
+        backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
+
+    Returns:
+        float32 of the shape that `jax.lax.conv_general_dilated` gives.
+
+    Raises:
+        TypeError: if an operand is not float32.
+        ValueError: if shapes and parameters do not fit (JAX's own message).
+    """
+    _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
+    spatial = lhs.ndim - 2
+    lhs_dilation = tuple(lhs_dilation or (1,) * spatial)
+    rhs_dilation = tuple(rhs_dilation or (1,) * spatial)
+    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+
+    def convolve(x, w):
+        return lax.conv_general_dilated(
+            x, w, window_strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count, batch_group_count
+        )
+
+    out_shape = jax.eval_shape(convolve, lhs, rhs).shape  # checks shapes and parameters
+
+    # Labels: batch 0, output feature 1, input feature 2, group 3, then three for each spatial dimension.
+    batch, out_feature, in_feature, group = range(4)
+    windows = tuple(
+        Window(
+            lhs=4 + 3 * d, rhs=5 + 3 * d, out=6 + 3 * d,
+            lhs_coef=lhs_dilation[d], rhs_coef=-rhs_dilation[d], out_coef=-window_strides[d], offset=-padding[d][0],
+        )
+        for d in range(spatial)
+    )  # fmt: skip
+    lhs_labels = _labels(numbers.lhs_spec, batch, in_feature, [w.lhs for w in windows])
+    rhs_labels = _labels(numbers.rhs_spec, out_feature, in_feature, [w.rhs for w in windows])
+    out_labels = _labels(numbers.out_spec, batch, out_feature, [w.out for w in windows])
+
+    # A group is a batch axis of its own: split it off the axes that hold it.
+    groups = max(feature_group_count, batch_group_count)
+    split_out_shape = out_shape
+    if groups > 1:
+        held = in_feature if feature_group_count > 1 else batch
+        lhs, lhs_labels = _split(lhs, lhs_labels, held, group, groups)
+        rhs, rhs_labels = _split(rhs, rhs_labels, out_feature, group, groups)
+        split_out_shape, out_labels = _split_shape(out_shape, out_labels, out_feature, group, groups)
+    contraction = Contraction(
+        lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=split_out_shape, windows=windows
+    )
+    return contract(lhs, rhs, contraction, quantizers, backend).reshape(out_shape)
+
+
+def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:
+    """Label of each axis, where `spec` says at which axis the first, the second and each spatial label stands."""
+    labels = [0] * len(spec)
+    for axis, label in zip(spec, (first, second, *spatial), strict=True):
+        labels[axis] = label
+    return tuple(labels)
+
+
+def _split_shape(shape, labels, label: int, group: int, groups: int):
+    axis = labels.index(label)
+    shape = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    return shape, (*labels[:axis], group, *labels[axis:])
+
+
+def _split(x: jax.Array, labels, label: int, group: int, groups: int):
+    shape, labels = _split_shape(x.shape, labels, label, group, groups)
+    return x.reshape(shape), labels

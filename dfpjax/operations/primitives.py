@@ -1,0 +1,170 @@
+"""The two JAX primitives of the library, and how they differentiate, batch and lower.
+
+`contract_p` takes two quantized operands. Its derivative is a sum of `contract_linear_p`, which is linear in one float32 operand
+(a tangent or a cotangent, quantized when it runs) and holds the other one quantized. The transpose of a contraction is a contraction,
+so fprop, dgrad and wgrad, and derivatives of any order, stay within the two (Das et al., 2018, §4.1).
+
+Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so residuals are 16 bits wide.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from dfpjax import kernels
+from dfpjax.numbers import Quantizer
+from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.plan import make_plan
+from dfpjax.numbers.quantize import quantize_slices
+from dfpjax.numbers.reference import run_plan
+
+Backend = Literal["auto", "reference"]
+
+contract_p = Primitive("dfp_contract")
+contract_linear_p = Primitive("dfp_contract_linear")
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+def _abstract_eval(*operands, contraction: Contraction, **_):
+    return ShapedArray(contraction.out_shape, jnp.dtype("float32"))
+
+
+def _run(lhs, lhs_exponent, rhs, rhs_exponent, *, contraction: Contraction, native: bool):
+    plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+    a, b = (lax.convert_element_type(x, jnp.int16) for x in (lhs, rhs))
+    if plan.swapped:
+        a, b, lhs_exponent, rhs_exponent = b, a, rhs_exponent, lhs_exponent
+    return (kernels.contract if native else run_plan)(plan, a, b, lhs_exponent, rhs_exponent)
+
+
+def _contract(lhs, lhs_exponent, rhs, rhs_exponent, *, contraction, cotangent, backend, native):
+    native = native and backend == "auto"
+    return _run(lhs, lhs_exponent, rhs, rhs_exponent, contraction=contraction, native=native)
+
+
+def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend, native):
+    quantized = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
+    native = native and backend == "auto"
+    return _run(*quantized, rhs, rhs_exponent, contraction=contraction, native=native)
+
+
+def _register(primitive, function):
+    primitive.def_abstract_eval(_abstract_eval)
+    primitive.def_impl(lambda *operands, **params: _jitted(primitive, tuple(params.items()))(*operands))
+    for platform, native in ((None, False), ("cpu", True)):
+        lowered = mlir.lower_fun(functools.partial(function, native=native), multiple_results=False)
+        mlir.register_lowering(primitive, lowered, platform=platform)
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(primitive, params):
+    return jax.jit(functools.partial(primitive.bind, **dict(params)))
+
+
+_register(contract_p, _contract)
+_register(contract_linear_p, _contract_linear)
+
+
+# --- differentiation ----------------------------------------------------------------------------------------------
+
+
+def _add(terms, like):
+    terms = [term for term in terms if term is not None]
+    return functools.reduce(lax.add, terms) if terms else ad.Zero(jax.typeof(like).to_tangent_aval())
+
+
+def _is_zero(tangent) -> bool:
+    return isinstance(tangent, ad.Zero)
+
+
+def _contract_jvp(primals, tangents, *, contraction: Contraction, **params):
+    lhs, lhs_exponent, rhs, rhs_exponent = primals
+    out = contract_p.bind(*primals, contraction=contraction, **params)
+    terms = []
+    if not _is_zero(tangents[0]):
+        linear = contract_linear_p.bind(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
+        terms.append(linear)
+    if not _is_zero(tangents[2]):
+        linear = contract_linear_p.bind(tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params)
+        terms.append(linear)
+    return out, _add(terms, out)
+
+
+def _contract_linear_jvp(primals, tangents, *, contraction: Contraction, cotangent: Quantizer, **params):
+    params = {**params, "cotangent": cotangent}
+    lhs, rhs, rhs_exponent = primals
+    out = contract_linear_p.bind(*primals, contraction=contraction, **params)
+    terms = []
+    if not _is_zero(tangents[0]):
+        linear = contract_linear_p.bind(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
+        terms.append(linear)
+    if not _is_zero(tangents[1]):
+        held = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
+        terms.append(contract_linear_p.bind(tangents[1], *held, contraction=contraction.swap(), **params))
+    return out, _add(terms, out)
+
+
+def _contract_linear_transpose(ct, lhs, rhs, rhs_exponent, *, contraction: Contraction, **params):
+    assert ad.is_undefined_primal(lhs) and not ad.is_undefined_primal(rhs)  # linear in lhs alone
+    if _is_zero(ct):
+        return [ad.Zero(lhs.aval), None, None]
+    transposed = contraction.transpose(lhs.aval.shape)
+    result = contract_linear_p.bind(ct, rhs, rhs_exponent, contraction=transposed, **params)
+    summed = contraction.summed_by_transpose()
+    return [lax.reduce_sum(result, axes=tuple(range(len(summed)))) if summed else result, None, None]
+
+
+ad.primitive_jvps[contract_p] = _contract_jvp
+ad.primitive_jvps[contract_linear_p] = _contract_linear_jvp
+ad.primitive_transposes[contract_linear_p] = _contract_linear_transpose
+
+
+# --- batching -----------------------------------------------------------------------------------------------------
+
+
+def _map_leading(x, dim, size: int):
+    """Move x's mapped axis to the front; a single slice stands for all where x is not mapped."""
+    if dim is None:
+        return lax.broadcast(x, (size,))
+    return jnp.moveaxis(x, dim, 0) if dim else x
+
+
+def _map_quantized(mantissa, exponent, dims, size: int):
+    """An operand's (mantissa, exponent) with the mapped axis in front, and whether it has one."""
+    if dims[0] is None and dims[1] is None:
+        return mantissa, exponent, False
+    exponent_size = 1 if dims[1] is None else size
+    return _map_leading(mantissa, dims[0], size), _map_leading(exponent, dims[1], exponent_size), True
+
+
+def _size(operands, dims) -> int:
+    return next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+
+
+def _contract_batch(operands, dims, *, contraction: Contraction, **params):
+    size = _size(operands, dims)
+    lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
+    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
+    mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
+    return contract_p.bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
+
+
+def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params):
+    size = _size(operands, dims)
+    lhs_mapped = dims[0] is not None
+    lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
+    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size)
+    mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
+    return contract_linear_p.bind(lhs, rhs, rhs_exponent, contraction=mapped, **params), 0
+
+
+batching.primitive_batchers[contract_p] = _contract_batch
+batching.primitive_batchers[contract_linear_p] = _contract_linear_batch
