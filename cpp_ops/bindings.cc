@@ -1,0 +1,144 @@
+// The Python module and the XLA handler; the only file that knows of either.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <chrono>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "contract.h"
+#include "isa.h"
+#include "parallel.h"
+#include "plan.h"
+#include "scratch.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace nb = nanobind;
+namespace ffi = xla::ffi;
+
+namespace dfpjax {
+namespace {
+
+// XLA's own pool, so that the machine is not oversubscribed.
+class XlaExecutor : public Executor {
+ public:
+  XlaExecutor(ffi::ThreadPool* pool, int64_t limit)
+      : pool_(pool), threads_(static_cast<int>(std::max<int64_t>(1, pool->num_threads()))) {
+    if (limit > 0 && limit < threads_) threads_ = static_cast<int>(limit);
+  }
+  int threads() const override { return threads_; }
+  void schedule(std::function<void()> task) override { pool_->Schedule(std::move(task)); }
+
+ private:
+  ffi::ThreadPool* pool_;
+  int threads_;
+};
+
+ffi::Error contract(ffi::Buffer<ffi::S16> a, ffi::Buffer<ffi::S16> b, ffi::Buffer<ffi::S32> ea,
+                    ffi::Buffer<ffi::S32> eb, ffi::Result<ffi::Buffer<ffi::F32>> c,
+                    ffi::ThreadPool pool, ffi::Span<const int64_t> plan, std::string_view isa,
+                    int64_t threads) {
+  try {
+    std::string error;
+    const KernelTable* kernels = find_isa(std::string(isa).c_str(), &error);
+    if (kernels == nullptr) return ffi::Error::InvalidArgument("isa: " + error);
+    if (threads < 0) return ffi::Error::InvalidArgument("threads: must not be negative");
+    const auto size = [](const auto& buffer) {
+      return static_cast<int64_t>(buffer.element_count());
+    };
+    const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
+    std::vector<Part> parts;
+    error = decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts);
+    if (!error.empty()) return ffi::Error::InvalidArgument(error);
+    XlaExecutor executor(&pool, threads);
+    const Operands operands{a.typed_data(), b.typed_data(), ea.typed_data(), eb.typed_data(),
+                            c->typed_data()};
+    if (!run_plan(parts, operands, *kernels, executor))
+      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
+    return ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+  }
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::Buffer<ffi::S16>>()
+                                  .Arg<ffi::Buffer<ffi::S16>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<ffi::Span<const int64_t>>("plan")
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+nb::dict registrations() {
+  nb::dict result;
+  result["dfpjax_contract_v1"] = nb::capsule(reinterpret_cast<void*>(contract_v1));
+  return result;
+}
+
+const KernelTable& kernels_or_raise(const std::string& name) {
+  std::string error;
+  const KernelTable* kernels = find_isa(name.c_str(), &error);
+  if (kernels == nullptr) throw nb::value_error(error.c_str());
+  return *kernels;
+}
+
+nb::list supported_isas() {
+  nb::list result;
+  for (int i = 0; i < kIsaCount; ++i) {
+    const IsaInfo& isa = all_isas()[i];
+    result.append(nb::make_tuple(isa.name, isa.compiled, isa.usable));
+  }
+  return result;
+}
+
+// Billions of multiply-adds per second that `threads` threads reach together, best of a few runs.
+double peak(int64_t (*loop)(int64_t), int threads) {
+  constexpr int64_t kIterations = 10'000'000;
+  double best = 0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<int64_t> done(static_cast<size_t>(threads));
+    std::vector<std::thread> workers;
+    for (int64_t& d : done) workers.emplace_back([&d, loop] { d = loop(kIterations); });
+    for (std::thread& w : workers) w.join();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    double total = 0;
+    for (int64_t d : done) total += static_cast<double>(d);
+    best = std::max(best, total / seconds.count() / 1e9);
+  }
+  return best;
+}
+
+nb::dict measure_peak(int threads, const std::string& isa) {
+  const KernelTable& kernels = kernels_or_raise(isa);
+  if (threads < 1) throw nb::value_error("threads must be positive");
+  nb::dict result;
+  result["isa"] = kernels.name;
+  result["int16_dot"] = peak(kernels.peak_dot, threads);
+  result["f32_fma"] = peak(kernels.peak_fma, threads);
+  return result;
+}
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native kernels of dfpjax.";
+  m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsule.");
+  m.def("isa", [] { return std::string(kernels_or_raise("").name); },
+        "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
+  m.def("supported_isas", &supported_isas,
+        "All paths, best first, as tuples (name, compiled, usable on this CPU).");
+  m.def("release_scratch", &release_scratch, "Frees the scratch memory kept between calls.");
+  m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
+  m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
+        "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
+}
+
+}  // namespace
+}  // namespace dfpjax

@@ -1,0 +1,109 @@
+#include "index.h"
+
+#include <algorithm>
+
+namespace dfpjax {
+
+Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::*stride, const std::vector<Window>* windows) {
+  for (const Dim& d : dims) {
+    Level level{d.extent, d.*stride, -1, 0};
+    if (windows != nullptr && d.window >= 0) {
+      level.window = d.window;
+      level.coef = static_cast<int32_t>(d.coef);
+      level.stride = d.coef * (*windows)[static_cast<size_t>(d.window)].stride_a;
+    }
+    extent_ *= d.extent;
+    levels_.push_back(level);
+  }
+  // The run grows inside out while the next level continues it. It ends with a level that moves a
+  // window upwards, so that the elements that exist are one stretch of the run.
+  outer_ = levels_.size();
+  while (outer_ > 0 && run_window_ < 0) {
+    const Level& level = levels_[outer_ - 1];
+    if (level.stride != run_ || (level.window >= 0 && level.coef <= 0)) break;
+    if (level.window >= 0) {
+      run_window_ = level.window;
+      run_unit_ = run_;
+      run_coef_ = level.coef;
+    }
+    run_ *= level.extent;
+    --outer_;
+  }
+}
+
+bool Axis::affine(int64_t* stride) const {
+  *stride = levels_.empty() ? 0 : levels_.back().stride;
+  int64_t step = *stride;
+  for (size_t i = levels_.size(); i-- > 0;) {
+    if (levels_[i].window >= 0 || levels_[i].stride != step) return false;
+    step *= levels_[i].extent;
+  }
+  return true;
+}
+
+// Visits indices [low, high) of the outermost `levels` levels in order.
+template <typename F>
+void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) const {
+  int64_t index[kMaxDims];
+  int64_t rest = low;
+  auto move = [&](const Level& level, int64_t by) {
+    point.offset += by * level.stride;
+    if (level.window >= 0) point.coord[level.window] += static_cast<int32_t>(by * level.coef);
+  };
+  for (size_t i = levels; i-- > 0;) {
+    index[i] = rest % levels_[i].extent;
+    rest /= levels_[i].extent;
+    move(levels_[i], index[i]);
+  }
+  for (int64_t position = low; position < high; ++position) {
+    visit(point);
+    for (size_t i = levels; i-- > 0;) {
+      const Level& level = levels_[i];
+      move(level, 1);
+      if (++index[i] < level.extent) break;
+      move(level, -level.extent);
+      index[i] = 0;
+    }
+  }
+}
+
+void Axis::points(int64_t low, int64_t high, const Point& origin, Point* out) const {
+  walk(low, high, levels_.size(), origin, [&](const Point& p) { *out++ = p; });
+}
+
+void Axis::offsets(int64_t low, int64_t high, int64_t origin, int64_t* out) const {
+  walk(low, high, levels_.size(), Point{origin, {}}, [&](const Point& p) { *out++ = p.offset; });
+}
+
+int64_t Axis::offset(int64_t i) const {
+  int64_t result;
+  offsets(i, i + 1, 0, &result);
+  return result;
+}
+
+int Axis::runs(int64_t low, int64_t high, Run* out) const {
+  if (low >= high) return 0;
+  Run* const first = out;
+  int64_t start = low / run_ * run_;
+  walk(low / run_, (high - 1) / run_ + 1, outer_, Point{}, [&](const Point& p) {
+    const int64_t begin = std::max(start, low), end = std::min(start + run_, high);
+    const int64_t skipped = begin - start;
+    Run run{};
+    run.start = static_cast<int32_t>(begin - low);
+    run.length = static_cast<int32_t>(end - begin);
+    run.offset = p.offset + skipped;
+    std::copy(p.coord, p.coord + kMaxWindows, run.coord);
+    run.window = run_window_;
+    if (run_window_ >= 0) {
+      run.unit = run_unit_;
+      run.phase = skipped % run_unit_;
+      run.coef = run_coef_;
+      run.coord[run_window_] += static_cast<int32_t>(skipped / run_unit_) * run_coef_;
+    }
+    *out++ = run;
+    start += run_;
+  });
+  return static_cast<int>(out - first);
+}
+
+}  // namespace dfpjax

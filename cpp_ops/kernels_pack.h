@@ -1,0 +1,102 @@
+// Packing of operands. See kernels_common.h for how it is included.
+
+template <class S>
+void copy(const int16_t* from, int n, int16_t* to) {
+  constexpr int kWidth = 2 * S::kLanes;
+  int i = 0;
+  for (; i + kWidth <= n; i += kWidth) S::store(to + i, S::load(from + i));
+  if (i < n) S::copy_tail(from + i, n - i, to + i);
+}
+
+inline void fill_zero(int16_t* to, int n) {
+  for (int i = 0; i < n; ++i) to[i] = 0;
+}
+
+template <class S>
+void interleave(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+  int i = 0;
+  for (; i + S::kLanes <= n; i += S::kLanes) S::store(out + i, S::pair_words(x + i, y + i));
+  if (i < n) S::interleave_tail(x + i, y + i, n - i, out + i);
+}
+
+// The part [low, high) of a run that exists at a point.
+struct Valid {
+  int low, high;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+
+inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run) {
+  int64_t low = 0, high = run.length;
+  for (int w = 0; w < bounds.count; ++w) {
+    const int32_t coord = point.coord[w] + run.coord[w];
+    if (w != run.window) {
+      if (static_cast<uint32_t>(coord) >= static_cast<uint32_t>(bounds.size[w])) return {0, 0};
+      continue;
+    }
+    // Unit t of the run exists if 0 <= coord + coef * t < size.
+    const int64_t last = (run.phase + run.length - 1) / run.unit;
+    if (coord >= 0 && coord + run.coef * last < bounds.size[w]) continue;
+    const int64_t first_unit = ceil_div(-int64_t{coord}, run.coef);
+    const int64_t end_unit = ceil_div(int64_t{bounds.size[w]} - coord, run.coef);
+    const int64_t from = first_unit * run.unit - run.phase, to = end_unit * run.unit - run.phase;
+    if (from > low) low = from;
+    if (to < high) high = to;
+    if (low >= high) return {0, 0};
+  }
+  return {static_cast<int>(low), static_cast<int>(high)};
+}
+
+template <class S>
+void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
+               const Run* runs, int run_count, int16_t* out, int64_t stride) {
+  const int length = run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  for (int r = 0; r < rows; ++r, out += stride) {
+    for (int i = 0; i < run_count; ++i) {
+      const Run& run = runs[i];
+      const Valid valid = valid_part(bounds, points[r], run);
+      int16_t* to = out + run.start;
+      fill_zero(to, valid.low);
+      copy<S>(base + points[r].offset + run.offset + valid.low, valid.high - valid.low,
+              to + valid.low);
+      fill_zero(to + valid.high, run.length - valid.high);
+    }
+    fill_zero(out + length, static_cast<int>(stride) - length);
+  }
+}
+
+template <class S>
+void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
+                int64_t stride) {
+  const int length = run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  for (int pair = 0; pair < k; pair += 2, out += stride) {
+    const int count = k - pair < 2 ? 1 : 2;
+    for (int i = 0; i < run_count; ++i) {
+      const Run& run = runs[i];
+      const int16_t* source[2] = {zeros, zeros};
+      for (int half = 0; half < count; ++half) {
+        const Point& point = points[pair + half];
+        const Valid valid = valid_part(bounds, point, run);
+        if (valid.low == valid.high) continue;
+        source[half] = base + point.offset + run.offset;
+        if (valid.low == 0 && valid.high == run.length) continue;
+        int16_t* whole = edge + half * run.length;
+        fill_zero(whole, valid.low);
+        copy<S>(source[half] + valid.low, valid.high - valid.low, whole + valid.low);
+        fill_zero(whole + valid.high, run.length - valid.high);
+        source[half] = whole;
+      }
+      interleave<S>(source[0], source[1], run.length, out + run.start);
+    }
+    for (int64_t i = length; i < stride; ++i) out[i] = 0;
+  }
+}
+
+template <class S>
+void transpose(const int16_t* rows, int64_t stride, int pairs, int32_t* out, int64_t out_stride) {
+  for (int column = 0; column < kColumnQuantum; column += S::kLanes)
+    for (int k = 0; k < pairs; k += S::kLanes)
+      S::transpose(rows + column * stride + 2 * k, stride, out + k * out_stride + column,
+                   out_stride);
+}

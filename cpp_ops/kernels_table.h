@@ -1,0 +1,7 @@
+// Collects a path's kernels. See kernels_common.h for how it is included.
+
+template <class S>
+constexpr KernelTable make_table(const char* name) {
+  return {name,           cell<S>,        pack_rows<S>, pack_pairs<S>, transpose<S>, norms_rows<S>,
+          norms_pairs<S>, lanes<S>,       combine<S>,   peak_dot<S>,   peak_fma<S>};
+}

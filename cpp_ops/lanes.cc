@@ -1,0 +1,190 @@
+// Runs a part of mode "lanes": no index is shared between operands, so nothing is reused and a
+// vectorised direct loop over the last G dimension is all there is to do.
+#include <algorithm>
+
+#include "contract.h"
+#include "index.h"
+#include "packing.h"
+#include "scaling.h"
+#include "scratch.h"
+
+namespace dfpjax {
+namespace {
+
+// Lanes that one task handles: its share of B, interleaved, stays in the second-level cache.
+constexpr int64_t kLaneRange = 256;
+
+Part without_lanes(Part part) {
+  part.G /= part.g.back().extent;
+  part.g.pop_back();
+  return part;
+}
+
+class Lanes {
+ public:
+  Lanes(const Part& part, const Operands& operands, const KernelTable& kernels);
+  bool run(Executor& executor);
+
+ private:
+  // One outer g, one split of k, a range of lanes and a range of rows.
+  struct Task {
+    int64_t g, split, lane, lanes, m, m_end;
+  };
+  struct Workspace {
+    Workspace()
+        : packing(kLaneRange),
+          words(kBlock / 2 * kLaneRange * int64_t{sizeof(int32_t)}),
+          zeros(kLaneRange),
+          points(kBlock) {}
+    PackingSpace packing;
+    Scratch words;
+    std::vector<int16_t> zeros;
+    std::vector<Point> points;
+  };
+
+  Task task(int64_t index) const;
+  void run_task(const Task& task, Workspace* w) const;
+  void combine(int64_t row) const;
+  // Where the sums of (g, m, first lane) of a split are built up.
+  float* sums(int64_t split, int64_t g, int64_t m) const {
+    if (splits_ == 1) return c_ + c_g_.offset(g) + c_m_.offset(m);
+    return partial_.as<float>() + ((split * outer_.G + g) * p_.M + m) * lanes_;
+  }
+  void scale(int64_t g, int64_t m, int64_t lanes, float* row) const;
+
+  const Part& p_;
+  const KernelTable& kernels_;
+  const Part outer_;  // the part without its lane dimension
+  const int64_t lanes_;
+  const int16_t* const a_;
+  float* const c_;
+  const PackerB pack_b_;
+  const Axis a_g_, a_m_, a_k_, c_g_, c_m_;
+  const Scaling scaling_;
+  const int64_t splits_, ranges_;
+  int64_t rows_, row_blocks_;  // of a task
+  Scratch partial_;
+};
+
+// B as the packer sees it: the lanes of each outer g are columns.
+Part lanes_as_columns(const Part& part) {
+  Part result = without_lanes(part);
+  result.n = {part.g.back()};
+  result.N = part.g.back().extent;
+  return result;
+}
+
+Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kernels)
+    : p_(part),
+      kernels_(kernels),
+      outer_(without_lanes(part)),
+      lanes_(part.g.back().extent),
+      a_(operands.a + part.base_a),
+      c_(operands.c + part.base_c),
+      pack_b_(lanes_as_columns(part), operands.b, kernels),
+      a_g_(outer_.g, &Dim::stride_a, &part.windows),
+      a_m_(part.m, &Dim::stride_a, &part.windows),
+      a_k_(part.k, &Dim::stride_a, &part.windows),
+      c_g_(outer_.g, &Dim::stride_c, nullptr),
+      c_m_(part.m, &Dim::stride_c, nullptr),
+      scaling_(outer_, operands.ea, operands.eb),
+      splits_(ceil_div(ceil_div(part.K, kBlock), part.blocks_per_split)),
+      ranges_(ceil_div(lanes_, kLaneRange)) {
+  if (splits_ > 1) partial_ = Scratch(splits_ * p_.G * p_.M * int64_t{sizeof(float)});
+}
+
+bool Lanes::run(Executor& executor) {
+  // As many rows per task as leave enough tasks, to interleave B seldom.
+  const int64_t outer = outer_.G * splits_ * ranges_;
+  row_blocks_ = std::clamp<int64_t>(ceil_div(16 * executor.threads(), outer), 1, p_.M);
+  rows_ = ceil_div(p_.M, row_blocks_);
+  row_blocks_ = ceil_div(p_.M, rows_);
+  const int64_t count = outer * row_blocks_;
+  const bool ok =
+      parallel_for(executor, count, count / (32 * executor.threads()), [&](int64_t low, int64_t high) {
+        Workspace w;
+        for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
+      });
+  if (!ok || splits_ == 1) return ok;
+  return parallel_for(executor, outer_.G * p_.M, 16, [&](int64_t low, int64_t high) {
+    for (int64_t i = low; i < high; ++i) combine(i);
+  });
+}
+
+Lanes::Task Lanes::task(int64_t index) const {
+  Task t;
+  t.lane = index % ranges_ * kLaneRange;
+  t.lanes = std::min(kLaneRange, lanes_ - t.lane);
+  index /= ranges_;
+  t.m = index % row_blocks_ * rows_;
+  t.m_end = std::min(t.m + rows_, p_.M);
+  index /= row_blocks_;
+  t.split = index % splits_;
+  t.g = index / splits_;
+  return t;
+}
+
+void Lanes::run_task(const Task& t, Workspace* w) const {
+  const size_t windows = p_.windows.size();
+  Point origin{};
+  for (size_t i = 0; i < windows; ++i) {
+    origin.coord[i] = static_cast<int32_t>(p_.windows[i].offset);
+    origin.offset += p_.windows[i].offset * p_.windows[i].stride_a;
+  }
+  a_g_.points(t.g, t.g + 1, origin, &origin);
+
+  const int64_t begin = t.split * p_.blocks_per_split * kBlock;
+  const int64_t end = std::min(begin + p_.blocks_per_split * kBlock, p_.K);
+  for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
+    const int64_t k = std::min<int64_t>(kBlock, end - k0);
+    const int64_t stride = round_up(t.lanes, kColumnQuantum);
+    pack_b_.pack_words(t.g, t.lane, t.lanes, k0, k, &w->packing, w->words.as<int32_t>());
+    a_k_.points(k0, k0 + k, Point{}, w->points.data());
+    for (int64_t m = t.m; m < t.m_end; ++m) {
+      Point row;
+      a_m_.points(m, m + 1, origin, &row);
+      const int16_t* sources[kBlock];
+      for (int64_t i = 0; i < k; ++i) {
+        const Point& p = w->points[static_cast<size_t>(i)];
+        bool exists = true;
+        for (size_t j = 0; j < windows; ++j) {
+          const int32_t coord = row.coord[j] + p.coord[j];
+          exists &= coord >= 0 && coord < p_.windows[j].size;
+        }
+        sources[i] = exists ? a_ + row.offset + p.offset + t.lane : w->zeros.data();
+      }
+      kernels_.lanes(sources, w->words.as<int32_t>(), stride, static_cast<int>(k),
+                     static_cast<int>(t.lanes), k0 == begin, sums(t.split, t.g, m) + t.lane);
+    }
+  }
+  if (splits_ > 1) return;
+  for (int64_t m = t.m; m < t.m_end; ++m)
+    scale(t.g, m, t.lanes, sums(0, t.g, m) + t.lane);
+}
+
+void Lanes::scale(int64_t g, int64_t m, int64_t lanes, float* row) const {
+  if (scaling_.is_factor()) {
+    kernels_.combine(row, 0, 1, lanes, scaling_.factor(), row);
+    return;
+  }
+  // The lanes share their exponents.
+  const int64_t at = 0;
+  for (int64_t i = 0; i < lanes; ++i) scaling_.apply(g, m, 0, 1, &at, row + i);
+}
+
+// Adds up the splits of one row of outer G x M, in ascending order.
+void Lanes::combine(int64_t index) const {
+  const int64_t g = index / p_.M, m = index % p_.M;
+  float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
+  kernels_.combine(sums(0, g, m), p_.G * p_.M, splits_, lanes_, 1.0f, row);
+  scale(g, m, lanes_, row);
+}
+
+}  // namespace
+
+bool run_lanes(const Part& part, const Operands& operands, const KernelTable& kernels,
+               Executor& executor) {
+  return Lanes(part, operands, kernels).run(executor);
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,99 @@
+// AVX2 vectors for the kernels; `Dot` adds the dot products of int16 pairs to int32 lanes.
+// Included inside an unnamed namespace by files compiled for AVX2.
+
+template <class Dot>
+struct Avx2 {
+  using I = __m256i;
+  using F = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
+
+  static I zero() { return _mm256_setzero_si256(); }
+  static I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
+  static void store(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
+  static I broadcast(const int32_t* p) { return _mm256_set1_epi32(*p); }
+  // Keeps the compiler from knowing the value.
+  static void hide(I& x) { asm volatile("" : "+x"(x)); }
+  static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
+  static I pair_dot(I a, I b) { return _mm256_madd_epi16(a, b); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I max(I a, I b) { return _mm256_max_epi32(a, b); }
+  static int32_t reduce_max(I a) {
+    __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1));
+    return _mm_cvtsi128_si32(x);
+  }
+  // (|m| + 15) >> 4
+  static I magnitude(I m) {
+    return _mm256_srli_epi16(_mm256_add_epi16(_mm256_abs_epi16(m), _mm256_set1_epi16(15)), 4);
+  }
+
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static F load_float(const float* p) { return _mm256_loadu_ps(p); }
+  static void store_float(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static void stream_float(float* p, F x) { _mm256_stream_ps(p, x); }
+  static F broadcast_float(float x) { return _mm256_set1_ps(x); }
+  static F add_float(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul_float(F a, F b) { return _mm256_mul_ps(a, b); }
+  static void fma_float(F& sum, F a, F b) { asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
+
+  // Lane sums of 16 vectors (two per 32-element chunk): lane c holds chunk c's.
+  static I chunk_sums(const I* v) {
+    const I x0 = _mm256_hadd_epi32(add(v[0], v[1]), add(v[2], v[3]));
+    const I x1 = _mm256_hadd_epi32(add(v[4], v[5]), add(v[6], v[7]));
+    const I x2 = _mm256_hadd_epi32(add(v[8], v[9]), add(v[10], v[11]));
+    const I x3 = _mm256_hadd_epi32(add(v[12], v[13]), add(v[14], v[15]));
+    const I y0 = _mm256_hadd_epi32(x0, x1), y1 = _mm256_hadd_epi32(x2, x3);
+    return add(_mm256_permute2x128_si256(y0, y1, 0x20), _mm256_permute2x128_si256(y0, y1, 0x31));
+  }
+  // Adds to each chunk's sum that of its neighbour at the given distance.
+  static I add_distance_1(I x) { return add(x, _mm256_shuffle_epi32(x, 0xb1)); }
+  static I add_distance_2(I x) { return add(x, _mm256_shuffle_epi32(x, 0x4e)); }
+  static I add_distance_4(I x) { return add(x, _mm256_permute2x128_si256(x, x, 0x01)); }
+
+  // Words of x[i] (low half) and y[i] (high half).
+  static I pair_words(const int16_t* x, const int16_t* y) {
+    const I low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+    const I high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
+    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+  }
+  static void interleave_tail(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+    for (int i = 0; i < n; ++i) out[i] = join_words(x[i], y[i]);
+  }
+  // Copies n < 16 elements.
+  static void copy_tail(const int16_t* from, int n, int16_t* to) {
+    if (n >= 8) {
+      const __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      const __m128i last = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + n - 8));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to), first);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + n - 8), last);
+      return;
+    }
+    for (int i = 0; i < n; ++i) to[i] = from[i];
+  }
+
+  // Transposes 8 x 8 words.
+  static void transpose(const int16_t* rows, int64_t stride, int32_t* out, int64_t out_stride) {
+    I a[8], b[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) a[i] = load(rows + i * stride);
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {
+      a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+      a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+      a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+      a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      store(out + i * out_stride, _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
+      store(out + (i + 4) * out_stride, _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
+    }
+  }
+};

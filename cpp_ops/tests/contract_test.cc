@@ -1,0 +1,386 @@
+// Runs every path that this CPU supports against the scalar reference, bit by bit.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "contract.h"
+#include "isa.h"
+#include "plan.h"
+#include "reference.h"
+#include "scratch.h"
+
+namespace dfpjax {
+namespace {
+
+// Threads made for each task; a pool would hide tasks that run late.
+class TestExecutor : public Executor {
+ public:
+  explicit TestExecutor(int threads) : threads_(threads) {}
+  ~TestExecutor() override {
+    for (std::thread& t : started_) t.join();
+  }
+  int threads() const override { return threads_; }
+  void schedule(std::function<void()> task) override { started_.emplace_back(std::move(task)); }
+
+ private:
+  int threads_;
+  std::vector<std::thread> started_;
+};
+
+// A pool whose tasks run only when it is destroyed: nobody may wait for them.
+class StuckExecutor : public Executor {
+ public:
+  ~StuckExecutor() override {
+    for (auto& task : tasks_) task();
+  }
+  int threads() const override { return 4; }
+  void schedule(std::function<void()> task) override { tasks_.push_back(std::move(task)); }
+
+ private:
+  std::vector<std::function<void()>> tasks_;
+};
+
+struct PartCode {
+  int64_t mode, base_a, base_b, base_c, blocks_per_split;
+  std::vector<Dim> g, m, n, k;
+  std::vector<Window> windows;
+};
+
+std::vector<int64_t> encode(const std::vector<PartCode>& parts) {
+  std::vector<int64_t> code = {1, static_cast<int64_t>(parts.size())};
+  const auto put = [&](std::initializer_list<int64_t> values) {
+    code.insert(code.end(), values);
+  };
+  const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
+  for (const PartCode& p : parts) {
+    put({p.mode, p.base_a, p.base_b, p.base_c, p.blocks_per_split});
+    put({size(p.g), size(p.m), size(p.n), size(p.k), size(p.windows)});
+    for (const auto* dims : {&p.g, &p.m, &p.n, &p.k})
+      for (const Dim& d : *dims)
+        put({d.extent, d.stride_a, d.stride_b, d.stride_c, d.exp_a, d.exp_b, d.window, d.coef});
+    for (const Window& w : p.windows) put({w.size, w.stride_a, w.offset});
+  }
+  return code;
+}
+
+Dim dim(int64_t extent, int64_t a, int64_t b, int64_t c, int window = -1, int64_t coef = 0) {
+  return {extent, a, b, c, 0, 0, window, coef};
+}
+
+enum class Data { kNormal, kSmall, kFull, kOutliers, kMedium };
+
+std::vector<int16_t> make_data(int64_t size, Data kind, std::mt19937* random) {
+  std::vector<int16_t> x(static_cast<size_t>(size));
+  std::normal_distribution<float> normal;
+  for (int16_t& v : x) {
+    const float r = normal(*random);
+    const auto clip = [](float y) {
+      return static_cast<int16_t>(std::fmax(-32767, std::fmin(32767, std::nearbyint(y))));
+    };
+    switch (kind) {
+      case Data::kNormal: v = clip(7000 * r); break;
+      case Data::kMedium: v = clip(2500 * r); break;
+      case Data::kSmall: v = clip(300 * r); break;
+      case Data::kFull: v = r < 0 ? -32767 : 32767; break;
+      case Data::kOutliers: v = (*random)() % 97 == 0 ? clip(60000 * r) : clip(50 * r); break;
+    }
+  }
+  return x;
+}
+
+struct Case {
+  std::string name;
+  std::vector<PartCode> parts;
+  int64_t a, b, c;  // buffer sizes
+  int64_t exponents_a = 1, exponents_b = 1;
+};
+
+int failures = 0;
+
+void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random) {
+  const std::vector<int64_t> code = encode(t.parts);
+  std::vector<Part> parts;
+  const BufferSizes sizes{t.a, t.b, t.c, t.exponents_a, t.exponents_b};
+  const std::string error =
+      decode_plan(code.data(), static_cast<int64_t>(code.size()), sizes, &parts);
+  if (!error.empty()) {
+    std::printf("FAIL %s: %s\n", t.name.c_str(), error.c_str());
+    ++failures;
+    return;
+  }
+  const std::vector<int16_t> a = make_data(t.a, kind, random), b = make_data(t.b, kind, random);
+  std::vector<int32_t> ea(t.exponents_a), eb(t.exponents_b);
+  for (int32_t& e : ea) e = exponent + static_cast<int32_t>((*random)() % 5);
+  for (int32_t& e : eb) e = -20 + static_cast<int32_t>((*random)() % 5);
+  const float missing = -12345.0f;
+  std::vector<float> expected(t.c, missing);
+  run_reference(parts, {a.data(), b.data(), ea.data(), eb.data(), expected.data()});
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (!all_isas()[i].usable) continue;
+    std::string ignored;
+    const KernelTable* kernels = find_isa(all_isas()[i].name, &ignored);
+    for (int threads : {1, 3, 4, 0}) {
+      std::vector<float> c(t.c, missing);
+      const Operands operands{a.data(), b.data(), ea.data(), eb.data(), c.data()};
+      bool ok;
+      if (threads == 0) {
+        StuckExecutor executor;
+        ok = run_plan(parts, operands, *kernels, executor);
+      } else {
+        TestExecutor executor(threads);
+        ok = run_plan(parts, operands, *kernels, executor);
+      }
+      int64_t bad = -1;
+      for (int64_t j = 0; j < t.c && bad < 0; ++j)
+        if (std::memcmp(&c[j], &expected[j], sizeof(float)) != 0 &&
+            !(std::isnan(c[j]) && std::isnan(expected[j])))
+          bad = j;
+      if (ok && bad < 0) continue;
+      std::printf("FAIL %s data %d exponent %d isa %s threads %d: at %lld got %a, expected %a\n",
+                  t.name.c_str(), static_cast<int>(kind), exponent, kernels->name, threads,
+                  static_cast<long long>(bad), bad < 0 ? 0 : c[bad], bad < 0 ? 0 : expected[bad]);
+      ++failures;
+    }
+  }
+}
+
+// C[g,m,n] = A[g,m,k] B[g,k,n]; `ta` and `tb` store the operands transposed, `tc` the result.
+Case dot(int64_t G, int64_t M, int64_t N, int64_t K, bool ta, bool tb, bool tc, int64_t split) {
+  Case t;
+  t.name = "dot " + std::to_string(G) + "x" + std::to_string(M) + "x" + std::to_string(N) + "x" +
+           std::to_string(K) + (ta ? " ta" : "") + (tb ? " tb" : "") + (tc ? " tc" : "") +
+           " split " + std::to_string(split);
+  t.parts = {{0,
+              0,
+              0,
+              0,
+              split,
+              {dim(G, M * K, K * N, M * N)},
+              {dim(M, ta ? 1 : K, 0, tc ? 1 : N)},
+              {dim(N, 0, tb ? K : 1, tc ? M : 1)},
+              {dim(K, ta ? M : 1, tb ? 1 : N, 0)},
+              {}}};
+  t.a = G * M * K;
+  t.b = G * K * N;
+  t.c = G * M * N;
+  return t;
+}
+
+struct Conv {
+  int64_t batch, height, width, in, out, kernel, stride, pad, dilation;
+  int64_t out_height() const {
+    return (height + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1;
+  }
+  int64_t out_width() const { return (width + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; }
+  std::string name() const {
+    return std::to_string(batch) + "x" + std::to_string(height) + "x" + std::to_string(width) +
+           " " + std::to_string(in) + ">" + std::to_string(out) + " k" + std::to_string(kernel) +
+           " s" + std::to_string(stride) + " p" + std::to_string(pad) + " d" +
+           std::to_string(dilation);
+  }
+};
+
+Case fprop(const Conv& v, int64_t split) {
+  const int64_t oh = v.out_height(), ow = v.out_width();
+  Case t;
+  t.name = "fprop " + v.name();
+  t.parts = {{0,
+              0,
+              0,
+              0,
+              split,
+              {},
+              {dim(v.batch, v.height * v.width * v.in, 0, oh * ow * v.out),
+               dim(oh, 0, 0, ow * v.out, 0, v.stride), dim(ow, 0, 0, v.out, 1, v.stride)},
+              {dim(v.out, 0, 1, 1)},
+              {dim(v.kernel, 0, v.kernel * v.in * v.out, 0, 0, v.dilation),
+               dim(v.kernel, 0, v.in * v.out, 0, 1, v.dilation), dim(v.in, 1, v.out, 0)},
+              {{v.height, v.width * v.in, -v.pad}, {v.width, v.in, -v.pad}}}};
+  t.a = v.batch * v.height * v.width * v.in;
+  t.b = v.kernel * v.kernel * v.in * v.out;
+  t.c = v.batch * oh * ow * v.out;
+  return t;
+}
+
+Case wgrad(const Conv& v, int64_t split) {
+  const int64_t oh = v.out_height(), ow = v.out_width();
+  Case t;
+  t.name = "wgrad " + v.name();
+  t.parts = {{0,
+              0,
+              0,
+              0,
+              split,
+              {},
+              {dim(v.kernel, 0, 0, v.kernel * v.in * v.out, 0, v.dilation),
+               dim(v.kernel, 0, 0, v.in * v.out, 1, v.dilation), dim(v.in, 1, 0, v.out)},
+              {dim(v.out, 0, 1, 1)},
+              {dim(v.batch, v.height * v.width * v.in, oh * ow * v.out, 0),
+               dim(oh, 0, ow * v.out, 0, 0, v.stride), dim(ow, 0, v.out, 0, 1, v.stride)},
+              {{v.height, v.width * v.in, -v.pad}, {v.width, v.in, -v.pad}}}};
+  t.a = v.batch * v.height * v.width * v.in;
+  t.b = v.batch * oh * ow * v.out;
+  t.c = v.kernel * v.kernel * v.in * v.out;
+  return t;
+}
+
+// The stride-1 input gradient.
+Case dgrad(const Conv& v, int64_t split) {
+  const int64_t oh = v.out_height(), ow = v.out_width();
+  Case t;
+  t.name = "dgrad " + v.name();
+  t.parts = {{0,
+              0,
+              0,
+              0,
+              split,
+              {},
+              {dim(v.batch, oh * ow * v.out, 0, v.height * v.width * v.in),
+               dim(v.height, 0, 0, v.width * v.in, 0, 1), dim(v.width, 0, 0, v.in, 1, 1)},
+              {dim(v.in, 0, v.out, 1)},
+              {dim(v.kernel, 0, v.kernel * v.in * v.out, 0, 0, -v.dilation),
+               dim(v.kernel, 0, v.in * v.out, 0, 1, -v.dilation), dim(v.out, 1, 1, 0)},
+              {{oh, ow * v.out, v.pad}, {ow, v.out, v.pad}}}};
+  t.a = v.batch * oh * ow * v.out;
+  t.b = v.kernel * v.kernel * v.in * v.out;
+  t.c = v.batch * v.height * v.width * v.in;
+  return t;
+}
+
+Case depthwise(const Conv& v, int64_t split) {
+  Case t = fprop({v.batch, v.height, v.width, v.in, 1, v.kernel, v.stride, v.pad, v.dilation}, split);
+  t.name = "depthwise " + v.name();
+  PartCode& p = t.parts[0];
+  p.mode = 1;
+  p.g = {dim(v.in, 1, 1, 1)};
+  p.n = {};
+  p.k.pop_back();
+  for (Dim& d : p.k) d.stride_b = d.stride_b;
+  for (Dim& d : p.m) d.stride_c *= v.in;
+  t.c *= v.in;
+  return t;
+}
+
+Case with_exponents(Case t) {
+  PartCode& p = t.parts[0];
+  t.name += " per-row and per-column exponents";
+  p.m.back().exp_a = 1;
+  p.n.back().exp_b = 1;
+  t.exponents_a = p.m.back().extent;
+  t.exponents_b = p.n.back().extent;
+  return t;
+}
+
+void check_rejected(const std::string& name, const std::vector<int64_t>& code,
+                    const std::string& part_of_message) {
+  std::vector<Part> parts;
+  const std::string error =
+      decode_plan(code.data(), static_cast<int64_t>(code.size()), {100, 100, 100, 1, 1}, &parts);
+  if (error.find(part_of_message) != std::string::npos) return;
+  std::printf("FAIL %s: got message '%s'\n", name.c_str(), error.c_str());
+  ++failures;
+}
+
+void check_validation() {
+  const PartCode good = dot(1, 10, 10, 10, false, false, false, 1).parts[0];
+  check_rejected("empty", {}, "truncated");
+  check_rejected("version", {2, 0}, "version");
+  check_rejected("good", encode({good}), "");
+  std::vector<int64_t> code = encode({good});
+  for (size_t size = 0; size < code.size(); ++size)
+    check_rejected("cut", {code.begin(), code.begin() + static_cast<int64_t>(size)}, "truncated");
+  code.push_back(0);
+  check_rejected("trailing", code, "trailing");
+  PartCode p = good;
+  p.base_a = 1;
+  check_rejected("base_a", encode({p}), "a:");
+  p = good;
+  p.base_a = -1;
+  check_rejected("negative base_a", encode({p}), "a:");
+  p = good;
+  p.n[0].stride_b = -1;
+  check_rejected("stride_b", encode({p}), "b:");
+  p = good;
+  p.m[0].stride_c = 11;
+  check_rejected("stride_c", encode({p}), "c:");
+  p = good;
+  p.m[0].exp_a = 1;
+  check_rejected("exp_a", encode({p}), "ea:");
+  p = good;
+  p.k[0].stride_a = std::numeric_limits<int64_t>::max();
+  check_rejected("overflow", encode({p}), "a:");
+  p = good;
+  p.m[0].extent = int64_t{1} << 39;
+  p.m[0].stride_a = p.m[0].stride_c = 0;
+  check_rejected("too many outputs", encode({p}), "c:");
+  p = good;
+  p.blocks_per_split = 0;
+  check_rejected("blocks_per_split", encode({p}), "blocks_per_split");
+  p = good;
+  p.m[0].window = 0;
+  check_rejected("window", encode({p}), "window");
+}
+
+void run() {
+  std::mt19937 random(1);
+  check_validation();
+
+  std::vector<Case> cases;
+  // Every remainder of rows and columns, odd k, all layouts.
+  for (int64_t m = 1; m <= 13; ++m) cases.push_back(dot(1, m, 17 + m, 33, m % 2, m % 3 == 0, false, 1));
+  for (int64_t n : {1, 15, 16, 31, 48, 63, 64, 65, 80, 112, 129}) {
+    cases.push_back(dot(1, 7, n, 70, false, n % 2, false, 9));
+    cases.push_back(dot(1, 8, n, 71, true, n % 2 == 0, n % 3 == 0, 9));
+  }
+  for (int64_t k : {1, 2, 3, 31, 32, 33, 64, 127, 255, 256, 257, 511, 513, 1025, 2600}) {
+    cases.push_back(dot(1, 13, 20, k, false, false, false, 2));
+    cases.push_back(dot(1, 20, 13, k, true, true, true, 1));
+  }
+  cases.push_back(dot(7, 9, 11, 40, false, false, false, 1));
+  cases.push_back(dot(70, 5, 3, 6, false, true, false, 1));
+  cases.push_back(dot(2, 150, 140, 300, false, false, false, 1));
+  cases.push_back(dot(1, 640, 32, 300, true, false, false, 1));
+  cases.push_back(dot(1, 10, 12, 0, false, false, false, 1));
+  cases.push_back(dot(3, 0, 12, 5, false, false, false, 1));
+  cases.push_back(with_exponents(dot(1, 14, 70, 300, false, false, false, 1)));
+  cases.push_back(with_exponents(dot(1, 14, 70, 600, false, false, true, 1)));
+  cases.push_back(with_exponents(dot(1, 14, 70, 0, false, false, false, 1)));
+  for (const Conv& v :
+       {Conv{2, 7, 6, 16, 20, 3, 1, 1, 1}, Conv{1, 9, 9, 3, 8, 5, 2, 2, 1},
+        Conv{2, 8, 5, 5, 7, 3, 1, 2, 2}, Conv{1, 11, 10, 3, 16, 7, 2, 3, 1},
+        Conv{1, 6, 6, 40, 66, 3, 1, 1, 1}, Conv{3, 4, 4, 64, 64, 1, 1, 0, 1},
+        Conv{1, 3, 3, 2, 2, 3, 1, 4, 1}}) {
+    cases.push_back(fprop(v, 2));
+    cases.push_back(wgrad(v, 1));
+    if (v.stride == 1) cases.push_back(dgrad(v, 3));
+  }
+  for (int64_t c : {1, 5, 16, 40, 300}) cases.push_back(depthwise({2, 6, 5, c, c, 3, 1, 1, 1}, 1));
+  cases.push_back(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 1));  // several blocks and splits
+  cases.push_back(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 9));
+
+  for (const Case& t : cases)
+    for (Data kind : {Data::kNormal, Data::kMedium, Data::kSmall, Data::kFull, Data::kOutliers})
+      check(t, kind, 3, &random);
+  // Scales that leave the range of normal numbers, or of numbers.
+  for (int32_t e : {-150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
+    for (const Case& t : {dot(1, 9, 20, 300, false, false, false, 1),
+                          dot(1, 9, 20, 300, false, false, false, 2), dot(1, 9, 20, 0, false, false, false, 1),
+                          depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1),
+                          with_exponents(dot(1, 14, 70, 300, false, false, false, 1))})
+      check(t, Data::kSmall, e, &random);
+  std::printf("%zu cases, %d failures\n", cases.size(), failures);
+  release_scratch();
+}
+
+}  // namespace
+}  // namespace dfpjax
+
+int main() {
+  dfpjax::run();
+  return dfpjax::failures == 0 ? 0 : 1;
+}

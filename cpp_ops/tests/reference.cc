@@ -1,0 +1,137 @@
+#include "reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+namespace dfpjax {
+namespace {
+
+// Adds the contribution of flattened index i over `dims`.
+struct Position {
+  int64_t a, b, c, ea, eb;
+  int64_t coord[kMaxWindows];
+
+  void add(const std::vector<Dim>& dims, int64_t i) {
+    for (size_t d = dims.size(); d-- > 0;) {
+      const Dim& dim = dims[d];
+      const int64_t index = i % dim.extent;
+      i /= dim.extent;
+      a += index * dim.stride_a;
+      b += index * dim.stride_b;
+      c += index * dim.stride_c;
+      ea += index * dim.exp_a;
+      eb += index * dim.exp_b;
+      if (dim.window >= 0) coord[dim.window] += index * dim.coef;
+    }
+  }
+};
+
+Position start(const Part& p, int64_t g) {
+  Position at{p.base_a, p.base_b, p.base_c, 0, 0, {}};
+  for (size_t w = 0; w < p.windows.size(); ++w) at.coord[w] = p.windows[w].offset;
+  at.add(p.g, g);
+  return at;
+}
+
+int32_t element_a(const Part& p, const Operands& x, Position at) {
+  for (size_t w = 0; w < p.windows.size(); ++w) {
+    if (at.coord[w] < 0 || at.coord[w] >= p.windows[w].size) return 0;
+    at.a += at.coord[w] * p.windows[w].stride_a;
+  }
+  return x.a[at.a];
+}
+
+// Elements of one operand for one g: [rows][K].
+using Matrix = std::vector<std::vector<int32_t>>;
+
+int32_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1, int64_t length) {
+  int32_t best = 0;
+  for (int64_t r = low; r < high; ++r)
+    for (int64_t c = k0; c < k1; c += length) {
+      int32_t sum = 0;
+      for (int64_t k = c; k < std::min(c + length, k1); ++k) {
+        const int32_t u = (std::abs(x[r][k]) + 15) >> 4;
+        sum += u * u;
+      }
+      best = std::max(best, sum);
+    }
+  return best;
+}
+
+int64_t chain_length(const Matrix& a, int64_t m0, int64_t m1, const Matrix& b, int64_t n0,
+                     int64_t n1, int64_t k0, int64_t k1) {
+  for (int64_t length : {256, 128, 64, 32, 16, 8}) {
+    const int64_t measured = length >= 32 ? length : 2;
+    const int32_t factor = length >= 32 ? 1 : static_cast<int32_t>(length / 2);
+    const auto rows = static_cast<float>(factor * norm(a, m0, m1, k0, k1, measured));
+    const auto columns = static_cast<float>(factor * norm(b, n0, n1, k0, k1, measured));
+    if (rows * columns < 70367670435840.0f) return length;
+  }
+  return 2;
+}
+
+float scale(float total, int64_t e) {
+  if (e >= (int64_t{1} << 19)) return std::numeric_limits<float>::quiet_NaN();
+  return static_cast<float>(
+      std::ldexp(static_cast<double>(total), static_cast<int>(std::clamp<int64_t>(e, -400, 400))));
+}
+
+void run_group(const Part& p, const Operands& x, int64_t g) {
+  Matrix a(p.M, std::vector<int32_t>(p.K)), b(p.N, std::vector<int32_t>(p.K));
+  for (int64_t k = 0; k < p.K; ++k) {
+    Position at = start(p, g);
+    at.add(p.k, k);
+    for (int64_t m = 0; m < p.M; ++m) {
+      Position row = at;
+      row.add(p.m, m);
+      a[m][k] = element_a(p, x, row);
+    }
+    for (int64_t n = 0; n < p.N; ++n) {
+      Position column = at;
+      column.add(p.n, n);
+      b[n][k] = x.b[column.b];
+    }
+  }
+  for (int64_t m0 = 0; m0 < p.M; m0 += kTileRows)
+    for (int64_t n0 = 0; n0 < p.N; n0 += kPanelColumns) {
+      const int64_t m1 = std::min<int64_t>(m0 + kTileRows, p.M);
+      const int64_t n1 = std::min<int64_t>(n0 + kPanelColumns, p.N);
+      const int64_t split = p.blocks_per_split * kBlock;
+      std::vector<float> totals((m1 - m0) * (n1 - n0));
+      for (int64_t s0 = 0; s0 < p.K; s0 += split) {
+        std::vector<float> sums(totals.size());
+        for (int64_t k0 = s0; k0 < std::min(s0 + split, p.K); k0 += kBlock) {
+          const int64_t k1 = std::min<int64_t>(k0 + kBlock, p.K);
+          const int64_t chain =
+              p.mode == Mode::kLanes ? 2 : chain_length(a, m0, m1, b, n0, n1, k0, k1);
+          for (int64_t m = m0; m < m1; ++m)
+            for (int64_t n = n0; n < n1; ++n)
+              for (int64_t c = k0; c < k1; c += chain) {
+                int64_t sum = 0;
+                for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
+                if (sum != static_cast<int32_t>(sum)) std::abort();  // the certificate is wrong
+                sums[(m - m0) * (n1 - n0) + n - n0] += static_cast<float>(sum);
+              }
+        }
+        for (size_t i = 0; i < sums.size(); ++i) totals[i] = s0 == 0 ? sums[i] : totals[i] + sums[i];
+      }
+      for (int64_t m = m0; m < m1; ++m)
+        for (int64_t n = n0; n < n1; ++n) {
+          Position at = start(p, g);
+          at.add(p.m, m);
+          at.add(p.n, n);
+          x.c[at.c] = scale(totals[(m - m0) * (n1 - n0) + n - n0], int64_t{x.ea[at.ea]} + x.eb[at.eb]);
+        }
+    }
+}
+
+}  // namespace
+
+void run_reference(const std::vector<Part>& parts, const Operands& operands) {
+  for (const Part& p : parts)
+    for (int64_t g = 0; g < p.G; ++g) run_group(p, operands, g);
+}
+
+}  // namespace dfpjax

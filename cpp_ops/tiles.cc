@@ -1,0 +1,368 @@
+// Runs a part of mode "tiles": blocking, parallel phases and the loops around the microkernel.
+//
+// Phase 1 packs B if several row blocks share it. Phase 2 computes: a task is a block of row tiles
+// times a range of column panels times one split of k. Phase 3 adds up the splits. How the work is
+// cut into tasks depends on the machine; the bits of the result do not.
+#include <algorithm>
+#include <array>
+
+#include "contract.h"
+#include "index.h"
+#include "packing.h"
+#include "scaling.h"
+#include "scratch.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace dfpjax {
+namespace {
+
+// Cache budgets, for a second-level cache of 512 KiB or more.
+constexpr int64_t kRowTilesPerBlock = 16;
+constexpr int64_t kMaxRowTiles = 100;                // when one row block may cover all of M
+constexpr int64_t kPackedABytes = 256 << 10;         // packed k-blocks of A per pass
+constexpr int64_t kCBlockBytes = 256 << 10;          // sums that are revisited k-block by k-block
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
+
+alignas(64) constexpr float kZeros[kPanelColumns] = {};
+
+// The longest chain, in words of two k, whose int32 sums cannot overflow (by Cauchy-Schwarz).
+int chain_pairs(const Norms& row, const Norms& column) {
+  constexpr float kLimit = 70367670435840.0f;  // 2^46 - 2^30
+  const int32_t rows[6] = {row.chunk[0], row.chunk[1], row.chunk[2],
+                           row.chunk[3], 8 * row.pair, 4 * row.pair};
+  const int32_t columns[6] = {column.chunk[0], column.chunk[1], column.chunk[2],
+                              column.chunk[3], 8 * column.pair, 4 * column.pair};
+  for (int i = 0; i < 6; ++i)
+    if (static_cast<float>(rows[i]) * static_cast<float>(columns[i]) < kLimit)
+      return kBlock / 2 >> i;
+  return 1;
+}
+
+class Tiles {
+ public:
+  Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads);
+  bool run(Executor& executor);
+
+ private:
+  struct Task {
+    int64_t g, split;
+    int64_t tile, tile_end;    // rows, in tiles
+    int64_t panel, panel_end;  // columns, in panels
+  };
+  // What a thread needs to run tasks.
+  struct Workspace {
+    explicit Workspace(const Tiles& t);
+    PackingSpace packing;
+    Scratch a, b;
+    std::vector<Norms> a_norms;
+    std::vector<int64_t> row_offsets, column_offsets;
+    alignas(64) float bounce[kTileRows][kPanelColumns];
+  };
+  struct Block {
+    int64_t k, size;
+  };
+
+  void choose_blocking(int threads);
+  Task task(int64_t index) const;
+  void pack_b(int64_t index, PackingSpace* space) const;
+  void run_task(const Task& task, Workspace* w) const;
+  void run_panel(const Task& task, int64_t panel, int64_t first_block, int64_t blocks,
+                 Workspace* w) const;
+  void run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
+                Workspace* w) const;
+  void scale_rows(const Task& task, Workspace* w) const;
+  void combine(int64_t low, int64_t high, Workspace* w) const;
+
+  Block block(int64_t index) const {
+    return {index * kBlock, std::min<int64_t>(kBlock, p_.K - index * kBlock)};
+  }
+  int64_t columns(int64_t panel) const {
+    return std::min<int64_t>(kPanelColumns, p_.N - panel * kPanelColumns);
+  }
+  int32_t* shared_block(int64_t g, int64_t panel, int64_t block) const {
+    return shared_b_.as<int32_t>() + g * shared_group_words_ + panel * shared_panel_words_ +
+           block * PackerB::block_words(columns(panel), kBlock);
+  }
+
+  const Part& p_;
+  const KernelTable& kernels_;
+  float* const c_;
+  const PackerA pack_a_;
+  const PackerB pack_b_;
+  const Axis c_g_, c_m_, c_n_;
+  const Scaling scaling_;
+  const bool contiguous_columns_;
+  const int64_t blocks_, splits_, tiles_, panels_;
+
+  int64_t row_blocks_, panel_ranges_;
+  int64_t block_tiles_;  // most tiles of a row block
+  int64_t group_;        // k-blocks of A packed at a time
+  bool stream_;
+
+  bool share_b_;
+  int64_t shared_panel_words_, shared_group_words_;
+  Scratch shared_b_;
+  std::vector<Norms> shared_norms_;
+
+  int64_t partial_stride_;  // of one row of partial sums
+  Scratch partial_;
+};
+
+Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads)
+    : p_(part),
+      kernels_(kernels),
+      c_(operands.c + part.base_c),
+      pack_a_(part, operands.a, kernels),
+      pack_b_(part, operands.b, kernels),
+      c_g_(part.g, &Dim::stride_c, nullptr),
+      c_m_(part.m, &Dim::stride_c, nullptr),
+      c_n_(part.n, &Dim::stride_c, nullptr),
+      scaling_(part, operands.ea, operands.eb),
+      contiguous_columns_(c_n_.run_extent() == part.N),
+      blocks_(ceil_div(part.K, kBlock)),
+      splits_(ceil_div(blocks_, part.blocks_per_split)),
+      tiles_(ceil_div(part.M, kTileRows)),
+      panels_(ceil_div(part.N, kPanelColumns)) {
+  choose_blocking(threads);
+  share_b_ = row_blocks_ > 1;
+  shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
+  shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
+                        blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
+  if (share_b_) {
+    shared_b_ = Scratch(p_.G * shared_group_words_ * int64_t{sizeof(int32_t)});
+    shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
+  }
+  partial_stride_ = round_up(p_.N, kColumnQuantum);
+  if (splits_ > 1)
+    partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
+  stream_ = blocks_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
+            p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
+}
+
+void Tiles::choose_blocking(int threads) {
+  const int64_t target = threads == 1 ? 1 : kTasksPerThread * threads;
+  const int64_t outer = p_.G * splits_;
+  row_blocks_ = ceil_div(tiles_, kRowTilesPerBlock);
+  panel_ranges_ = 1;
+  const int64_t row_bytes = p_.N * int64_t{sizeof(float)};
+  const int64_t all_rows = tiles_ * kTileRows;
+  if (outer >= target && tiles_ <= kMaxRowTiles && all_rows * row_bytes <= 2 * kCBlockBytes) {
+    row_blocks_ = 1;
+  } else if (outer * row_blocks_ < target) {
+    panel_ranges_ = std::min(panels_, ceil_div(target, outer * row_blocks_));
+    row_blocks_ = std::clamp(ceil_div(target, outer * panel_ranges_), row_blocks_,
+                             ceil_div(tiles_, 4));
+  }
+  block_tiles_ = ceil_div(tiles_, row_blocks_);
+  const int64_t block_bytes =
+      pack_a_.block_words(block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)};
+  group_ = std::clamp<int64_t>(kPackedABytes / block_bytes, 1,
+                               std::min(p_.blocks_per_split, blocks_));
+}
+
+Tiles::Workspace::Workspace(const Tiles& t)
+    : packing(t.block_tiles_ * kTileRows),
+      a(t.group_ * t.pack_a_.block_words(t.block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)}),
+      b(PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
+      a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
+      row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
+      column_offsets(kPanelColumns) {}
+
+Tiles::Task Tiles::task(int64_t index) const {
+  Task t;
+  const int64_t range = index % panel_ranges_;
+  index /= panel_ranges_;
+  const int64_t rows = index % row_blocks_;
+  index /= row_blocks_;
+  t.split = index % splits_;
+  t.g = index / splits_;
+  // Blocks and ranges of nearly equal size, for balance.
+  t.tile = tiles_ * rows / row_blocks_;
+  t.tile_end = tiles_ * (rows + 1) / row_blocks_;
+  t.panel = panels_ * range / panel_ranges_;
+  t.panel_end = panels_ * (range + 1) / panel_ranges_;
+  return t;
+}
+
+bool Tiles::run(Executor& executor) {
+  const auto grain = [&](int64_t count) { return count / (32 * executor.threads()); };
+  if (share_b_) {
+    const int64_t count = p_.G * panels_ * blocks_;
+    const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
+      PackingSpace space(0);
+      for (int64_t i = low; i < high; ++i) pack_b(i, &space);
+    });
+    if (!ok) return false;
+  }
+  const int64_t count = p_.G * splits_ * row_blocks_ * panel_ranges_;
+  const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
+    Workspace w(*this);
+    for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
+#if defined(__x86_64__)
+    if (stream_) _mm_sfence();
+#endif
+  });
+  if (!ok || splits_ == 1) return ok;
+  const int64_t rows = p_.G * p_.M;
+  return parallel_for(executor, rows, grain(rows), [&](int64_t low, int64_t high) {
+    Workspace w(*this);
+    combine(low, high, &w);
+  });
+}
+
+void Tiles::pack_b(int64_t index, PackingSpace* space) const {
+  const int64_t b = index % blocks_, panel = index / blocks_ % panels_;
+  const int64_t g = index / blocks_ / panels_;
+  const Block k = block(b);
+  pack_b_.pack(g, panel * kPanelColumns, columns(panel), k.k, k.size, space,
+               shared_block(g, panel, b), const_cast<Norms*>(&shared_norms_[index]));
+}
+
+void Tiles::run_task(const Task& task, Workspace* w) const {
+  const int64_t m = task.tile * kTileRows;
+  const int64_t rows = std::min(task.tile_end * kTileRows, p_.M) - m;
+  c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
+  const int64_t first = task.split * p_.blocks_per_split;
+  const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
+  const int64_t words = pack_a_.block_words(block_tiles_ * kTileRows);
+  for (int64_t b = first; b < end; b += group_) {
+    const int64_t count = std::min(group_, end - b);
+    for (int64_t i = 0; i < count; ++i) {
+      const Block k = block(b + i);
+      pack_a_.pack(task.g, m, rows, k.k, k.size, &w->packing, w->a.as<int32_t>() + i * words,
+                   &w->a_norms[static_cast<size_t>(i * block_tiles_)]);
+    }
+    for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
+      run_panel(task, panel, b, count, w);
+  }
+  if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
+}
+
+// All tiles of one panel for the k-blocks whose A is packed.
+void Tiles::run_panel(const Task& task, int64_t panel, int64_t first_block, int64_t blocks,
+                      Workspace* w) const {
+  c_n_.offsets(panel * kPanelColumns, panel * kPanelColumns + columns(panel), 0,
+               w->column_offsets.data());
+  const int64_t rows =
+      std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
+  const int64_t words = pack_a_.block_words(block_tiles_ * kTileRows);
+  const int64_t split_first = task.split * p_.blocks_per_split;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t b = first_block + i;
+    const Block k = block(b);
+    Norms b_norms;
+    CellArgs cell;
+    if (share_b_) {
+      cell.b = shared_block(task.g, panel, b);
+      b_norms = shared_norms_[static_cast<size_t>((task.g * panels_ + panel) * blocks_ + b)];
+    } else {
+      pack_b_.pack(task.g, panel * kPanelColumns, columns(panel), k.k, k.size, &w->packing,
+                   w->b.as<int32_t>(), &b_norms);
+      cell.b = w->b.as<int32_t>();
+    }
+    const PackedLayout layout = pack_a_.layout(rows, k.size);
+    cell.a_row = layout.row_stride;
+    cell.a_pair = layout.pair_stride;
+    cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
+    cell.pairs = static_cast<int32_t>(ceil_div(k.size, 2));
+    cell.finish = splits_ == 1 && b == blocks_ - 1 && scaling_.is_factor();
+    cell.scale = scaling_.factor();
+    for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
+      const int64_t local = tile - task.tile;
+      cell.a = w->a.as<int32_t>() + i * words + local * kTileRows * layout.row_stride;
+      cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
+      cell.chain =
+          chain_pairs(w->a_norms[static_cast<size_t>(i * block_tiles_ + local)], b_norms);
+      run_tile(task, panel, tile, &cell, b == split_first, w);
+    }
+  }
+}
+
+// One cell, with its outputs in place if the microkernel can write there.
+void Tiles::run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
+                     Workspace* w) const {
+  const float* in[kTileRows];
+  float* out[kTileRows];
+  const int rows = cell->rows;
+  const int64_t* offsets = &w->row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
+  cell->in = in;
+  cell->out = out;
+  cell->stream = false;
+  if (first) std::fill(in, in + rows, kZeros);
+
+  const int64_t n = panel * kPanelColumns;
+  if (splits_ > 1) {
+    const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
+    for (int i = 0; i < rows; ++i)
+      out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
+    if (!first) std::copy(out, out + rows, in);
+    kernels_.cell(*cell);
+    return;
+  }
+  if (contiguous_columns_ && cell->columns == columns(panel)) {
+    bool aligned = true;
+    for (int i = 0; i < rows; ++i) {
+      out[i] = c_ + offsets[i] + n;
+      aligned &= reinterpret_cast<uintptr_t>(out[i]) % 64 == 0;
+    }
+    cell->stream = stream_ && aligned;
+    if (!first) std::copy(out, out + rows, in);
+    kernels_.cell(*cell);
+    return;
+  }
+  const int64_t* at = w->column_offsets.data();
+  const int64_t count = columns(panel);
+  for (int i = 0; i < rows; ++i) {
+    out[i] = w->bounce[i];
+    if (first) continue;
+    for (int64_t j = 0; j < count; ++j) out[i][j] = c_[offsets[i] + at[j]];
+    in[i] = out[i];
+  }
+  kernels_.cell(*cell);
+  for (int i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < count; ++j) c_[offsets[i] + at[j]] = out[i][j];
+}
+
+void Tiles::scale_rows(const Task& task, Workspace* w) const {
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+    const int64_t n = panel * kPanelColumns;
+    c_n_.offsets(n, n + columns(panel), 0, w->column_offsets.data());
+    const int64_t end = std::min(task.tile_end * kTileRows, p_.M);
+    for (int64_t m = task.tile * kTileRows; m < end; ++m)
+      scaling_.apply(task.g, m, n, n + columns(panel), w->column_offsets.data(),
+                     c_ + w->row_offsets[static_cast<size_t>(m - task.tile * kTileRows)]);
+  }
+}
+
+// Adds up the splits of rows [low, high) of G x M, in ascending order.
+void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
+  const int64_t split_stride = p_.G * p_.M * partial_stride_;
+  for (int64_t i = low; i < high; ++i) {
+    const int64_t g = i / p_.M, m = i % p_.M;
+    float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int64_t n = panel * kPanelColumns, count = columns(panel);
+      const float* partial = partial_.as<float>() + i * partial_stride_ + n;
+      int64_t* at = w->column_offsets.data();
+      c_n_.offsets(n, n + count, 0, at);
+      float* to = contiguous_columns_ ? row + n : w->bounce[0];
+      kernels_.combine(partial, split_stride, splits_, count, scaling_.factor(), to);
+      if (!contiguous_columns_)
+        for (int64_t j = 0; j < count; ++j) row[at[j]] = to[j];
+      if (!scaling_.is_factor()) scaling_.apply(g, m, n, n + count, at, row);
+    }
+  }
+}
+
+}  // namespace
+
+bool run_tiles(const Part& part, const Operands& operands, const KernelTable& kernels,
+               Executor& executor) {
+  return Tiles(part, operands, kernels, executor.threads()).run(executor);
+}
+
+}  // namespace dfpjax
