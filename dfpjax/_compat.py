@@ -1,16 +1,16 @@
 """Every private JAX symbol that dfpjax needs, in one place.
 
-JAX keeps no compatibility promise for these names. When a new JAX release moves one of them, this file is the only one to mend.
-Checked against JAX 0.10.2.
+JAX keeps no compatibility promise for these names. When a new JAX release moves one of them, this file is
+the only one to mend. Checked against JAX 0.10.2.
 """
 
-# --- extended dtype -------------------------------------------------------------------------------------------
+# --- extended dtype -------------------------------------------------------------------------------
 from jax._src import core as _core
 from jax._src import dtypes as _dtypes
+from jax._src import tree_util as _tree_util
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import pxla as _pxla
-from jax._src import tree_util as _tree_util
 from jax._src.sharding_impls import logical_sharding, physical_sharding
 
 ExtendedDType = _dtypes.ExtendedDType

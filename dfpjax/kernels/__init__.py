@@ -1,5 +1,5 @@
 """Kernels: the native contraction of `cpp_ops`, called through XLA's foreign function interface."""
 
+from dfpjax.kernels.native import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels.native import contract as contract
 from dfpjax.kernels.native import runtime_info as runtime_info
-from dfpjax.kernels.native import RuntimeInfo as RuntimeInfo

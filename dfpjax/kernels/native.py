@@ -17,7 +17,14 @@ for _name, _capsule in _native.registrations().items():
 
 
 def contract(
-    plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array, *, isa: str = "", threads: int = 0
+    plan: Plan,
+    a: jax.Array,
+    b: jax.Array,
+    exponent_a: jax.Array,
+    exponent_b: jax.Array,
+    *,
+    isa: str = "",
+    threads: int = 0,
 ) -> jax.Array:
     """Run a plan in native code, on XLA's own thread pool.
 

@@ -1,4 +1,5 @@
-"""Numbers: the dynamic fixed point format, its JAX dtype, and the reference arithmetic (Das et al., 2018, §3)."""
+"""Numbers: the dynamic fixed point format, its JAX dtype, and the reference arithmetic (Das et al., 2018,
+§3)."""
 
 from dfpjax.numbers.array import DFPArray as DFPArray
 from dfpjax.numbers.array import dequantize as dequantize

@@ -14,14 +14,16 @@ from dfpjax.numbers.quantize import Quantizer, quantize_array, scale_by_power_of
 
 @dataclass(frozen=True, init=False, eq=False)
 class DFPArray:
-    """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018, §3.1).
+    """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018,
+    §3.1).
 
-    A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with dtype `dfpjax.dfp16`
-    (int16 in memory, float32 tangents), so gradients flow through it.
+    A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with
+    dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
-        exponent: int32; a scalar for one exponent per tensor, or any shape that broadcasts against the mantissa.
+        exponent: int32; a scalar for one exponent per tensor, or any shape that broadcasts against the
+            mantissa.
     """
 
     values: jax.Array
@@ -49,7 +51,8 @@ class DFPArray:
     dtype = property(lambda self: dfp16)
 
     def dequantize(self) -> jax.Array:
-        """mantissa · 2^exponent as float32, rounded once where it is subnormal; NaN for a non-finite tensor."""
+        """mantissa · 2^exponent as float32, rounded once where it is subnormal; NaN for a non-finite
+        tensor."""
         return _dequantize(self.values, jnp.asarray(self.exponent))
 
     def __repr__(self) -> str:
@@ -57,7 +60,8 @@ class DFPArray:
 
 
 def _unflatten(_, children) -> DFPArray:
-    array = object.__new__(DFPArray)  # JAX unflattens placeholders and tangents too, which __init__ would refuse
+    # JAX unflattens placeholders and tangents too, which __init__ would refuse.
+    array = object.__new__(DFPArray)
     for name, child in zip(("values", "exponent"), children, strict=True):
         object.__setattr__(array, name, child)
     return array
@@ -92,15 +96,16 @@ def quantize(x, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array
     """Bring an array to dynamic fixed point with one exponent for the whole tensor (Das et al., 2018, §3).
 
     E = floor(log2(max|x|)) − (bits − 2) from this tensor, exactly; mantissa = round(x · 2^−E), clamped to
-    ±(2^(bits−1) − 1). An all-zero tensor gets the smallest exponent. A NaN or infinity anywhere makes the whole tensor NaN.
-    The derivative is the identity (straight-through).
+    ±(2^(bits−1) − 1). An all-zero tensor gets the smallest exponent. A NaN or infinity anywhere makes the
+    whole tensor NaN. The derivative is the identity (straight-through).
 
     Arguments:
         x: real floating-point array of any shape; other than float32 it is converted to float32 first.
         bits: bits of a mantissa, its sign included, from 2 to 16.
-        rounding: "nearest" (ties to even), "stochastic", "biased" (up if one of the two highest dropped bits is set) or
-            "truncate" (toward zero). All act on magnitudes.
-        seed: integer that the random bits of stochastic rounding are made from; required for it and refused otherwise.
+        rounding: "nearest" (ties to even), "stochastic", "biased" (up if one of the two highest dropped
+            bits is set) or "truncate" (toward zero). All act on magnitudes.
+        seed: integer that the random bits of stochastic rounding are made from; required for it and
+            refused otherwise.
 
     Raises:
         TypeError: if `x` is not a real floating-point array.

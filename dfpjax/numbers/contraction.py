@@ -1,13 +1,14 @@
 """`Contraction`: an einsum with convolution windows, the one form that every operation of the library takes.
 
-A convolution's three tensors are tied by one linear relation per spatial dimension. With the input at position h, the kernel at
-tap r and the output at position i, and in the notation of `lax.conv_general_dilated`,
+A convolution's three tensors are tied by one linear relation per spatial dimension. With the input at
+position h, the kernel at tap r and the output at position i, and in the notation of
+`lax.conv_general_dilated`,
 
     lhs_dilation · h  −  rhs_dilation · r  −  stride · i  =  −padding_low.
 
-The relation treats the three alike, and so do the labels of an einsum. Hence fprop, dgrad and wgrad are one and the same form with
-the tensors in other places (Das et al., 2018, §4.1), the transpose of a contraction is a contraction, and a batched one (vmap) is
-a contraction with one more label.
+The relation treats the three alike, and so do the labels of an einsum. Hence fprop, dgrad and wgrad are
+one and the same form with the tensors in other places (Das et al., 2018, §4.1), the transpose of a
+contraction is a contraction, and a batched one (vmap) is a contraction with one more label.
 """
 
 from dataclasses import dataclass, replace
@@ -32,8 +33,9 @@ class Window:
 class Contraction:
     """out = Σ lhs · rhs over every index that is not fixed by the output's.
 
-    Labels (small integers) name the axes: one that lhs, rhs and out share is a batch axis (a convolution's groups); one of
-    lhs and out, or of rhs and out, is free; one of lhs and rhs is contracted. Each label of a window stands in one tensor alone.
+    Labels (small integers) name the axes: one that lhs, rhs and out share is a batch axis (a convolution's
+    groups); one of lhs and out, or of rhs and out, is free; one of lhs and rhs is contracted. Each label
+    of a window stands in one tensor alone.
     """
 
     lhs: tuple[int, ...]
@@ -44,7 +46,8 @@ class Contraction:
     """The output's shape; a windowed extent cannot be told from the operands'."""
     windows: tuple[Window, ...] = ()
     mapped: tuple[int, ...] = ()
-    """Labels of axes added by vmap: each index along one is an independent problem, with its own exponents."""
+    """Labels of axes added by vmap: each index along one is an independent problem, with its own
+    exponents."""
 
     def swap(self) -> "Contraction":
         """The same sum with the operands exchanged."""
@@ -56,8 +59,8 @@ class Contraction:
     def transpose(self, lhs_shape: Shape) -> "Contraction":
         """Transpose of the map from lhs to out, rhs held: takes out's cotangent as lhs and gives lhs's.
 
-        A mapped label that lhs lacks is kept as the result's leading axes, for the caller to sum over: each of its examples is a
-        contraction with exponents of its own.
+        A mapped label that lhs lacks is kept as the result's leading axes, for the caller to sum over:
+        each of its examples is a contraction with exponents of its own.
         """
         windows = tuple(
             replace(w, lhs=w.out, out=w.lhs, lhs_coef=w.out_coef, out_coef=w.lhs_coef) for w in self.windows
@@ -89,7 +92,8 @@ class Contraction:
         )
 
     def mapped_axes(self, labels: tuple[int, ...]) -> tuple[int, ...]:
-        """Axes of a tensor with these labels that were added by vmap: each slice along them has its own exponent."""
+        """Axes of a tensor with these labels that were added by vmap: each slice along them has its own
+        exponent."""
         return tuple(axis for axis, label in enumerate(labels) if label in self.mapped)
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """The JAX dtype ``dfp16``: int16 mantissas whose tangents are float32.
 
-An int16 array has no tangent in JAX, so a chain rule through quantized operands would be cut silently. An *extended* dtype
-says what to do instead: it is int16 in memory and in XLA, and its tangent dtype is float32. JAX's PRNG keys are built the same way.
+An int16 array has no tangent in JAX, so a chain rule through quantized operands would be cut silently. An
+*extended* dtype says what to do instead: it is int16 in memory and in XLA, and its tangent dtype is
+float32. JAX's PRNG keys are built the same way.
 """
 
 import jax
@@ -11,15 +12,16 @@ import numpy as np
 from dfpjax import _compat
 
 
-class dfp16_scalar(_compat.extended):  # noqa: N801 (named as JAX and NumPy name scalar types)
+class dfp16_scalar(_compat.extended):
     """Abstract scalar type of `dfp16`, for ``jnp.issubdtype(x.dtype, dfp16_scalar)``."""
 
 
 class DFP16Array(jax.Array):
     """A concrete array of dtype `dfp16`: what JAX hands out for such a value outside of a trace.
 
-    ``numpy.asarray`` gives the int16 mantissas. Like JAX's own key arrays it implements the container half of `jax.Array` and
-    leaves arithmetic out: bare mantissas mean nothing without their exponent (see `dfpjax.DFPArray`).
+    ``numpy.asarray`` gives the int16 mantissas. Like JAX's own key arrays it implements the container half
+    of `jax.Array` and leaves arithmetic out: bare mantissas mean nothing without their exponent (see
+    `dfpjax.DFPArray`).
     """
 
     def __init__(self, mantissa: jax.Array):

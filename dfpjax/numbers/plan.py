@@ -1,12 +1,14 @@
 """`Plan`: a contraction brought to strides, ready to run.
 
-C[g, m, n] = 2^(ea + eb) · Σ_k A[g, m, k] · B[g, k, n], where each of g, m, n and k stands for several nested loops and every operand is
-addressed by strides. Overlapping windows are just strides; padding is a bounds check on A. `dfpjax.numbers.reference` and the native
-kernels in `cpp_ops` run the same plan, and a plan fixes everything that the result's bits depend on:
+C[g, m, n] = 2^(ea + eb) · Σ_k A[g, m, k] · B[g, k, n], where each of g, m, n and k stands for several
+nested loops and every operand is addressed by strides. Overlapping windows are just strides; padding is a
+bounds check on A. `dfpjax.numbers.reference` and the native kernels in `cpp_ops` run the same plan, and a
+plan fixes everything that the result's bits depend on:
 
 - the order of the contracted index: that of A's axes in memory;
 - which elements share a tile (the order of m and of n is that of the output's axes in memory);
-- the number of splits of the contraction, from the shapes of one example alone, never from the number of threads.
+- the number of splits of the contraction, from the shapes of one example alone, never from the number of
+  threads.
 """
 
 import functools
@@ -29,7 +31,8 @@ CHAINS = (256, 128, 64, 32, 16, 8, 2)
 NORM_SHIFT = 4
 """Norms are taken of ceil(|mantissa| / 2^NORM_SHIFT), so that a block's sum of squares fits an int32."""
 CERTIFIED_BELOW = float(2**46 - 2**30)
-"""A chain is certified if the product of its squared norms is below this: (2^31 / 2^(2·NORM_SHIFT))² less a margin for float32."""
+"""A chain is certified if the product of its squared norms is below this: (2^31 / 2^(2·NORM_SHIFT))² less
+a margin for float32."""
 
 _SPLIT_UNITS = 32
 _MIN_BLOCKS_PER_SPLIT = 4
@@ -102,7 +105,11 @@ class Plan:
 
     def encode(self) -> tuple[int, ...]:
         """The integers that the native kernel takes (see `cpp_ops/plan.h`)."""
-        return (ENCODING_VERSION, len(self.parts), *itertools.chain.from_iterable(p._encode() for p in self.parts))
+        return (
+            ENCODING_VERSION,
+            len(self.parts),
+            *itertools.chain.from_iterable(p._encode() for p in self.parts),
+        )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,8 +121,8 @@ def make_plan(
     Arguments:
         contraction: what is summed.
         lhs_shape, rhs_shape: the operands' shapes.
-        lhs_exponent, rhs_exponent: shapes of their exponents: of the same rank, 1 where slices share an exponent. Slices
-            with exponents of their own are possible along axes that are not contracted.
+        lhs_exponent, rhs_exponent: shapes of their exponents: of the same rank, 1 where slices share an
+            exponent. Slices with exponents of their own are possible along axes that are not contracted.
     """
     if _gathers_rhs(contraction, lhs_shape, rhs_shape):
         plan = make_plan(contraction.swap(), rhs_shape, lhs_shape, rhs_exponent, lhs_exponent)
@@ -128,16 +135,19 @@ def make_plan(
 
 
 def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
-    """Whether A, the operand whose windowed position follows from the output's and the other operand's, should be rhs.
+    """Whether A, the operand whose windowed position follows from the output's and the other operand's,
+    should be rhs.
 
-    The other operand's window is contracted, so it should be the small one. Otherwise B should own the output's innermost
-    axis, along which the kernel writes vectors.
+    The other operand's window is contracted, so it should be the small one. Otherwise B should own the
+    output's innermost axis, along which the kernel writes vectors.
     """
     lhs_window = math.prod(lhs_shape[c.lhs.index(w.lhs)] for w in c.windows)
     rhs_window = math.prod(rhs_shape[c.rhs.index(w.rhs)] for w in c.windows)
     if lhs_window != rhs_window:
         return rhs_window > lhs_window
-    owned = [label for label, size in zip(c.out, c.out_shape, strict=True) if size > 1 and label not in c.mapped]
+    owned = [
+        label for label, size in zip(c.out, c.out_shape, strict=True) if size > 1 and label not in c.mapped
+    ]
     innermost = owned[-1] if owned else None
     windowed = {w.out for w in c.windows}
     return innermost in c.lhs and innermost not in c.rhs and innermost not in windowed
@@ -162,8 +172,9 @@ class _Phase:
 def _phases(w, c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> list[_Phase]:
     """Solve lhs_coef · h = offset − out_coef · i − rhs_coef · r for whole h.
 
-    With |lhs_coef| > 1 (a strided convolution's dgrad) only some taps meet an output; these repeat with a period, and each phase of
-    the period is a dense contraction by itself, so no inserted zero is ever multiplied.
+    With |lhs_coef| > 1 (a strided convolution's dgrad) only some taps meet an output; these repeat with a
+    period, and each phase of the period is a dense contraction by itself, so no inserted zero is ever
+    multiplied.
     """
     sign = 1 if w.lhs_coef > 0 else -1
     alpha, beta, gamma, offset = abs(w.lhs_coef), -sign * w.out_coef, -sign * w.rhs_coef, sign * w.offset
@@ -197,12 +208,12 @@ def _strides(shape: Shape) -> list[int]:
 
 
 def _exponent_strides(exponent: Shape) -> list[int]:
-    return [
-        stride if size > 1 else 0 for stride, size in zip(_strides(exponent), exponent, strict=True)
-    ]
+    return [stride if size > 1 else 0 for stride, size in zip(_strides(exponent), exponent, strict=True)]
 
 
-def _part(c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phases: tuple[_Phase, ...]) -> Part:
+def _part(
+    c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phases: tuple[_Phase, ...]
+) -> Part:
     sizes = dict(zip((*c.lhs, *c.rhs, *c.out), (*lhs_shape, *rhs_shape, *c.out_shape), strict=True))
     a = dict(zip(c.lhs, _strides(lhs_shape), strict=True))
     b = dict(zip(c.rhs, _strides(rhs_shape), strict=True))
@@ -225,7 +236,7 @@ def _part(c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phas
         highest = phase.offset + max(0, reach_row) + max(0, reach_tap)
         if phase.tap_extent == 0:
             pass  # nothing of A is read
-        elif 0 <= lowest and highest < sizes[w.lhs]:  # never outside: plain strides
+        elif lowest >= 0 and highest < sizes[w.lhs]:  # never outside: plain strides
             base["a"] += phase.offset * a[w.lhs]
             row, tap = replace(row, a=phase.out_coef * a[w.lhs]), replace(tap, a=phase.tap_coef * a[w.lhs])
         else:
@@ -261,10 +272,11 @@ def _part(c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phas
 
     lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
     examples = math.prod(sizes[label] for label in c.mapped)
+    groups = _extent(g) // max(1, examples)
     return Part(
         lanes=lanes,
         base_a=base["a"], base_b=base["b"], base_c=base["c"],
-        blocks_per_split=_blocks_per_split(_extent(g) // max(1, examples), _extent(m), _extent(n), _extent(k)),
+        blocks_per_split=_blocks_per_split(groups, _extent(m), _extent(n), _extent(k)),
         g=_merge(g), m=_merge(m), n=_merge(n), k=_merge(k),
         bounds=tuple(bounds),
     )  # fmt: skip
@@ -287,7 +299,8 @@ def _extent(dims) -> int:
 
 
 def _blocks_per_split(g: int, m: int, n: int, k: int) -> int:
-    """Split a long contraction with a small output, so that every core has work. Depends on one example's shapes alone."""
+    """Split a long contraction with a small output, so that every core has work. Depends on one example's
+    shapes alone."""
     blocks = max(1, -(-k // BLOCK))
     units = max(1, g * -(-m // _ROWS_PER_UNIT) * -(-n // COLUMN_TILE))
     splits = min(-(-_SPLIT_UNITS // units), max(1, blocks // _MIN_BLOCKS_PER_SPLIT))
@@ -295,16 +308,20 @@ def _blocks_per_split(g: int, m: int, n: int, k: int) -> int:
 
 
 def _merge(dims: list[Dim]) -> tuple[Dim, ...]:
-    """Join neighbouring loops that walk every tensor as one loop would. The flattened order stays as it is."""
+    """Join neighbouring loops that walk every tensor as one loop would. The flattened order stays as it
+    is."""
+
+    def continues(outer: Dim, inner: Dim) -> bool:
+        strides = ("a", "b", "c", "exponent_a", "exponent_b")
+        unbounded = outer.window < 0 and inner.window < 0
+        return unbounded and all(getattr(outer, s) == getattr(inner, s) * inner.extent for s in strides)
+
     merged: list[Dim] = []
     for inner in dims:
         if inner.extent == 1:
             continue
-        outer = merged[-1] if merged else None
-        if outer is not None and outer.window < 0 and inner.window < 0 and all(
-            getattr(outer, f) == getattr(inner, f) * inner.extent for f in ("a", "b", "c", "exponent_a", "exponent_b")
-        ):  # fmt: skip
-            merged[-1] = replace(inner, extent=outer.extent * inner.extent)
+        if merged and continues(merged[-1], inner):
+            merged[-1] = replace(inner, extent=merged[-1].extent * inner.extent)
         else:
             merged.append(inner)
     return tuple(merged)

@@ -1,7 +1,7 @@
 """Quantization of float32 arrays to dynamic fixed point (Das et al., 2018, §3), in ordinary JAX operations.
 
-Written as plain HLO so that XLA fuses it into whatever produces the tensor. XLA runs its CPU code with subnormal numbers
-flushed to zero, so everything that decides about a value's exponent works on its bits.
+Written as plain HLO so that XLA fuses it into whatever produces the tensor. XLA runs its CPU code with
+subnormal numbers flushed to zero, so everything that decides about a value's exponent works on its bits.
 """
 
 import functools
@@ -21,10 +21,12 @@ from dfpjax.numbers.dtype import dfp16
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 
 MIN_FLOAT_EXPONENT = -149
-"""Exponent of float32's smallest positive number; an all-zero tensor gets the exponent that this number would get."""
+"""Exponent of float32's smallest positive number; an all-zero tensor gets the exponent that this number
+would get."""
 
 NONFINITE_EXPONENT = 1 << 20
-"""Exponent of a tensor that holds a NaN or an infinity. It dominates every sum, and every result computed from it is NaN."""
+"""Exponent of a tensor that holds a NaN or an infinity. It dominates every sum, and every result computed
+from it is NaN."""
 
 NONFINITE_THRESHOLD = 1 << 19
 """An exponent, or sum of exponents, from here on means NaN: no finite one comes near it."""
@@ -44,7 +46,9 @@ class Quantizer:
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
             raise ValueError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
         if self.rounding not in get_args(Rounding):
-            raise ValueError(f"rounding must be one of {', '.join(get_args(Rounding))}, got {self.rounding!r}")
+            raise ValueError(
+                f"rounding must be one of {', '.join(get_args(Rounding))}, got {self.rounding!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +81,8 @@ def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     biased = (magnitude >> 23) + shift_in
     fraction = magnitude & np.int32(0x7FFFFF)
     normal = (biased << 23) | fraction
-    # Below the normal range the significand is shifted right by `drop`, rounding to nearest even; a carry into the
-    # exponent field is what it should be.
+    # Below the normal range the significand is shifted right by `drop`, rounding to nearest even; a carry
+    # into the exponent field is what it should be.
     significand = fraction | np.int32(1 << 23)
     drop = jnp.clip(1 - biased, 1, 26)
     kept = significand >> drop
@@ -100,14 +104,17 @@ def _shared_exponent(max_bits: jax.Array, bits: int) -> jax.Array:
 
 
 def _scaled(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x · 2^−exponent, exact wherever the result is at least 2^−63 (everything below rounds to zero anyway)."""
+    """x · 2^−exponent, exact wherever the result is at least 2^−63 (everything below rounds to zero
+    anyway)."""
     exponent = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
     magnitude_bits = _float_bits(x) & np.int32(0x7FFFFFFF)
     # 2^−exponent can lie outside of float32's range, so it is applied in two factors.
     first = -exponent // 2
     normal = x * _power_of_two(first) * _power_of_two(-exponent - first)
     # XLA takes a subnormal x for zero; its bits are the integer x · 2^149.
-    integer = magnitude_bits.astype(jnp.float32) * _power_of_two(jnp.maximum(MIN_FLOAT_EXPONENT - exponent, -126))
+    integer = magnitude_bits.astype(jnp.float32) * _power_of_two(
+        jnp.maximum(MIN_FLOAT_EXPONENT - exponent, -126)
+    )
     return jnp.where(magnitude_bits < (1 << 23), jnp.where(_float_bits(x) < 0, -integer, integer), normal)
 
 
@@ -153,7 +160,8 @@ def _quantize(x: jax.Array, seed: jax.Array | None, *, quantizer: Quantizer):
 def _seed_from_bits(x: jax.Array) -> jax.Array:
     """A seed taken from the tensor itself, for stochastic rounding without any state.
 
-    It changes from step to step, and the wrapped sum of the bits does not depend on the order of summation, so neither on sharding.
+    It changes from step to step, and the wrapped sum of the bits does not depend on the order of
+    summation, so neither on sharding.
     """
     return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
 
@@ -175,7 +183,8 @@ def _quantize_slices(x, *seed, quantizer: Quantizer, mapped_axes: tuple[int, ...
     return jax.vmap(quantize, (axis, *seed_axis), axis)(x, *seeds)
 
 
-# A primitive of its own rather than a function, so that traces stay short and readable; it lowers to ordinary HLO.
+# A primitive of its own rather than a function, so that traces stay short and readable; it lowers to
+# ordinary HLO.
 quantize_p = Primitive("dfp_quantize")
 quantize_p.multiple_results = True
 
@@ -189,8 +198,8 @@ def quantize_array(x: jax.Array, quantizer: Quantizer, *, seed: jax.Array | None
         seed: uint32 scalar for stochastic rounding; without one it is taken from the tensor's own bits.
 
     Returns:
-        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis. Under vmap each example is a
-        tensor of its own.
+        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis.
+        Under vmap each example is a tensor of its own.
     """
     seeds = () if seed is None else (jnp.reshape(seed, (1,) * x.ndim),)
     return tuple(quantize_p.bind(x, *seeds, quantizer=quantizer, mapped_axes=()))

@@ -1,7 +1,7 @@
 """The arithmetic of a plan in plain JAX: what the native kernels must reproduce bit for bit.
 
-It is also what the operations lower to where there are no native kernels. It materializes both operands as matrices, so it is
-meant for study, tests and portability, not for speed.
+It is also what the operations lower to where there are no native kernels. It materializes both operands as
+matrices, so it is meant for study, tests and portability, not for speed.
 """
 
 import math
@@ -24,7 +24,9 @@ from dfpjax.numbers.plan import (
 from dfpjax.numbers.quantize import scale_by_power_of_two
 
 
-def run_plan(plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array) -> jax.Array:
+def run_plan(
+    plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array
+) -> jax.Array:
     """Run a plan.
 
     Arguments:
@@ -77,7 +79,7 @@ def _matrix(flat: jax.Array, outer, rows, columns, field: str, base: int, bounds
     for window, bound in enumerate(bounds):
         coordinate = _coordinates(dims, window, bound.offset)
         address = address + coordinate * bound.a
-        inside = inside & (0 <= coordinate) & (coordinate < bound.size)
+        inside = inside & (coordinate >= 0) & (coordinate < bound.size)
     shape = tuple(math.prod(d.extent for d in group) for group in (outer, rows, columns))
     if 0 in shape:
         return jnp.zeros(shape, jnp.int32)
@@ -99,7 +101,9 @@ def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
     n = b.shape[1]
     if k == 0:
         return jnp.zeros((g, m, n), jnp.float32)
-    a = _pad_to_multiple(_pad_to_multiple(a, 1, ROW_TILE), 2, BLOCK).reshape(g, -1, ROW_TILE, -(-k // BLOCK), BLOCK)
+    a = _pad_to_multiple(_pad_to_multiple(a, 1, ROW_TILE), 2, BLOCK).reshape(
+        g, -1, ROW_TILE, -(-k // BLOCK), BLOCK
+    )
     b = _pad_to_multiple(_pad_to_multiple(b, 1, COLUMN_TILE), 2, BLOCK)
     b = b.reshape(g, -1, COLUMN_TILE, -(-k // BLOCK), BLOCK)
     a, b = jnp.moveaxis(a, 3, 0), jnp.moveaxis(b, 3, 0)  # blocks first
@@ -109,14 +113,17 @@ def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
     for start in range(0, a.shape[0], part.blocks_per_split):
         stop = start + part.blocks_per_split
         partial, _ = lax.scan(
-            lambda running, block: (_add_block(part, running, *block), None), zero, (a[start:stop], b[start:stop])
+            lambda running, block: (_add_block(part, running, *block), None),
+            zero,
+            (a[start:stop], b[start:stop]),
         )
         total = partial if total is None else total + partial
     return total[:, :m, :n]
 
 
 def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Add one block's chain sums to the running sum; a is int32[g, tiles, 6, 256], b int32[g, panels, 64, 256]."""
+    """Add one block's chain sums to the running sum; a is int32[g, tiles, 6, 256], b int32[g, panels, 64,
+    256]."""
     if part.lanes:
         return _add_chains(running, a, b, 2)
     norms_a, norms_b = _norms(a), _norms(b)
@@ -131,7 +138,8 @@ def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> ja
 
 
 def _norms(x: jax.Array) -> jax.Array:
-    """Largest squared norm of any aligned chain in each tile, for every chain length: float32[g, tiles, len(CHAINS)]."""
+    """Largest squared norm of any aligned chain in each tile, for every chain length: float32[g, tiles,
+    len(CHAINS)]."""
     unit = 1 << NORM_SHIFT
     reduced = (jnp.abs(x) + (unit - 1)) >> NORM_SHIFT
     squares = reduced * reduced

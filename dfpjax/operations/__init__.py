@@ -1,4 +1,5 @@
-"""Operations: convolution and dot product in dynamic fixed point, as differentiable JAX primitives (Das et al., 2018, §4.1)."""
+"""Operations: convolution and dot product in dynamic fixed point, as differentiable JAX primitives (Das et
+al., 2018, §4.1)."""
 
 from dfpjax.operations.conv import conv_general_dilated as conv_general_dilated
 from dfpjax.operations.dot import dot_general as dot_general

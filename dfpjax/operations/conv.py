@@ -25,12 +25,13 @@ def conv_general_dilated(
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
     backend: Backend = "auto",
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` with both operands quantized, exact integer chains and float32 sums between them.
+    """`jax.lax.conv_general_dilated` with both operands quantized, exact integer chains and float32 sums
+    between them.
 
     Arguments:
         lhs, rhs: float32 arrays, the input and the kernel.
-        window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count, batch_group_count: as in
-            JAX; padding may be negative.
+        window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+            batch_group_count: as in JAX; padding may be negative.
         quantizers: bits and rounding of the operands and of the cotangents.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
 
@@ -49,7 +50,15 @@ def conv_general_dilated(
 
     def convolve(x, w):
         return lax.conv_general_dilated(
-            x, w, window_strides, padding, lhs_dilation, rhs_dilation, numbers, feature_group_count, batch_group_count
+            x,
+            w,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            numbers,
+            feature_group_count,
+            batch_group_count,
         )
 
     out_shape = jax.eval_shape(convolve, lhs, rhs).shape  # checks shapes and parameters
@@ -58,11 +67,16 @@ def conv_general_dilated(
     batch, out_feature, in_feature, group = range(4)
     windows = tuple(
         Window(
-            lhs=4 + 3 * d, rhs=5 + 3 * d, out=6 + 3 * d,
-            lhs_coef=lhs_dilation[d], rhs_coef=-rhs_dilation[d], out_coef=-window_strides[d], offset=-padding[d][0],
+            lhs=4 + 3 * d,
+            rhs=5 + 3 * d,
+            out=6 + 3 * d,
+            lhs_coef=lhs_dilation[d],
+            rhs_coef=-rhs_dilation[d],
+            out_coef=-window_strides[d],
+            offset=-padding[d][0],
         )
         for d in range(spatial)
-    )  # fmt: skip
+    )
     lhs_labels = _labels(numbers.lhs_spec, batch, in_feature, [w.lhs for w in windows])
     rhs_labels = _labels(numbers.rhs_spec, out_feature, in_feature, [w.rhs for w in windows])
     out_labels = _labels(numbers.out_spec, batch, out_feature, [w.out for w in windows])
@@ -82,7 +96,8 @@ def conv_general_dilated(
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:
-    """Label of each axis, where `spec` says at which axis the first, the second and each spatial label stands."""
+    """Label of each axis, where `spec` says at which axis the first, the second and each spatial label
+    stands."""
     labels = [0] * len(spec)
     for axis, label in zip(spec, (first, second, *spatial), strict=True):
         labels[axis] = label

@@ -32,7 +32,9 @@ def dot_general(
         TypeError: if an operand is not float32, or the shapes do not fit.
     """
     _require_float32("dot_general", lhs=lhs, rhs=rhs)
-    out = jax.eval_shape(lambda x, y: jax.lax.dot_general(x, y, dimension_numbers), lhs, rhs)  # checks the shapes
+    out = jax.eval_shape(
+        lambda x, y: jax.lax.dot_general(x, y, dimension_numbers), lhs, rhs
+    )  # checks the shapes
     contraction = dot_contraction(lhs.ndim, rhs.ndim, dimension_numbers, out.shape)
     return contract(lhs, rhs, contraction, quantizers, backend)
 

@@ -1,10 +1,12 @@
 """The two JAX primitives of the library, and how they differentiate, batch and lower.
 
-`contract_p` takes two quantized operands. Its derivative is a sum of `contract_linear_p`, which is linear in one float32 operand
-(a tangent or a cotangent, quantized when it runs) and holds the other one quantized. The transpose of a contraction is a contraction,
-so fprop, dgrad and wgrad, and derivatives of any order, stay within the two (Das et al., 2018, §4.1).
+`contract_p` takes two quantized operands. Its derivative is a sum of `contract_linear_p`, which is linear
+in one float32 operand (a tangent or a cotangent, quantized when it runs) and holds the other one
+quantized. The transpose of a contraction is a contraction, so fprop, dgrad and wgrad, and derivatives of
+any order, stay within the two (Das et al., 2018, §4.1).
 
-Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so residuals are 16 bits wide.
+Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so
+residuals are 16 bits wide.
 """
 
 import functools
@@ -30,7 +32,7 @@ contract_p = Primitive("dfp_contract")
 contract_linear_p = Primitive("dfp_contract_linear")
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------
 
 
 def _abstract_eval(*operands, contraction: Contraction, **_):
@@ -73,7 +75,7 @@ _register(contract_p, _contract)
 _register(contract_linear_p, _contract_linear)
 
 
-# --- differentiation ----------------------------------------------------------------------------------------------
+# --- differentiation ------------------------------------------------------------------------------
 
 
 def _add(terms, like):
@@ -93,7 +95,9 @@ def _contract_jvp(primals, tangents, *, contraction: Contraction, **params):
         linear = contract_linear_p.bind(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
         terms.append(linear)
     if not _is_zero(tangents[2]):
-        linear = contract_linear_p.bind(tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params)
+        linear = contract_linear_p.bind(
+            tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params
+        )
         terms.append(linear)
     return out, _add(terms, out)
 
@@ -127,7 +131,7 @@ ad.primitive_jvps[contract_linear_p] = _contract_linear_jvp
 ad.primitive_transposes[contract_linear_p] = _contract_linear_transpose
 
 
-# --- batching -----------------------------------------------------------------------------------------------------
+# --- batching -------------------------------------------------------------------------------------
 
 
 def _map_leading(x, dim, size: int):
