@@ -1,0 +1,80 @@
+"""Policies for `jax.checkpoint` that know the operations of dfpjax.
+
+JAX's policies tell operations by their primitive, and so find no dot product where dfpjax has put its own:
+`dots_saveable` would save nothing. Those here find both. They are needed around a transformed function, as in
+`jax.checkpoint(dfpjax.mixed_precision(f), policy=dfpjax.checkpoint_policies.dots_saveable)`; a
+`jax.checkpoint` inside of `f` keeps the policy it has, which `mixed_precision` adapts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
+
+from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.quantize import quantize_p
+from dfpjax.operations.primitives import contract_linear_p, contract_p
+
+CheckpointPolicy = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class adapt:  # noqa: N801 (used as a function)
+    """A policy that is asked about a dfpjax operation as if it were the convolution or dot product that it
+    stands for.
+
+    Arguments:
+        policy: a policy of `jax.checkpoint_policies`, or one's own. It gets the parameter `dimension_numbers`
+            for a dot product and no parameters for a convolution.
+    """
+
+    policy: CheckpointPolicy
+
+    def __call__(self, primitive: Primitive, *avals, **params):
+        if primitive not in (contract_p, contract_linear_p):
+            return self.policy(primitive, *avals, **params)
+        contraction: Contraction = params["contraction"]
+        lhs, rhs = (avals[0], avals[2]) if primitive is contract_p else (avals[0], avals[1])
+        if contraction.windows:
+            return self.policy(conv_general_dilated_p, lhs, rhs)
+        return self.policy(dot_general_p, lhs, rhs, dimension_numbers=_dimension_numbers(contraction))
+
+
+def _dimension_numbers(contraction: Contraction):
+    shared = [label for label in contraction.lhs if label in contraction.rhs]
+    batch = [label for label in shared if label in contraction.out]
+    contracted = [label for label in shared if label not in contraction.out]
+
+    def axes(of: tuple[int, ...], labels: list[int]) -> tuple[int, ...]:
+        return tuple(of.index(label) for label in labels)
+
+    lhs, rhs = contraction.lhs, contraction.rhs
+    return (axes(lhs, contracted), axes(rhs, contracted)), (axes(lhs, batch), axes(rhs, batch))
+
+
+def quantized_saveable(primitive: Primitive, *_, **__) -> bool:
+    """Save the int16 operands of every operation, and recompute all else.
+
+    They are what its backward pass needs, at half the size of the float32 tensors.
+    """
+    return primitive is quantize_p
+
+
+everything_saveable = jax.checkpoint_policies.everything_saveable
+nothing_saveable = jax.checkpoint_policies.nothing_saveable
+dots_saveable = checkpoint_dots = adapt(jax.checkpoint_policies.dots_saveable)
+dots_with_no_batch_dims_saveable = adapt(jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+checkpoint_dots_with_no_batch_dims = dots_with_no_batch_dims_saveable
+save_anything_except_these_names = jax.checkpoint_policies.save_anything_except_these_names
+save_any_names_but_these = jax.checkpoint_policies.save_any_names_but_these
+save_only_these_names = jax.checkpoint_policies.save_only_these_names
+save_and_offload_only_these_names = jax.checkpoint_policies.save_and_offload_only_these_names
+save_from_both_policies = jax.checkpoint_policies.save_from_both_policies
+
+
+def offload_dot_with_no_batch_dims(offload_src: str, offload_dst: str) -> CheckpointPolicy:
+    """As `dots_with_no_batch_dims_saveable`, with the results moved from one memory space to another."""
+    return adapt(jax.checkpoint_policies.offload_dot_with_no_batch_dims(offload_src, offload_dst))

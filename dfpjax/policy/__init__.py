@@ -1,0 +1,8 @@
+"""Policy: which operations run in dynamic fixed point and how, and what they are known by."""
+
+from dfpjax.policy import policies as policies
+from dfpjax.policy._config import OpConfig as OpConfig
+from dfpjax.policy._config import PerRole as PerRole
+from dfpjax.policy._policy import Policy as Policy
+from dfpjax.policy._rules import Position as Position
+from dfpjax.policy._rules import Rule as Rule

@@ -1,0 +1,62 @@
+"""What an operation is known by: the layer names of the name stack, and the paths of the arguments."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.tree_util import GetAttrKey, KeyPath
+
+from dfpjax import _compat
+
+_JAX_SCOPES = frozenset({"checkpoint", "rematted_computation"})
+"""Scopes that JAX itself adds (`ad_checkpoint.py`); they are part of no layer's name."""
+
+PATH_KEEPING = frozenset(
+    {
+        "all_gather", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dfp_quantize",
+        "dynamic_slice", "layout_constraint", "mesh_cast", "name", "pcast", "pvary", "reduce_precision",
+        "reshape", "reshard", "rev", "sharding_constraint", "slice", "squeeze", "stop_gradient", "transpose",
+    }
+)  # fmt: skip
+"""Primitives whose result is their first operand in another layout, cut or rounding: it keeps its path."""
+
+
+def layer_name(stack: Any) -> str:
+    """The scopes of a name stack, without JAX's transformations: `ResNet/Bottleneck_3/Conv_1`."""
+    return "/".join(scope for scope in _compat.scope_names(stack) if scope not in _JAX_SCOPES)
+
+
+def in_backward_pass(stack: Any) -> bool:
+    """Whether a name stack says that JAX made the equation by transposition."""
+    return "transpose" in _compat.transform_names(stack)
+
+
+def argument_paths(fun: Callable, args: tuple, kwargs: dict) -> list[str]:
+    """The path of every leaf of `(args, kwargs)`.
+
+    A leaf inside a container is known by its place in it (`params/Conv_0/kernel`, whatever the argument is
+    called), a leaf that is an argument itself by the argument's name.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    names = _positional_names(fun, len(args))
+    return [_leaf_path(path, names) for path, _ in leaves]
+
+
+def _leaf_path(path: KeyPath, names: Sequence[str]) -> str:
+    (where, argument, *inside) = path
+    if len(inside) > 1 and inside[-1] == GetAttrKey("value"):
+        inside.pop()  # flax.nnx.Variable
+    if inside:
+        return jax.tree_util.keystr(tuple(inside), simple=True, separator="/")
+    return names[argument.idx] if where.idx == 0 else argument.key
+
+
+def _positional_names(fun: Callable, count: int) -> list[str]:
+    names = [f"args/{i}" for i in range(count)]
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (TypeError, ValueError):  # built-in callables have no signature
+        return names
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return (positional + names[len(positional) :])[:count]

@@ -1,0 +1,81 @@
+"""`Policy`: the rules that say which operations run in dynamic fixed point, and how."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dfpjax.policy._config import OpConfig
+from dfpjax.policy._rules import Operation, Position, Rule, require_config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Which operations run in dynamic fixed point, and how. The first rule that matches an operation decides.
+
+    Arguments:
+        rules: `Rule`s in order of precedence.
+        default: for operations that no rule matches; None keeps them in float32.
+
+    Raises:
+        TypeError: if a rule is not a `Rule`, or the default is neither an `OpConfig` nor None.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default: OpConfig | None = OpConfig()
+
+    def __post_init__(self):
+        if isinstance(self.rules, Rule | str) or not isinstance(self.rules, Iterable):
+            raise TypeError(f"Policy: rules must be a sequence of Rule, got {self.rules!r}")
+        object.__setattr__(self, "rules", tuple(self.rules))
+        for rule in self.rules:
+            if not isinstance(rule, Rule):
+                raise TypeError(f"Policy: rules must be a sequence of Rule, got {rule!r} among them")
+        require_config(self.default, "Policy: default")
+
+    def bind(self, operations: Iterable[Operation]) -> "BoundPolicy":
+        """Resolve what depends on the whole program, given its eligible operations in order."""
+        return BoundPolicy(self, operations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a policy says of one operation."""
+
+    config: OpConfig | None
+    """None keeps float32."""
+
+    rule: Rule | None
+    """The rule that decided; None for the policy's default."""
+
+
+class BoundPolicy:
+    """A policy for one program. Immutable."""
+
+    def __init__(self, policy: Policy, operations: Iterable[Operation]):
+        self.policy = policy
+        forward = [op for op in operations if not op.derived]
+        self._chosen = {
+            rule.pattern: _pick(rule.pattern, forward)
+            for rule in policy.rules
+            if isinstance(rule.pattern, Position)
+        }
+
+    def decide(self, operation: Operation) -> Decision:
+        """The decision of the first rule that matches, or of the default."""
+        for rule in self.policy.rules:
+            if self._matches(rule.pattern, operation):
+                return Decision(config=rule.config, rule=rule)
+        return Decision(config=self.policy.default, rule=None)
+
+    def _matches(self, pattern: str | Position, operation: Operation) -> bool:
+        if isinstance(pattern, str):
+            return any(re.search(pattern, text) for text in (operation.name, *operation.paths) if text)
+        chosen = self._chosen[pattern]
+        if chosen is None:
+            return False
+        return operation is chosen or (operation.derived and operation.same_layer(chosen))
+
+
+def _pick(position: Position, forward: list[Operation]) -> Operation | None:
+    of_kind = [op for op in forward if op.primitive == position.primitive]
+    return of_kind[position.index] if -len(of_kind) <= position.index < len(of_kind) else None

@@ -1,0 +1,95 @@
+"""`Rule` and `Position`: which operations a configuration is meant for."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dfpjax.policy._config import OpConfig
+
+Primitive = Literal["conv_general_dilated", "dot_general"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Operation:
+    """What a policy is told of one convolution or dot product. Compared by identity: two alike are still
+    two."""
+
+    primitive: Primitive
+
+    name: str
+    """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around the
+    operation."""
+
+    paths: tuple[str, ...]
+    """Paths of the arguments that its operands are: `params/Conv_0/kernel`. Empty where neither is one."""
+
+    derived: bool
+    """It stands in a backward pass, or in a rule (of `jax.custom_vjp` and its like) and not in the program
+    itself."""
+
+    def same_layer(self, other: "Operation") -> bool:
+        """Whether the two share a layer name or an argument."""
+        return bool(self.name and self.name == other.name) or not set(self.paths).isdisjoint(other.paths)
+
+
+@dataclass(frozen=True)
+class Position:
+    """The layer of the `index`-th operation of a kind, in program order. Usable as a rule's pattern.
+
+    Counted are the operations that could be computed in dynamic fixed point, without those of a backward
+    pass; the layer's own backward operations, known by its name or parameter, go with it.
+
+    Arguments:
+        primitive: "conv_general_dilated" or "dot_general".
+        index: as a Python index: 0 is the first, -1 the last.
+    """
+
+    primitive: Primitive
+    index: int
+
+    def __post_init__(self):
+        if self.primitive not in get_args(Primitive):
+            known = ", ".join(map(repr, get_args(Primitive)))
+            raise ValueError(f"Position: primitive must be one of {known}, got {self.primitive!r}")
+        if not isinstance(self.index, int) or isinstance(self.index, bool):
+            raise TypeError(f"Position: index must be an integer, got {self.index!r}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Says how the operations of some layers are computed.
+
+    Arguments:
+        pattern: a regular expression, searched (`re.search`) in the layer's name and in its parameter's path;
+            or a `Position`.
+        config: an `OpConfig`, or None to keep float32.
+
+    Raises:
+        ValueError: if the pattern is not a valid regular expression.
+        TypeError: if an argument is of another type.
+    """
+
+    pattern: str | Position
+    config: OpConfig | None
+
+    def __post_init__(self):
+        if isinstance(self.pattern, str):
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                message = f"Rule: {self.pattern!r} is not a valid regular expression: {error}"
+                raise ValueError(message) from None
+        elif not isinstance(self.pattern, Position):
+            raise TypeError(
+                f"Rule: pattern must be a string (a regular expression) or a Position, got {self.pattern!r}"
+            )
+        require_config(self.config, "Rule: config")
+
+    def __repr__(self) -> str:
+        return f"Rule({self.pattern!r}, {self.config!r})"
+
+
+def require_config(config, where: str) -> None:
+    """Raises TypeError unless `config` is an OpConfig or None."""
+    if config is not None and not isinstance(config, OpConfig):
+        raise TypeError(f"{where} must be an OpConfig, or None to keep float32, got {config!r}")

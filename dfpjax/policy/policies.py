@@ -1,0 +1,24 @@
+"""Ready-made policies."""
+
+from dfpjax.policy._policy import Policy
+from dfpjax.policy._rules import Position, Rule
+
+FIRST_CONV = Position("conv_general_dilated", 0)
+"""Pattern for the first convolution of a program."""
+
+LAST_DOT = Position("dot_general", -1)
+"""Pattern for the last dot product of a program: a classifier, where the program is a model's `apply`."""
+
+
+def default() -> Policy:
+    """Every convolution and dot product that can be computed in dynamic fixed point is."""
+    return Policy()
+
+
+def paper() -> Policy:
+    """As the authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32.
+
+    The two are found by position, so transform the model's `apply` and not a loss whose last dot product is
+    another one.
+    """
+    return Policy(rules=(Rule(FIRST_CONV, None), Rule(LAST_DOT, None)))

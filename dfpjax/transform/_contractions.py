@@ -1,0 +1,80 @@
+"""What a convolution or dot product equation is: its size, and whether dynamic fixed point suits it."""
+
+import math
+
+import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
+
+CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
+"""Primitives that are rewritten."""
+
+QUANTIZED = frozenset({"dfp_contract", "dfp_contract_linear"})
+"""Primitives that compute in dynamic fixed point already."""
+
+_SUPPORTED = ("float32", "bfloat16", "float16", "float64")
+
+
+def obstacle(eqn: JaxprEqn) -> str | None:
+    """Why the equation has to stay as it is, or None."""
+    if eqn.primitive.name in QUANTIZED:
+        return "in dynamic fixed point already"
+    avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    for aval in avals:
+        if aval.dtype not in map(jnp.dtype, _SUPPORTED):
+            return f"{aval.dtype} is not one of {', '.join(_SUPPORTED)}"
+    if any(aval.size == 0 for aval in avals):
+        return "an operand or the result is empty"
+    if _contraction_size(eqn) == 1:
+        return "nothing is summed (contraction of size 1)"
+    return None
+
+
+def operand_shapes(eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of lhs and rhs."""
+    operands = [v.aval for v in eqn.invars]
+    if _quantized(eqn):
+        operands = [aval for aval in operands if aval.dtype != jnp.int32]  # leave the exponents out
+    lhs, rhs = operands
+    return lhs.shape, rhs.shape
+
+
+def macs(eqn: JaxprEqn) -> int:
+    """Multiply-accumulate operations: padding included, the holes of a dilated input left out."""
+    if _quantized(eqn):
+        return _quantized_macs(eqn)
+    out_size = math.prod(eqn.outvars[0].aval.shape)
+    holes = math.prod(eqn.params.get("lhs_dilation") or ())
+    return out_size * _contraction_size(eqn) // holes
+
+
+def _quantized(eqn: JaxprEqn) -> bool:
+    return eqn.primitive.name in QUANTIZED
+
+
+def _contraction_size(eqn: JaxprEqn) -> int:
+    """Products that are summed to one element of the result."""
+    lhs, rhs = operand_shapes(eqn)
+    if eqn.primitive.name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return math.prod(lhs[axis] for axis in contracted)
+    _, *summed = eqn.params["dimension_numbers"].rhs_spec  # output feature, input feature, spatial axes
+    return math.prod(rhs[axis] for axis in summed)
+
+
+def _quantized_macs(eqn: JaxprEqn) -> int:
+    contraction = eqn.params["contraction"]
+    lhs, rhs = operand_shapes(eqn)
+    sizes = dict(zip(contraction.out, contraction.out_shape, strict=True))
+    sizes |= zip(contraction.lhs, lhs, strict=True)
+    sizes |= zip(contraction.rhs, rhs, strict=True)
+    windowed = {label for window in contraction.windows for label in (window.lhs, window.rhs, window.out)}
+    count = math.prod(size for label, size in sizes.items() if label not in windowed)
+    for w in contraction.windows:
+        # The window's equation gives one index for each pair of the other two that its coefficient divides.
+        # The three counts differ by what falls into the padding; the least is without it.
+        count *= min(
+            sizes[w.rhs] * sizes[w.out] // abs(w.lhs_coef),
+            sizes[w.lhs] * sizes[w.out] // abs(w.rhs_coef),
+            sizes[w.lhs] * sizes[w.rhs] // abs(w.out_coef),
+        )
+    return count

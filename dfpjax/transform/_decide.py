@@ -1,0 +1,31 @@
+"""What becomes of an operation: the one place where that is decided, for the rewrite and for `explain`
+alike."""
+
+from dataclasses import dataclass
+
+from dfpjax.policy._config import OpConfig
+from dfpjax.policy._policy import BoundPolicy
+from dfpjax.policy._rules import Rule
+from dfpjax.transform._survey import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What becomes of an operation, and why."""
+
+    config: OpConfig | None
+    """How it is rewritten; None leaves it as it is."""
+
+    rule: Rule | None
+    """The policy's rule that decided, if one did."""
+
+    reason: str
+
+
+def decide(site: Site, policy: BoundPolicy) -> Verdict:
+    """Decide about one operation."""
+    if site.obstacle is not None:
+        return Verdict(config=None, rule=None, reason=site.obstacle)
+    decision = policy.decide(site.operation)
+    said_by = "the policy's default" if decision.rule is None else repr(decision.rule)
+    return Verdict(config=decision.config, rule=decision.rule, reason=said_by)

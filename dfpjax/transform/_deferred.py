@@ -1,0 +1,102 @@
+"""What an equation holds to be traced later: the rules of custom derivatives and their like.
+
+JAX traces them when the program is differentiated, batched or rematerialized; they are wrapped here and
+rewritten then. Each entry of `DEFERRED` gives an equation's parameters with its rules wrapped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.extend import linear_util as lu
+from jax.extend.core import Jaxpr
+
+from dfpjax import _compat
+from dfpjax.transform._trace import arrays_of, trace
+
+Paths = Sequence[str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewriting:
+    """How to rewrite a rule."""
+
+    rewrite: Callable[[Jaxpr, Paths], Jaxpr]
+    """Rewrites an open jaxpr, given the paths of its inputs."""
+
+    def jaxpr(self, jaxpr: Jaxpr, paths: Paths = ()) -> Jaxpr:
+        """Rewrite a rule's jaxpr; inputs beyond those in `paths`, such as tangents, have no path."""
+        missing = len(jaxpr.invars) - len(paths)
+        return self.rewrite(jaxpr, [*paths, *[None] * missing][: len(jaxpr.invars)])
+
+    def function(self, fun: Callable) -> Callable:
+        """Rewrite a rule that is a Python function."""
+
+        def rewritten(*args):
+            leaves, in_tree = jax.tree.flatten((args, {}))
+            traced = trace(fun, leaves, in_tree)
+            jaxpr = self.jaxpr(traced.jaxpr.jaxpr)
+            return traced.results(_compat.eval_jaxpr(jaxpr, traced.jaxpr.consts, *arrays_of(leaves)))
+
+        return rewritten
+
+
+def _custom_jvp(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+    jvp = params["jvp_jaxpr_fun"]
+
+    def rewritten(*zeros):
+        jaxpr, consts, out_zeros = jvp.call_wrapped(*zeros)
+        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts, out_zeros
+
+    return {"jvp_jaxpr_fun": lu.wrap_init(rewritten, debug_info=jvp.debug_info)}
+
+
+def _custom_vjp(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+    fwd, bwd = params["fwd_jaxpr_thunk"], params["bwd"]
+
+    def rewritten(*zeros):
+        jaxpr, consts = fwd.call_wrapped(*zeros)
+        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts
+
+    return {
+        "fwd_jaxpr_thunk": lu.wrap_init(rewritten, debug_info=fwd.debug_info),
+        "bwd": lu.wrap_init(rewriting.function(bwd.call_wrapped), debug_info=bwd.debug_info),
+    }
+
+
+def _custom_vmap(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+    rule = params["rule"]
+
+    def rewritten(axis_size, in_batched, *args):
+        return rewriting.function(lambda *args: rule(axis_size, in_batched, *args))(*args)
+
+    return {"rule": rewritten}
+
+
+def _linear_call(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+    thunk = params["transpose_thunk"]
+
+    def rewritten():
+        closed, consts = thunk()
+        return closed.replace(jaxpr=rewriting.jaxpr(closed.jaxpr)), consts
+
+    return {"transpose_thunk": rewritten}
+
+
+def _remat_opt(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+    thunk = params["fun_jaxpr_thunk"]
+
+    def rewritten():
+        jaxpr, consts = thunk()
+        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts
+
+    return {"fun_jaxpr_thunk": rewritten}
+
+
+DEFERRED: dict[str, Callable[[dict, Paths, Rewriting], dict]] = {
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
+    "custom_vmap_call": _custom_vmap,
+    "linear_call": _linear_call,
+    "remat_opt": _remat_opt,
+}

@@ -1,0 +1,53 @@
+"""Error messages that name the layer, its source line and what to do."""
+
+import re
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from jax.extend.core import JaxprEqn
+
+from dfpjax import _compat
+from dfpjax.transform._survey import Site
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+
+
+def source_line(eqn: JaxprEqn) -> str:
+    """`file:line` of the innermost frame that is the user's own: not JAX's, this package's or an installed
+    library's.
+
+    Falls back to a library's frame, and to "" where there is none.
+    """
+    frames = [
+        (file, line)
+        for file, line in _compat.user_frames(eqn.source_info.traceback)
+        if not file.startswith(_PACKAGE)
+    ]
+    own = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
+    for file, line in own[:1] or frames[:1]:
+        return f"{file}:{line}"
+    return ""
+
+
+def layer_error(site: Site, error: Exception) -> Exception:
+    """The error to raise, of the same builtin type, when computing `site` in dynamic fixed point failed
+    with `error`."""
+    operation = site.operation
+    name = operation.name or next(iter(operation.paths), "")
+    line = source_line(site.eqn)
+    of_layer = f" of layer {name!r}" if name else ""
+    at_line = f" at {line}" if line else ""
+    remedy = (
+        f"keep it in float32 with the rule dfpjax.Rule({re.escape(name)!r}, None)"
+        if name
+        else "give it a name with jax.named_scope and a rule dfpjax.Rule(name, None) that keeps it in float32"
+    )
+    operands = " × ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
+    message = (
+        f"{operation.primitive}{of_layer}{at_line} ({operands}) cannot be computed in dynamic fixed "
+        f"point: {error}\nEither mend that, or {remedy}."
+    )
+    kind: Any = type(error) if type(error) in (NotImplementedError, TypeError, ValueError) else RuntimeError
+    return kind(message)

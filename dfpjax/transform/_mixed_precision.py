@@ -1,0 +1,130 @@
+"""`mixed_precision`: the transformation of a function."""
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, overload
+
+import jax
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr
+from jax.extend.source_info_util import new_name_stack
+
+from dfpjax import _compat
+from dfpjax.policy._layers import argument_paths
+from dfpjax.policy._policy import Policy
+from dfpjax.transform._cache import BoundedCache
+from dfpjax.transform._rewrite import Rewriter
+from dfpjax.transform._survey import Body, Scope, survey
+from dfpjax.transform._trace import Traced, arrays_of, is_array, trace
+
+PROGRAMS_KEPT = 128
+"""Traced programs that a transformed function keeps: one per combination of types and static arguments."""
+
+
+@overload
+def mixed_precision(fun: Callable, policy: Policy | None = None) -> Callable: ...
+
+
+@overload
+def mixed_precision(fun: None = None, policy: Policy | None = None) -> Callable[[Callable], Callable]: ...
+
+
+def mixed_precision(fun=None, policy=None):
+    """Transform a function so that its convolutions and dot products run in dynamic fixed point.
+
+    The result is called as `fun` is and gives what `fun` gives, from `fun`'s own arguments: nothing is added
+    to a parameter tree, and what was float32 stays float32. It works under every JAX transformation, and
+    `jax.grad` of it also computes the gradients with respect to operands and weights in dynamic fixed point.
+    What becomes of each operation and why: `dfpjax.explain`.
+
+    `fun` is traced as by `jax.jit`: arrays among its arguments are tracers inside of it, it should have no
+    side effects, and arrays it closes over are constants from its first call on. Other than by `jax.jit`,
+    everything that is no array (strings, None, functions, Python numbers and bools) reaches `fun` as it is,
+    and is returned as it is. `fun` is traced again only for arguments of another structure, shape or dtype,
+    or for other static values; pass a number that changes at every step as an array.
+
+    Usable as a decorator, `@dfpjax.mixed_precision` and `@dfpjax.mixed_precision(policy=...)`.
+
+    Arguments:
+        fun: a function of pytrees that JAX can trace, such as a Flax model's `apply`.
+        policy: which operations run in dynamic fixed point, and how. By default every convolution and dot
+            product of float32, bfloat16, float16 or float64 operands that sums at least two products.
+
+    Returns:
+        The transformed function.
+
+    Raises:
+        TypeError: if `fun` is not callable or `policy` is not a `Policy`.
+    """
+    if isinstance(fun, Policy):
+        raise TypeError(
+            "mixed_precision: the policy goes second: mixed_precision(fun, policy) or mixed_precision(policy=policy)"
+        )
+    if policy is not None and not isinstance(policy, Policy):
+        raise TypeError(f"mixed_precision: policy must be a dfpjax.Policy, got {policy!r}")
+    if fun is None:
+        return functools.partial(mixed_precision, policy=policy)
+    if not callable(fun):
+        raise TypeError(f"mixed_precision: fun must be callable, got {fun!r}")
+    programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
+    policy = Policy() if policy is None else policy
+
+    @functools.wraps(fun)
+    def transformed(*args, **kwargs):
+        leaves, in_tree = jax.tree.flatten((args, kwargs))
+        key = _key(leaves, in_tree)
+
+        def make():
+            return _program(fun, args, kwargs, policy)
+
+        program = make() if key is None else programs.get_or_make(key, make, Program.is_closed)
+        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays_of(leaves))
+        return program.traced.results(arrays)
+
+    return transformed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A function traced for some arguments, and rewritten."""
+
+    traced: Traced
+    jaxpr: ClosedJaxpr
+
+    def is_closed(self) -> bool:
+        """Whether it may be used again: it closes over no tracer, which would be another one next time."""
+        return not any(isinstance(const, Tracer) for const in self.jaxpr.consts)
+
+
+def survey_call(fun: Callable, args: tuple, kwargs: dict) -> tuple[Traced, Body]:
+    """Trace `fun(*args, **kwargs)` and find its convolutions and dot products."""
+    leaves, in_tree = jax.tree.flatten((args, kwargs))
+    traced = trace(fun, leaves, in_tree)
+    paths = argument_paths(fun, args, kwargs)
+    array_paths = [path for path, leaf in zip(paths, leaves, strict=True) if is_array(leaf)]
+    return traced, survey(traced.jaxpr.jaxpr, array_paths, Scope(stack=new_name_stack()))
+
+
+def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy) -> Program:
+    traced, body = survey_call(fun, args, kwargs)
+    jaxpr = Rewriter(body.bind(policy)).rewrite(body)
+    return Program(traced=traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
+
+
+def _key(leaves: list[Any], in_tree) -> Hashable | None:
+    """What tracing depends on; None if a static argument cannot be hashed, and tracing has to be done
+    anew."""
+    key = (in_tree, tuple(map(_leaf_key, leaves)), _compat.trace_context())
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    if is_array(leaf):
+        return jax.typeof(leaf)
+    # 1, 1.0 and True are equal, as are 0.0 and -0.0, and NaN differs from itself.
+    return type(leaf), repr(leaf) if isinstance(leaf, float | complex) else leaf

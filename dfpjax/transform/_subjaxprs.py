@@ -1,0 +1,155 @@
+"""The jaxprs inside of an equation: one small rule per higher-order primitive.
+
+A conv or dot that is rewritten keeps its operand and result types, so every jaxpr is rewritten in place and
+its equation keeps all of its other parameters. A rule therefore only says where the jaxprs are, and what they
+are called with; a primitive that is not listed gets the generic rule, which takes any jaxpr among the
+parameters.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from dfpjax import _compat
+
+OPAQUE = frozenset(
+    {
+        "call_hi_primitive", "call_hi_primitive_linearized", "core_map", "custom_partitioning", "ffi_call",
+        "io_callback", "mpmd_map", "pallas_call", "pure_callback",
+    }
+)  # fmt: skip
+"""Primitives that may compute a convolution or dot product where it cannot be seen, or must not be
+rewritten."""
+
+Atom = Var | Literal
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SubJaxpr:
+    """A jaxpr among an equation's parameters."""
+
+    parameter: str
+
+    index: int
+    """Its place among the jaxprs of that parameter, which may be a tuple of them."""
+
+    jaxpr: Jaxpr
+    """Open: without the constants, where the parameter is a closed one."""
+
+    operands: Sequence[Atom | None]
+    """The operand of the equation that each of the jaxpr's inputs stands for, None where it stands for
+    none."""
+
+    gives_results: bool = True
+    """Its outputs are the equation's results."""
+
+    count: int = 1
+    """How often it runs, where that is known."""
+
+    environment: Callable[[], AbstractContextManager] = contextlib.nullcontext
+    """What it has to be traced in."""
+
+    closed_over_axes: tuple[str, ...] = ()
+    """Named axes that it may use and that mean nothing outside of it."""
+
+
+Rule = Callable[[JaxprEqn], list[SubJaxpr]]
+
+
+def sub_jaxprs(eqn: JaxprEqn) -> list[SubJaxpr]:
+    """The jaxprs that the equation calls, in program order; none for an opaque primitive."""
+    if eqn.primitive.name in OPAQUE:
+        return []
+    return _RULES.get(eqn.primitive.name, _generic)(eqn)
+
+
+def with_sub_jaxprs(params: dict, new: dict[tuple[str, int], Jaxpr]) -> dict:
+    """Parameters with jaxprs exchanged; `new` is keyed by (parameter, index)."""
+    params = dict(params)
+    for parameter in {parameter for parameter, _ in new}:
+        leaves, treedef = jax.tree.flatten(params[parameter])
+        for index, leaf in enumerate(leaves):
+            if (parameter, index) in new:
+                leaves[index] = _like(leaf, new[parameter, index])
+        params[parameter] = jax.tree.unflatten(treedef, leaves)
+    return params
+
+
+def _like(old: Jaxpr | ClosedJaxpr, new: Jaxpr) -> Jaxpr | ClosedJaxpr:
+    return old.replace(jaxpr=new) if isinstance(old, ClosedJaxpr) else new
+
+
+def _opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def _generic(eqn: JaxprEqn) -> list[SubJaxpr]:
+    found = [
+        (parameter, index, _opened(leaf))
+        for parameter, value in eqn.params.items()
+        for index, leaf in enumerate(jax.tree.leaves(value))
+        if isinstance(leaf, Jaxpr | ClosedJaxpr)
+    ]
+    # One jaxpr with an input for every operand is a call. With several (custom_linear_solve,
+    # select_and_scatter) or with another number of inputs (reduce, scatter) it is anybody's guess which is
+    # fed what.
+    is_call = len(found) == 1 and len(found[0][2].invars) == len(eqn.invars)
+    return [
+        SubJaxpr(
+            parameter=parameter,
+            index=index,
+            jaxpr=jaxpr,
+            operands=eqn.invars if is_call else [None] * len(jaxpr.invars),
+            gives_results=is_call and len(jaxpr.outvars) == len(eqn.outvars),
+        )
+        for parameter, index, jaxpr in found
+    ]
+
+
+def _scan(eqn: JaxprEqn) -> list[SubJaxpr]:
+    body = eqn.params["jaxpr"].jaxpr
+    length = eqn.params["length"]
+    return [SubJaxpr(parameter="jaxpr", index=0, jaxpr=body, operands=eqn.invars, count=length)]
+
+
+def _while(eqn: JaxprEqn) -> list[SubJaxpr]:
+    cond_count, body_count = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    carry = eqn.invars[cond_count + body_count :]
+    cond_operands = [*eqn.invars[:cond_count], *carry]
+    body_operands = [*eqn.invars[cond_count : cond_count + body_count], *carry]
+    cond, body = eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr
+    return [
+        SubJaxpr(parameter="cond_jaxpr", index=0, jaxpr=cond, operands=cond_operands, gives_results=False),
+        SubJaxpr(parameter="body_jaxpr", index=0, jaxpr=body, operands=body_operands),
+    ]
+
+
+def _cond(eqn: JaxprEqn) -> list[SubJaxpr]:
+    return [
+        SubJaxpr(parameter="branches", index=index, jaxpr=branch.jaxpr, operands=eqn.invars[1:])
+        for index, branch in enumerate(eqn.params["branches"])
+    ]
+
+
+def _shard_map(eqn: JaxprEqn) -> list[SubJaxpr]:
+    mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+    check_vma = eqn.params["check_vma"]
+    return [
+        SubJaxpr(
+            parameter="jaxpr",
+            index=0,
+            jaxpr=eqn.params["jaxpr"],
+            operands=eqn.invars,
+            count=math.prod(mesh.shape[axis] for axis in manual),
+            environment=lambda: _compat.inside_shard_map(mesh, manual, check_vma),
+            closed_over_axes=tuple(mesh.axis_names),
+        )
+    ]
+
+
+_RULES: dict[str, Rule] = {"cond": _cond, "scan": _scan, "shard_map": _shard_map, "while": _while}

@@ -1,0 +1,86 @@
+"""Tracing of functions whose arguments and results are partly arrays and partly anything else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr, valid_jaxtype
+from jax.interpreters.ad import Zero
+from jax.tree_util import PyTreeDef
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced. Anything else is static: the function sees it, and the caller gets it, as it
+    is.
+
+    Python numbers are static, unlike under `jax.jit`: a function may branch on them (`train=True`) or take
+    them for a shape.
+    """
+    if isinstance(leaf, bool | int | float | complex | str) and not hasattr(leaf, "dtype"):
+        return False
+    if isinstance(leaf, SymbolicZero | Zero):  # in the rules of custom derivatives
+        return False
+    return isinstance(leaf, jax.ShapeDtypeStruct) or valid_jaxtype(leaf)
+
+
+def arrays_of(leaves: Sequence[Any]) -> list[Any]:
+    """The arrays among leaves."""
+    return [leaf for leaf in leaves if is_array(leaf)]
+
+
+class _Array:
+    """Stands for an array among static leaves."""
+
+    def __repr__(self) -> str:
+        return "<array>"
+
+
+_ARRAY = _Array()
+
+
+def _without_arrays(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
+
+
+def _with_arrays(leaves: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+    remaining = iter(arrays)
+    return [next(remaining) if leaf is _ARRAY else leaf for leaf in leaves]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A traced function."""
+
+    jaxpr: ClosedJaxpr
+    """From the arrays among the arguments' leaves to the arrays among the results' leaves."""
+
+    out_tree: PyTreeDef
+    out_leaves: tuple[Any, ...]
+
+    def results(self, arrays: Sequence[Any]) -> Any:
+        """What the function returns, given the arrays in it."""
+        return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, arrays))
+
+
+def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:
+    """Trace `fun(*args, **kwargs)`, where `(args, kwargs)` is given by its leaves and its structure.
+
+    Arrays may be concrete, tracers or `jax.ShapeDtypeStruct`. `fun` runs once, and none of the arrays is
+    kept.
+    """
+    static = _without_arrays(leaves)
+    out: Any = None
+
+    def of_arrays(*arrays):
+        nonlocal out
+        args, kwargs = jax.tree.unflatten(in_tree, _with_arrays(static, arrays))
+        out_leaves, out_tree = jax.tree.flatten(fun(*args, **kwargs))
+        out = out_tree, _without_arrays(out_leaves)
+        return arrays_of(out_leaves)
+
+    of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
+    jaxpr = jax.make_jaxpr(of_arrays)(*arrays_of(leaves))
+    out_tree, out_leaves = out
+    return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves)
