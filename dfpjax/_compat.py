@@ -4,6 +4,16 @@ JAX keeps no compatibility promise for these names. When a new JAX release moves
 the only one to mend. Checked against JAX 0.10.2.
 """
 
+# --- transform: imports ---------------------------------------------------------------------------
+from contextlib import ExitStack, contextmanager
+
+from jax._src import config as _config
+from jax._src import linear_util as _linear_util
+from jax._src import mesh as _mesh
+from jax._src import shard_map as _shard_map
+from jax._src import source_info_util as _source_info
+from jax._src.interpreters import partial_eval as _partial_eval
+
 # --- extended dtype -------------------------------------------------------------------------------
 from jax._src import core as _core
 from jax._src import dtypes as _dtypes
@@ -44,3 +54,42 @@ __all__ = [
     "shard_arg_handlers",
     "shard_args",
 ]
+
+# --- transform ------------------------------------------------------------------------------------
+
+eval_jaxpr = _core.eval_jaxpr
+without_named_axes = _core.filter_named_axis_effects
+trace_context = _config.trace_context  # hashable: the settings and environment that tracing depends on
+
+
+def scope_names(name_stack) -> list[str]:
+    """The named scopes of a name stack."""
+    return [entry.name for entry in name_stack.stack if isinstance(entry, _source_info.Scope)]
+
+
+def transform_names(name_stack) -> list[str]:
+    """The JAX transformations that a name stack went through, such as "jvp" and "transpose"."""
+    return [entry.name for entry in name_stack.stack if isinstance(entry, _source_info.Transform)]
+
+
+def user_frames(traceback) -> list[tuple[str, int]]:
+    """(file, line) of each frame outside JAX, innermost first."""
+    return [(frame.file_name, frame.start_line) for frame in _source_info.user_frames(traceback)]
+
+
+def trace(fun, avals, name: str):
+    """Trace `fun`, a function of arrays that returns one array, to (jaxpr, consts)."""
+    debug_info = _linear_util.DebugInfo("dfpjax", name, None, None)
+    wrapped = _linear_util.wrap_init(lambda *args: [fun(*args)], debug_info=debug_info)
+    jaxpr, _, consts = _partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
+    return jaxpr, consts
+
+
+@contextmanager
+def inside_shard_map(mesh, newly_manual_axes, check_vma):
+    """The environment that the body of a shard_map is traced in (as `_shard_map_staging` sets it up)."""
+    with ExitStack() as stack:
+        stack.enter_context(_shard_map._extend_axis_env(mesh, newly_manual_axes))
+        stack.enter_context(_mesh.use_abstract_mesh(_shard_map._as_manual_mesh(mesh, newly_manual_axes)))
+        stack.enter_context(_config._check_vma(check_vma))
+        yield

@@ -58,9 +58,7 @@ def mixed_precision(fun=None, policy=None):
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
     """
     if isinstance(fun, Policy):
-        raise TypeError(
-            "mixed_precision: the policy goes second: mixed_precision(fun, policy) or mixed_precision(policy=policy)"
-        )
+        raise TypeError("mixed_precision: the policy goes second, as in mixed_precision(fun, policy)")
     if policy is not None and not isinstance(policy, Policy):
         raise TypeError(f"mixed_precision: policy must be a dfpjax.Policy, got {policy!r}")
     if fun is None:
