@@ -4,24 +4,23 @@ JAX keeps no compatibility promise for these names. When a new JAX release moves
 the only one to mend. Checked against JAX 0.10.2.
 """
 
-# --- transform: imports ---------------------------------------------------------------------------
 from contextlib import ExitStack, contextmanager
 
 from jax._src import config as _config
+from jax._src import core as _core
+from jax._src import dtypes as _dtypes
 from jax._src import linear_util as _linear_util
 from jax._src import mesh as _mesh
 from jax._src import shard_map as _shard_map
 from jax._src import source_info_util as _source_info
-from jax._src.interpreters import partial_eval as _partial_eval
-
-# --- extended dtype -------------------------------------------------------------------------------
-from jax._src import core as _core
-from jax._src import dtypes as _dtypes
 from jax._src import tree_util as _tree_util
 from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import mlir as _mlir
+from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
 from jax._src.sharding_impls import logical_sharding, physical_sharding
+
+# --- extended dtype -------------------------------------------------------------------------------
 
 ExtendedDType = _dtypes.ExtendedDType
 extended = _dtypes.extended
