@@ -130,8 +130,9 @@ nb::dict measure_peak(int threads, const std::string& isa) {
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of dfpjax.";
   m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsule.");
-  m.def("isa", [] { return std::string(kernels_or_raise("").name); },
-        "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
+  m.def(
+      "isa", [] { return std::string(kernels_or_raise("").name); },
+      "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
   m.def("supported_isas", &supported_isas,
         "All paths, best first, as tuples (name, compiled, usable on this CPU).");
   m.def("release_scratch", &release_scratch, "Frees the scratch memory kept between calls.");

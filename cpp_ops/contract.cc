@@ -32,7 +32,7 @@ bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Ke
               Executor& executor) {
   try {
     for (const Part& part : parts) {
-      const bool ok = part.K == 0              ? run_empty(part, operands, executor)
+      const bool ok = part.K == 0                 ? run_empty(part, operands, executor)
                       : part.mode == Mode::kLanes ? run_lanes(part, operands, kernels, executor)
                                                   : run_tiles(part, operands, kernels, executor);
       if (!ok) return false;

@@ -4,9 +4,10 @@
 
 namespace dfpjax {
 
-Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::*stride, const std::vector<Window>* windows) {
+Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::* stride,
+           const std::vector<Window>* windows) {
   for (const Dim& d : dims) {
-    Level level{d.extent, d.*stride, -1, 0};
+    Level level{d.extent, d.*stride, 0, 0};
     if (windows != nullptr && d.window >= 0) {
       level.window = d.window;
       level.coef = static_cast<int32_t>(d.coef);
@@ -20,8 +21,8 @@ Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::*stride, const std::vector
   outer_ = levels_.size();
   while (outer_ > 0 && run_window_ < 0) {
     const Level& level = levels_[outer_ - 1];
-    if (level.stride != run_ || (level.window >= 0 && level.coef <= 0)) break;
-    if (level.window >= 0) {
+    if (level.stride != run_ || level.coef < 0) break;
+    if (level.coef > 0) {
       run_window_ = level.window;
       run_unit_ = run_;
       run_coef_ = level.coef;
@@ -35,7 +36,7 @@ bool Axis::affine(int64_t* stride) const {
   *stride = levels_.empty() ? 0 : levels_.back().stride;
   int64_t step = *stride;
   for (size_t i = levels_.size(); i-- > 0;) {
-    if (levels_[i].window >= 0 || levels_[i].stride != step) return false;
+    if (levels_[i].coef != 0 || levels_[i].stride != step) return false;
     step *= levels_[i].extent;
   }
   return true;
@@ -44,24 +45,36 @@ bool Axis::affine(int64_t* stride) const {
 // Visits indices [low, high) of the outermost `levels` levels in order.
 template <typename F>
 void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) const {
+  const auto move = [&point](const Level& level, int64_t by) {
+    point.offset += by * level.stride;
+    point.coord[level.window] += static_cast<int32_t>(by * level.coef);
+  };
+  if (levels == 0) {
+    if (low < high) visit(point);
+    return;
+  }
   int64_t index[kMaxDims];
   int64_t rest = low;
-  auto move = [&](const Level& level, int64_t by) {
-    point.offset += by * level.stride;
-    if (level.window >= 0) point.coord[level.window] += static_cast<int32_t>(by * level.coef);
-  };
   for (size_t i = levels; i-- > 0;) {
     index[i] = rest % levels_[i].extent;
     rest /= levels_[i].extent;
     move(levels_[i], index[i]);
   }
-  for (int64_t position = low; position < high; ++position) {
-    visit(point);
-    for (size_t i = levels; i-- > 0;) {
-      const Level& level = levels_[i];
-      move(level, 1);
-      if (++index[i] < level.extent) break;
-      move(level, -level.extent);
+  const Level inner = levels_[levels - 1];
+  int64_t start = index[levels - 1];
+  for (int64_t position = low; position < high;) {
+    const int64_t steps = std::min(inner.extent - start, high - position);
+    for (int64_t i = 0; i < steps; ++i) {
+      visit(point);
+      move(inner, 1);
+    }
+    position += steps;
+    move(inner, -(start + steps));
+    start = 0;
+    for (size_t i = levels - 1; i-- > 0;) {
+      move(levels_[i], 1);
+      if (++index[i] < levels_[i].extent) break;
+      move(levels_[i], -levels_[i].extent);
       index[i] = 0;
     }
   }

@@ -17,9 +17,9 @@ struct Point {
   int32_t coord[kMaxWindows];
 };
 
-// Contiguous elements [start, start + length) of a flattened index, relative to the requested range.
-// If `window` >= 0, that coordinate grows by `coef` every `unit` elements, the first time after
-// `unit - phase` of them; the other coordinates are the same throughout.
+// Contiguous elements [start, start + length) of a flattened index, relative to the requested
+// range. If `window` >= 0, that coordinate grows by `coef` every `unit` elements, the first time
+// after `unit - phase` of them; the other coordinates are the same throughout.
 struct Run {
   int32_t start, length;
   int64_t offset;
@@ -39,7 +39,7 @@ class Axis {
  public:
   Axis() = default;
   // `stride` picks the operand. `windows` is null for operands without bounds checks.
-  Axis(const std::vector<Dim>& dims, int64_t Dim::*stride, const std::vector<Window>* windows);
+  Axis(const std::vector<Dim>& dims, int64_t Dim::* stride, const std::vector<Window>* windows);
 
   int64_t extent() const { return extent_; }
   // Elements of the innermost contiguous stretch.
@@ -58,7 +58,7 @@ class Axis {
  private:
   struct Level {
     int64_t extent, stride;  // the stride includes the window's
-    int window;
+    int window;              // 0 with a coef of 0 if there is none
     int32_t coef;
   };
   template <typename F>

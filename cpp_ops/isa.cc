@@ -41,10 +41,8 @@ Registry::Registry()
           {{"avxvnni", true, has_avx2() && __builtin_cpu_supports("avxvnni")}, &kAvxVnniKernels},
           {{"avx2", true, has_avx2()}, &kAvx2Kernels},
 #else
-          {{"avx512vnni", false, false}, nullptr},
-          {{"avx512bw", false, false}, nullptr},
-          {{"avxvnni", false, false}, nullptr},
-          {{"avx2", false, false}, nullptr},
+          {{"avx512vnni", false, false}, nullptr},       {{"avx512bw", false, false}, nullptr},
+          {{"avxvnni", false, false}, nullptr},          {{"avx2", false, false}, nullptr},
 #endif
           {{"portable", true, true}, &kPortableKernels},
       } {

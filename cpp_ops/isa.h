@@ -22,11 +22,11 @@ struct Norms {
 struct CellArgs {
   const int32_t* a;  // word (row, k/2) is at row * a_row + (k/2) * a_pair
   int64_t a_row, a_pair;
-  const int32_t* b;  // word (k/2, column) is at (k/2) * columns + column
-  int32_t columns;   // a multiple of kColumnQuantum
-  int32_t rows;      // 1..kTileRows
-  int32_t pairs;     // words along k
-  int32_t chain;     // words per exact int32 sum
+  const int32_t* b;        // word (k/2, column) is at (k/2) * columns + column
+  int32_t columns;         // a multiple of kColumnQuantum
+  int32_t rows;            // 1..kTileRows
+  int32_t pairs;           // words along k
+  int32_t chain;           // words per exact int32 sum
   const float* const* in;  // running sums, one pointer per row; `out` or zeros
   float* const* out;
   bool finish;  // multiply by `scale` on the way out
@@ -40,24 +40,24 @@ struct KernelTable {
 
   void (*cell)(const CellArgs& args);
 
-  // Packs rows of k: out[row * stride + j] for j in [0, stride), zero beyond the runs and where A is
-  // padded. Points are rows, runs are along k.
+  // Packs rows of k: out[row * stride + j] for j in [0, stride), zero beyond the runs and where A
+  // is padded. Points are rows, runs are along k.
   void (*pack_rows)(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
                     const Run* runs, int run_count, int16_t* out, int64_t stride);
-  // Packs words of two k: out[(k/2) * stride + row], zero up to `stride` too. Points are k, runs are
-  // along the rows. `zeros` holds at least as many zeros as there are rows, `edge` room for twice as
-  // many elements.
+  // Packs words of two k: out[(k/2) * stride + start + i], i within a run, and `padding` zeros
+  // after the last run. Points are k, runs are along the rows. `zeros` holds at least as many zeros
+  // as a run has elements, `edge` room for twice as many.
   void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                      const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
-                     int32_t* out, int64_t stride);
+                     int32_t* out, int64_t stride, int padding);
   // Words [16 rows][pairs] with a row stride in elements to [pairs][16 columns of stride words].
   void (*transpose)(const int16_t* rows, int64_t stride, int pairs, int32_t* out,
                     int64_t out_stride);
 
   // Norms of `rows` <= kTileRows rows; k is a multiple of 32.
   void (*norms_rows)(const int16_t* rows, int64_t stride, int count, int k, Norms* out);
-  // Norms of words [pairs][stride]: out[row / group] for rows in [0, count); stride >= count rounded
-  // up to 16, and the words between are zero.
+  // Norms of words [pairs][stride]: out[row / group] for rows in [0, count); stride >= count
+  // rounded up to 16, and the words between are zero.
   void (*norms_pairs)(const int32_t* words, int64_t stride, int count, int pairs, int group,
                       Norms* out);
 

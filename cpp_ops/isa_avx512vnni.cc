@@ -1,4 +1,5 @@
-// The avx512vnni kernels. Extended asm keeps the compiler from spilling the sums of the register tile.
+// The avx512vnni kernels. Extended asm keeps the compiler from spilling the sums of the register
+// tile.
 #include <immintrin.h>
 
 #include "isa.h"

@@ -11,6 +11,7 @@ namespace {
 struct Portable {
   static constexpr int kLanes = 8;
   static constexpr int kStripVectors = 2;
+  static constexpr int kShortChain = 16;
   struct I {
     int32_t v[kLanes];
   };
@@ -29,7 +30,10 @@ struct Portable {
     return map([p](int) { return *p; });
   }
   // Keeps the compiler from knowing the value.
-  static void hide(I& x) { asm volatile("" : "+m"(x)); }
+  template <class V>
+  static void hide(V& x) {
+    asm volatile("" : "+m"(x));
+  }
   static void dot(I& sum, I a, I b) { sum = add(sum, pair_dot(a, b)); }
   static I pair_dot(I a, I b) {
     return map([&](int i) { return low(a.v[i]) * low(b.v[i]) + high(a.v[i]) * high(b.v[i]); });

@@ -1,74 +1,120 @@
-// The register-tiled microkernel. See kernels_common.h for how it is included.
+// The register-tiled microkernels. See kernels_common.h for how they are included.
 
-// MR x NV vectors of one cell, from vector column 0 of `b` and `column` of the outputs.
+// Adds exact sums of `chain` words of k for MR x NV vectors.
 template <class S, int MR, int NV>
-__attribute__((noinline)) void cell_strip(const CellArgs& t, const int32_t* b, int column) {
+inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a_row,
+                                                     int64_t a_pair, const int32_t* b,
+                                                     int64_t b_pair, int chain,
+                                                     typename S::I (&sum)[MR][NV]) {
   using I = typename S::I;
-  using F = typename S::F;
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) sum[i][j] = S::zero();
+  for (int k = 0; k < chain; ++k, a += a_pair, b += b_pair) {
+    I bk[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) bk[j] = S::load(b + j * S::kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      const I ak = S::broadcast(a + i * a_row);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) S::dot(sum[i][j], ak, bk[j]);
+    }
+  }
+}
+
+template <class S>
+inline void store_output(const CellArgs& t, bool finish, typename S::F scale, typename S::F total,
+                         float* to) {
+  if (finish) {
+    total = S::mul_float(total, scale);
+    if (t.stream) return S::stream_float(to, total);
+  }
+  S::store_float(to, total);
+}
+
+// For long chains: the registers are full of int32 sums, and the float32 sums live in memory.
+template <class S, int MR, int NV>
+__attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   const int32_t* a = t.a;
-  const int64_t a_row = t.a_row, a_pair = t.a_pair, b_pair = t.columns;
+  const int32_t* b = t.b + column;
   const float* const* in = t.in;
-  float* const* out = t.out;
+  const typename S::F scale = S::broadcast_float(t.scale);
   for (int left = t.pairs; left > 0;) {
     const int chain = left < t.chain ? left : t.chain;
     left -= chain;
-    I sum[MR][NV];
+    typename S::I sum[MR][NV];
+    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
+    a += chain * t.a_pair;
+    b += chain * int64_t{t.columns};
+    const bool finish = left == 0 && t.finish;
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) sum[i][j] = S::zero();
-    for (int k = 0; k < chain; ++k, a += a_pair, b += b_pair) {
-      I bk[NV];
-#pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) bk[j] = S::load(b + j * S::kLanes);
-#pragma GCC unroll 6
-      for (int i = 0; i < MR; ++i) {
-        const I ak = S::broadcast(a + i * a_row);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) S::dot(sum[i][j], ak, bk[j]);
+      for (int j = 0; j < NV; ++j) {
+        const int at = column + j * S::kLanes;
+        store_output<S>(t, finish, scale,
+                        S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])),
+                        t.out[i] + at);
       }
-    }
-    if (left > 0 || !t.finish) {
-#pragma GCC unroll 6
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) {
-          const int at = column + j * S::kLanes;
-          S::store_float(out[i] + at,
-                         S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])));
-        }
-    } else {
-      const F scale = S::broadcast_float(t.scale);
-#pragma GCC unroll 6
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) {
-          const int at = column + j * S::kLanes;
-          const F total = S::mul_float(
-              S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])), scale);
-          if (t.stream)
-            S::stream_float(out[i] + at, total);
-          else
-            S::store_float(out[i] + at, total);
-        }
-    }
-    in = out;
+    in = t.out;
   }
+}
+
+// For short chains, which end often: half as many columns, and the float32 sums stay in registers.
+template <class S, int MR, int NV>
+__attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
+  const int32_t* a = t.a;
+  const int32_t* b = t.b + column;
+  typename S::F total[MR][NV];
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) total[i][j] = S::load_float(t.in[i] + column + j * S::kLanes);
+  for (int left = t.pairs; left > 0;) {
+    const int chain = left < t.chain ? left : t.chain;
+    left -= chain;
+    typename S::I sum[MR][NV];
+    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
+    a += chain * t.a_pair;
+    b += chain * int64_t{t.columns};
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) total[i][j] = S::add_float(total[i][j], S::to_float(sum[i][j]));
+  }
+  const typename S::F scale = S::broadcast_float(t.scale);
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      store_output<S>(t, t.finish, scale, total[i][j], t.out[i] + column + j * S::kLanes);
 }
 
 // Walks the cell in strips of kStripVectors vectors; the last one may be narrower.
 template <class S, int MR>
 void cell_rows(const CellArgs& t) {
-  constexpr int kStrip = S::kStripVectors * S::kLanes;
+  constexpr int kLong = S::kStripVectors, kShort = kLong / 2;
   int column = 0;
-  for (; column + kStrip <= t.columns; column += kStrip)
-    cell_strip<S, MR, S::kStripVectors>(t, t.b + column, column);
+  if (t.chain <= S::kShortChain) {
+    constexpr int kStrip = kShort * S::kLanes;
+    for (; column + kStrip <= t.columns; column += kStrip) short_chains<S, MR, kShort>(t, column);
+    if constexpr (kStrip > kColumnQuantum)
+      if (column < t.columns) short_chains<S, MR, 1>(t, column);
+    return;
+  }
+  constexpr int kStrip = kLong * S::kLanes;
+  for (; column + kStrip <= t.columns; column += kStrip) long_chains<S, MR, kLong>(t, column);
   if constexpr (kStrip > kColumnQuantum) {
     static_assert(kStrip == 4 * kColumnQuantum);
     switch ((t.columns - column) / kColumnQuantum) {
-      case 1: return cell_strip<S, MR, S::kStripVectors / 4>(t, t.b + column, column);
-      case 2: return cell_strip<S, MR, S::kStripVectors / 2>(t, t.b + column, column);
-      case 3: return cell_strip<S, MR, S::kStripVectors * 3 / 4>(t, t.b + column, column);
+      case 1:
+        return long_chains<S, MR, 1>(t, column);
+      case 2:
+        return long_chains<S, MR, 2>(t, column);
+      case 3:
+        return long_chains<S, MR, 3>(t, column);
     }
   }
 }
@@ -76,11 +122,17 @@ void cell_rows(const CellArgs& t) {
 template <class S>
 void cell(const CellArgs& t) {
   switch (t.rows) {
-    case 1: return cell_rows<S, 1>(t);
-    case 2: return cell_rows<S, 2>(t);
-    case 3: return cell_rows<S, 3>(t);
-    case 4: return cell_rows<S, 4>(t);
-    case 5: return cell_rows<S, 5>(t);
-    default: return cell_rows<S, 6>(t);
+    case 1:
+      return cell_rows<S, 1>(t);
+    case 2:
+      return cell_rows<S, 2>(t);
+    case 3:
+      return cell_rows<S, 3>(t);
+    case 4:
+      return cell_rows<S, 4>(t);
+    case 5:
+      return cell_rows<S, 5>(t);
+    default:
+      return cell_rows<S, 6>(t);
   }
 }

@@ -10,13 +10,13 @@ void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, i
     F sum = first ? S::broadcast_float(0) : S::load_float(sums + lane);
     for (int i = 0; i + 1 < k; i += 2) {
       const I words = S::pair_words(a[i] + lane, a[i + 1] + lane);
-      sum = S::add_float(
-          sum, S::to_float(S::pair_dot(words, S::load(b + (i / 2) * b_stride + lane))));
+      sum = S::add_float(sum,
+                         S::to_float(S::pair_dot(words, S::load(b + (i / 2) * b_stride + lane))));
     }
     if (k % 2 != 0) {
       const I words = S::pair_words(a[k - 1] + lane, a[k - 1] + lane);  // b's second half is zero
-      sum = S::add_float(
-          sum, S::to_float(S::pair_dot(words, S::load(b + (k / 2) * b_stride + lane))));
+      sum = S::add_float(sum,
+                         S::to_float(S::pair_dot(words, S::load(b + (k / 2) * b_stride + lane))));
     }
     S::store_float(sums + lane, sum);
   }
@@ -59,14 +59,17 @@ int64_t peak_dot(int64_t iterations) {
   I sum[kPeakSums];
   const int32_t one = 1;
   I x = S::broadcast(&one);
-  for (I& s : sum) s = S::zero();
-  for (int64_t n = 0; n < iterations; ++n) {
-    S::hide(x);
 #pragma GCC unroll 12
-    for (int i = 0; i < kPeakSums; ++i) S::dot(sum[i], x, x);
+  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::zero();
+  for (int64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kPeakSums; ++i) {
+      S::hide(x);
+      S::dot(sum[i], x, x);
+    }
   }
-  volatile int32_t sink = 0;
-  for (I& s : sum) sink = sink + S::reduce_max(s);
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
   return iterations * kPeakSums * S::kLanes * 2;
 }
 
@@ -75,16 +78,13 @@ int64_t peak_fma(int64_t iterations) {
   using F = typename S::F;
   F sum[kPeakSums];
   const F x = S::broadcast_float(1);
-  for (F& s : sum) s = S::broadcast_float(0);
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::broadcast_float(0);
   for (int64_t n = 0; n < iterations; ++n) {
 #pragma GCC unroll 12
     for (int i = 0; i < kPeakSums; ++i) S::fma_float(sum[i], x, x);
   }
-  float values[S::kLanes];
-  volatile float sink = 0;
-  for (F& s : sum) {
-    S::store_float(values, s);
-    sink = sink + values[0];
-  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
   return iterations * kPeakSums * S::kLanes;
 }

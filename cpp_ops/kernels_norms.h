@@ -2,7 +2,6 @@
 
 inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-
 template <class S>
 void norms_rows(const int16_t* rows, int64_t stride, int count, int k, Norms* out) {
   using I = typename S::I;
@@ -78,8 +77,7 @@ void norms_pairs(const int32_t* words, int64_t stride, int count, int pairs, int
     norms_lanes<S>(words + row, stride, pairs, maxima);
     if (row / group == (row + S::kLanes - 1) / group) {
       Norms& norms = out[row / group];
-      for (int c = 0; c < 4; ++c)
-        norms.chunk[c] = larger(norms.chunk[c], S::reduce_max(maxima[c]));
+      for (int c = 0; c < 4; ++c) norms.chunk[c] = larger(norms.chunk[c], S::reduce_max(maxima[c]));
       norms.pair = larger(norms.pair, S::reduce_max(maxima[4]));
       continue;
     }

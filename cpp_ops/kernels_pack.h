@@ -68,13 +68,19 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
 template <class S>
 void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                 const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
-                int64_t stride) {
-  const int length = run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+                int64_t stride, int padding) {
+  const int length = runs[run_count - 1].start + runs[run_count - 1].length;
   for (int pair = 0; pair < k; pair += 2, out += stride) {
     const int count = k - pair < 2 ? 1 : 2;
     for (int i = 0; i < run_count; ++i) {
       const Run& run = runs[i];
       const int16_t* source[2] = {zeros, zeros};
+      if (bounds.count == 0) {
+        for (int half = 0; half < count; ++half)
+          source[half] = base + points[pair + half].offset + run.offset;
+        interleave<S>(source[0], source[1], run.length, out + run.start);
+        continue;
+      }
       for (int half = 0; half < count; ++half) {
         const Point& point = points[pair + half];
         const Valid valid = valid_part(bounds, point, run);
@@ -89,7 +95,7 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
       }
       interleave<S>(source[0], source[1], run.length, out + run.start);
     }
-    for (int64_t i = length; i < stride; ++i) out[i] = 0;
+    for (int i = 0; i < padding; ++i) out[length + i] = 0;
   }
 }
 

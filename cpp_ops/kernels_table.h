@@ -2,6 +2,6 @@
 
 template <class S>
 constexpr KernelTable make_table(const char* name) {
-  return {name,           cell<S>,        pack_rows<S>, pack_pairs<S>, transpose<S>, norms_rows<S>,
-          norms_pairs<S>, lanes<S>,       combine<S>,   peak_dot<S>,   peak_fma<S>};
+  return {name,           cell<S>,  pack_rows<S>, pack_pairs<S>, transpose<S>, norms_rows<S>,
+          norms_pairs<S>, lanes<S>, combine<S>,   peak_dot<S>,   peak_fma<S>};
 }

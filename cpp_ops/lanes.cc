@@ -12,7 +12,7 @@ namespace dfpjax {
 namespace {
 
 // Lanes that one task handles: its share of B, interleaved, stays in the second-level cache.
-constexpr int64_t kLaneRange = 256;
+constexpr int64_t kLaneRange = kPanelsPerPack * kPanelColumns;
 
 Part without_lanes(Part part) {
   part.G /= part.g.back().extent;
@@ -32,7 +32,7 @@ class Lanes {
   };
   struct Workspace {
     Workspace()
-        : packing(kLaneRange),
+        : packing(0, 1),
           words(kBlock / 2 * kLaneRange * int64_t{sizeof(int32_t)}),
           zeros(kLaneRange),
           points(kBlock) {}
@@ -100,11 +100,11 @@ bool Lanes::run(Executor& executor) {
   rows_ = ceil_div(p_.M, row_blocks_);
   row_blocks_ = ceil_div(p_.M, rows_);
   const int64_t count = outer * row_blocks_;
-  const bool ok =
-      parallel_for(executor, count, count / (32 * executor.threads()), [&](int64_t low, int64_t high) {
-        Workspace w;
-        for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
-      });
+  const bool ok = parallel_for(executor, count, count / (32 * executor.threads()),
+                               [&](int64_t low, int64_t high) {
+                                 Workspace w;
+                                 for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
+                               });
   if (!ok || splits_ == 1) return ok;
   return parallel_for(executor, outer_.G * p_.M, 16, [&](int64_t low, int64_t high) {
     for (int64_t i = low; i < high; ++i) combine(i);
@@ -158,8 +158,7 @@ void Lanes::run_task(const Task& t, Workspace* w) const {
     }
   }
   if (splits_ > 1) return;
-  for (int64_t m = t.m; m < t.m_end; ++m)
-    scale(t.g, m, t.lanes, sums(0, t.g, m) + t.lane);
+  for (int64_t m = t.m; m < t.m_end; ++m) scale(t.g, m, t.lanes, sums(0, t.g, m) + t.lane);
 }
 
 void Lanes::scale(int64_t g, int64_t m, int64_t lanes, float* row) const {

@@ -16,13 +16,13 @@ Bounds make_bounds(const std::vector<Window>& windows) {
 
 }  // namespace
 
-PackingSpace::PackingSpace(int64_t max_rows) {
-  const auto longest = static_cast<size_t>(
-      std::max<int64_t>({max_rows, kBlock, kPanelColumns}));
-  points.resize(longest);
-  runs.resize(longest);
-  zeros.resize(longest);
-  edge.resize(2 * longest);
+PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
+  const int64_t longest = std::max<int64_t>({max_rows, kBlock, kPanelsPerPack * kPanelColumns});
+  points.resize(static_cast<size_t>(longest));
+  runs.resize(static_cast<size_t>(std::max(longest, max_blocks * kBlock)));
+  run_counts.resize(static_cast<size_t>(max_blocks));
+  zeros.resize(static_cast<size_t>(longest));
+  edge.resize(static_cast<size_t>(2 * longest));
   rows.resize(kPanelColumns * kBlock);
 }
 
@@ -34,12 +34,19 @@ PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels)
       k_(part.k, &Dim::stride_a, &part.windows),
       origin_{},
       bounds_(make_bounds(part.windows)),
-      row_major_(k_.run_extent() >= m_.run_extent()) {
+      source_(k_.run_extent() >= m_.run_extent() ? Source::kAlongK : Source::kAlongM) {
   for (size_t w = 0; w < part.windows.size(); ++w) {
     const Window& window = part.windows[w];
     origin_.coord[w] = static_cast<int32_t>(window.offset);
     origin_.offset += window.offset * window.stride_a;
   }
+  // Rows that are contiguous words, a whole number of vectors, need no copy.
+  int64_t group_step;
+  const bool words = reinterpret_cast<uintptr_t>(base_) % sizeof(int32_t) == 0 &&
+                     m_.affine(&row_step_) && row_step_ % 2 == 0 && g_.affine(&group_step) &&
+                     group_step % 2 == 0;
+  if (words && part.windows.empty() && k_.run_extent() == part.K && part.K % 32 == 0)
+    source_ = Source::kInPlace;
 }
 
 int64_t PackerA::pair_stride(int64_t rows) const {
@@ -49,39 +56,68 @@ int64_t PackerA::pair_stride(int64_t rows) const {
 }
 
 int64_t PackerA::block_words(int64_t rows) const {
-  return kPairs * (row_major_ ? rows : pair_stride(rows));
+  return kPairs * (source_ == Source::kAlongM ? pair_stride(rows) : rows);
 }
 
-PackedLayout PackerA::layout(int64_t rows, int64_t k) const {
-  if (row_major_) return {round_up(k, 32) / 2, 1};
-  return {1, pair_stride(rows)};
+int64_t PackerA::block_size(int64_t block) const {
+  return std::min<int64_t>(kBlock, k_.extent() - block * kBlock);
 }
 
-void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t k0, int64_t k, PackingSpace* space,
-                   int32_t* out, Norms* norms) const {
+void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
+                   PackingSpace* space, int32_t* out, PackedA* packed, Norms* norms,
+                   int64_t norms_stride) const {
   Point origin;
   g_.points(g, g + 1, origin_, &origin);
-  if (!row_major_) {
-    k_.points(k0, k0 + k, origin, space->points.data());
-    const int runs = m_.runs(m, m + rows, space->runs.data());
-    const int64_t stride = pair_stride(rows);
-    kernels_.pack_pairs(base_, bounds_, space->points.data(), static_cast<int>(k),
-                        space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
-                        stride);
-    kernels_.norms_pairs(out, stride, static_cast<int>(rows), static_cast<int>(ceil_div(k, 2)),
-                         kTileRows, norms);
+  if (source_ != Source::kAlongM) {
+    pack_along_k(origin, m, rows, block, count, space, out, packed, norms, norms_stride);
     return;
   }
-  m_.points(m, m + rows, origin, space->points.data());
-  const int runs = k_.runs(k0, k0 + k, space->runs.data());
-  const int64_t stride = round_up(k, 32);
-  auto* to = reinterpret_cast<int16_t*>(out);
-  // Tile by tile, so that the norms find the tile in the first-level cache.
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    const int count = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
-    kernels_.pack_rows(base_, bounds_, space->points.data() + row, count, space->runs.data(), runs,
-                       to + row * stride, stride);
-    kernels_.norms_rows(to + row * stride, stride, count, static_cast<int>(stride), norms++);
+  const int runs = m_.runs(m, m + rows, space->runs.data());
+  const int64_t stride = pair_stride(rows);
+  for (int64_t i = 0; i < count; ++i, out += kPairs * stride, norms += norms_stride) {
+    const int64_t k0 = (block + i) * kBlock, k = block_size(block + i);
+    k_.points(k0, k0 + k, origin, space->points.data());
+    kernels_.pack_pairs(base_, bounds_, space->points.data(), static_cast<int>(k),
+                        space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
+                        stride, static_cast<int>(stride - rows));
+    kernels_.norms_pairs(out, stride, static_cast<int>(rows), static_cast<int>(ceil_div(k, 2)),
+                         kTileRows, norms);
+    packed[i] = {out, 1, stride};
+  }
+}
+
+void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block,
+                           int64_t count, PackingSpace* space, int32_t* out, PackedA* packed,
+                           Norms* norms, int64_t norms_stride) const {
+  const bool in_place = source_ == Source::kInPlace;
+  const int16_t* in = base_ + origin.offset + m * row_step_;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t k0 = (block + i) * kBlock, k = block_size(block + i);
+    if (in_place) {
+      packed[i] = {reinterpret_cast<const int32_t*>(in + k0), row_step_ / 2, 1};
+      continue;
+    }
+    space->run_counts[static_cast<size_t>(i)] =
+        k_.runs(k0, k0 + k, &space->runs[static_cast<size_t>(i * kBlock)]);
+    packed[i] = {out + i * kPairs * rows, round_up(k, 32) / 2, 1};
+  }
+  if (!in_place) m_.points(m, m + rows, origin, space->points.data());
+  // Tile by tile, so that the norms find the tile in the first-level cache, and all blocks of a
+  // tile together, since they are neighbours in memory.
+  for (int64_t row = 0; row < rows; row += kTileRows, ++norms) {
+    const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t stride = packed[i].row_stride * 2;
+      const auto* tile = reinterpret_cast<const int16_t*>(packed[i].words) + row * stride;
+      if (!in_place)
+        kernels_.pack_rows(base_, bounds_, space->points.data() + row, tile_rows,
+                           &space->runs[static_cast<size_t>(i * kBlock)],
+                           space->run_counts[static_cast<size_t>(i)], const_cast<int16_t*>(tile),
+                           stride);
+      kernels_.norms_rows(tile, stride, tile_rows,
+                          static_cast<int>(round_up(block_size(block + i), 32)),
+                          &norms[i * norms_stride]);
+    }
   }
 }
 
@@ -91,7 +127,7 @@ PackerB::PackerB(const Part& part, const int16_t* b, const KernelTable& kernels)
       g_(part.g, &Dim::stride_b, nullptr),
       n_(part.n, &Dim::stride_b, nullptr),
       k_(part.k, &Dim::stride_b, nullptr),
-      row_major_(k_.run_extent() > n_.run_extent()) {}
+      along_k_(k_.run_extent() > n_.run_extent()) {}
 
 int64_t PackerB::block_words(int64_t columns, int64_t k) {
   return round_up(ceil_div(k, 2), 16) * round_up(columns, kColumnQuantum);
@@ -101,29 +137,63 @@ void PackerB::pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int6
                          PackingSpace* space, int32_t* out) const {
   k_.points(k0, k0 + k, Point{g_.offset(g), {}}, space->points.data());
   const int runs = n_.runs(n, n + columns, space->runs.data());
+  const int64_t width = round_up(columns, kColumnQuantum);
   kernels_.pack_pairs(base_, kNoBounds, space->points.data(), static_cast<int>(k),
-                      space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
-                      round_up(columns, kColumnQuantum));
+                      space->runs.data(), runs, space->zeros.data(), space->edge.data(), out, width,
+                      static_cast<int>(width - columns));
+}
+
+// One panel.
+void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
+                           PackingSpace* space, int32_t* out) const {
+  n_.points(n, n + columns, Point{origin, {}}, space->points.data());
+  const int runs = k_.runs(k0, k0 + k, space->runs.data());
+  const int64_t stride = round_up(k, 32), width = round_up(columns, kColumnQuantum);
+  int16_t* rows = space->rows.data();
+  kernels_.pack_rows(base_, kNoBounds, space->points.data(), static_cast<int>(columns),
+                     space->runs.data(), runs, rows, stride);
+  std::fill(rows + columns * stride, rows + width * stride, int16_t{0});
+  for (int64_t column = 0; column < width; column += kColumnQuantum)
+    kernels_.transpose(rows + column * stride, stride, static_cast<int>(ceil_div(k, 2)),
+                       out + column, width);
 }
 
 void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
-                   PackingSpace* space, int32_t* out, Norms* norms) const {
-  const int64_t width = round_up(columns, kColumnQuantum);
-  const int pairs = static_cast<int>(ceil_div(k, 2));
-  if (row_major_) {
-    n_.points(n, n + columns, Point{g_.offset(g), {}}, space->points.data());
-    const int runs = k_.runs(k0, k0 + k, space->runs.data());
-    const int64_t stride = round_up(k, 32);
-    int16_t* rows = space->rows.data();
-    kernels_.pack_rows(base_, kNoBounds, space->points.data(), static_cast<int>(columns),
-                       space->runs.data(), runs, rows, stride);
-    std::fill(rows + columns * stride, rows + width * stride, int16_t{0});
-    for (int64_t column = 0; column < width; column += kColumnQuantum)
-      kernels_.transpose(rows + column * stride, stride, pairs, out + column, width);
+                   PackingSpace* space, int32_t* out, int64_t panel_stride, Norms* norms,
+                   int64_t norms_stride) const {
+  const int64_t origin = g_.offset(g);
+  const int64_t panels = ceil_div(columns, kPanelColumns), whole = columns / kPanelColumns;
+  const auto panel_columns = [&](int64_t p) {
+    return std::min<int64_t>(kPanelColumns, columns - p * kPanelColumns);
+  };
+  if (along_k_) {
+    for (int64_t p = 0; p < panels; ++p)
+      pack_along_k(origin, n + p * kPanelColumns, panel_columns(p), k0, k, space,
+                   out + p * panel_stride);
   } else {
-    pack_words(g, n, columns, k0, k, space, out);
+    // One pass over k for all whole panels: their runs start where their panels do.
+    k_.points(k0, k0 + k, Point{origin, {}}, space->points.data());
+    int runs = 0;
+    for (int64_t p = 0; p < whole; ++p) {
+      const int64_t first = n + p * kPanelColumns;
+      const int count =
+          n_.runs(first, first + kPanelColumns, &space->runs[static_cast<size_t>(runs)]);
+      for (int i = 0; i < count; ++i)
+        space->runs[static_cast<size_t>(runs++)].start += static_cast<int32_t>(p * panel_stride);
+    }
+    if (whole > 0)
+      kernels_.pack_pairs(base_, kNoBounds, space->points.data(), static_cast<int>(k),
+                          space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
+                          kPanelColumns, 0);
+    if (whole < panels)
+      pack_words(g, n + whole * kPanelColumns, panel_columns(whole), k0, k, space,
+                 out + whole * panel_stride);
   }
-  kernels_.norms_pairs(out, width, static_cast<int>(width), pairs, kPanelColumns, norms);
+  for (int64_t p = 0; p < panels; ++p) {
+    const int width = static_cast<int>(round_up(panel_columns(p), kColumnQuantum));
+    kernels_.norms_pairs(out + p * panel_stride, width, width, static_cast<int>(ceil_div(k, 2)),
+                         kPanelColumns, norms + p * norms_stride);
+  }
 }
 
 }  // namespace dfpjax

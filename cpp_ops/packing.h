@@ -14,45 +14,58 @@ namespace dfpjax {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
 
-// Room for one packing call; each thread has its own.
+// Columns that are packed together, so that wide rows of B are read in one go.
+inline constexpr int64_t kPanelsPerPack = 4;
+
+// Room for packing; each thread has its own.
 class PackingSpace {
  public:
-  explicit PackingSpace(int64_t max_rows);
+  // For blocks of up to max_rows rows of A and max_blocks blocks of k at a time.
+  PackingSpace(int64_t max_rows, int64_t max_blocks);
 
  private:
   friend class PackerA;
   friend class PackerB;
   std::vector<Point> points;
   std::vector<Run> runs;
+  std::vector<int> run_counts;
   std::vector<int16_t> zeros, edge, rows;
 };
 
-// Where the words of a packed block of A are: (row, k/2) at row * row_stride + (k/2) * pair_stride.
-struct PackedLayout {
+// A packed k-block of A: word (row, k/2) is at words[row * row_stride + (k/2) * pair_stride].
+struct PackedA {
+  const int32_t* words;
   int64_t row_stride, pair_stride;
 };
 
-// Packs blocks of up to kBlock consecutive k for ranges of rows.
+// Packs k-blocks for ranges of rows.
 class PackerA {
  public:
   PackerA(const Part& part, const int16_t* a, const KernelTable& kernels);
 
-  // Words that a block of so many rows takes.
+  // Words to provide per block of so many rows.
   int64_t block_words(int64_t rows) const;
-  PackedLayout layout(int64_t rows, int64_t k) const;
-  // Packs rows [m, m + rows) of A[g], k in [k0, k0 + k); norms has one element per row tile.
-  void pack(int64_t g, int64_t m, int64_t rows, int64_t k0, int64_t k, PackingSpace* space,
-            int32_t* out, Norms* norms) const;
+  // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand
+  // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
+  void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
+            int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
 
  private:
+  enum class Source { kInPlace, kAlongK, kAlongM };
+
   int64_t pair_stride(int64_t rows) const;
+  int64_t block_size(int64_t block) const;
+  void pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
+                    PackingSpace* space, int32_t* out, PackedA* packed, Norms* norms,
+                    int64_t norms_stride) const;
 
   const KernelTable& kernels_;
   const int16_t* base_;
   Axis g_, m_, k_;
   Point origin_;
   Bounds bounds_;
-  bool row_major_;  // runs along k rather than along m
+  Source source_;
+  int64_t row_step_ = 0;  // between rows used in place
 };
 
 // Packs blocks of up to kBlock consecutive k for column panels.
@@ -62,19 +75,23 @@ class PackerB {
 
   // Words that a block of that size takes.
   static int64_t block_words(int64_t columns, int64_t k);
-  // Packs columns [n, n + columns) of B[g], columns <= kPanelColumns, k in [k0, k0 + k).
+  // Packs columns [n, n + columns) of B[g], at most kPanelsPerPack panels, k in [k0, k0 + k).
+  // Panels are panel_stride words apart, their norms norms_stride.
   void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
-            int32_t* out, Norms* norms) const;
-  // The same without norms, for any number of columns that `space` has room for; B must not be
+            int32_t* out, int64_t panel_stride, Norms* norms, int64_t norms_stride) const;
+  // Without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns; B must not be
   // contiguous along k.
-  void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
-                  PackingSpace* space, int32_t* out) const;
+  void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
+                  int32_t* out) const;
 
  private:
+  void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
+                    PackingSpace* space, int32_t* out) const;
+
   const KernelTable& kernels_;
   const int16_t* base_;
   Axis g_, n_, k_;
-  bool row_major_;  // runs along k rather than along n
+  bool along_k_;  // runs along k rather than along n
 };
 
 }  // namespace dfpjax

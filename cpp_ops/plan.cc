@@ -20,7 +20,8 @@ class Range {
   void add(int64_t stride, int64_t extent) {
     int64_t reach;
     overflow_ |= __builtin_mul_overflow(stride, extent - 1, &reach);
-    overflow_ |= __builtin_add_overflow(reach < 0 ? low_ : high_, reach, reach < 0 ? &low_ : &high_);
+    overflow_ |=
+        __builtin_add_overflow(reach < 0 ? low_ : high_, reach, reach < 0 ? &low_ : &high_);
   }
   void clip(int64_t low, int64_t high) {
     low_ = std::max(low_, low);
@@ -95,9 +96,7 @@ void for_each_dim(const Part& p, bool g, bool m, bool n, bool k, F f) {
 // Checks every address that the part can reach.
 std::string check_addresses(const Part& p, const BufferSizes& sizes) {
   Range c(p.base_c), ea(0), eb(0);
-  for_each_dim(p, true, true, true, false, [&](const Dim& d) {
-    c.add(d.stride_c, d.extent);
-  });
+  for_each_dim(p, true, true, true, false, [&](const Dim& d) { c.add(d.stride_c, d.extent); });
   for_each_dim(p, true, true, false, false, [&](const Dim& d) { ea.add(d.exp_a, d.extent); });
   for_each_dim(p, true, false, true, false, [&](const Dim& d) { eb.add(d.exp_b, d.extent); });
   if (!c.inside(0, sizes.c - 1)) return "c: the plan reaches outside the output";
@@ -155,8 +154,8 @@ std::string check_part(const Part& p, const BufferSizes& sizes) {
   }
   if (p.G == 0 || p.M == 0 || p.N == 0) return "";
   int64_t outputs;
-  if (__builtin_mul_overflow(p.G, p.M, &outputs) || __builtin_mul_overflow(outputs, p.N, &outputs) ||
-      outputs > sizes.c)
+  if (__builtin_mul_overflow(p.G, p.M, &outputs) ||
+      __builtin_mul_overflow(outputs, p.N, &outputs) || outputs > sizes.c)
     return "c: the plan has more outputs than the buffer";
   return check_addresses(p, sizes);
 }

@@ -18,7 +18,7 @@ float scale_once(float total, int64_t e) {
   return static_cast<float>(static_cast<double>(total) * std::ldexp(1.0, clamped));
 }
 
-bool constant(const std::vector<Dim>& dims, int64_t Dim::*stride) {
+bool constant(const std::vector<Dim>& dims, int64_t Dim::* stride) {
   return std::all_of(dims.begin(), dims.end(), [=](const Dim& d) { return d.*stride == 0; });
 }
 

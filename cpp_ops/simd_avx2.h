@@ -7,13 +7,17 @@ struct Avx2 {
   using F = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
+  static constexpr int kShortChain = 64;   // words; until then float32 sums stay in registers
 
   static I zero() { return _mm256_setzero_si256(); }
   static I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static void store(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
   static I broadcast(const int32_t* p) { return _mm256_set1_epi32(*p); }
   // Keeps the compiler from knowing the value.
-  static void hide(I& x) { asm volatile("" : "+x"(x)); }
+  template <class V>
+  static void hide(V& x) {
+    asm volatile("" : "+x"(x));
+  }
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm256_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
@@ -36,7 +40,9 @@ struct Avx2 {
   static F broadcast_float(float x) { return _mm256_set1_ps(x); }
   static F add_float(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul_float(F a, F b) { return _mm256_mul_ps(a, b); }
-  static void fma_float(F& sum, F a, F b) { asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b)); }
+  static void fma_float(F& sum, F a, F b) {
+    asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  }
 
   // Lane sums of 16 vectors (two per 32-element chunk): lane c holds chunk c's.
   static I chunk_sums(const I* v) {

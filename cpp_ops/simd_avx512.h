@@ -7,13 +7,17 @@ struct Avx512 {
   using F = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B and the broadcast of A: 29 of 32
+  static constexpr int kShortChain = 64;   // words; until then float32 sums stay in registers
 
   static I zero() { return _mm512_setzero_si512(); }
   static I load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
   // Keeps the compiler from knowing the value.
-  static void hide(I& x) { asm volatile("" : "+v"(x)); }
+  template <class V>
+  static void hide(V& x) {
+    asm volatile("" : "+v"(x));
+  }
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm512_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -31,7 +35,9 @@ struct Avx512 {
   static F broadcast_float(float x) { return _mm512_set1_ps(x); }
   static F add_float(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul_float(F a, F b) { return _mm512_mul_ps(a, b); }
-  static void fma_float(F& sum, F a, F b) { asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+  static void fma_float(F& sum, F a, F b) {
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
 
   // Lane sums of 8 vectors (one 32-element chunk each): lanes 0-3 hold those of v[0..3], lanes 8-11
   // those of v[4..7], and the other lanes repeat them.

@@ -21,9 +21,9 @@ namespace {
 
 // Cache budgets, for a second-level cache of 512 KiB or more.
 constexpr int64_t kRowTilesPerBlock = 16;
-constexpr int64_t kMaxRowTiles = 100;                // when one row block may cover all of M
-constexpr int64_t kPackedABytes = 256 << 10;         // packed k-blocks of A per pass
-constexpr int64_t kCBlockBytes = 256 << 10;          // sums that are revisited k-block by k-block
+constexpr int64_t kMaxRowTiles = 100;         // when one row block may cover all of M
+constexpr int64_t kPackedABytes = 256 << 10;  // packed k-blocks of A per pass
+constexpr int64_t kCBlockBytes = 256 << 10;   // sums that are revisited k-block by k-block
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
@@ -58,6 +58,7 @@ class Tiles {
     explicit Workspace(const Tiles& t);
     PackingSpace packing;
     Scratch a, b;
+    std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
     std::vector<int64_t> row_offsets, column_offsets;
     alignas(64) float bounce[kTileRows][kPanelColumns];
@@ -70,8 +71,8 @@ class Tiles {
   Task task(int64_t index) const;
   void pack_b(int64_t index, PackingSpace* space) const;
   void run_task(const Task& task, Workspace* w) const;
-  void run_panel(const Task& task, int64_t panel, int64_t first_block, int64_t blocks,
-                 Workspace* w) const;
+  void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
+                 const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
   void run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
                 Workspace* w) const;
   void scale_rows(const Task& task, Workspace* w) const;
@@ -154,20 +155,21 @@ void Tiles::choose_blocking(int threads) {
     row_blocks_ = 1;
   } else if (outer * row_blocks_ < target) {
     panel_ranges_ = std::min(panels_, ceil_div(target, outer * row_blocks_));
-    row_blocks_ = std::clamp(ceil_div(target, outer * panel_ranges_), row_blocks_,
-                             ceil_div(tiles_, 4));
+    row_blocks_ =
+        std::clamp(ceil_div(target, outer * panel_ranges_), row_blocks_, ceil_div(tiles_, 4));
   }
   block_tiles_ = ceil_div(tiles_, row_blocks_);
   const int64_t block_bytes =
       pack_a_.block_words(block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)};
-  group_ = std::clamp<int64_t>(kPackedABytes / block_bytes, 1,
-                               std::min(p_.blocks_per_split, blocks_));
+  group_ =
+      std::clamp<int64_t>(kPackedABytes / block_bytes, 1, std::min(p_.blocks_per_split, blocks_));
 }
 
 Tiles::Workspace::Workspace(const Tiles& t)
-    : packing(t.block_tiles_ * kTileRows),
+    : packing(t.block_tiles_ * kTileRows, t.group_),
       a(t.group_ * t.pack_a_.block_words(t.block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)}),
-      b(PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
+      b(kPanelsPerPack * PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
+      packed_a(static_cast<size_t>(t.group_)),
       a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
       column_offsets(kPanelColumns) {}
@@ -191,9 +193,9 @@ Tiles::Task Tiles::task(int64_t index) const {
 bool Tiles::run(Executor& executor) {
   const auto grain = [&](int64_t count) { return count / (32 * executor.threads()); };
   if (share_b_) {
-    const int64_t count = p_.G * panels_ * blocks_;
+    const int64_t count = p_.G * ceil_div(panels_, kPanelsPerPack) * blocks_;
     const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
-      PackingSpace space(0);
+      PackingSpace space(0, 1);
       for (int64_t i = low; i < high; ++i) pack_b(i, &space);
     });
     if (!ok) return false;
@@ -215,11 +217,24 @@ bool Tiles::run(Executor& executor) {
 }
 
 void Tiles::pack_b(int64_t index, PackingSpace* space) const {
-  const int64_t b = index % blocks_, panel = index / blocks_ % panels_;
-  const int64_t g = index / blocks_ / panels_;
+  const int64_t b = index % blocks_;
+  index /= blocks_;
+  const int64_t packs = ceil_div(panels_, kPanelsPerPack);
+  const int64_t g = index / packs, panel = index % packs * kPanelsPerPack;
+  const int64_t n = panel * kPanelColumns;
+  const int64_t columns = std::min(kPanelsPerPack * kPanelColumns, p_.N - n);
   const Block k = block(b);
-  pack_b_.pack(g, panel * kPanelColumns, columns(panel), k.k, k.size, space,
-               shared_block(g, panel, b), const_cast<Norms*>(&shared_norms_[index]));
+  const int64_t norms = (g * panels_ + panel) * blocks_ + b;
+  // The last panel may be narrower, and its blocks closer to each other.
+  for (int64_t first = 0; first < columns;) {
+    const int64_t whole = (columns - first) / kPanelColumns * kPanelColumns;
+    const int64_t count = whole > 0 ? whole : columns - first;
+    const int64_t p = first / kPanelColumns;
+    pack_b_.pack(
+        g, n + first, count, k.k, k.size, space, shared_block(g, panel + p, b), shared_panel_words_,
+        const_cast<Norms*>(&shared_norms_[static_cast<size_t>(norms + p * blocks_)]), blocks_);
+    first += count;
+  }
 }
 
 void Tiles::run_task(const Task& task, Workspace* w) const {
@@ -228,57 +243,58 @@ void Tiles::run_task(const Task& task, Workspace* w) const {
   c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
   const int64_t first = task.split * p_.blocks_per_split;
   const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
-  const int64_t words = pack_a_.block_words(block_tiles_ * kTileRows);
-  for (int64_t b = first; b < end; b += group_) {
-    const int64_t count = std::min(group_, end - b);
-    for (int64_t i = 0; i < count; ++i) {
-      const Block k = block(b + i);
-      pack_a_.pack(task.g, m, rows, k.k, k.size, &w->packing, w->a.as<int32_t>() + i * words,
-                   &w->a_norms[static_cast<size_t>(i * block_tiles_)]);
+  const int64_t panels_per_pack = share_b_ ? 1 : kPanelsPerPack;
+  const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
+  for (int64_t group = first; group < end; group += group_) {
+    const int64_t count = std::min(group_, end - group);
+    pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(), w->packed_a.data(),
+                 w->a_norms.data(), block_tiles_);
+    for (int64_t panel = task.panel; panel < task.panel_end; panel += panels_per_pack) {
+      const int64_t panel_end = std::min(panel + panels_per_pack, task.panel_end);
+      const int64_t n = panel * kPanelColumns;
+      const int64_t columns = std::min(panel_end * kPanelColumns, p_.N) - n;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t b = group + i;
+        Norms b_norms[kPanelsPerPack];
+        if (!share_b_)
+          pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
+                       w->b.as<int32_t>(), panel_words, b_norms, 1);
+        for (int64_t p = panel; p < panel_end; ++p) {
+          const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
+          run_panel(task, p, b,
+                    share_b_ ? shared_block(task.g, p, b)
+                             : w->b.as<int32_t>() + (p - panel) * panel_words,
+                    share_b_ ? shared_norms_[static_cast<size_t>(shared)] : b_norms[p - panel],
+                    w->packed_a[static_cast<size_t>(i)],
+                    &w->a_norms[static_cast<size_t>(i * block_tiles_)], w);
+        }
+      }
     }
-    for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
-      run_panel(task, panel, b, count, w);
   }
   if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
 }
 
-// All tiles of one panel for the k-blocks whose A is packed.
-void Tiles::run_panel(const Task& task, int64_t panel, int64_t first_block, int64_t blocks,
+// All tiles of one panel and one k-block.
+void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t* packed_b,
+                      const Norms& b_norms, const PackedA& a, const Norms* a_norms,
                       Workspace* w) const {
   c_n_.offsets(panel * kPanelColumns, panel * kPanelColumns + columns(panel), 0,
                w->column_offsets.data());
-  const int64_t rows =
-      std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
-  const int64_t words = pack_a_.block_words(block_tiles_ * kTileRows);
-  const int64_t split_first = task.split * p_.blocks_per_split;
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t b = first_block + i;
-    const Block k = block(b);
-    Norms b_norms;
-    CellArgs cell;
-    if (share_b_) {
-      cell.b = shared_block(task.g, panel, b);
-      b_norms = shared_norms_[static_cast<size_t>((task.g * panels_ + panel) * blocks_ + b)];
-    } else {
-      pack_b_.pack(task.g, panel * kPanelColumns, columns(panel), k.k, k.size, &w->packing,
-                   w->b.as<int32_t>(), &b_norms);
-      cell.b = w->b.as<int32_t>();
-    }
-    const PackedLayout layout = pack_a_.layout(rows, k.size);
-    cell.a_row = layout.row_stride;
-    cell.a_pair = layout.pair_stride;
-    cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
-    cell.pairs = static_cast<int32_t>(ceil_div(k.size, 2));
-    cell.finish = splits_ == 1 && b == blocks_ - 1 && scaling_.is_factor();
-    cell.scale = scaling_.factor();
-    for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
-      const int64_t local = tile - task.tile;
-      cell.a = w->a.as<int32_t>() + i * words + local * kTileRows * layout.row_stride;
-      cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
-      cell.chain =
-          chain_pairs(w->a_norms[static_cast<size_t>(i * block_tiles_ + local)], b_norms);
-      run_tile(task, panel, tile, &cell, b == split_first, w);
-    }
+  CellArgs cell;
+  cell.a_row = a.row_stride;
+  cell.a_pair = a.pair_stride;
+  cell.b = packed_b;
+  cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
+  cell.pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
+  cell.finish = splits_ == 1 && b == blocks_ - 1 && scaling_.is_factor();
+  cell.scale = scaling_.factor();
+  const bool first = b == task.split * p_.blocks_per_split;
+  for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
+    const int64_t local = tile - task.tile;
+    cell.a = a.words + local * kTileRows * a.row_stride;
+    cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
+    cell.chain = chain_pairs(a_norms[local], b_norms);
+    run_tile(task, panel, tile, &cell, first, w);
   }
 }
 
@@ -297,8 +313,7 @@ void Tiles::run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* ce
   const int64_t n = panel * kPanelColumns;
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
-    for (int i = 0; i < rows; ++i)
-      out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
+    for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
     if (!first) std::copy(out, out + rows, in);
     kernels_.cell(*cell);
     return;

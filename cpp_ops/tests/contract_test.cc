@@ -1,4 +1,6 @@
 // Runs every path that this CPU supports against the scalar reference, bit by bit.
+#include "contract.h"
+
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -8,7 +10,6 @@
 #include <thread>
 #include <vector>
 
-#include "contract.h"
 #include "isa.h"
 #include "plan.h"
 #include "reference.h"
@@ -53,9 +54,7 @@ struct PartCode {
 
 std::vector<int64_t> encode(const std::vector<PartCode>& parts) {
   std::vector<int64_t> code = {1, static_cast<int64_t>(parts.size())};
-  const auto put = [&](std::initializer_list<int64_t> values) {
-    code.insert(code.end(), values);
-  };
+  const auto put = [&](std::initializer_list<int64_t> values) { code.insert(code.end(), values); };
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
   for (const PartCode& p : parts) {
     put({p.mode, p.base_a, p.base_b, p.base_c, p.blocks_per_split});
@@ -83,11 +82,21 @@ std::vector<int16_t> make_data(int64_t size, Data kind, std::mt19937* random) {
       return static_cast<int16_t>(std::fmax(-32767, std::fmin(32767, std::nearbyint(y))));
     };
     switch (kind) {
-      case Data::kNormal: v = clip(7000 * r); break;
-      case Data::kMedium: v = clip(2500 * r); break;
-      case Data::kSmall: v = clip(300 * r); break;
-      case Data::kFull: v = r < 0 ? -32767 : 32767; break;
-      case Data::kOutliers: v = (*random)() % 97 == 0 ? clip(60000 * r) : clip(50 * r); break;
+      case Data::kNormal:
+        v = clip(7000 * r);
+        break;
+      case Data::kMedium:
+        v = clip(2500 * r);
+        break;
+      case Data::kSmall:
+        v = clip(300 * r);
+        break;
+      case Data::kFull:
+        v = r < 0 ? -32767 : 32767;
+        break;
+      case Data::kOutliers:
+        v = (*random)() % 97 == 0 ? clip(60000 * r) : clip(50 * r);
+        break;
     }
   }
   return x;
@@ -253,7 +262,8 @@ Case dgrad(const Conv& v, int64_t split) {
 }
 
 Case depthwise(const Conv& v, int64_t split) {
-  Case t = fprop({v.batch, v.height, v.width, v.in, 1, v.kernel, v.stride, v.pad, v.dilation}, split);
+  Case t =
+      fprop({v.batch, v.height, v.width, v.in, 1, v.kernel, v.stride, v.pad, v.dilation}, split);
   t.name = "depthwise " + v.name();
   PartCode& p = t.parts[0];
   p.mode = 1;
@@ -332,7 +342,8 @@ void run() {
 
   std::vector<Case> cases;
   // Every remainder of rows and columns, odd k, all layouts.
-  for (int64_t m = 1; m <= 13; ++m) cases.push_back(dot(1, m, 17 + m, 33, m % 2, m % 3 == 0, false, 1));
+  for (int64_t m = 1; m <= 13; ++m)
+    cases.push_back(dot(1, m, 17 + m, 33, m % 2, m % 3 == 0, false, 1));
   for (int64_t n : {1, 15, 16, 31, 48, 63, 64, 65, 80, 112, 129}) {
     cases.push_back(dot(1, 7, n, 70, false, n % 2, false, 9));
     cases.push_back(dot(1, 8, n, 71, true, n % 2 == 0, n % 3 == 0, 9));
@@ -350,11 +361,10 @@ void run() {
   cases.push_back(with_exponents(dot(1, 14, 70, 300, false, false, false, 1)));
   cases.push_back(with_exponents(dot(1, 14, 70, 600, false, false, true, 1)));
   cases.push_back(with_exponents(dot(1, 14, 70, 0, false, false, false, 1)));
-  for (const Conv& v :
-       {Conv{2, 7, 6, 16, 20, 3, 1, 1, 1}, Conv{1, 9, 9, 3, 8, 5, 2, 2, 1},
-        Conv{2, 8, 5, 5, 7, 3, 1, 2, 2}, Conv{1, 11, 10, 3, 16, 7, 2, 3, 1},
-        Conv{1, 6, 6, 40, 66, 3, 1, 1, 1}, Conv{3, 4, 4, 64, 64, 1, 1, 0, 1},
-        Conv{1, 3, 3, 2, 2, 3, 1, 4, 1}}) {
+  for (const Conv& v : {Conv{2, 7, 6, 16, 20, 3, 1, 1, 1}, Conv{1, 9, 9, 3, 8, 5, 2, 2, 1},
+                        Conv{2, 8, 5, 5, 7, 3, 1, 2, 2}, Conv{1, 11, 10, 3, 16, 7, 2, 3, 1},
+                        Conv{1, 6, 6, 40, 66, 3, 1, 1, 1}, Conv{3, 4, 4, 64, 64, 1, 1, 0, 1},
+                        Conv{1, 3, 3, 2, 2, 3, 1, 4, 1}}) {
     cases.push_back(fprop(v, 2));
     cases.push_back(wgrad(v, 1));
     if (v.stride == 1) cases.push_back(dgrad(v, 3));
@@ -368,10 +378,10 @@ void run() {
       check(t, kind, 3, &random);
   // Scales that leave the range of normal numbers, or of numbers.
   for (int32_t e : {-150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
-    for (const Case& t : {dot(1, 9, 20, 300, false, false, false, 1),
-                          dot(1, 9, 20, 300, false, false, false, 2), dot(1, 9, 20, 0, false, false, false, 1),
-                          depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1),
-                          with_exponents(dot(1, 14, 70, 300, false, false, false, 1))})
+    for (const Case& t :
+         {dot(1, 9, 20, 300, false, false, false, 1), dot(1, 9, 20, 300, false, false, false, 2),
+          dot(1, 9, 20, 0, false, false, false, 1), depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1),
+          with_exponents(dot(1, 14, 70, 300, false, false, false, 1))})
       check(t, Data::kSmall, e, &random);
   std::printf("%zu cases, %d failures\n", cases.size(), failures);
   release_scratch();

@@ -115,14 +115,16 @@ void run_group(const Part& p, const Operands& x, int64_t g) {
                 sums[(m - m0) * (n1 - n0) + n - n0] += static_cast<float>(sum);
               }
         }
-        for (size_t i = 0; i < sums.size(); ++i) totals[i] = s0 == 0 ? sums[i] : totals[i] + sums[i];
+        for (size_t i = 0; i < sums.size(); ++i)
+          totals[i] = s0 == 0 ? sums[i] : totals[i] + sums[i];
       }
       for (int64_t m = m0; m < m1; ++m)
         for (int64_t n = n0; n < n1; ++n) {
           Position at = start(p, g);
           at.add(p.m, m);
           at.add(p.n, n);
-          x.c[at.c] = scale(totals[(m - m0) * (n1 - n0) + n - n0], int64_t{x.ea[at.ea]} + x.eb[at.eb]);
+          x.c[at.c] =
+              scale(totals[(m - m0) * (n1 - n0) + n - n0], int64_t{x.ea[at.ea]} + x.eb[at.eb]);
         }
     }
 }
