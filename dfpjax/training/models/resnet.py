@@ -1,0 +1,111 @@
+"""Residual networks with batch norm, for images in NHWC.
+
+The architecture is that of He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385): the
+activation comes after the addition. Two later habits are followed because every published ResNet-50 figure
+assumes them: the stride of a bottleneck sits on its 3×3 convolution, and the last batch-norm scale of each
+block starts at zero so that the block starts as the identity (Goyal et al., arXiv 1706.02677, §5.1).
+
+Everything here is plain float32 Flax: which operations run in int16 is decided outside, by
+`dfpjax.mixed_precision(model.apply)`. Layers keep Flax's automatic names, so that a policy's patterns read
+`Conv_0`, `Bottleneck_3/Conv_1`, `Dense_0`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# He et al., "Delving Deep into Rectifiers": the variance follows the outgoing connections.
+_kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+
+
+def _conv(channels: int, size: int, stride: int = 1) -> nn.Conv:
+    """A convolution with symmetric padding; batch norm follows it, so it needs no bias."""
+    return nn.Conv(channels, (size, size), stride, padding=size // 2, use_bias=False, kernel_init=_kaiming)
+
+
+class Basic(nn.Module):
+    """Two 3×3 convolutions and a shortcut: `[N, H, W, C]` to `[N, H/stride, W/stride, channels]`."""
+
+    channels: int
+    stride: int = 1
+    norm: Callable[..., nn.Module] = nn.BatchNorm
+    expansion = 1  # output channels of the block per channel of its 3×3 convolutions
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _conv(self.channels, 3, self.stride)(x)
+        y = nn.relu(self.norm()(y))
+        y = _conv(self.channels, 3)(y)
+        y = self.norm(scale_init=nn.initializers.zeros)(y)
+        return nn.relu(y + _shortcut(x, y, self.stride, self.norm))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions and a shortcut: `[N, H, W, C]` to `[N, H/stride, W/stride, 4·channels]`."""
+
+    channels: int
+    stride: int = 1
+    norm: Callable[..., nn.Module] = nn.BatchNorm
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = _conv(self.channels, 1)(x)
+        y = nn.relu(self.norm()(y))
+        y = _conv(self.channels, 3, self.stride)(y)
+        y = nn.relu(self.norm()(y))
+        y = _conv(self.channels * self.expansion, 1)(y)
+        y = self.norm(scale_init=nn.initializers.zeros)(y)
+        return nn.relu(y + _shortcut(x, y, self.stride, self.norm))
+
+
+def _shortcut(x: jax.Array, y: jax.Array, stride: int, norm: Callable[..., nn.Module]) -> jax.Array:
+    """`x` itself where it has the shape of `y`, otherwise its projection. For use in a compact method."""
+    if x.shape == y.shape:
+        return x
+    return norm()(_conv(y.shape[-1], 1, stride)(x))
+
+
+class ResNet(nn.Module):
+    """A classifier: stem, stages of residual blocks, global average, one dense layer.
+
+    Each stage after the first halves the image and doubles the channels. `large_stem` is the stem for
+    photographs, a strided 7×7 convolution and a max pool, together a quarter of the size; otherwise one 3×3
+    convolution that keeps the size, for images of a few pixels.
+    """
+
+    classes: int
+    stages: tuple[int, ...]  # residual blocks in each stage
+    block: type[Basic] | type[Bottleneck]
+    width: int = 64  # channels of the stem, and of the first stage before expansion
+    large_stem: bool = True
+    norm_momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
+
+        With `train=True` batch norm uses the statistics of the batch and updates its running ones, so the
+        caller passes `mutable=["batch_stats"]` and keeps what comes back.
+        """
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.norm_momentum)
+        x = _conv(self.width, 7, 2)(x) if self.large_stem else _conv(self.width, 3)(x)
+        x = nn.relu(norm()(x))
+        if self.large_stem:
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate(self.stages):
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                x = self.block(self.width * 2**stage, stride, norm)(x)
+        x = jnp.mean(x, axis=(1, 2))
+        return nn.Dense(self.classes)(x)
+
+
+# For 8×8 images: 32, 64 and 128 channels at 8, 4 and 2 pixels.
+DigitsResNet = partial(ResNet, stages=(1, 1, 1), block=Basic, width=32, large_stem=False)
+
+# ResNet-50: 25,557,032 parameters for 1000 classes, 224×224×3 images.
+ResNet50 = partial(ResNet, stages=(3, 4, 6, 3), block=Bottleneck)
