@@ -1,0 +1,89 @@
+"""scikit-learn's handwritten digits as a tensorflow-datasets builder, without TensorFlow or a download."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+_TEST_EVERY = 4  # one in four images of each digit is for testing
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """1797 handwritten digits: `image` uint8[8, 8, 1] with values from 0 to 16, and `label`, an integer.
+
+    Of each digit, every fourth image in scikit-learn's order is in the split `test` and the others are in
+    `train`: the split is stratified, and the same for ever, as no random generator of any library version
+    takes part in it.
+
+    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, https://doi.org/10.24432/C50P49 (its test set, which scikit-learn contains).
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded: without this, TFDS looks for checksums, with a package it does not depend on.
+    url_infos = None
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Handwritten digits, 8×8 pixels of 17 grey levels, as contained in scikit-learn.",
+            # A tensor and not tfds.features.Image, which needs TensorFlow to encode a PNG.
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            metadata=tfds.core.MetadataDict(white=16),
+            homepage="https://doi.org/10.24432/C50P49",
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        digits = load_digits()
+        in_test = _in_test(digits.target)
+        return {
+            "train": self._generate_examples(digits.images, digits.target, np.flatnonzero(~in_test)),
+            "test": self._generate_examples(digits.images, digits.target, np.flatnonzero(in_test)),
+        }
+
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index in indices:
+            image = images[index, :, :, None].astype(np.uint8)
+            yield int(index), {"image": image, "label": int(labels[index])}
+
+
+def _in_test(labels: np.ndarray) -> np.ndarray:
+    """Which images are for testing, bool[N]: every fourth one of each label, in the order of `labels`."""
+    in_test = np.zeros(labels.shape, bool)
+    for label in np.unique(labels):
+        in_test[np.flatnonzero(labels == label)[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
+    return in_test
+
+
+def prepared_digits(data_dir: str | None = None) -> Digits:
+    """The builder, its files written under `data_dir` if they are not there yet.
+
+    Without `data_dir` the files are where tensorflow-datasets keeps its own: `$TFDS_DATA_DIR`, or
+    `~/tensorflow_datasets`. Any number of processes may call this at once.
+
+    **Raises:** `OSError` if the files are not there and cannot be written.
+    """
+
+    def builder() -> Digits:
+        return Digits(data_dir=data_dir, file_format="array_record")
+
+    digits = builder()
+    try:
+        digits.download_and_prepare()  # does nothing if the files are there
+    except OSError:
+        # TFDS writes into a directory of its own and renames that in the end, which fails if another process
+        # was faster; the files of that process are complete then.
+        if not digits.data_path.exists():
+            raise
+    # A builder reads its splits when it is made, and the first one may be older than the files.
+    return builder()
