@@ -1,0 +1,39 @@
+"""Defaults of a training run; `dfpjax.training.TrainConfig` says which values each field takes."""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """A configuration with every field; other files change some of them."""
+    config = config_dict.ConfigDict()
+
+    # float32, dfp16 (dfpjax's default policy) or dfp16_paper (first convolution and classifier stay float32).
+    config.precision = "float32"
+    # A tuple: one run for each seed, so that `--config.seed=0,1,2` makes three.
+    config.seed = (0,)
+
+    config.model = "digits_resnet"
+    config.dataset = "digits"
+    # None: where tensorflow-datasets keeps its data, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    config.data_dir = config_dict.placeholder(str)
+    # TFDS split expressions; "train[:256]" makes a quick trial.
+    config.train_split = "train"
+    config.test_split = "test"
+
+    config.epochs = 90
+    config.batch_size = 64
+    # Nothing is kept for a backward pass, so an evaluation step can take more images.
+    config.eval_batch_size = 512
+    # Pixels; 0 trains on the images as they are.
+    config.max_shift = 0
+
+    # The published recipe of ResNet (SGD, momentum 0.9, weight decay 1e-4, a warm-up), with a
+    # cosine in place of its three steps. It is the same in every precision: DFP16 needs no setting of its
+    # own.
+    config.learning_rate = 0.1
+    config.warmup = 0.1
+    config.momentum = 0.9
+    config.weight_decay = 1e-4
+    config.label_smoothing = 0.0
+
+    return config.lock()

@@ -1,0 +1,92 @@
+"""The configuration of a training run, checked before anything else happens."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from .data import DATASETS
+from .models import MODELS
+from .precision import PRECISIONS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run for each seed; every field must be given.
+
+    **Raises:** `ValueError` for a value that no run could use; the message names the valid ones.
+    """
+
+    # What convolutions and dot products run in: one of `PRECISIONS`.
+    precision: str
+    # One run for each of these; a seed decides initialisation, order and augmentation of its run.
+    seed: tuple[int, ...]
+    # One of `MODELS`.
+    model: str
+    # One of `DATASETS`.
+    dataset: str
+    # Directory of the prepared datasets; None for that of tensorflow-datasets, `$TFDS_DATA_DIR` or its
+    # default.
+    data_dir: str | None
+    # What is trained on and what is tested on, as TFDS split expressions such as "train" or "train[:256]".
+    train_split: str
+    test_split: str
+    # Passes over the training split.
+    epochs: int
+    # Images in a training step.
+    batch_size: int
+    # Images in an evaluation step.
+    eval_batch_size: int
+    # Augmentation moves each training image by up to so many pixels along each axis.
+    max_shift: int
+    # The highest learning rate, reached after the warm-up and followed by a cosine down to zero.
+    learning_rate: float
+    # Share of all steps in which the learning rate rises linearly from zero.
+    warmup: float
+    # Momentum of SGD.
+    momentum: float
+    # So many times each kernel is added to its gradient; biases and batch-norm parameters do not decay.
+    weight_decay: float
+    # Probability moved from the true class to all classes alike in the training loss; never in the test loss.
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("model", self.model, MODELS)
+        _check_choice("dataset", self.dataset, DATASETS)
+        natural = all(isinstance(seed, int) and seed >= 0 for seed in self.seed)
+        _check("seed", self.seed, natural and len(self.seed) > 0, "one or more integers of at least 0")
+        for field in ("epochs", "batch_size", "eval_batch_size"):
+            _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
+        _check("max_shift", self.max_shift, self.max_shift >= 0, "at least 0")
+        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _check("warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
+        _check("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
+        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration with these fields; also takes an `ml_collections.ConfigDict`.
+
+        **Raises:** `ValueError` as the class does, and for fields too many or too few.
+        """
+        cls.check_fields(values)
+        if missing := [field.name for field in dataclasses.fields(cls) if field.name not in values]:
+            raise ValueError(f"missing field: {', '.join(missing)}")
+        return cls(**dict(values))
+
+    @classmethod
+    def check_fields(cls, names: Iterable[str]) -> None:
+        """**Raises:** `ValueError` if one of these is not the name of a field; the message has all names."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in names if name not in fields]:
+            raise ValueError(f"no such field: {', '.join(unknown)}; the fields are {', '.join(fields)}")
+
+
+def _check(field: str, value: Any, valid: bool, wanted: str) -> None:
+    if not valid:
+        raise ValueError(f"{field} is {value!r}; it must be {wanted}")
+
+
+def _check_choice(field: str, value: str, choices: Any) -> None:
+    _check(field, value, value in choices, f"one of {', '.join(choices)}")

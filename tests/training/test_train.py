@@ -1,0 +1,158 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dfpjax.training import Report, TrainConfig, train
+from dfpjax.training.metrics import Totals
+from dfpjax.training.state import step_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def _train(config: TrainConfig, workdir: Path | None = None) -> tuple[list, str]:
+    """The results of a run and what it printed."""
+    console = Console(file=io.StringIO(), width=100)
+    with Report(console, workdir) as report:
+        results = train(config, report)
+    return results, console.file.getvalue()
+
+
+def _metrics(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_epochs_reduce_the_loss_and_are_reported(make_config, tmp_path):
+    config = make_config(train_split="train[:512]", warmup=0.0)
+    (result,), printed = _train(config, tmp_path / "new" / "workdir")
+    first, second = _metrics(tmp_path / "new" / "workdir")
+    assert (first["epoch"], second["epoch"]) == (1, 2)
+    assert second["train_loss"] < 0.7 * first["train_loss"]
+    assert second["train_accuracy"] > first["train_accuracy"]
+    assert {second["precision"], result.precision} == {"float32"}
+    assert (result.test_accuracy, result.test_loss) == (second["test_accuracy"], second["test_loss"])
+    assert first["images_per_second"] > 0
+    assert first["seconds"] < second["seconds"]
+    assert printed.count("epoch ") == 2
+    assert "\x1b" not in printed  # plain lines where there is no terminal
+    table = (tmp_path / "new" / "workdir" / "result.md").read_text()
+    assert "test accuracy" in table
+    assert f"{result.test_accuracy:.2%}" in table
+    assert table.splitlines()[2] in printed
+
+
+def test_a_seed_decides_everything_and_several_make_a_row_each(make_config, tmp_path):
+    results, _ = _train(make_config(seed=(1, 2, 1), epochs=1), tmp_path)
+    losses = [(result.seed, result.test_loss) for result in results]
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+    rows = [line.split("|") for line in (tmp_path / "result.md").read_text().splitlines()]
+    assert [row[2].strip() for row in rows] == ["seed", "-" * len(rows[1][2]), "1", "2", "1", "mean"]
+    mean = np.mean([result.test_accuracy for result in results])
+    assert rows[-1][3].strip() == f"{mean:.2%}"
+
+
+def test_totals_do_not_depend_on_how_the_images_were_batched():
+    logits = np.random.default_rng(0).normal(size=(50, 10)).astype(np.float32)
+    labels = np.arange(50, dtype=np.int32) % 10
+    whole, parts = Totals(), Totals()
+    whole.add(step_metrics(jnp.array(logits), jnp.array(labels)), 50)
+    for part in (slice(0, 20), slice(20, 40), slice(40, 50)):
+        parts.add(step_metrics(jnp.array(logits[part]), jnp.array(labels[part])), len(labels[part]))
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert parts.accuracy == whole.accuracy == np.mean(logits.argmax(axis=-1) == labels)
+    cross_entropies = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(50), labels]
+    assert whole.loss == pytest.approx(float(cross_entropies.mean()), rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config):
+    with pytest.raises(FloatingPointError, match="the training loss of epoch 1, seed 0, is nan"):
+        _train(make_config(learning_rate=1e30, warmup=0.0))
+
+
+def test_too_large_a_batch_is_an_error(make_config):
+    with pytest.raises(ValueError, match="batch_size is 200; train_split has 128 images only"):
+        _train(make_config(batch_size=200))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("precision", "fp8", "precision is 'fp8'; it must be one of float32, dfp16, dfp16_paper"),
+        ("model", "vgg", "model is 'vgg'; it must be one of digits_resnet, resnet50"),
+        ("dataset", "mnist", "dataset is 'mnist'; it must be one of digits"),
+        ("seed", (), r"seed is \(\); it must be one or more integers of at least 0"),
+        ("seed", (-1,), r"seed is \(-1,\); it must be"),
+        ("seed", ("a",), r"seed is \('a',\); it must be"),
+        ("epochs", 0, "epochs is 0; it must be at least 1"),
+        ("batch_size", -1, "batch_size is -1; it must be at least 1"),
+        ("eval_batch_size", 0, "eval_batch_size is 0; it must be at least 1"),
+        ("max_shift", -1, "max_shift is -1; it must be at least 0"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
+        ("warmup", 1.0, "warmup is 1.0; it must be from 0 to below 1"),
+        ("momentum", 1.0, "momentum is 1.0; it must be from 0 to below 1"),
+        ("weight_decay", -0.1, "weight_decay is -0.1; it must be at least 0"),
+        ("label_smoothing", float("nan"), "label_smoothing is nan; it must be from 0 to below 1"),
+        ("epoch", 3, "no such field: epoch; the fields are precision, seed, model, .*, label_smoothing"),
+    ],
+)
+def test_a_wrong_field_or_value_is_an_error_that_names_the_valid_ones(make_config, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        make_config(**{field: value})
+
+
+def test_a_missing_field_is_an_error():
+    with pytest.raises(ValueError, match="missing field: seed, model"):
+        TrainConfig.from_dict({"precision": "float32"})
+
+
+def _run_script(*arguments: str, data_dir: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "train.py", "--config", "configs/digits.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"TFDS_DATA_DIR": data_dir},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "dfp16", "dfp16_paper"])
+def test_the_script_trains_in_every_precision(precision, data_dir, tmp_path):
+    tiny = ["--config.train_split=train[:64]", "--config.test_split=test[:32]", "--config.epochs=1"]
+    seeds = ["--config.batch_size=32", "--config.seed=3,4"]
+    finished = _run_script(
+        *tiny, *seeds, f"--config.precision={precision}", f"--workdir={tmp_path}", data_dir=data_dir
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert [(line["precision"], line["seed"]) for line in _metrics(tmp_path)] == [
+        (precision, 3),
+        (precision, 4),
+    ]
+    assert (tmp_path / "result.md").read_text().splitlines()[0] in finished.stdout
+
+
+def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
+    assert 'config.precision = "dfp16"' in (ROOT / "configs" / "digits.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.precison=dfp16", "no such field: precison; the fields are precision, seed"),
+        ("--config.precision=fp8", "it must be one of float32, dfp16, dfp16_paper"),
+        ("--config.epochs=many", "many"),
+    ],
+)
+def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):
+    finished = _run_script(argument, data_dir=data_dir)
+    assert finished.returncode != 0
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
