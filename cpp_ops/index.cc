@@ -42,7 +42,9 @@ bool Axis::affine(int64_t* stride) const {
   return true;
 }
 
-// Visits indices [low, high) of the outermost `levels` levels in order.
+// Visits indices [low, high) of the outermost `levels` levels in order, in stretches: visit(point,
+// steps, level) stands for `steps` indices, of which the first is at `point` and each of the others
+// one step of `level` further.
 template <typename F>
 void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) const {
   const auto move = [&point](const Level& level, int64_t by) {
@@ -50,7 +52,7 @@ void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) 
     point.coord[level.window] += static_cast<int32_t>(by * level.coef);
   };
   if (levels == 0) {
-    if (low < high) visit(point);
+    if (low < high) visit(point, int64_t{1}, Level{1, 0, 0, 0});
     return;
   }
   int64_t index[kMaxDims];
@@ -60,16 +62,13 @@ void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) 
     rest /= levels_[i].extent;
     move(levels_[i], index[i]);
   }
-  const Level inner = levels_[levels - 1];
+  const Level& inner = levels_[levels - 1];
   int64_t start = index[levels - 1];
   for (int64_t position = low; position < high;) {
     const int64_t steps = std::min(inner.extent - start, high - position);
-    for (int64_t i = 0; i < steps; ++i) {
-      visit(point);
-      move(inner, 1);
-    }
+    visit(point, steps, inner);
     position += steps;
-    move(inner, -(start + steps));
+    move(inner, -start);
     start = 0;
     for (size_t i = levels - 1; i-- > 0;) {
       move(levels_[i], 1);
@@ -81,11 +80,24 @@ void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) 
 }
 
 void Axis::points(int64_t low, int64_t high, const Point& origin, Point* out) const {
-  walk(low, high, levels_.size(), origin, [&](const Point& p) { *out++ = p; });
+  walk(low, high, levels_.size(), origin, [&](const Point& p, int64_t steps, const Level& level) {
+    int64_t offset = p.offset;
+    int32_t coord = p.coord[level.window];
+    for (int64_t i = 0; i < steps; ++i, ++out) {
+      *out = p;
+      out->offset = offset;
+      out->coord[level.window] = coord;
+      offset += level.stride;
+      coord += level.coef;
+    }
+  });
 }
 
 void Axis::offsets(int64_t low, int64_t high, int64_t origin, int64_t* out) const {
-  walk(low, high, levels_.size(), Point{origin, {}}, [&](const Point& p) { *out++ = p.offset; });
+  walk(low, high, levels_.size(), Point{origin, {}},
+       [&](const Point& p, int64_t steps, const Level& level) {
+         for (int64_t i = 0; i < steps; ++i) *out++ = p.offset + i * level.stride;
+       });
 }
 
 int64_t Axis::offset(int64_t i) const {
@@ -98,24 +110,27 @@ int Axis::runs(int64_t low, int64_t high, Run* out) const {
   if (low >= high) return 0;
   Run* const first = out;
   int64_t start = low / run_ * run_;
-  walk(low / run_, (high - 1) / run_ + 1, outer_, Point{}, [&](const Point& p) {
-    const int64_t begin = std::max(start, low), end = std::min(start + run_, high);
-    const int64_t skipped = begin - start;
-    Run run{};
-    run.start = static_cast<int32_t>(begin - low);
-    run.length = static_cast<int32_t>(end - begin);
-    run.offset = p.offset + skipped;
-    std::copy(p.coord, p.coord + kMaxWindows, run.coord);
-    run.window = run_window_;
-    if (run_window_ >= 0) {
-      run.unit = run_unit_;
-      run.phase = skipped % run_unit_;
-      run.coef = run_coef_;
-      run.coord[run_window_] += static_cast<int32_t>(skipped / run_unit_) * run_coef_;
-    }
-    *out++ = run;
-    start += run_;
-  });
+  walk(low / run_, (high - 1) / run_ + 1, outer_, Point{},
+       [&](const Point& p, int64_t steps, const Level& level) {
+         for (int64_t i = 0; i < steps; ++i, start += run_) {
+           const int64_t begin = std::max(start, low), end = std::min(start + run_, high);
+           const int64_t skipped = begin - start;
+           Run run{};
+           run.start = static_cast<int32_t>(begin - low);
+           run.length = static_cast<int32_t>(end - begin);
+           run.offset = p.offset + i * level.stride + skipped;
+           std::copy(p.coord, p.coord + kMaxWindows, run.coord);
+           run.coord[level.window] += static_cast<int32_t>(i) * level.coef;
+           run.window = run_window_;
+           if (run_window_ >= 0) {
+             run.unit = run_unit_;
+             run.phase = skipped % run_unit_;
+             run.coef = run_coef_;
+             run.coord[run_window_] += static_cast<int32_t>(skipped / run_unit_) * run_coef_;
+           }
+           *out++ = run;
+         }
+       });
   return static_cast<int>(out - first);
 }
 

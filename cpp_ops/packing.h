@@ -43,6 +43,8 @@ class PackerA {
  public:
   PackerA(const Part& part, const int16_t* a, const KernelTable& kernels);
 
+  // Whether rows are interleaved, so that long row blocks are read best.
+  bool along_m() const { return source_ == Source::kAlongM; }
   // Words to provide per block of so many rows.
   int64_t block_words(int64_t rows) const;
   // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand

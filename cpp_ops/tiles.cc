@@ -21,9 +21,8 @@ namespace {
 
 // Cache budgets, for a second-level cache of 512 KiB or more.
 constexpr int64_t kRowTilesPerBlock = 16;
-constexpr int64_t kMaxRowTiles = 100;         // when one row block may cover all of M
-constexpr int64_t kPackedABytes = 256 << 10;  // packed k-blocks of A per pass
-constexpr int64_t kCBlockBytes = 256 << 10;   // sums that are revisited k-block by k-block
+constexpr int64_t kBlockBytes = 512 << 10;    // one packed k-block of A and the sums it adds to
+constexpr int64_t kPackedABytes = 256 << 10;  // packed k-blocks of A per pass over the panels
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
@@ -147,13 +146,16 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
 void Tiles::choose_blocking(int threads) {
   const int64_t target = threads == 1 ? 1 : kTasksPerThread * threads;
   const int64_t outer = p_.G * splits_;
-  row_blocks_ = ceil_div(tiles_, kRowTilesPerBlock);
+  // Interleaved rows are read in strips as wide as the row block, so wider is better.
+  const int64_t tile_bytes =
+      kTileRows * (kBlock * int64_t{sizeof(int16_t)} + p_.N * int64_t{sizeof(float)});
+  const int64_t tiles =
+      pack_a_.along_m() ? std::max(kRowTilesPerBlock, kBlockBytes / tile_bytes) : kRowTilesPerBlock;
+  row_blocks_ = ceil_div(tiles_, tiles);
   panel_ranges_ = 1;
-  const int64_t row_bytes = p_.N * int64_t{sizeof(float)};
-  const int64_t all_rows = tiles_ * kTileRows;
-  if (outer >= target && tiles_ <= kMaxRowTiles && all_rows * row_bytes <= 2 * kCBlockBytes) {
-    row_blocks_ = 1;
-  } else if (outer * row_blocks_ < target) {
+  if (outer * row_blocks_ < target) {
+    row_blocks_ =
+        std::clamp(ceil_div(target, outer), row_blocks_, ceil_div(tiles_, kRowTilesPerBlock));
     panel_ranges_ = std::min(panels_, ceil_div(target, outer * row_blocks_));
     row_blocks_ =
         std::clamp(ceil_div(target, outer * panel_ranges_), row_blocks_, ceil_div(tiles_, 4));
