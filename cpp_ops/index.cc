@@ -1,6 +1,7 @@
 #include "index.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace dfpjax {
 
@@ -80,12 +81,12 @@ void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) 
 }
 
 void Axis::points(int64_t low, int64_t high, const Point& origin, Point* out) const {
-  walk(low, high, levels_.size(), origin, [&](const Point& p, int64_t steps, const Level& level) {
+  walk(low, high, levels_.size(), origin, [&](const Point& p, int64_t steps, Level level) {
     int64_t offset = p.offset;
     int32_t coord = p.coord[level.window];
     for (int64_t i = 0; i < steps; ++i, ++out) {
-      *out = p;
       out->offset = offset;
+      std::memcpy(out->coord, p.coord, sizeof p.coord);
       out->coord[level.window] = coord;
       offset += level.stride;
       coord += level.coef;
@@ -95,7 +96,7 @@ void Axis::points(int64_t low, int64_t high, const Point& origin, Point* out) co
 
 void Axis::offsets(int64_t low, int64_t high, int64_t origin, int64_t* out) const {
   walk(low, high, levels_.size(), Point{origin, {}},
-       [&](const Point& p, int64_t steps, const Level& level) {
+       [&](const Point& p, int64_t steps, Level level) {
          for (int64_t i = 0; i < steps; ++i) *out++ = p.offset + i * level.stride;
        });
 }
@@ -111,7 +112,7 @@ int Axis::runs(int64_t low, int64_t high, Run* out) const {
   Run* const first = out;
   int64_t start = low / run_ * run_;
   walk(low / run_, (high - 1) / run_ + 1, outer_, Point{},
-       [&](const Point& p, int64_t steps, const Level& level) {
+       [&](const Point& p, int64_t steps, Level level) {
          for (int64_t i = 0; i < steps; ++i, start += run_) {
            const int64_t begin = std::max(start, low), end = std::min(start + run_, high);
            const int64_t skipped = begin - start;

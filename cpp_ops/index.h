@@ -3,6 +3,7 @@
 #ifndef DFPJAX_INDEX_H_
 #define DFPJAX_INDEX_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -49,7 +50,9 @@ class Axis {
 
   // Points [low, high); `origin` is added to each.
   void points(int64_t low, int64_t high, const Point& origin, Point* out) const;
-  // Runs that cover [low, high), at most high - low of them; returns how many.
+  // At most so many runs cover `count` indices.
+  int64_t max_runs(int64_t count) const { return std::min(count, count / run_ + 2); }
+  // Runs that cover [low, high); returns how many.
   int runs(int64_t low, int64_t high, Run* out) const;
   // Offsets alone.
   void offsets(int64_t low, int64_t high, int64_t origin, int64_t* out) const;

@@ -26,6 +26,30 @@ PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   rows.resize(kPanelColumns * kBlock);
 }
 
+void Preview::set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
+                  int64_t r0, int64_t r1) {
+  base_ = base;
+  offsets_.resize(static_cast<size_t>(p1 - p0));
+  points.offsets(p0, p1, 0, offsets_.data());
+  runs_.resize(static_cast<size_t>(runs.max_runs(r1 - r0)));
+  run_count_ = runs.runs(r0, r1, runs_.data());
+  next_ = 0;
+  end_ = p1 - p0;
+}
+
+void Preview::step() {
+  constexpr int kLine = 64 / sizeof(int16_t);
+  const int64_t end = std::min(next_ + per_step_, end_);
+  for (; next_ < end; ++next_) {
+    const int16_t* point = base_ + offsets_[static_cast<size_t>(next_)];
+    for (int r = 0; r < run_count_; ++r) {
+      const Run& run = runs_[static_cast<size_t>(r)];
+      for (int32_t i = 0; i < run.length + kLine - 1; i += kLine)
+        __builtin_prefetch(point + run.offset + i, 0, 2);
+    }
+  }
+}
+
 PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels)
     : kernels_(kernels),
       base_(a + part.base_a),
@@ -86,6 +110,16 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
   }
 }
 
+void PackerA::preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
+                      Preview* preview) const {
+  const int16_t* base = base_ + origin_.offset + g_.offset(g);
+  const int64_t k0 = block * kBlock, k1 = std::min((block + count) * kBlock, k_.extent());
+  if (source_ == Source::kAlongM)
+    preview->set(base, k_, k0, k1, m_, m, m + rows);
+  else
+    preview->set(base, m_, m, m + rows, k_, k0, k1);
+}
+
 void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block,
                            int64_t count, PackingSpace* space, int32_t* out, PackedA* packed,
                            Norms* norms, int64_t norms_stride) const {
@@ -131,6 +165,15 @@ PackerB::PackerB(const Part& part, const int16_t* b, const KernelTable& kernels)
 
 int64_t PackerB::block_words(int64_t columns, int64_t k) {
   return round_up(ceil_div(k, 2), 16) * round_up(columns, kColumnQuantum);
+}
+
+void PackerB::preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
+                      Preview* preview) const {
+  const int16_t* base = base_ + g_.offset(g);
+  if (along_k_)
+    preview->set(base, n_, n, n + columns, k_, k0, k0 + k);
+  else
+    preview->set(base, k_, k0, k0 + k, n_, n, n + columns);
 }
 
 void PackerB::pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,

@@ -2,6 +2,7 @@
 #ifndef DFPJAX_PACKING_H_
 #define DFPJAX_PACKING_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -32,6 +33,28 @@ class PackingSpace {
   std::vector<int16_t> zeros, edge, rows;
 };
 
+// What a later packing call will read. Fetching it into the second-level cache bit by bit, while
+// the microkernel computes, hides the latency of main memory.
+class Preview {
+ public:
+  // Spreads the rest of the fetching evenly over so many steps.
+  void spread(int64_t steps) { per_step_ = ceil_div(end_ - next_, std::max<int64_t>(steps, 1)); }
+  void step();
+
+ private:
+  friend class PackerA;
+  friend class PackerB;
+  // The operand's elements at all sums of a point [p0, p1) and a run index [r0, r1).
+  void set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
+           int64_t r0, int64_t r1);
+
+  const int16_t* base_ = nullptr;
+  std::vector<int64_t> offsets_;
+  std::vector<Run> runs_;
+  int run_count_ = 0;
+  int64_t next_ = 0, end_ = 0, per_step_ = 0;
+};
+
 // A packed k-block of A: word (row, k/2) is at words[row * row_stride + (k/2) * pair_stride].
 struct PackedA {
   const int32_t* words;
@@ -51,6 +74,9 @@ class PackerA {
   // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
   void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
             int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
+  // Previews such a call.
+  void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
+               Preview* preview) const;
 
  private:
   enum class Source { kInPlace, kAlongK, kAlongM };
@@ -81,6 +107,9 @@ class PackerB {
   // Panels are panel_stride words apart, their norms norms_stride.
   void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
             int32_t* out, int64_t panel_stride, Norms* norms, int64_t norms_stride) const;
+  // Previews such a call.
+  void preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
+               Preview* preview) const;
   // Without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns; B must not be
   // contiguous along k.
   void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,

@@ -56,6 +56,7 @@ class Tiles {
   struct Workspace {
     explicit Workspace(const Tiles& t);
     PackingSpace packing;
+    Preview next_a, next_b;
     Scratch a, b;
     std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
@@ -69,7 +70,7 @@ class Tiles {
   void choose_blocking(int threads);
   Task task(int64_t index) const;
   void pack_b(int64_t index, PackingSpace* space) const;
-  void run_task(const Task& task, Workspace* w) const;
+  void run_task(const Task& task, const Task* next, Workspace* w) const;
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
   void run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
@@ -77,6 +78,9 @@ class Tiles {
   void scale_rows(const Task& task, Workspace* w) const;
   void combine(int64_t low, int64_t high, Workspace* w) const;
 
+  int64_t task_rows(const Task& task) const {
+    return std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
+  }
   Block block(int64_t index) const {
     return {index * kBlock, std::min<int64_t>(kBlock, p_.K - index * kBlock)};
   }
@@ -205,7 +209,10 @@ bool Tiles::run(Executor& executor) {
   const int64_t count = p_.G * splits_ * row_blocks_ * panel_ranges_;
   const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
     Workspace w(*this);
-    for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
+    for (int64_t i = low; i < high; ++i) {
+      const Task next = task(std::min(i + 1, high - 1));
+      run_task(task(i), i + 1 < high ? &next : nullptr, &w);
+    }
 #if defined(__x86_64__)
     if (stream_) _mm_sfence();
 #endif
@@ -239,9 +246,8 @@ void Tiles::pack_b(int64_t index, PackingSpace* space) const {
   }
 }
 
-void Tiles::run_task(const Task& task, Workspace* w) const {
-  const int64_t m = task.tile * kTileRows;
-  const int64_t rows = std::min(task.tile_end * kTileRows, p_.M) - m;
+void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
+  const int64_t m = task.tile * kTileRows, rows = task_rows(task);
   c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
   const int64_t first = task.split * p_.blocks_per_split;
   const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
@@ -251,6 +257,16 @@ void Tiles::run_task(const Task& task, Workspace* w) const {
     const int64_t count = std::min(group_, end - group);
     pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(), w->packed_a.data(),
                  w->a_norms.data(), block_tiles_);
+    const int64_t next_group = group + group_;
+    if (next_group < end) {
+      pack_a_.preview(task.g, m, rows, next_group, std::min(group_, end - next_group), &w->next_a);
+    } else if (next != nullptr) {
+      const int64_t next_first = next->split * p_.blocks_per_split;
+      pack_a_.preview(next->g, next->tile * kTileRows, task_rows(*next), next_first,
+                      std::min({group_, p_.blocks_per_split, blocks_ - next_first}), &w->next_a);
+    }
+    const int64_t tiles = task.tile_end - task.tile;
+    w->next_a.spread(tiles * (task.panel_end - task.panel) * count);
     for (int64_t panel = task.panel; panel < task.panel_end; panel += panels_per_pack) {
       const int64_t panel_end = std::min(panel + panels_per_pack, task.panel_end);
       const int64_t n = panel * kPanelColumns;
@@ -258,9 +274,15 @@ void Tiles::run_task(const Task& task, Workspace* w) const {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t b = group + i;
         Norms b_norms[kPanelsPerPack];
-        if (!share_b_)
+        if (!share_b_) {
           pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
                        w->b.as<int32_t>(), panel_words, b_norms, 1);
+          if (b + 1 < end) {
+            const Block k = block(b + 1);
+            pack_b_.preview(task.g, n, columns, k.k, k.size, &w->next_b);
+            w->next_b.spread(tiles * (panel_end - panel));
+          }
+        }
         for (int64_t p = panel; p < panel_end; ++p) {
           const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
           run_panel(task, p, b,
@@ -296,6 +318,8 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     cell.a = a.words + local * kTileRows * a.row_stride;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
     cell.chain = chain_pairs(a_norms[local], b_norms);
+    w->next_a.step();
+    w->next_b.step();
     run_tile(task, panel, tile, &cell, first, w);
   }
 }
