@@ -53,8 +53,9 @@ class TrainConfig:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("model", self.model, MODELS)
         _check_choice("dataset", self.dataset, DATASETS)
-        natural = all(isinstance(seed, int) and seed >= 0 for seed in self.seed)
-        _check("seed", self.seed, natural and len(self.seed) > 0, "one or more integers of at least 0")
+        seeds = self.seed if isinstance(self.seed, tuple) else ()
+        natural = len(seeds) > 0 and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
+        _check("seed", self.seed, natural, "a tuple of one or more integers of at least 0")
         for field in ("epochs", "batch_size", "eval_batch_size"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
         _check("max_shift", self.max_shift, self.max_shift >= 0, "at least 0")
