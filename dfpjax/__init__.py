@@ -1,9 +1,20 @@
 """dfpjax: mixed-precision training on CPUs with 16-bit dynamic fixed point.
 
-`mixed_precision(fun)` makes every convolution and dot product of a JAX function run with int16 operands, in native kernels.
+`mixed_precision(fun)` makes the convolutions and dot products of any JAX function run with int16 operands, in
+native kernels, with float32 results and gradients. `explain` says what became of each of them and why.
 """
 
+from dfpjax import checkpoint_policies as checkpoint_policies
+from dfpjax.insight import explain as explain
+from dfpjax.kernels import RuntimeInfo as RuntimeInfo
+from dfpjax.kernels import runtime_info as runtime_info
 from dfpjax.numbers import DFPArray as DFPArray
 from dfpjax.numbers import dequantize as dequantize
 from dfpjax.numbers import dfp16 as dfp16
 from dfpjax.numbers import quantize as quantize
+from dfpjax.policy import OpConfig as OpConfig
+from dfpjax.policy import PerRole as PerRole
+from dfpjax.policy import Policy as Policy
+from dfpjax.policy import Rule as Rule
+from dfpjax.policy import policies as policies
+from dfpjax.transform import mixed_precision as mixed_precision

@@ -122,19 +122,35 @@ def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Add one block's chain sums to the running sum; a is int32[g, tiles, 6, 256], b int32[g, panels, 64,
-    256]."""
-    if part.lanes:
-        return _add_chains(running, a, b, 2)
-    norms_a, norms_b = _norms(a), _norms(b)
-    certified = norms_a[:, :, None, :] * norms_b[:, None, :, :] < np.float32(CERTIFIED_BELOW)
-    certified = certified.at[..., -1].set(True)  # a chain of 2 cannot overflow
-    choice = jnp.argmax(certified, axis=-1)  # the first, that is the longest
-    choice = jnp.repeat(jnp.repeat(choice, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
-    result = running
-    for position, length in enumerate(CHAINS):
-        result = jnp.where(choice == position, _add_chains(running, a, b, length), result)
-    return result
+    """Add one block's chain sums to the running sum.
+
+    a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256].
+    """
+    g = a.shape[0]
+    chain = jnp.full((), 2) if part.lanes else _chain_length(a, b)
+    a_pairs = jnp.moveaxis(a.reshape(g, -1, BLOCK // 2, 2), 2, 0)
+    b_pairs = jnp.moveaxis(b.reshape(g, -1, BLOCK // 2, 2), 2, 0)
+
+    def add_pair(sums, pair):
+        running, exact = sums
+        end, a, b = pair
+        exact = exact + jnp.einsum("gmk,gnk->gmn", a, b, preferred_element_type=jnp.int32)
+        ends = end % chain == 0
+        running = jnp.where(ends, running + exact.astype(jnp.float32), running)
+        return (running, jnp.where(ends, 0, exact)), None
+
+    ends = jnp.arange(2, BLOCK + 1, 2)
+    sums = (running, jnp.zeros(running.shape, jnp.int32))
+    (running, _), _ = lax.scan(add_pair, sums, (ends, a_pairs, b_pairs))
+    return running
+
+
+def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The longest certified chain of each tile, spread over the tile's elements: int32[g, rows, columns]."""
+    product = _norms(a)[:, :, None, :] * _norms(b)[:, None, :, :]
+    certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # 2 cannot overflow
+    chain = jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first, that is the longest
+    return jnp.repeat(jnp.repeat(chain, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
 
 
 def _norms(x: jax.Array) -> jax.Array:
@@ -152,15 +168,3 @@ def _norms(x: jax.Array) -> jax.Array:
 def _largest_sum(squares: jax.Array, length: int) -> jax.Array:
     sums = squares.reshape(*squares.shape[:3], -1, length).sum(axis=-1, dtype=jnp.int32)
     return sums.max(axis=(2, 3))
-
-
-def _add_chains(running: jax.Array, a: jax.Array, b: jax.Array, length: int) -> jax.Array:
-    g = a.shape[0]
-    a = jnp.moveaxis(a.reshape(g, -1, BLOCK // length, length), 2, 0)  # [chains, g, rows, length]
-    b = jnp.moveaxis(b.reshape(g, -1, BLOCK // length, length), 2, 0)
-
-    def add(running, chain):
-        exact = jnp.einsum("gml,gnl->gmn", *chain, preferred_element_type=jnp.int32)
-        return running + exact.astype(jnp.float32), None
-
-    return lax.scan(add, running, (a, b))[0]

@@ -1,0 +1,170 @@
+"""The native kernels against the plain-JAX reference, bit by bit, and against exact arithmetic."""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import CASES, contractions
+
+from dfpjax import kernels
+from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.plan import make_plan
+from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+from dfpjax.numbers.reference import run_plan
+
+ISAS = kernels.runtime_info().usable
+
+
+def problem(contraction, lhs, rhs, lhs_exponent=0, rhs_exponent=0):
+    """A plan and its operands; exponents may be arrays with an extent per axis."""
+    exponents = [
+        jnp.asarray(e, jnp.int32) if np.ndim(e) else jnp.full((1,) * x.ndim, e, jnp.int32)
+        for x, e in ((lhs, lhs_exponent), (rhs, rhs_exponent))
+    ]
+    plan = make_plan(contraction, lhs.shape, rhs.shape, exponents[0].shape, exponents[1].shape)
+    if plan.swapped:
+        return plan, (rhs, lhs, *reversed(exponents))
+    return plan, (lhs, rhs, *exponents)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "isa", "threads"))
+def _native(*operands, plan, isa, threads):
+    return kernels.contract(plan, *operands, isa=isa, threads=threads)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _reference(*operands, plan):
+    return run_plan(plan, *operands)
+
+
+def native(plan, operands, isa="", threads=0):
+    return np.asarray(_native(*operands, plan=plan, isa=isa, threads=threads))
+
+
+def reference(plan, operands):
+    return np.asarray(_reference(*operands, plan=plan))
+
+
+def assert_same_on_every_isa(plan, operands):
+    expected = reference(plan, operands)
+    for isa in ISAS:
+        np.testing.assert_array_equal(native(plan, operands, isa=isa), expected, err_msg=isa)
+    return expected
+
+
+@pytest.mark.parametrize("which", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_isa_gives_the_references_bits(name, which):
+    contraction, lhs_shape, rhs_shape = contractions(name)[which]
+    rng = np.random.default_rng(zlib.crc32(f"{name} {which}".encode()))
+    for data in oracle.DATA.values():
+        plan, operands = problem(contraction, data(rng, lhs_shape), data(rng, rhs_shape))
+        assert_same_on_every_isa(plan, operands)
+
+
+def matmul(lhs, rhs, **exponents):
+    contraction = Contraction(lhs=(0, 1), rhs=(1, 2), out=(0, 2), out_shape=(lhs.shape[0], rhs.shape[1]))
+    return problem(contraction, lhs, rhs, **exponents)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6, 7, 12, 13, 97])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 48, 63, 64, 65, 130])
+def test_tile_remainders(rows, columns):
+    rng = np.random.default_rng(rows * 1000 + columns)
+    k = (1, 2, 31, 33, 255, 257, 530)[(rows + columns) % 7]
+    plan, operands = matmul(oracle.gaussian(rng, (rows, k)), oracle.gaussian(rng, (k, columns)))
+    assert_same_on_every_isa(plan, operands)
+
+
+# What float32 accumulation may lose: every chain sum and every addition is rounded once.
+def tolerance(lhs, rhs, chains):
+    return 2.0**-24 * (chains + 2) * (np.abs(lhs) @ np.abs(rhs))
+
+
+@pytest.mark.parametrize("k", [2, 3, 8, 9, 31, 32, 33, 64, 127, 128, 129, 256, 257, 511, 513, 4097, 100_000])
+@pytest.mark.parametrize("data", ["full_scale", "same_sign", "alternating", "row_outlier", "column_outlier"])
+def test_never_overflows(k, data):
+    rng = np.random.default_rng(k)
+    lhs, rhs = (oracle.full_scale(rng, shape) for shape in ((7, k), (k, 66)))
+    if data == "same_sign":
+        lhs, rhs = np.abs(lhs), np.abs(rhs)
+    elif data == "alternating":
+        lhs, rhs = np.abs(lhs), np.abs(rhs) * (1 - 2 * (np.arange(k) % 2)).astype(np.int16)[:, None]
+    elif data == "row_outlier":
+        lhs = rng.integers(-30, 31, lhs.shape).astype(np.int16)
+        lhs[3] = 32767
+    elif data == "column_outlier":
+        rhs = rng.integers(-30, 31, rhs.shape).astype(np.int16)
+        rhs[:, 5] = -32767
+    plan, operands = matmul(lhs, rhs)
+    exact_lhs, exact_rhs = lhs.astype(np.float64), rhs.astype(np.float64)
+    error = np.abs(native(plan, operands) - exact_lhs @ exact_rhs)
+    assert (error <= tolerance(exact_lhs, exact_rhs, k / 2)).all()
+
+
+@pytest.mark.parametrize(
+    "exponents", [(0, 0), (-100, -60), (-163, -163), (-80, -75), (60, 50), (113, 113), (-163, 113)]
+)
+def test_scaling_rounds_once(exponents):
+    rng = np.random.default_rng(0)
+    lhs, rhs = oracle.gaussian(rng, (7, 40)), oracle.gaussian(rng, (40, 9))
+    plan, operands = matmul(lhs, rhs, lhs_exponent=exponents[0], rhs_exponent=exponents[1])
+    unscaled = native(*matmul(lhs, rhs)).astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = np.ldexp(unscaled, sum(exponents)).astype(np.float32)
+    np.testing.assert_array_equal(assert_same_on_every_isa(plan, operands), expected)
+
+
+@pytest.mark.parametrize("side", ["lhs_exponent", "rhs_exponent"])
+def test_a_non_finite_operand_makes_everything_nan(side):
+    zeros = np.zeros((7, 40), np.int16), np.zeros((40, 9), np.int16)
+    plan, operands = matmul(*zeros, **{side: NONFINITE_EXPONENT})
+    assert np.isnan(assert_same_on_every_isa(plan, operands)).all()
+
+
+def test_exponents_along_free_axes():
+    rng = np.random.default_rng(0)
+    lhs, rhs = oracle.gaussian(rng, (13, 300)), oracle.gaussian(rng, (300, 70))
+    rows = rng.integers(-30, 5, (13, 1))
+    rows[4], rows[5] = -170, NONFINITE_EXPONENT
+    columns = rng.integers(-30, 5, (1, 70))
+    plan, operands = matmul(lhs, rhs, lhs_exponent=rows, rhs_exponent=columns)
+    out = assert_same_on_every_isa(plan, operands)
+    assert np.isnan(out[5]).all() and np.isfinite(np.delete(out, 5, axis=0)).all()
+
+
+@pytest.mark.parametrize("shapes", [((0, 5), (5, 3)), ((4, 5), (5, 0)), ((4, 0), (0, 3))])
+def test_empty(shapes):
+    lhs, rhs = (np.zeros(shape, np.int16) for shape in shapes)
+    plan, operands = matmul(lhs, rhs)
+    out = assert_same_on_every_isa(plan, operands)
+    assert out.shape == (shapes[0][0], shapes[1][1]) and not out.any()
+
+
+@pytest.mark.parametrize("name", ["3x3", "matmul", "long", "depthwise", "3x3_strided"])
+def test_any_number_of_threads_gives_the_same_bits(name):
+    for contraction, lhs_shape, rhs_shape in contractions(name).values():
+        rng = np.random.default_rng(0)
+        operands = oracle.gaussian(rng, lhs_shape), oracle.gaussian(rng, rhs_shape)
+        plan, operands = problem(contraction, *operands)
+        one, *others = (native(plan, operands, threads=threads) for threads in (1, 2, 3, 0))
+        for other in others:
+            np.testing.assert_array_equal(other, one)
+
+
+def test_a_plan_that_reaches_outside_of_a_buffer_is_refused():
+    plan, (lhs, rhs, *exponents) = matmul(np.ones((4, 5), np.int16), np.ones((5, 3), np.int16))
+    with pytest.raises(Exception, match=r"\bb\b"):
+        native(plan, (lhs, rhs[:4], *exponents))
+    with pytest.raises(Exception, match=r"\ba\b"):
+        native(plan, (lhs[:3], rhs, *exponents))
+
+
+def test_an_unknown_isa_is_refused_with_the_known_ones():
+    plan, operands = matmul(np.ones((4, 5), np.int16), np.ones((5, 3), np.int16))
+    with pytest.raises(Exception, match=r"(?s)sse9.*portable"):
+        native(plan, operands, isa="sse9")

@@ -1,0 +1,107 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import CASES
+
+from dfpjax.operations import conv_general_dilated, dot_general
+
+JAX = {conv_general_dilated: jax.lax.conv_general_dilated, dot_general: jax.lax.dot_general}
+
+
+def pair(name):
+    """An operation of ours, JAX's float32 one, and operands of normally distributed values."""
+    function, shapes, kwargs = CASES[name]
+    rng = np.random.default_rng(0)
+    operands = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    return functools.partial(function, **kwargs), functools.partial(JAX[function], **kwargs), operands
+
+
+def loss(operation, *operands):
+    out = operation(*operands)
+    scale = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(out**2)))  # keeps sin from magnifying errors
+    return jnp.sum(jnp.sin(out / scale)) * scale
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_float32(name):
+    ours, theirs, operands = pair(name)
+    assert oracle.relative_error(ours(*operands), theirs(*operands)) < 2e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives_agree_with_float32(name):
+    ours, theirs, operands = pair(name)
+    tangents = tuple(x[::-1] for x in operands)
+    both = []
+    for f in (ours, theirs):
+        gradient = jax.jit(jax.grad(functools.partial(loss, f), (0, 1)))
+        both.append((gradient(*operands), jax.jvp(f, tuple(operands), tangents)))
+    assert oracle.relative_error(*both) < 2e-3
+
+
+@pytest.mark.parametrize("name", ["3x3_strided", "grouped", "both_dilated", "matmul", "attention"])
+def test_second_derivatives_agree_with_float32(name):
+    ours, theirs, operands = pair(name)
+
+    def penalty(f, x, w):
+        gradients = jax.grad(functools.partial(loss, f), (0, 1))(x, w)
+        return sum(jnp.sum(g**2) for g in gradients)
+
+    both = [jax.jit(jax.grad(functools.partial(penalty, f), (0, 1)))(*operands) for f in (ours, theirs)]
+    assert oracle.relative_error(*both) < 5e-3
+
+
+def test_more_accurate_than_bfloat16():
+    ours, theirs, (x, w) = pair("3x3_deep")
+    exact = theirs(x, w, precision=jax.lax.Precision.HIGHEST)
+    bfloat16 = theirs(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    assert 16 * oracle.relative_error(ours(x, w), exact) < oracle.relative_error(bfloat16, exact)
+
+
+def test_the_reference_lowering_gives_the_same_bits():
+    for name in ("3x3_strided", "matmul", "depthwise"):
+        ours, _, operands = pair(name)
+        results = []
+        for f in (ours, functools.partial(ours, backend="reference")):
+            out, transpose = jax.vjp(f, *operands)
+            results.append((out, *transpose(jnp.cos(out))))
+        for native, portable in zip(*results, strict=True):
+            np.testing.assert_array_equal(native, portable)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_values_surface_everywhere(bad):
+    ours, _, (x, w) = pair("3x3")
+    assert np.isnan(ours(x.at[0, 0, 0, 0].set(bad), w)).all()
+    assert np.isnan(ours(x, w.at[0, 0, 0, 0].set(bad))).all()
+    gradient = jax.grad(lambda x: jnp.sum(ours(x, w)) * bad)(x)
+    assert np.isnan(gradient).all()
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-12])
+def test_tiny_operands_of_a_normal_product(scale):
+    x, w = np.random.default_rng(0).standard_normal((2, 8, 8)).astype(np.float32)
+    dot = functools.partial(dot_general, dimension_numbers=(((1,), (0,)), ((), ())))
+    tiny = (x * np.float64(scale)).astype(np.float32)  # NumPy: XLA would flush subnormal values
+    exact = tiny.astype(np.float64) @ (w.astype(np.float64) * 1e30)
+    assert oracle.relative_error(dot(jnp.asarray(tiny), jnp.asarray(w * np.float32(1e30))), exact) < 2e-4
+
+
+def test_residuals_are_16_bits_wide():
+    ours, _, (x, w) = pair("3x3")
+    _, transpose = jax.vjp(ours, x, w)
+    kept = [leaf for leaf in jax.tree.leaves(transpose) if leaf.size > 1]
+    assert sorted(str(leaf.dtype) for leaf in kept) == ["dfp16", "dfp16"]
+
+
+def test_wrong_operands_are_refused():
+    with pytest.raises(TypeError, match="conv_general_dilated: lhs must be float32, got bfloat16"):
+        CASES["3x3"][0](jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 2)), **CASES["3x3"][2])
+    with pytest.raises(TypeError, match="dot_general: rhs must be float32, got int32"):
+        dot_general(jnp.zeros((2, 2)), jnp.zeros((2, 2), int), dimension_numbers=(((1,), (0,)), ((), ())))
+    with pytest.raises(TypeError, match="contracting dimensions to have the same"):
+        dot_general(jnp.zeros((2, 3)), jnp.zeros((2, 2)), dimension_numbers=(((1,), (0,)), ((), ())))
