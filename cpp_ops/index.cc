@@ -126,6 +126,7 @@ int Axis::runs(int64_t low, int64_t high, Run* out) const {
            if (run_window_ >= 0) {
              run.unit = run_unit_;
              run.phase = skipped % run_unit_;
+             run.last = (run.phase + run.length - 1) / run_unit_;
              run.coef = run_coef_;
              run.coord[run_window_] += static_cast<int32_t>(skipped / run_unit_) * run_coef_;
            }

@@ -27,6 +27,7 @@ struct Run {
   int32_t coord[kMaxWindows];
   int32_t window, coef;
   int64_t unit, phase;
+  int64_t last;  // by how many units the last element is ahead of the first
 };
 
 // What packing needs to know of the windows, apart from points and runs.

@@ -35,6 +35,9 @@ struct CellArgs {
 };
 inline constexpr int kColumnQuantum = 16;
 
+// Elements that packing may write beyond the end of packed rows and of `edge`.
+inline constexpr int kSlack = 32;
+
 struct KernelTable {
   const char* name;
 

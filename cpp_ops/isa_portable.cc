@@ -100,7 +100,7 @@ struct Portable {
   static I pair_words(const int16_t* x, const int16_t* y) {
     return map([=](int i) { return join_words(x[i], y[i]); });
   }
-  static void interleave_tail(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+  static void interleave_tail(const int16_t* x, const int16_t* y, int n, bool, int32_t* out) {
     for (int i = 0; i < n; ++i) out[i] = join_words(x[i], y[i]);
   }
   static void copy_tail(const int16_t* from, int n, int16_t* to) {

@@ -1,5 +1,6 @@
 // Packing of operands. See kernels_common.h for how it is included.
 
+// May write up to kSlack elements too many; what is there is packed later, or slack.
 template <class S>
 void copy(const int16_t* from, int n, int16_t* to) {
   constexpr int kWidth = 2 * S::kLanes;
@@ -13,10 +14,10 @@ inline void fill_zero(int16_t* to, int n) {
 }
 
 template <class S>
-void interleave(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+void interleave(const int16_t* x, const int16_t* y, int n, bool exact, int32_t* out) {
   int i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) S::store(out + i, S::pair_words(x + i, y + i));
-  if (i < n) S::interleave_tail(x + i, y + i, n - i, out + i);
+  if (i < n) S::interleave_tail(x + i, y + i, n - i, exact, out + i);
 }
 
 // The part [low, high) of a run that exists at a point.
@@ -35,8 +36,7 @@ inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run
       continue;
     }
     // Unit t of the run exists if 0 <= coord + coef * t < size.
-    const int64_t last = (run.phase + run.length - 1) / run.unit;
-    if (coord >= 0 && coord + run.coef * last < bounds.size[w]) continue;
+    if (coord >= 0 && coord + run.coef * run.last < bounds.size[w]) continue;
     const int64_t first_unit = ceil_div(-int64_t{coord}, run.coef);
     const int64_t end_unit = ceil_div(int64_t{bounds.size[w]} - coord, run.coef);
     const int64_t from = first_unit * run.unit - run.phase, to = end_unit * run.unit - run.phase;
@@ -79,6 +79,8 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
   const int length = runs[run_count - 1].start + runs[run_count - 1].length;
   for (int pair = 0; pair < k; pair += 2, out += stride) {
     const int count = k - pair < 2 ? 1 : 2;
+    // The words after a run belong to a later run or pair, but those after the last pair may not.
+    const bool exact = pair + 2 >= k;
     const int ahead = pair + kPrefetchPairs * 2;
     for (int i = 0; i < run_count; ++i) {
       const Run& run = runs[i];
@@ -90,7 +92,7 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
       if (bounds.count == 0) {
         for (int half = 0; half < count; ++half)
           source[half] = base + points[pair + half].offset + run.offset;
-        interleave<S>(source[0], source[1], run.length, out + run.start);
+        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
         continue;
       }
       for (int half = 0; half < count; ++half) {
@@ -105,7 +107,7 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
         fill_zero(whole + valid.high, run.length - valid.high);
         source[half] = whole;
       }
-      interleave<S>(source[0], source[1], run.length, out + run.start);
+      interleave<S>(source[0], source[1], run.length, exact, out + run.start);
     }
     for (int i = 0; i < padding; ++i) out[length + i] = 0;
   }

@@ -22,8 +22,8 @@ PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   runs.resize(static_cast<size_t>(std::max(longest, max_blocks * kBlock)));
   run_counts.resize(static_cast<size_t>(max_blocks));
   zeros.resize(static_cast<size_t>(longest));
-  edge.resize(static_cast<size_t>(2 * longest));
-  rows.resize(kPanelColumns * kBlock);
+  edge.resize(static_cast<size_t>(2 * longest + kSlack));
+  rows.resize(kPanelColumns * kBlock + kSlack);
 }
 
 void Preview::set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
@@ -80,7 +80,8 @@ int64_t PackerA::pair_stride(int64_t rows) const {
 }
 
 int64_t PackerA::block_words(int64_t rows) const {
-  return kPairs * (source_ == Source::kAlongM ? pair_stride(rows) : rows);
+  if (source_ == Source::kAlongM) return kPairs * pair_stride(rows);
+  return kPairs * rows + kSlack / 2;
 }
 
 int64_t PackerA::block_size(int64_t block) const {
@@ -133,7 +134,7 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
     }
     space->run_counts[static_cast<size_t>(i)] =
         k_.runs(k0, k0 + k, &space->runs[static_cast<size_t>(i * kBlock)]);
-    packed[i] = {out + i * kPairs * rows, round_up(k, 32) / 2, 1};
+    packed[i] = {out + i * block_words(rows), round_up(k, 32) / 2, 1};
   }
   if (!in_place) m_.points(m, m + rows, origin, space->points.data());
   // Tile by tile, so that the norms find the tile in the first-level cache, and all blocks of a

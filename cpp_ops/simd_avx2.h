@@ -64,7 +64,7 @@ struct Avx2 {
     const I high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
     return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
   }
-  static void interleave_tail(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+  static void interleave_tail(const int16_t* x, const int16_t* y, int n, bool, int32_t* out) {
     for (int i = 0; i < n; ++i) out[i] = join_words(x[i], y[i]);
   }
   // Copies n < 16 elements.

@@ -59,15 +59,19 @@ struct Avx512 {
     return join(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y)));
   }
-  static void interleave_tail(const int16_t* x, const int16_t* y, int n, int32_t* out) {
+  // Interleaves n < kLanes elements. Unless `exact`, may write a whole vector, since masked stores
+  // are slow on some CPUs.
+  static void interleave_tail(const int16_t* x, const int16_t* y, int n, bool exact, int32_t* out) {
     const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
-    _mm512_mask_storeu_epi32(
-        out, mask, join(_mm256_maskz_loadu_epi16(mask, x), _mm256_maskz_loadu_epi16(mask, y)));
+    const I words = join(_mm256_maskz_loadu_epi16(mask, x), _mm256_maskz_loadu_epi16(mask, y));
+    if (exact)
+      _mm512_mask_storeu_epi32(out, mask, words);
+    else
+      store(out, words);
   }
-  // Copies n < 32 elements.
+  // Copies n < 2 * kLanes elements; may write a whole vector.
   static void copy_tail(const int16_t* from, int n, int16_t* to) {
-    const __mmask32 mask = (1u << n) - 1;
-    _mm512_mask_storeu_epi16(to, mask, _mm512_maskz_loadu_epi16(mask, from));
+    store(to, _mm512_maskz_loadu_epi16((1u << n) - 1, from));
   }
 
   // Transposes 16 x 16 words.
