@@ -4,7 +4,12 @@
 native kernels, with float32 results and gradients. `explain` says what became of each of them and why.
 """
 
-from dfpjax import checkpoint_policies as checkpoint_policies
+from pkgutil import extend_path
+
+# Run from a checkout, Python finds these sources first; the compiled extension lies in the installed package.
+__path__ = extend_path(__path__, __name__)
+
+from dfpjax import checkpoint_policies as checkpoint_policies  # noqa: E402
 from dfpjax.insight import explain as explain
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import runtime_info as runtime_info

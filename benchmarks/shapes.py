@@ -1,0 +1,179 @@
+"""The operations that the benchmarks time: convolutions of the paper's networks, and dot products."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """A square NHWC convolution with symmetric padding."""
+
+    channels: int
+    features: int
+    kernel: int
+    image: int
+    stride: int = 1
+    padding: int
+    groups: int = 1
+    batch: int
+
+    @property
+    def name(self) -> str:
+        stride = f" s{self.stride}" if self.stride > 1 else ""
+        groups = f" g{self.groups}" if self.groups > 1 else ""
+        return f"{self.channels}→{self.features} k{self.kernel}{stride}{groups} {self.image}²"
+
+    @property
+    def lhs(self) -> tuple[int, ...]:
+        return (self.batch, self.image, self.image, self.channels)
+
+    @property
+    def rhs(self) -> tuple[int, ...]:
+        return (self.kernel, self.kernel, self.channels // self.groups, self.features)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        size = (self.image + 2 * self.padding - self.kernel) // self.stride + 1
+        return (self.batch, size, size, self.features)
+
+    @property
+    def macs(self) -> int:
+        batch, height, width, features = self.out
+        return batch * height * width * features * self.kernel**2 * self.channels // self.groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """[batch, m, k] · [batch, k, n]; a batch of 1 is a plain matrix product."""
+
+    m: int
+    k: int
+    n: int
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        batch = f"{self.batch}×" if self.batch > 1 else ""
+        return f"dot {batch}{self.m}×{self.k}×{self.n}"
+
+    @property
+    def lhs(self) -> tuple[int, ...]:
+        return (self.batch, self.m, self.k) if self.batch > 1 else (self.m, self.k)
+
+    @property
+    def rhs(self) -> tuple[int, ...]:
+        return (self.batch, self.k, self.n) if self.batch > 1 else (self.k, self.n)
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return (self.batch, self.m, self.n) if self.batch > 1 else (self.m, self.n)
+
+    @property
+    def macs(self) -> int:
+        return self.batch * self.m * self.k * self.n
+
+
+def _conv(channels, features, kernel, image, stride=1, *, batch, padding=None, groups=1) -> Conv:
+    padding = kernel // 2 if padding is None else padding
+    return Conv(
+        channels=channels,
+        features=features,
+        kernel=kernel,
+        image=image,
+        stride=stride,
+        padding=padding,
+        groups=groups,
+        batch=batch,
+    )
+
+
+def resnet50(batch: int = 32) -> list[Conv]:
+    """The 23 distinct convolutions of ResNet-50 v1 (He et al., 2016; stride in the 3×3)."""
+    shapes = [
+        (3, 64, 7, 224, 2),
+        (64, 64, 1, 56),
+        (64, 64, 3, 56),
+        (64, 256, 1, 56),
+        (256, 64, 1, 56),
+        (256, 128, 1, 56),
+        (128, 128, 3, 56, 2),
+        (128, 512, 1, 28),
+        (256, 512, 1, 56, 2),
+        (512, 128, 1, 28),
+        (128, 128, 3, 28),
+        (512, 256, 1, 28),
+        (256, 256, 3, 28, 2),
+        (256, 1024, 1, 14),
+        (512, 1024, 1, 28, 2),
+        (1024, 256, 1, 14),
+        (256, 256, 3, 14),
+        (1024, 512, 1, 14),
+        (512, 512, 3, 14, 2),
+        (512, 2048, 1, 7),
+        (1024, 2048, 1, 14, 2),
+        (2048, 512, 1, 7),
+        (512, 512, 3, 7),
+    ]
+    return [_conv(*shape, batch=batch) for shape in shapes]
+
+
+def vgg16(batch: int = 8) -> list[Conv]:
+    """The distinct convolutions of VGG-16 (Simonyan & Zisserman, 2015)."""
+    shapes = [
+        (3, 64, 3, 224),
+        (64, 64, 3, 224),
+        (64, 128, 3, 112),
+        (128, 128, 3, 112),
+        (128, 256, 3, 56),
+        (256, 256, 3, 56),
+        (256, 512, 3, 28),
+        (512, 512, 3, 28),
+        (512, 512, 3, 14),
+    ]
+    return [_conv(*shape, batch=batch) for shape in shapes]
+
+
+def alexnet(batch: int = 64) -> list[Conv]:
+    """AlexNet's convolutions, with its two groups (Krizhevsky et al., 2012)."""
+    return [
+        _conv(3, 96, 11, 227, 4, padding=0, batch=batch),
+        _conv(96, 256, 5, 27, groups=2, batch=batch),
+        _conv(256, 384, 3, 13, batch=batch),
+        _conv(384, 384, 3, 13, groups=2, batch=batch),
+        _conv(384, 256, 3, 13, groups=2, batch=batch),
+    ]
+
+
+def googlenet(batch: int = 32) -> list[Conv]:
+    """Stem and the first, a middle and the last inception module of GoogLeNet-v1 (Szegedy et al., 2015)."""
+    shapes = [
+        (3, 64, 7, 224, 2),
+        (64, 64, 1, 56),
+        (64, 192, 3, 56),
+        (192, 64, 1, 28),
+        (192, 96, 1, 28),
+        (96, 128, 3, 28),
+        (16, 32, 5, 28),
+        (512, 112, 1, 14),
+        (144, 288, 3, 14),
+        (32, 64, 5, 14),
+        (832, 384, 1, 7),
+        (192, 384, 3, 7),
+        (48, 128, 5, 7),
+    ]
+    return [_conv(*shape, batch=batch) for shape in shapes]
+
+
+def dots() -> list[Dot]:
+    """Classifiers, square products, an LSTM's gates, and attention."""
+    return [
+        Dot(m=32, k=2048, n=1000),
+        Dot(m=64, k=9216, n=4096),
+        Dot(m=64, k=4096, n=4096),
+        *(Dot(m=size, k=size, n=size) for size in (512, 1024, 2048, 4096)),
+        Dot(m=64, k=512, n=1024),
+        Dot(batch=96, m=197, k=64, n=197),
+        Dot(batch=96, m=197, k=197, n=64),
+    ]
+
+
+SUITES = {"resnet50": resnet50, "vgg16": vgg16, "alexnet": alexnet, "googlenet": googlenet}

@@ -1,0 +1,32 @@
+"""How the benchmarks measure: contenders in turn, the best of several rounds each."""
+
+import time
+from collections.abc import Callable
+
+
+def best_seconds(contenders: dict[str, Callable[[], object]], *, budget: float = 0.5, rounds: int = 5):
+    """Seconds per call of each contender.
+
+    The machine is shared and its speed drifts, so contenders take turns within every round and the best
+    round of each counts. A contender is a function that returns when its work is done.
+
+    Arguments:
+        contenders: name to function.
+        budget: seconds to spend on each contender, its warm-up not counted.
+        rounds: how often each takes its turn.
+    """
+    calls = {}
+    for name, run in contenders.items():
+        run()
+        start = time.perf_counter()
+        run()
+        once = time.perf_counter() - start
+        calls[name] = max(1, round(budget / rounds / max(once, 1e-6)))
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            best[name] = min(best[name], (time.perf_counter() - start) / calls[name])
+    return best
