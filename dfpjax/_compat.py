@@ -61,14 +61,10 @@ without_named_axes = _core.filter_named_axis_effects
 trace_context = _config.trace_context  # hashable: the settings and environment that tracing depends on
 
 
-def scope_names(name_stack) -> list[str]:
-    """The named scopes of a name stack."""
-    return [entry.name for entry in name_stack.stack if isinstance(entry, _source_info.Scope)]
-
-
-def transform_names(name_stack) -> list[str]:
-    """The JAX transformations that a name stack went through, such as "jvp" and "transpose"."""
-    return [entry.name for entry in name_stack.stack if isinstance(entry, _source_info.Transform)]
+def name_entries(name_stack) -> list[tuple[str, str]]:
+    """The entries of a name stack: ("scope", name) of a named scope, ("transform", "jvp") and the like."""
+    kinds = {_source_info.Scope: "scope", _source_info.Transform: "transform"}
+    return [(kinds[type(entry)], entry.name) for entry in name_stack.stack]
 
 
 def user_frames(traceback) -> list[tuple[str, int]]:

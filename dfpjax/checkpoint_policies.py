@@ -22,7 +22,7 @@ CheckpointPolicy = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class adapt:  # noqa: N801 (used as a function)
+class adapt:
     """A policy that is asked about a dfpjax operation as if it were the convolution or dot product that it
     stands for.
 

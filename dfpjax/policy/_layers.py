@@ -24,12 +24,24 @@ PATH_KEEPING = frozenset(
 
 def layer_name(stack: Any) -> str:
     """The scopes of a name stack, without JAX's transformations: `ResNet/Bottleneck_3/Conv_1`."""
-    return "/".join(scope for scope in _compat.scope_names(stack) if scope not in _JAX_SCOPES)
+    names: list[str] = []
+    transposed = again = 0
+    for kind, name in _compat.name_entries(stack):
+        if kind == "scope" and name not in _JAX_SCOPES:
+            names.append(name)
+        elif (kind, name) == ("transform", "transpose"):
+            transposed = again = len(names)
+        elif (kind, name) == ("transform", "jvp") and in_backward_pass(stack):
+            again = len(names)
+    # A transposed remat gets its scopes twice, as in transpose(jvp(Model))/jvp(Model)/...: they start anew.
+    if names[again:][: again - transposed] == names[transposed:again]:
+        del names[transposed:again]
+    return "/".join(names)
 
 
 def in_backward_pass(stack: Any) -> bool:
     """Whether a name stack says that JAX made the equation by transposition."""
-    return "transpose" in _compat.transform_names(stack)
+    return ("transform", "transpose") in _compat.name_entries(stack)
 
 
 def argument_paths(fun: Callable, args: tuple, kwargs: dict) -> list[str]:

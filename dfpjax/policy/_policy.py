@@ -21,7 +21,7 @@ class Policy:
     """
 
     rules: tuple[Rule, ...] = ()
-    default: OpConfig | None = OpConfig()
+    default: OpConfig | None = OpConfig()  # noqa: RUF009 (frozen)
 
     def __post_init__(self):
         if isinstance(self.rules, Rule | str) or not isinstance(self.rules, Iterable):
@@ -31,6 +31,11 @@ class Policy:
             if not isinstance(rule, Rule):
                 raise TypeError(f"Policy: rules must be a sequence of Rule, got {rule!r} among them")
         require_config(self.default, "Policy: default")
+
+    @property
+    def keeps_float32(self) -> bool:
+        """Whether no operation at all runs in dynamic fixed point."""
+        return self.default is None and all(rule.config is None for rule in self.rules)
 
     def bind(self, operations: Iterable[Operation]) -> "BoundPolicy":
         """Resolve what depends on the whole program, given its eligible operations in order."""
@@ -69,7 +74,7 @@ class BoundPolicy:
 
     def _matches(self, pattern: str | Position, operation: Operation) -> bool:
         if isinstance(pattern, str):
-            return any(re.search(pattern, text) for text in (operation.name, *operation.paths) if text)
+            return any(re.search(pattern, text) for text in (operation.name, *operation.paths))
         chosen = self._chosen[pattern]
         if chosen is None:
             return False

@@ -1,6 +1,7 @@
 """`Rule` and `Position`: which operations a configuration is meant for."""
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,16 +21,24 @@ class Operation:
     """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around the
     operation."""
 
-    paths: tuple[str, ...]
-    """Paths of the arguments that its operands are: `params/Conv_0/kernel`. Empty where neither is one."""
+    operands: tuple[Hashable, ...]
+    """What its operands are: for an argument of the program its path, such as `params/Conv_0/kernel`; for
+    anything else an object that is the same wherever that value is used."""
 
     derived: bool
     """It stands in a backward pass, or in a rule (of `jax.custom_vjp` and its like) and not in the program
     itself."""
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of the arguments among its operands, the right one's first: there stands a kernel, mostly."""
+        return tuple(operand for operand in reversed(self.operands) if isinstance(operand, str))
+
     def same_layer(self, other: "Operation") -> bool:
-        """Whether the two share a layer name or an argument."""
-        return bool(self.name and self.name == other.name) or not set(self.paths).isdisjoint(other.paths)
+        """Whether the two have one layer name, or share an operand where one of them has no name."""
+        if self.name and other.name:
+            return self.name == other.name
+        return not set(self.operands).isdisjoint(other.operands)
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,9 @@ class Position:
             raise ValueError(f"Position: primitive must be one of {known}, got {self.primitive!r}")
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise TypeError(f"Position: index must be an integer, got {self.index!r}")
+
+    def __repr__(self) -> str:
+        return f"Position({self.primitive!r}, {self.index})"
 
 
 @dataclass(frozen=True)

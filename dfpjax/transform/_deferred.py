@@ -4,7 +4,7 @@ JAX traces them when the program is differentiated, batched or rematerialized; t
 rewritten then. Each entry of `DEFERRED` gives an equation's parameters with its rules wrapped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -14,20 +14,20 @@ from jax.extend.core import Jaxpr
 from dfpjax import _compat
 from dfpjax.transform._trace import arrays_of, trace
 
-Paths = Sequence[str | None]
+Origins = Sequence[Hashable]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewriting:
     """How to rewrite a rule."""
 
-    rewrite: Callable[[Jaxpr, Paths], Jaxpr]
-    """Rewrites an open jaxpr, given the paths of its inputs."""
+    rewrite: Callable[[Jaxpr, Origins], Jaxpr]
+    """Rewrites an open jaxpr, given what its inputs are."""
 
-    def jaxpr(self, jaxpr: Jaxpr, paths: Paths = ()) -> Jaxpr:
-        """Rewrite a rule's jaxpr; inputs beyond those in `paths`, such as tangents, have no path."""
-        missing = len(jaxpr.invars) - len(paths)
-        return self.rewrite(jaxpr, [*paths, *[None] * missing][: len(jaxpr.invars)])
+    def jaxpr(self, jaxpr: Jaxpr, inputs: Origins = ()) -> Jaxpr:
+        """Rewrite a rule's jaxpr; beyond the inputs that are known it may have others, such as tangents."""
+        missing = len(jaxpr.invars) - len(inputs)
+        return self.rewrite(jaxpr, [*inputs, *[None] * missing][: len(jaxpr.invars)])
 
     def function(self, fun: Callable) -> Callable:
         """Rewrite a rule that is a Python function."""
@@ -41,22 +41,22 @@ class Rewriting:
         return rewritten
 
 
-def _custom_jvp(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+def _custom_jvp(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
     jvp = params["jvp_jaxpr_fun"]
 
     def rewritten(*zeros):
         jaxpr, consts, out_zeros = jvp.call_wrapped(*zeros)
-        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts, out_zeros
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts, out_zeros
 
     return {"jvp_jaxpr_fun": lu.wrap_init(rewritten, debug_info=jvp.debug_info)}
 
 
-def _custom_vjp(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+def _custom_vjp(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
     fwd, bwd = params["fwd_jaxpr_thunk"], params["bwd"]
 
     def rewritten(*zeros):
         jaxpr, consts = fwd.call_wrapped(*zeros)
-        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts
 
     return {
         "fwd_jaxpr_thunk": lu.wrap_init(rewritten, debug_info=fwd.debug_info),
@@ -64,7 +64,7 @@ def _custom_vjp(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
     }
 
 
-def _custom_vmap(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+def _custom_vmap(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
     rule = params["rule"]
 
     def rewritten(axis_size, in_batched, *args):
@@ -73,7 +73,7 @@ def _custom_vmap(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
     return {"rule": rewritten}
 
 
-def _linear_call(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+def _linear_call(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
     thunk = params["transpose_thunk"]
 
     def rewritten():
@@ -83,17 +83,17 @@ def _linear_call(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
     return {"transpose_thunk": rewritten}
 
 
-def _remat_opt(params: dict, paths: Paths, rewriting: Rewriting) -> dict:
+def _remat_opt(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
     thunk = params["fun_jaxpr_thunk"]
 
     def rewritten():
         jaxpr, consts = thunk()
-        return rewriting.jaxpr(jaxpr, paths[params["num_consts"] :]), consts
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts
 
     return {"fun_jaxpr_thunk": rewritten}
 
 
-DEFERRED: dict[str, Callable[[dict, Paths, Rewriting], dict]] = {
+DEFERRED: dict[str, Callable[[dict, Origins, Rewriting], dict]] = {
     "custom_jvp_call": _custom_jvp,
     "custom_vjp_call": _custom_vjp,
     "custom_vmap_call": _custom_vmap,

@@ -44,7 +44,7 @@ def layer_error(site: Site, error: Exception) -> Exception:
         if name
         else "give it a name with jax.named_scope and a rule dfpjax.Rule(name, None) that keeps it in float32"
     )
-    operands = " × ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
+    operands = " x ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
     message = (
         f"{operation.primitive}{of_layer}{at_line} ({operands}) cannot be computed in dynamic fixed "
         f"point: {error}\nEither mend that, or {remedy}."

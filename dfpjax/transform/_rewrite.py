@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.extend.core.primitives import convert_element_type_p
 from jax.extend.source_info_util import user_context
 from jax.sharding import AxisType
@@ -23,7 +23,7 @@ from dfpjax.transform._decide import decide
 from dfpjax.transform._deferred import DEFERRED, Rewriting
 from dfpjax.transform._errors import layer_error
 from dfpjax.transform._subjaxprs import with_sub_jaxprs
-from dfpjax.transform._survey import Body, Call, Paths, Scope, Site, survey
+from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
 
 
 class Rewriter:
@@ -36,9 +36,12 @@ class Rewriter:
     def __init__(self, policy: BoundPolicy):
         self._policy = policy
         self._done: dict[tuple, Jaxpr] = {}
+        self._closed: dict[tuple[int, int], ClosedJaxpr] = {}
 
     def rewrite(self, body: Body) -> Jaxpr:
         """The jaxpr of a surveyed program, rewritten."""
+        if self._policy.policy.keeps_float32:
+            return body.jaxpr
         configs = tuple(decide(site, self._policy).config for site in body.sites())
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(configs):
@@ -74,13 +77,13 @@ class Rewriter:
         return new, set().union(*(eqn.effects for eqn in new))
 
     def _call(self, eqn: JaxprEqn, call: Call) -> tuple[list[JaxprEqn], set]:
-        new: dict[tuple[str, int], Jaxpr] = {}
+        new: dict[tuple[str, int], Jaxpr | ClosedJaxpr] = {}
         added: set = set()
         for sub, body in call.inside:
             with sub.environment():
                 rewritten = self.rewrite(body)
             if rewritten is not body.jaxpr:
-                new[sub.parameter, sub.index] = rewritten
+                new[sub.parameter, sub.index] = self._like(sub.jaxpr, rewritten)
                 effects = rewritten.effects - body.jaxpr.effects
                 added |= _compat.without_named_axes(effects, sub.closed_over_axes)
         params = with_sub_jaxprs(eqn.params, new)
@@ -88,15 +91,21 @@ class Rewriter:
             params["policy"] = checkpoint_policies.adapt(params["policy"])
         if deferred := DEFERRED.get(eqn.primitive.name):
             rewriting = Rewriting(rewrite=functools.partial(self._rule, scope=call.scope))
-            params.update(deferred(params, call.paths, rewriting))
+            params.update(deferred(params, call.inputs, rewriting))
         elif not new:
             return [eqn], set()
         return [eqn.replace(params=params, effects=eqn.effects | added)], added
 
-    def _rule(self, jaxpr: Jaxpr, paths: Paths, *, scope: Scope) -> Jaxpr:
+    def _like(self, old: Jaxpr | ClosedJaxpr, new: Jaxpr) -> Jaxpr | ClosedJaxpr:
+        """The new jaxpr, closed if the old one is; one object for each pair, as JAX lowers by identity."""
+        if not isinstance(old, ClosedJaxpr):
+            return new
+        return self._closed.setdefault((id(old), id(new)), old.replace(jaxpr=new))
+
+    def _rule(self, jaxpr: Jaxpr, inputs: Origins, *, scope: Scope) -> Jaxpr:
         """Rewrite the jaxpr of a rule, which JAX makes when the program is differentiated or batched."""
         inside = Scope(stack=scope.stack, count=scope.count, derived=True)
-        return Rewriter(self._policy).rewrite(survey(jaxpr, paths, inside))
+        return Rewriter(self._policy).rewrite(survey(jaxpr, inputs, inside))
 
 
 def _has_deferred(body: Body) -> bool:

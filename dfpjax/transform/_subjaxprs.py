@@ -34,13 +34,10 @@ class SubJaxpr:
     """A jaxpr among an equation's parameters."""
 
     parameter: str
-
     index: int
     """Its place among the jaxprs of that parameter, which may be a tuple of them."""
 
-    jaxpr: Jaxpr
-    """Open: without the constants, where the parameter is a closed one."""
-
+    jaxpr: Jaxpr | ClosedJaxpr
     operands: Sequence[Atom | None]
     """The operand of the equation that each of the jaxpr's inputs stands for, None where it stands for
     none."""
@@ -68,29 +65,24 @@ def sub_jaxprs(eqn: JaxprEqn) -> list[SubJaxpr]:
     return _RULES.get(eqn.primitive.name, _generic)(eqn)
 
 
-def with_sub_jaxprs(params: dict, new: dict[tuple[str, int], Jaxpr]) -> dict:
+def opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
+    """A jaxpr without its constants."""
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def with_sub_jaxprs(params: dict, new: dict[tuple[str, int], Jaxpr | ClosedJaxpr]) -> dict:
     """Parameters with jaxprs exchanged; `new` is keyed by (parameter, index)."""
     params = dict(params)
     for parameter in {parameter for parameter, _ in new}:
         leaves, treedef = jax.tree.flatten(params[parameter])
-        for index, leaf in enumerate(leaves):
-            if (parameter, index) in new:
-                leaves[index] = _like(leaf, new[parameter, index])
+        leaves = [new.get((parameter, index), leaf) for index, leaf in enumerate(leaves)]
         params[parameter] = jax.tree.unflatten(treedef, leaves)
     return params
 
 
-def _like(old: Jaxpr | ClosedJaxpr, new: Jaxpr) -> Jaxpr | ClosedJaxpr:
-    return old.replace(jaxpr=new) if isinstance(old, ClosedJaxpr) else new
-
-
-def _opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
-    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-
-
 def _generic(eqn: JaxprEqn) -> list[SubJaxpr]:
     found = [
-        (parameter, index, _opened(leaf))
+        (parameter, index, leaf)
         for parameter, value in eqn.params.items()
         for index, leaf in enumerate(jax.tree.leaves(value))
         if isinstance(leaf, Jaxpr | ClosedJaxpr)
@@ -112,8 +104,7 @@ def _generic(eqn: JaxprEqn) -> list[SubJaxpr]:
 
 
 def _scan(eqn: JaxprEqn) -> list[SubJaxpr]:
-    body = eqn.params["jaxpr"].jaxpr
-    length = eqn.params["length"]
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
     return [SubJaxpr(parameter="jaxpr", index=0, jaxpr=body, operands=eqn.invars, count=length)]
 
 
@@ -122,7 +113,7 @@ def _while(eqn: JaxprEqn) -> list[SubJaxpr]:
     carry = eqn.invars[cond_count + body_count :]
     cond_operands = [*eqn.invars[:cond_count], *carry]
     body_operands = [*eqn.invars[cond_count : cond_count + body_count], *carry]
-    cond, body = eqn.params["cond_jaxpr"].jaxpr, eqn.params["body_jaxpr"].jaxpr
+    cond, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
     return [
         SubJaxpr(parameter="cond_jaxpr", index=0, jaxpr=cond, operands=cond_operands, gives_results=False),
         SubJaxpr(parameter="body_jaxpr", index=0, jaxpr=body, operands=body_operands),
@@ -131,7 +122,7 @@ def _while(eqn: JaxprEqn) -> list[SubJaxpr]:
 
 def _cond(eqn: JaxprEqn) -> list[SubJaxpr]:
     return [
-        SubJaxpr(parameter="branches", index=index, jaxpr=branch.jaxpr, operands=eqn.invars[1:])
+        SubJaxpr(parameter="branches", index=index, jaxpr=branch, operands=eqn.invars[1:])
         for index, branch in enumerate(eqn.params["branches"])
     ]
 

@@ -1,8 +1,9 @@
 """Survey of a program: every convolution and dot product in it, found once for the rewrite and for
 `explain`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
@@ -10,16 +11,18 @@ from dfpjax.policy._layers import PATH_KEEPING, in_backward_pass, layer_name
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Operation
 from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, obstacle
-from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, sub_jaxprs
+from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, opened, sub_jaxprs
 
-Paths = Sequence[str | None]
+Origins = Sequence[Hashable]
+"""What values are: an argument's path, an object that stands for the value, or None where that is not
+known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
     """Where a jaxpr stands in the program."""
 
-    stack: object
+    stack: Any
     """Name stack of the equation that holds it: name stacks start anew in each jaxpr."""
 
     count: int = 1
@@ -46,8 +49,8 @@ class Call:
 
     scope: Scope
     """Where they stand."""
-    paths: Paths
-    """Of the equation's operands."""
+    inputs: Origins
+    """What the equation's operands are."""
     inside: tuple[tuple[SubJaxpr, "Body"], ...]
 
 
@@ -60,7 +63,8 @@ class Body:
     """By the index of the equation."""
     opaque: dict[int, str]
     """Names of the primitives that could not be entered, by the index of the equation."""
-    out_paths: Paths
+    outputs: Origins
+    """What its outputs are."""
 
     def sites(self) -> Iterator[Site]:
         """All sites, in program order."""
@@ -84,18 +88,21 @@ class Body:
         return policy.bind(site.operation for site in self.sites() if site.obstacle is None)
 
 
-def survey(jaxpr: Jaxpr, in_paths: Paths, scope: Scope) -> Body:
+def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
     """Walk a jaxpr and the ones inside of it.
 
     Arguments:
         jaxpr: the program.
-        in_paths: for each input, the path of the argument that it is, or None.
+        inputs: for each input what it is, as far as that is known.
         scope: where the jaxpr stands.
     """
-    paths: dict[Var, str] = {v: p for v, p in zip(jaxpr.invars, in_paths, strict=True) if p is not None}
+    origins: dict[Var, Hashable] = {
+        var: origin for var, origin in zip(jaxpr.invars, inputs, strict=True) if origin is not None
+    }
 
-    def path_of(atom) -> str | None:
-        return None if atom is None or isinstance(atom, Literal) else paths.get(atom)
+    def origin_of(atom: Var | Literal | None) -> Hashable:
+        """What a value is: an argument's path, or an object of its own."""
+        return origins.setdefault(atom, object()) if isinstance(atom, Var) else None
 
     found: dict[int, Site | Call] = {}
     opaque: dict[int, str] = {}
@@ -103,42 +110,40 @@ def survey(jaxpr: Jaxpr, in_paths: Paths, scope: Scope) -> Body:
         primitive = eqn.primitive.name
         stack = scope.stack + eqn.source_info.name_stack
         if primitive in CONTRACTIONS or primitive in QUANTIZED:
-            operand_paths = [path_of(v) for v in eqn.invars]
-            found[index] = _site(eqn, stack, operand_paths, scope)
+            found[index] = _site(eqn, stack, origin_of, scope)
         elif primitive in OPAQUE:
             opaque[index] = primitive
         elif inside := sub_jaxprs(eqn):
-            call = _call(eqn, inside, stack, path_of, scope)
+            call = _call(eqn, inside, stack, origin_of, scope)
             found[index] = call
-            _add_result_paths(paths, eqn, call)
-        elif primitive in PATH_KEEPING and path_of(eqn.invars[0]):
-            paths[eqn.outvars[0]] = path_of(eqn.invars[0])
-    return Body(jaxpr=jaxpr, found=found, opaque=opaque, out_paths=[path_of(v) for v in jaxpr.outvars])
+            origins.update(_results(eqn, call))
+        elif primitive in PATH_KEEPING:
+            origins[eqn.outvars[0]] = origin_of(eqn.invars[0])
+    return Body(jaxpr=jaxpr, found=found, opaque=opaque, outputs=[origin_of(v) for v in jaxpr.outvars])
 
 
-def _site(eqn: JaxprEqn, stack, operand_paths: Paths, scope: Scope) -> Site:
+def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:
     operation = Operation(
         primitive=eqn.primitive.name,
         name=layer_name(stack),
-        paths=tuple(path for path in reversed(operand_paths) if path),  # a kernel stands at the right, mostly
+        operands=tuple(origin_of(v) for v in eqn.invars),
         derived=scope.derived or in_backward_pass(stack),
     )
     return Site(eqn=eqn, operation=operation, obstacle=obstacle(eqn), count=scope.count)
 
 
-def _call(eqn: JaxprEqn, inside: list[SubJaxpr], stack, path_of, scope: Scope) -> Call:
+def _call(eqn: JaxprEqn, inside: list[SubJaxpr], stack: Any, origin_of: Callable, scope: Scope) -> Call:
     bodies = []
     for sub in inside:
         inner = Scope(stack=stack, count=scope.count * sub.count, derived=scope.derived)
-        bodies.append((sub, survey(sub.jaxpr, [path_of(v) for v in sub.operands], inner)))
+        bodies.append((sub, survey(opened(sub.jaxpr), [origin_of(v) for v in sub.operands], inner)))
     own = Scope(stack=stack, count=scope.count, derived=scope.derived)
-    return Call(scope=own, paths=[path_of(v) for v in eqn.invars], inside=tuple(bodies))
+    return Call(scope=own, inputs=[origin_of(v) for v in eqn.invars], inside=tuple(bodies))
 
 
-def _add_result_paths(paths: dict[Var, str], eqn: JaxprEqn, call: Call) -> None:
-    outs = [body.out_paths for sub, body in call.inside if sub.gives_results]
-    if not outs:
-        return
-    for var, *candidates in zip(eqn.outvars, *outs, strict=True):
-        if candidates[0] and len(set(candidates)) == 1:
-            paths[var] = candidates[0]
+def _results(eqn: JaxprEqn, call: Call) -> Iterator[tuple[Var, Hashable]]:
+    """What the results of a call are, where all of its jaxprs agree."""
+    outputs = [body.outputs for sub, body in call.inside if sub.gives_results]
+    for var, *candidates in zip(eqn.outvars, *outputs, strict=True) if outputs else ():
+        if candidates[0] is not None and len(set(candidates)) == 1:
+            yield var, candidates[0]

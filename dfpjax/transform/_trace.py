@@ -1,10 +1,11 @@
 """Tracing of functions whose arguments and results are partly arrays and partly anything else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, valid_jaxtype
 from jax.interpreters.ad import Zero
@@ -44,7 +45,7 @@ def _without_arrays(leaves: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
 
 
-def _with_arrays(leaves: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+def _with_arrays(leaves: Sequence[Any], arrays: Iterable[Any]) -> list[Any]:
     remaining = iter(arrays)
     return [next(remaining) if leaf is _ARRAY else leaf for leaf in leaves]
 
@@ -61,7 +62,13 @@ class Traced:
 
     def results(self, arrays: Sequence[Any]) -> Any:
         """What the function returns, given the arrays in it."""
-        return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, arrays))
+        return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, map(_as_jax_array, arrays)))
+
+
+def _as_jax_array(x: Any) -> Any:
+    """A constant result comes out of a jaxpr as a literal; as from `jax.jit`, only float0 is a NumPy
+    array."""
+    return x if isinstance(x, jax.Array) or x.dtype == jax.dtypes.float0 else jnp.asarray(x)
 
 
 def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:

@@ -1,0 +1,122 @@
+"""What `explain` returns: one record per operation, and a report that prints as a table."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dfpjax.policy import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpRecord:
+    """One convolution or dot product of a program, and what becomes of it."""
+
+    name: str
+    """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around it."""
+
+    path: str | None
+    """Path of the argument that its right operand is, or else its left one: `params/Conv_0/kernel`."""
+
+    primitive: str
+    """The JAX primitive: `conv_general_dilated` or `dot_general`, or one of dfpjax's own."""
+
+    source: str
+    """`file:line` of the code that asked for it."""
+
+    lhs_shape: tuple[int, ...]
+    rhs_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    count: int
+    """How often it runs: the lengths of the scans around it, times the shards of a `shard_map`. The trip
+    count of a `while` is not known and taken for 1; every branch of a `cond` is counted."""
+
+    macs: int
+    """Multiply-accumulate operations of all runs together, padding included."""
+
+    dtype: Literal["dfp16", "float32"]
+    """`dfp16` if it is computed in dynamic fixed point, else `float32`: it stays as the program has it."""
+
+    rule: Rule | None
+    """The policy's rule that decided; None if it was the default, or if there was nothing to decide."""
+
+    reason: str
+    """What decided, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Every convolution and dot product of a program, and what became of it. Prints as a table."""
+
+    ops: tuple[OpRecord, ...]
+    """In program order."""
+
+    opaque: tuple[str, ...]
+    """Names of the primitives that could not be entered: what they compute stays as it is."""
+
+    unmatched: tuple[Rule, ...]
+    """Rules of the policy that decided nothing."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of all operations."""
+        return sum(op.macs for op in self.ops)
+
+    @property
+    def coverage(self) -> float:
+        """The share of them that is computed in dynamic fixed point; 0 for a program without any."""
+        return sum(op.macs for op in self.ops if op.dtype == "dfp16") / max(self.macs, 1)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The operations as dictionaries of plain values, for a data frame or JSON."""
+        records = [dataclasses.asdict(dataclasses.replace(op, rule=None)) for op in self.ops]
+        for record, op in zip(records, self.ops, strict=True):
+            record["rule"] = None if op.rule is None else repr(op.rule)
+        return records
+
+    def __str__(self) -> str:
+        quantized = [op for op in self.ops if op.dtype == "dfp16"]
+        header = ("layer", "operation", "operands", "result", "MACs", "dtype", "why")
+        rows = [_row(op) for op in self.ops]
+        total = f"{len(quantized)} of {len(self.ops)} operations"
+        rows.append(("total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", ""))
+        lines = _table(header, rows, right=(4,))
+        if self.opaque:
+            lines.append(f"not entered: {', '.join(self.opaque)}")
+        if self.unmatched:
+            lines.append(f"rules that decided nothing: {', '.join(map(repr, self.unmatched))}")
+        return "\n".join(lines)
+
+
+def _row(op: OpRecord) -> tuple[str, ...]:
+    times = f"{op.count} x " if op.count > 1 else ""
+    return (
+        op.name or op.path or op.source,
+        times + op.primitive,
+        f"{_shape(op.lhs_shape)} x {_shape(op.rhs_shape)}",
+        _shape(op.out_shape),
+        f"{op.macs:,}",
+        op.dtype,
+        op.reason,
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
+    """Lines of a table with aligned columns and a rule above and below the body; the last row is the
+    total."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    separator = "  ".join("─" * width for width in widths)
+    return [line(header), separator, *map(line, rows[:-1]), separator, line(rows[-1])]

@@ -1,0 +1,51 @@
+"""What the tests of the transform share."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and the ones inside of it."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def primitives(jaxpr) -> Counter:
+    """How often each primitive stands in a jaxpr and the ones inside of it."""
+    return Counter(eqn.primitive.name for eqn in equations(jaxpr))
+
+
+def floats(jaxpr) -> int:
+    """Convolutions and dot products that sum something and are left as they were."""
+    return sum(eqn.primitive.name == "conv_general_dilated" or _is_sum(eqn) for eqn in equations(jaxpr))
+
+
+def _is_sum(eqn) -> bool:
+    if eqn.primitive.name != "dot_general":
+        return False
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    return np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted]) > 1
+
+
+def quantized(jaxpr) -> int:
+    """Operations in dynamic fixed point."""
+    found = primitives(jaxpr)
+    return found["dfp_contract"] + found["dfp_contract_linear"]
+
+
+def relative_error(actual, expected) -> float:
+    """Norm of the difference over the norm of what is expected, over all leaves."""
+    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(actual)]
+    others = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(expected)]
+    a, b = np.concatenate(leaves), np.concatenate(others)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, jnp.float32)
