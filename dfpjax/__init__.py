@@ -9,7 +9,7 @@ from pkgutil import extend_path
 # Run from a checkout, Python finds these sources first; the compiled extension lies in the installed package.
 __path__ = extend_path(__path__, __name__)
 
-from dfpjax import checkpoint_policies as checkpoint_policies  # noqa: E402
+from dfpjax import checkpoint_policies as checkpoint_policies
 from dfpjax.insight import explain as explain
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import runtime_info as runtime_info

@@ -145,12 +145,31 @@ def _round(y: jax.Array, rounding: str, seed: jax.Array) -> jax.Array:
     return jnp.where(y < 0, -below, below)
 
 
+def _largest_magnitude_bits(x: jax.Array) -> jax.Array:
+    """Bits of max|x|, those of a NaN if there is one: int32 of x's rank, every extent 1.
+
+    A maximum of the bits would be all there is to it, but XLA for CPU has fast reductions for float32 alone
+    (8 against 60 ms for 100 MB, jaxlib 0.10), and they skip NaNs and flush subnormal numbers. So NaNs are
+    looked for by a sum, to which a finite number contributes nothing, and the bits are taken only where
+    float32 would be too coarse.
+    """
+    largest = jnp.max(jnp.abs(x), keepdims=True, initial=0)
+    bits = lax.cond(
+        jnp.all(largest < np.float32(2.0**-100)),
+        lambda x, largest: jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), keepdims=True, initial=0),
+        lambda x, largest: _float_bits(largest),
+        x,
+        largest,
+    )
+    all_finite = jnp.sum(x * 0, keepdims=True) == 0
+    return jnp.where(all_finite, bits, np.int32(0x7FC00000))
+
+
 def _quantize(x: jax.Array, seed: jax.Array | None, *, quantizer: Quantizer):
     """One tensor, one exponent."""
     if quantizer.rounding == "stochastic" and seed is None:
         seed = _seed_from_bits(x)
-    max_bits = jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), keepdims=True, initial=0)
-    exponent = _shared_exponent(max_bits, quantizer.bits)
+    exponent = _shared_exponent(_largest_magnitude_bits(x), quantizer.bits)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
     mantissa = lax.clamp(-limit, _round(_scaled(x, exponent), quantizer.rounding, seed), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
