@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from dfpjax.training import Report, TrainConfig, train
 from dfpjax.training.metrics import Totals
+from dfpjax.training.precision import PRECISIONS, with_precision
 from dfpjax.training.state import step_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -125,8 +127,32 @@ def _run_script(*arguments: str, data_dir: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "dfp16", "dfp16_paper"])
-def test_the_script_trains_in_every_precision(precision, data_dir, tmp_path):
+def test_precisions():
+    def fun(images, kernel, x, first, last):
+        layout = ("NHWC", "HWIO", "NHWC")
+        convolved = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        return convolved, x @ first, x @ last
+
+    shapes = ((2, 8, 8, 3), (3, 3, 3, 8), (4, 16), (16, 16), (16, 16))
+    operands = [jax.random.normal(jax.random.key(seed), shape) for seed, shape in enumerate(shapes)]
+    outputs = {precision: with_precision(fun, precision)(*operands) for precision in PRECISIONS}
+
+    def exact(precision: str) -> list[bool]:
+        """Which outputs are those of float32 to the last bit."""
+        pairs = zip(outputs[precision], outputs["float32"], strict=True)
+        return [np.array_equal(output, expected) for output, expected in pairs]
+
+    assert with_precision(fun, "float32") is fun
+    assert exact("dfp16") == [False, False, False]
+    assert exact("dfp16_paper") == [True, False, True]  # the first convolution and the last dot product
+    for output, expected in zip(outputs["dfp16"], outputs["float32"], strict=True):
+        np.testing.assert_allclose(output, expected, atol=5e-3)
+    with pytest.raises(ValueError, match="it must be one of float32, dfp16, dfp16_paper"):
+        with_precision(fun, "fp8")
+
+
+@pytest.mark.parametrize("precision", ["float32", "dfp16"])
+def test_the_script_trains_in_both_precisions(precision, data_dir, tmp_path):
     tiny = ["--config.train_split=train[:64]", "--config.test_split=test[:32]", "--config.epochs=1"]
     seeds = ["--config.batch_size=32", "--config.seed=3,4"]
     finished = _run_script(
