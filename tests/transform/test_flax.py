@@ -1,0 +1,150 @@
+"""Flax models, linen and nnx: static arguments, collections, provenance."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+from flax import nnx
+from transform_helpers import floats, normal, primitives, quantized, relative_error
+
+from dfpjax.policy import Policy, Rule
+from dfpjax.transform import mixed_precision
+
+X = normal(0, 2, 8, 8, 3)
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = nn.Conv(self.features, (3, 3), use_bias=False)(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train)(y))
+
+
+class Net(nn.Module):
+    """A little of everything: blocks, remat, dropout, a second method."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Block(4)(x, train)
+        x = nn.remat(Block, static_argnums=2)(6)(x, train)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(5)(x.mean((1, 2)))
+
+    def logits(self, x, scale):
+        return self(x) * scale
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return Net().init(jax.random.key(1), X)
+
+
+def test_linen_inference(variables):
+    apply = mixed_precision(Net().apply)
+    assert relative_error(apply(variables, X), Net().apply(variables, X)) < 1e-3
+    logits = apply(variables, X, 2.0, method=Net.logits)
+    assert relative_error(logits, 2 * Net().apply(variables, X)) < 1e-3
+    assert relative_error(apply(variables, X, scale=2.0, method="logits"), logits) == 0
+
+
+def test_linen_training(variables):
+    kwargs = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(2)}}
+
+    def loss(apply):
+        def of_parameters(params):
+            y, updates = apply({**variables, "params": params}, X, **kwargs)
+            return (y**2).sum(), updates
+
+        return of_parameters
+
+    params = variables["params"]
+    expected = jax.jit(jax.grad(loss(Net().apply), has_aux=True))(params)
+    transformed = jax.grad(loss(mixed_precision(Net().apply)), has_aux=True)
+    for gradient in (transformed, mixed_precision(jax.grad(loss(Net().apply), has_aux=True))):
+        assert floats(jax.make_jaxpr(gradient)(params)) == 0
+        actual = jax.jit(gradient)(params)
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        assert 0 < relative_error(actual, expected) < 3e-3
+
+
+def test_linen_rules_by_name_and_by_path(variables):
+    apply = Net().apply
+    assert quantized(jax.make_jaxpr(mixed_precision(apply))(variables, X)) == 3
+    for pattern in (
+        r"Dense_0$",
+        r"^params/Dense_0/kernel$",
+        r"Net/CheckpointBlock_0/Conv_0",
+        r"Block_0/Conv_\d$",
+    ):
+        kept = 2 if pattern.startswith("Block") else 1
+        jaxpr = jax.make_jaxpr(mixed_precision(apply, Policy(rules=[Rule(pattern, None)])))(variables, X)
+        assert (floats(jaxpr), quantized(jaxpr)) == (kept, 3 - kept), pattern
+
+
+def test_linen_scan():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jnp.tanh(nn.Dense(4)(x)), None
+
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x, _ = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()(
+                x, None
+            )
+            return nn.Dense(2)(x)
+
+    x = normal(0, 2, 4)
+    variables = Deep().init(jax.random.key(0), x)
+    transformed = mixed_precision(Deep().apply)
+    assert relative_error(transformed(variables, x), Deep().apply(variables, x)) < 1e-3
+    only_dense = mixed_precision(
+        Deep().apply, Policy(rules=[Rule(r"params/ScanLayer_0/Dense_0/kernel", None)])
+    )
+    found = primitives(jax.make_jaxpr(only_dense)(variables, x))
+    assert (found["dot_general"], found["dfp_contract"]) == (1, 1)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.dense = nnx.Linear(4, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dense(nnx.relu(self.norm(self.conv(x))).mean((1, 2)))
+
+
+def test_nnx():
+    graph, params, rest = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param, ...)
+
+    def forward(params, rest, x):
+        model = nnx.merge(graph, params, rest, copy=True)
+        return model(x), nnx.state(model, nnx.BatchStat)
+
+    def loss(fun):
+        return lambda params, rest: (fun(params, rest, X)[0] ** 2).sum()
+
+    transformed = mixed_precision(forward)
+    (actual, stats), (expected, expected_stats) = transformed(params, rest, X), forward(params, rest, X)
+    assert relative_error(actual, expected) < 1e-3
+    assert relative_error(stats, expected_stats) < 1e-3
+    gradient = jax.jit(jax.grad(loss(transformed)))(params, rest)
+    assert relative_error(gradient, jax.jit(jax.grad(loss(forward)))(params, rest)) < 3e-3
+
+
+def test_nnx_rules_by_provenance():
+    graph, params, rest = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param, ...)
+
+    def forward(params, rest, x):
+        return nnx.merge(graph, params, rest, copy=True)(x)
+
+    for pattern in (r"^dense/kernel$", r"conv/kernel"):
+        policy = Policy(rules=[Rule(pattern, None)])
+        jaxpr = jax.make_jaxpr(mixed_precision(forward, policy))(params, rest, X)
+        assert (floats(jaxpr), quantized(jaxpr)) == (1, 1)
+        whole = mixed_precision(jax.grad(lambda params, rest: forward(params, rest, X).sum()), policy)
+        assert floats(jax.make_jaxpr(whole)(params, rest)) >= 1
