@@ -4,8 +4,8 @@
 // times a range of column panels times one split of k. Phase 3 adds up the splits. How the work is
 // cut into tasks depends on the machine; the bits of the result do not.
 #include <algorithm>
-#include <array>
 
+#include "certificate.h"
 #include "contract.h"
 #include "index.h"
 #include "packing.h"
@@ -27,19 +27,6 @@ constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-
-// The longest chain, in words of two k, whose int32 sums cannot overflow (by Cauchy-Schwarz).
-int chain_pairs(const Norms& row, const Norms& column) {
-  constexpr float kLimit = 70367670435840.0f;  // 2^46 - 2^30
-  const int32_t rows[6] = {row.chunk[0], row.chunk[1], row.chunk[2],
-                           row.chunk[3], 8 * row.pair, 4 * row.pair};
-  const int32_t columns[6] = {column.chunk[0], column.chunk[1], column.chunk[2],
-                              column.chunk[3], 8 * column.pair, 4 * column.pair};
-  for (int i = 0; i < 6; ++i)
-    if (static_cast<float>(rows[i]) * static_cast<float>(columns[i]) < kLimit)
-      return kBlock / 2 >> i;
-  return 1;
-}
 
 class Tiles {
  public:
