@@ -5,6 +5,7 @@
 // cut into tasks depends on the machine; the bits of the result do not.
 #include <algorithm>
 
+#include "blocking.h"
 #include "certificate.h"
 #include "contract.h"
 #include "index.h"
@@ -20,10 +21,7 @@ namespace dfpjax {
 namespace {
 
 // Cache budgets, for a second-level cache of 512 KiB or more.
-constexpr int64_t kRowTilesPerBlock = 16;
-constexpr int64_t kBlockBytes = 512 << 10;    // one packed k-block of A and the sums it adds to
 constexpr int64_t kPackedABytes = 256 << 10;  // packed k-blocks of A per pass over the panels
-constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
@@ -54,7 +52,6 @@ class Tiles {
     int64_t k, size;
   };
 
-  void choose_blocking(int threads);
   Task task(int64_t index) const;
   void pack_b(int64_t index, PackingSpace* space) const;
   void run_task(const Task& task, const Task* next, Workspace* w) const;
@@ -118,7 +115,15 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)) {
-  choose_blocking(threads);
+  const Blocking blocking =
+      choose_blocking({p_.G * splits_, tiles_, panels_, p_.N, pack_a_.along_m()}, threads);
+  row_blocks_ = blocking.row_blocks;
+  panel_ranges_ = blocking.panel_ranges;
+  block_tiles_ = ceil_div(tiles_, row_blocks_);
+  const int64_t block_bytes =
+      pack_a_.block_words(block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)};
+  group_ =
+      std::clamp<int64_t>(kPackedABytes / block_bytes, 1, std::min(p_.blocks_per_split, blocks_));
   share_b_ = row_blocks_ > 1;
   shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
   shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
@@ -132,30 +137,6 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
     partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
   stream_ = blocks_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
             p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
-}
-
-void Tiles::choose_blocking(int threads) {
-  const int64_t target = threads == 1 ? 1 : kTasksPerThread * threads;
-  const int64_t outer = p_.G * splits_;
-  // Interleaved rows are read in strips as wide as the row block, so wider is better.
-  const int64_t tile_bytes =
-      kTileRows * (kBlock * int64_t{sizeof(int16_t)} + p_.N * int64_t{sizeof(float)});
-  const int64_t tiles =
-      pack_a_.along_m() ? std::max(kRowTilesPerBlock, kBlockBytes / tile_bytes) : kRowTilesPerBlock;
-  row_blocks_ = ceil_div(tiles_, tiles);
-  panel_ranges_ = 1;
-  if (outer * row_blocks_ < target) {
-    row_blocks_ =
-        std::clamp(ceil_div(target, outer), row_blocks_, ceil_div(tiles_, kRowTilesPerBlock));
-    panel_ranges_ = std::min(panels_, ceil_div(target, outer * row_blocks_));
-    row_blocks_ =
-        std::clamp(ceil_div(target, outer * panel_ranges_), row_blocks_, ceil_div(tiles_, 4));
-  }
-  block_tiles_ = ceil_div(tiles_, row_blocks_);
-  const int64_t block_bytes =
-      pack_a_.block_words(block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)};
-  group_ =
-      std::clamp<int64_t>(kPackedABytes / block_bytes, 1, std::min(p_.blocks_per_split, blocks_));
 }
 
 Tiles::Workspace::Workspace(const Tiles& t)
