@@ -23,8 +23,7 @@ CheckpointPolicy = Callable[..., Any]
 
 @dataclass(frozen=True)
 class adapt:
-    """A policy that is asked about a dfpjax operation as if it were the convolution or dot product that it
-    stands for.
+    """A policy that takes a dfpjax operation for the convolution or dot product that it stands for.
 
     Arguments:
         policy: a policy of `jax.checkpoint_policies`, or one's own. It gets the parameter `dimension_numbers`

@@ -29,8 +29,10 @@ class OpRecord:
     out_shape: tuple[int, ...]
 
     count: int
-    """How often it runs: the lengths of the scans around it, times the shards of a `shard_map`. The trip
-    count of a `while` is not known and taken for 1; every branch of a `cond` is counted."""
+    """How often it runs: the lengths of the scans around it, times the shards of a `shard_map`.
+
+    The trip count of a `while` is not known and taken for 1; every branch of a `cond` is counted.
+    """
 
     macs: int
     """Multiply-accumulate operations of all runs together, padding included."""
@@ -92,7 +94,7 @@ class Report:
 def _row(op: OpRecord) -> tuple[str, ...]:
     times = f"{op.count} x " if op.count > 1 else ""
     return (
-        op.name or op.path or op.source,
+        op.name or op.path or op.source or "(no name)",
         times + op.primitive,
         f"{_shape(op.lhs_shape)} x {_shape(op.rhs_shape)}",
         _shape(op.out_shape),
@@ -107,8 +109,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> list[str]:
-    """Lines of a table with aligned columns and a rule above and below the body; the last row is the
-    total."""
+    """Lines of a table with aligned columns, the last row of which is the total."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(row: Sequence[str]) -> str:

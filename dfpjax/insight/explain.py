@@ -14,11 +14,11 @@ from dfpjax.transform._survey import Site
 
 
 def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: Any) -> Report:
-    """List every convolution and dot product of `fun(*args, **kwargs)` and what `mixed_precision` makes of
-    it.
+    """List the convolutions and dot products of a call, and what `mixed_precision` makes of them.
 
-    `fun` is traced, not run. The decisions come from the very code that `mixed_precision(fun, policy)` runs.
-    What the rules of `jax.custom_vjp` and its like hold is not listed: JAX traces them on differentiation.
+    `fun(*args, **kwargs)` is traced, not run. The decisions come from the very code that
+    `mixed_precision(fun, policy)` runs. What the rules of `jax.custom_vjp` and its like hold is not listed:
+    JAX traces them on differentiation.
 
     Arguments:
         fun: as for `mixed_precision`.
@@ -31,6 +31,7 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Raises:
         TypeError: if `policy` is not a `Policy`.
+        ValueError: if a shape is symbolic (`jax.export`).
     """
     if policy is None:
         policy = Policy()
@@ -52,6 +53,10 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
     verdict = decide(site, policy)
     quantized = verdict.config is not None or eqn.primitive.name in QUANTIZED
     lhs_shape, rhs_shape = operand_shapes(eqn)
+    if not isinstance(macs(eqn), int):
+        raise ValueError(
+            f"explain: shapes must be static, got {lhs_shape} x {rhs_shape} for {operation.name!r}"
+        )
     return OpRecord(
         name=operation.name,
         path=next(iter(operation.paths), None),

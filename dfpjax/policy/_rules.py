@@ -12,22 +12,19 @@ Primitive = Literal["conv_general_dilated", "dot_general"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
-    """What a policy is told of one convolution or dot product. Compared by identity: two alike are still
-    two."""
+    """What a policy is told of one convolution or dot product; compared by identity."""
 
     primitive: Primitive
 
     name: str
-    """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around the
-    operation."""
+    """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around it."""
 
     operands: tuple[Hashable, ...]
     """What its operands are: for an argument of the program its path, such as `params/Conv_0/kernel`; for
     anything else an object that is the same wherever that value is used."""
 
     derived: bool
-    """It stands in a backward pass, or in a rule (of `jax.custom_vjp` and its like) and not in the program
-    itself."""
+    """It stands in a backward pass or in a rule, of `jax.custom_vjp` for one, not in the program itself."""
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ def obstacle(eqn: JaxprEqn) -> str | None:
     if eqn.primitive.name in QUANTIZED:
         return "in dynamic fixed point already"
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
+    if not all(isinstance(size, int) for aval in avals for size in aval.shape):
+        return "a shape is symbolic"
     for aval in avals:
         if aval.dtype not in map(jnp.dtype, _SUPPORTED):
             return f"{aval.dtype} is not one of {', '.join(_SUPPORTED)}"

@@ -1,5 +1,4 @@
-"""What becomes of an operation: the one place where that is decided, for the rewrite and for `explain`
-alike."""
+"""What becomes of an operation: decided in this one place, for the rewrite and for `explain` alike."""
 
 from dataclasses import dataclass
 

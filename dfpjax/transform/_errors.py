@@ -15,10 +15,9 @@ _LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")
 
 
 def source_line(eqn: JaxprEqn) -> str:
-    """`file:line` of the innermost frame that is the user's own: not JAX's, this package's or an installed
-    library's.
+    """`file:line` of the innermost frame of the user's own code.
 
-    Falls back to a library's frame, and to "" where there is none.
+    That is not JAX's, this package's or an installed library's. Falls back to a library's frame, then to "".
     """
     frames = [
         (file, line)
@@ -32,8 +31,7 @@ def source_line(eqn: JaxprEqn) -> str:
 
 
 def layer_error(site: Site, error: Exception) -> Exception:
-    """The error to raise, of the same builtin type, when computing `site` in dynamic fixed point failed
-    with `error`."""
+    """The error to raise, of the same builtin type, when `error` came of rewriting `site`."""
     operation = site.operation
     name = operation.name or next(iter(operation.paths), "")
     line = source_line(site.eqn)

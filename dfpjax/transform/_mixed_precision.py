@@ -111,8 +111,7 @@ def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy) -> Progra
 
 
 def _key(leaves: list[Any], in_tree) -> Hashable | None:
-    """What tracing depends on; None if a static argument cannot be hashed, and tracing has to be done
-    anew."""
+    """What tracing depends on; None if a static argument is not hashable, and `fun` has to be traced anew."""
     key = (in_tree, tuple(map(_leaf_key, leaves)), _compat.trace_context())
     try:
         hash(key)

@@ -1,9 +1,7 @@
-"""The rewrite: jaxpr to jaxpr, with the chosen convolutions and dot products replaced by dynamic fixed point
-operations.
+"""The rewrite, jaxpr to jaxpr: chosen convolutions and dot products become operations of dfpjax.
 
-An operation's float32 result is cast to the type that its equation had, so every other equation stays the
-very same object, types and arities do not change, and a jaxpr in which nothing is replaced is returned as it
-is.
+An operation's float32 result is cast to the type that its equation had. So types and arities do not change,
+every other equation stays the very same object, and a jaxpr in which nothing is replaced is returned itself.
 """
 
 import functools
@@ -46,8 +44,7 @@ class Rewriter:
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(configs):
             return body.jaxpr
-        # What a deferred rule will hold is not known yet; with rules in the policy it depends on where it
-        # stands.
+        # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
         place = id(body) if has_deferred and self._policy.policy.rules else None
         key = (id(body.jaxpr), configs, place)  # the ids are of objects that `body` keeps alive
         if key not in self._done:
@@ -145,8 +142,10 @@ def _inlined(site: Site, config: OpConfig) -> list[JaxprEqn]:
 
 
 def _operation(eqn: JaxprEqn, config: OpConfig):
-    """The function of (lhs, rhs) that an equation computes, in dynamic fixed point; to be traced in the
-    equation's context."""
+    """What an equation computes, as a function of (lhs, rhs), in dynamic fixed point.
+
+    To be traced in the equation's context.
+    """
     params, out = eqn.params, eqn.outvars[0].aval
     if eqn.primitive.name == "dot_general":
         operation, names = operations.dot_general, ("dimension_numbers",)

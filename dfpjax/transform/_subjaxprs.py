@@ -20,11 +20,10 @@ from dfpjax import _compat
 OPAQUE = frozenset(
     {
         "call_hi_primitive", "call_hi_primitive_linearized", "core_map", "custom_partitioning", "ffi_call",
-        "io_callback", "mpmd_map", "pallas_call", "pure_callback",
+        "io_callback", "mpmd_map", "pallas_call", "pure_callback", "ragged_dot_general",
     }
 )  # fmt: skip
-"""Primitives that may compute a convolution or dot product where it cannot be seen, or must not be
-rewritten."""
+"""Primitives that may compute dot products where they cannot be seen, or must not be rewritten."""
 
 Atom = Var | Literal
 
@@ -39,8 +38,7 @@ class SubJaxpr:
 
     jaxpr: Jaxpr | ClosedJaxpr
     operands: Sequence[Atom | None]
-    """The operand of the equation that each of the jaxpr's inputs stands for, None where it stands for
-    none."""
+    """The equation's operand that each of the jaxpr's inputs stands for; None for none."""
 
     gives_results: bool = True
     """Its outputs are the equation's results."""

@@ -1,5 +1,4 @@
-"""Survey of a program: every convolution and dot product in it, found once for the rewrite and for
-`explain`."""
+"""Survey of a program: its convolutions and dot products, found alike for the rewrite and for `explain`."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, obstacle
 from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, opened, sub_jaxprs
 
 Origins = Sequence[Hashable]
-"""What values are: an argument's path, an object that stands for the value, or None where that is not
-known."""
+"""What values are: an argument's path, an object that stands for the value, or None if that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

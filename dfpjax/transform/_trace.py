@@ -13,8 +13,7 @@ from jax.tree_util import PyTreeDef
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is traced. Anything else is static: the function sees it, and the caller gets it, as it
-    is.
+    """Whether a leaf is traced; any other is static: the function gets it, or the caller, as it is.
 
     Python numbers are static, unlike under `jax.jit`: a function may branch on them (`train=True`) or take
     them for a shape.
@@ -66,8 +65,7 @@ class Traced:
 
 
 def _as_jax_array(x: Any) -> Any:
-    """A constant result comes out of a jaxpr as a literal; as from `jax.jit`, only float0 is a NumPy
-    array."""
+    """Make a constant result, which a jaxpr gives as a literal, an array; float0 has no other form."""
     return x if isinstance(x, jax.Array) or x.dtype == jax.dtypes.float0 else jnp.asarray(x)
 
 

@@ -9,6 +9,7 @@ import time
 import weakref
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -324,6 +325,23 @@ def test_closed_over_tracers_are_not_kept():
     for w in (W, 2 * W):
         assert relative_error(gradient(w), jax.grad(lambda w: layer(w, X).sum())(w)) < 1e-3
         gradient.clear_cache()
+
+
+def test_functions_with_static_and_donated_arguments():
+    doubled = jax.jit(lambda w, x, n: (2 * w, x[:n] @ w), donate_argnums=0, static_argnums=2)
+    w = W + 0
+    assert mixed_precision(doubled)(w, X, 2)[1].shape == (2, 6)
+    assert w.is_deleted()
+    sliced = jax.jit(mixed_precision(lambda x, *, n: x[:n] @ W), static_argnames="n")
+    assert sliced(X, n=3).shape == (3, 6)
+
+
+def test_symbolic_shapes_stay_float32():
+    (batch,) = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(mixed_precision(layer)))(
+        W, jax.ShapeDtypeStruct((batch, 6), jnp.float32)
+    )
+    np.testing.assert_allclose(exported.call(W, X), layer(W, X), rtol=1e-5, atol=1e-6)
 
 
 # --- the cache ------------------------------------------------------------------------------------

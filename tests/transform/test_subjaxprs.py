@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.api_util import debug_info
 from jax.custom_derivatives import linear_call
+from jax.extend import linear_util
+from jax.extend.core.primitives import call_p, closed_call_p
 from jax.sharding import PartitionSpec as P
 from transform_helpers import floats, normal, primitives, quantized, relative_error
 
@@ -239,6 +242,22 @@ def named_call(w, x):
     return jax.named_call(layer, name="layer")(w, x)
 
 
+def call(w, x, primitive=call_p):
+    def flat(w, x):
+        return [layer(w, x)]
+
+    wrapped = linear_util.wrap_init(flat, debug_info=debug_info("call", flat, (w, x), {}))
+    return primitive.bind(w, x, subfuns=(wrapped,))[0]
+
+
+def closed_call(w, x):
+    return call(w, x, closed_call_p)
+
+
+def composite(w, x):
+    return lax.composite(layer, name="dfpjax.test")(w, x)
+
+
 def platform_dependent(w, x):
     return lax.platform_dependent(w, x, cpu=layer, default=lambda w, x: x @ w)
 
@@ -269,9 +288,10 @@ DIFFERENTIABLE = [
     jit, nested_jit, scan, scan_over_weights, fori_loop, cond, switch, remat, remat_with_policy,
     scan_of_remat, custom_jvp, custom_jvp_nondiff, custom_jvp_symbolic_zeros, custom_vjp, custom_vjp_closure,
     custom_vjp_symbolic_zeros, custom_vjp_optimize_remat, linear, linear_solve, shard_map, lax_map,
-    associative_scan, named_call, platform_dependent, deep, convolution,
+    associative_scan, named_call, call, closed_call,
+    platform_dependent, deep, convolution,
 ]  # fmt: skip
-ALL = [*DIFFERENTIABLE, while_loop, custom_vmap, vmap_of_grad]
+ALL = [*DIFFERENTIABLE, composite, while_loop, custom_vmap, vmap_of_grad]
 
 
 def loss(fun):

@@ -1,0 +1,91 @@
+"""Sharded programs: types, values and gradients, with automatic, explicit and manual axes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transform_helpers import floats, normal, quantized, relative_error
+
+from dfpjax.transform import mixed_precision
+
+COUNT = len(jax.devices())
+
+
+def dense(w, x):
+    return jnp.tanh(x @ w)
+
+
+def convolve(w, x):
+    kernel, images = w.reshape(2, 2, 2, 2), x.reshape(-1, 2, 2, 2)
+    return lax.conv_general_dilated(
+        images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(("fun", "width"), [(dense, 4), (convolve, 8)], ids=["dense", "conv"])
+def test_sharded_batch(kind, fun, width):
+    mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(kind,))
+    w = jax.device_put(normal(0, 4, 4), NamedSharding(mesh, P()))
+    x = jax.device_put(normal(1, 2 * COUNT, width), NamedSharding(mesh, P("data")))
+
+    def loss(fun):
+        return lambda w, x: (fun(w, x) ** 2).sum()
+
+    with jax.set_mesh(mesh):
+        transformed = jax.jit(mixed_precision(fun))
+        actual, expected = transformed(w, x), jax.jit(fun)(w, x)
+        assert jax.typeof(actual) == jax.typeof(expected)
+        assert 0 < relative_error(actual, expected) < 1e-3
+        gradient = jax.jit(jax.grad(loss(mixed_precision(fun)), (0, 1)))(w, x)
+        expected = jax.jit(jax.grad(loss(fun), (0, 1)))(w, x)
+        assert jax.tree.map(jax.typeof, gradient) == jax.tree.map(jax.typeof, expected)
+        assert 0 < relative_error(gradient, expected) < 2e-3
+    alone = jax.jit(mixed_precision(fun))(np.asarray(w), np.asarray(x))
+    np.testing.assert_allclose(np.asarray(actual), np.asarray(alone), rtol=1e-6, atol=1e-6)
+
+
+def test_shard_map_inside_and_outside():
+    mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(AxisType.Auto,))
+
+    def shard(fun):
+        specs = {"in_specs": (P(), P("data")), "out_specs": P("data")}
+        return jax.shard_map(fun, mesh=mesh, check_vma=False, **specs)
+
+    w, x = normal(0, 4, 4), normal(1, 2 * COUNT, 4)
+    inside, outside = mixed_precision(shard(dense)), shard(mixed_precision(dense))
+    for transformed in (inside, outside):
+        jaxpr = jax.make_jaxpr(transformed)(w, x)
+        assert (floats(jaxpr), quantized(jaxpr)) == (0, 1)
+        assert relative_error(jax.jit(transformed)(w, x), dense(w, x)) < 1e-3
+    (eqn,) = jax.make_jaxpr(inside)(w, x).eqns
+    (original,) = jax.make_jaxpr(shard(dense))(w, x).eqns
+    for name, value in original.params.items():
+        assert name == "jaxpr" or eqn.params[name] == value
+
+
+def test_collectives_stay():
+    mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(AxisType.Auto,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    def total(w, x):
+        return lax.psum(dense(w, x).sum(), "data")
+
+    w, x = normal(0, 4, 4), normal(1, 2 * COUNT, 4)
+    assert relative_error(jax.jit(mixed_precision(total))(w, x), total(w, x)) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_pmap():
+    w, x = normal(0, 4, 4), normal(1, COUNT, 2, 4)
+    expected = jax.vmap(dense, (None, 0))(w, x)
+    for transformed in (
+        mixed_precision(jax.pmap(dense, in_axes=(None, 0))),
+        jax.pmap(mixed_precision(dense), in_axes=(None, 0)),
+    ):
+        assert 0 < relative_error(transformed(w, x), expected) < 1e-3
