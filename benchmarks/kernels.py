@@ -4,9 +4,8 @@
 
 For each shape and each of fprop, dgrad and wgrad: the DFP16 kernel alone (packing and certification
 included), the same with the quantization of both operands, XLA in float32, and PyTorch (oneDNN) in float32
-where an interpreter that has it is
-found: this one, or the one named by --torch-python. Prints a table; --out writes JSON and a bar chart
-beside it.
+where an interpreter that has it is found: this one, or the one named by --torch-python. Prints a table; --out
+writes JSON and a bar chart beside it. All contenders have the same allocator settings (--allocator).
 """
 
 import argparse
@@ -25,8 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import dfpjax
 from benchmarks import shapes
+from benchmarks.environment import use_allocator
 from benchmarks.timing import best_seconds
 from dfpjax import _native
 from dfpjax.numbers import Quantizer
@@ -40,13 +39,15 @@ KERNEL, QUANTIZED, XLA, ONEDNN = "dfp16 kernel", "dfp16 + quantize", "XLA f32", 
 
 @dataclass(frozen=True)
 class Row:
-    """One shape and pass: MACs, and seconds per call of each contender."""
+    """One shape and pass: MACs, seconds per call of each contender, and the peak in GMAC/s."""
 
     suite: str
     name: str
     which: str
     macs: int
     seconds: dict[str, float]
+    peak: float
+    """The peak, measured in turn with the contenders: the machine's speed drifts."""
 
     def rate(self, contender: str) -> float:
         """GMAC/s, or NaN where the contender is missing."""
@@ -151,7 +152,8 @@ def measure(suite: str, cases, torch: Torch | None, *, budget: float, rounds: in
             seconds = best_seconds(contenders, budget=budget, rounds=rounds)
             if which in onednn:
                 seconds[ONEDNN] = onednn[which]
-            rows.append(Row(suite, case.name, which, case.macs, seconds))
+            peak = _native.measure_peak(os.cpu_count())["int16_dot"]
+            rows.append(Row(suite, case.name, which, case.macs, seconds, peak))
     return rows
 
 
@@ -208,6 +210,13 @@ def plot(rows: list[Row], peak: float, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
+    )
+
+
 def main(argv=None) -> list[Row]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -219,12 +228,14 @@ def main(argv=None) -> list[Row]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png")
+    help_text = "huge: glibc keeps memory and uses huge pages; default: as the environment says"
+    parser.add_argument("--allocator", choices=("huge", "default"), default="huge", help=help_text)
     arguments = parser.parse_args(argv)
+    use_allocator(arguments.allocator, "benchmarks.kernels")
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     threads = os.cpu_count()
-    peaks = _native.measure_peak(threads)
-    console.print(f"{dfpjax.runtime_info()}, {threads} cores, peaks in GMAC/s: {peaks}")
+    console.print(f"{cpu_model()}, {threads} cores, allocator settings: {arguments.allocator}")
     torch = find_torch(arguments.torch_python)
     if torch is None:
         console.print("oneDNN is left out: no PyTorch here (name an interpreter that has it: --torch-python)")
@@ -237,11 +248,19 @@ def main(argv=None) -> list[Row]:
         cases = [case for case in cases if not arguments.only or arguments.only in case.name]
         how = {"budget": arguments.budget, "rounds": arguments.rounds}
         rows += measure(suite, cases, torch, **how, progress=lambda text: console.print(text, style="dim"))
-    peak = peaks["int16_dot"]
+    if not rows:
+        parser.error(f"no shape's name contains {arguments.only!r}")
+    peak = max(row.peak for row in rows)
     console.print(table(rows, peak))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {"cores": threads, "peak": peaks, "rows": [vars(row) for row in rows]}
+        record = {
+            "cores": threads,
+            "cpu": cpu_model(),
+            "allocator": arguments.allocator,
+            "peak": peak,
+            "rows": [vars(row) for row in rows],
+        }
         arguments.out.with_suffix(".json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         plot(rows, peak, arguments.out.with_suffix(".png"))
     return rows
