@@ -21,7 +21,7 @@ class Operation:
 
     operands: tuple[Hashable, ...]
     """What its operands are: for an argument of the program its path, such as `params/Conv_0/kernel`; for
-    anything else an object that is the same wherever that value is used."""
+    anything else an object that is the same wherever that value is used, or None if that is not known."""
 
     derived: bool
     """It stands in a backward pass or in a rule, of `jax.custom_vjp` for one, not in the program itself."""
@@ -35,7 +35,7 @@ class Operation:
         """Whether the two have one layer name, or share an operand where one of them has no name."""
         if self.name and other.name:
             return self.name == other.name
-        return not set(self.operands).isdisjoint(other.operands)
+        return not ({*self.operands} - {None}).isdisjoint(other.operands)
 
 
 @dataclass(frozen=True)

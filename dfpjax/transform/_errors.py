@@ -10,19 +10,19 @@ from jax.extend.core import JaxprEqn
 from dfpjax import _compat
 from dfpjax.transform._survey import Site
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_OWN = str(Path(__file__).resolve().parent)
 _LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 
 
 def source_line(eqn: JaxprEqn) -> str:
     """`file:line` of the innermost frame of the user's own code.
 
-    That is not JAX's, this package's or an installed library's. Falls back to a library's frame, then to "".
+    That is not JAX's, this module's or an installed library's. Falls back to a library's frame, then to "".
     """
     frames = [
         (file, line)
         for file, line in _compat.user_frames(eqn.source_info.traceback)
-        if not file.startswith(_PACKAGE)
+        if not file.startswith(_OWN)
     ]
     own = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
     for file, line in own[:1] or frames[:1]:

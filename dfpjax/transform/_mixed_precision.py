@@ -42,7 +42,7 @@ def mixed_precision(fun=None, policy=None):
     side effects, and arrays it closes over are constants from its first call on. Other than by `jax.jit`,
     everything that is no array (strings, None, functions, Python numbers and bools) reaches `fun` as it is,
     and is returned as it is. `fun` is traced again only for arguments of another structure, shape or dtype,
-    or for other static values; pass a number that changes at every step as an array.
+    or for other static values; pass a number that changes at every step as an array. Threads may share it.
 
     Usable as a decorator, `@dfpjax.mixed_precision` and `@dfpjax.mixed_precision(policy=...)`.
 

@@ -5,6 +5,8 @@ every other equation stays the very same object, and a jaxpr in which nothing is
 """
 
 import functools
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +29,14 @@ from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
 class Rewriter:
     """Rewrites the jaxprs of one program by one policy.
 
-    A jaxpr that the program calls more than once (a jitted function) is rewritten once if the same becomes of
-    it, so that the result shares it too and JAX lowers it once.
+    A jaxpr that is met again (a jitted function, called more than once or by a rule that is traced at every
+    step) gives the very same result if the same becomes of it: JAX lowers and compiles by identity.
     """
 
     def __init__(self, policy: BoundPolicy):
         self._policy = policy
-        self._done: dict[tuple, Jaxpr] = {}
-        self._closed: dict[tuple[int, int], ClosedJaxpr] = {}
+        self._done: WeakKeyDictionary[Jaxpr, dict[Hashable, Jaxpr]] = WeakKeyDictionary()
+        self._closed: WeakKeyDictionary[ClosedJaxpr, dict[int, ClosedJaxpr]] = WeakKeyDictionary()
 
     def rewrite(self, body: Body) -> Jaxpr:
         """The jaxpr of a surveyed program, rewritten."""
@@ -44,12 +46,13 @@ class Rewriter:
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(configs):
             return body.jaxpr
-        # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
-        place = id(body) if has_deferred and self._policy.policy.rules else None
-        key = (id(body.jaxpr), configs, place)  # the ids are of objects that `body` keeps alive
-        if key not in self._done:
-            self._done[key] = self._rewritten(body)
-        return self._done[key]
+        if has_deferred and self._policy.policy.rules:
+            # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
+            return self._rewritten(body)
+        done = self._done.setdefault(body.jaxpr, {})
+        if configs not in done:
+            done[configs] = self._rewritten(body)
+        return done[configs]
 
     def _rewritten(self, body: Body) -> Jaxpr:
         eqns: list[JaxprEqn] = []
@@ -94,15 +97,15 @@ class Rewriter:
         return [eqn.replace(params=params, effects=eqn.effects | added)], added
 
     def _like(self, old: Jaxpr | ClosedJaxpr, new: Jaxpr) -> Jaxpr | ClosedJaxpr:
-        """The new jaxpr, closed if the old one is; one object for each pair, as JAX lowers by identity."""
+        """The new jaxpr, closed if the old one is; one object for each pair."""
         if not isinstance(old, ClosedJaxpr):
             return new
-        return self._closed.setdefault((id(old), id(new)), old.replace(jaxpr=new))
+        return self._closed.setdefault(old, {}).setdefault(id(new), old.replace(jaxpr=new))
 
     def _rule(self, jaxpr: Jaxpr, inputs: Origins, *, scope: Scope) -> Jaxpr:
         """Rewrite the jaxpr of a rule, which JAX makes when the program is differentiated or batched."""
         inside = Scope(stack=scope.stack, count=scope.count, derived=True)
-        return Rewriter(self._policy).rewrite(survey(jaxpr, inputs, inside))
+        return self.rewrite(survey(jaxpr, inputs, inside))
 
 
 def _has_deferred(body: Body) -> bool:

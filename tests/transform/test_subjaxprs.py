@@ -430,6 +430,31 @@ def test_jitted_functions_called_twice_stay_shared():
     assert first.params["jaxpr"] is second.params["jaxpr"]
 
 
+def test_rules_traced_anew_give_the_same_jaxprs():
+    """Or a gradient taken without jit would compile the jitted functions in a rule at every step."""
+
+    product = jax.jit(jnp.matmul)
+
+    @jax.custom_vjp
+    def f(w, x):
+        return product(x, w)
+
+    def bwd(res, ct):
+        w, x = res
+        return product(x.T, ct), product(ct, w.T)
+
+    f.defvjp(lambda w, x: (f(w, x), (w, x)), bwd)
+    mixed = mixed_precision(f)
+
+    def jitted():
+        eqns = jax.make_jaxpr(jax.grad(lambda w, x: mixed(w, x).sum(), (0, 1)))(W, X).eqns
+        return [eqn.params["jaxpr"] for eqn in eqns if eqn.primitive.name == "jit"]
+
+    first, second = jitted(), jitted()
+    assert len(first) == 2
+    assert all(a is b and quantized(a) == 1 for a, b in zip(first, second, strict=True))
+
+
 def test_remat_policies_inside_still_find_the_dots():
     def products(policy):
         f = mixed_precision(jax.checkpoint(lambda w, x: jnp.sin(layer(w, x)).sum(), policy=policy))
