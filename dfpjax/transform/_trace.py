@@ -1,5 +1,6 @@
 """Tracing of functions whose arguments and results are partly arrays and partly anything else."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,10 @@ def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:
         out = out_tree, _without_arrays(out_leaves)
         return arrays_of(out_leaves)
 
+    # So that JAX's messages speak of `fun`, and of arguments by their place among the arrays.
     of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
+    of_arrays.__signature__ = inspect.signature(of_arrays)
+    of_arrays.__wrapped__ = fun
     jaxpr = jax.make_jaxpr(of_arrays)(*arrays_of(leaves))
     out_tree, out_leaves = out
     return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves)

@@ -514,5 +514,7 @@ def test_the_functions_own_errors_pass():
 
     with pytest.raises(KeyError, match="own"):
         mixed_precision(fun)(W, X)
-    with pytest.raises(jax.errors.TracerBoolConversionError):
+    with pytest.raises(
+        jax.errors.TracerBoolConversionError, match=r"tracing the function <lambda> at .*test_mixed_prec"
+    ):
         mixed_precision(lambda x: x if x.sum() > 0 else -x)(X)
