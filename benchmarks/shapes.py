@@ -3,18 +3,22 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Conv:
-    """A square NHWC convolution with symmetric padding."""
+    """A square NHWC convolution with symmetric padding, by default as much as keeps the image's size."""
 
+    batch: int
     channels: int
     features: int
     kernel: int
     image: int
     stride: int = 1
-    padding: int
     groups: int = 1
-    batch: int
+    padding: int = -1
+
+    def __post_init__(self):
+        if self.padding < 0:
+            object.__setattr__(self, "padding", self.kernel // 2)
 
     @property
     def name(self) -> str:
@@ -72,20 +76,6 @@ class Dot:
         return self.batch * self.m * self.k * self.n
 
 
-def _conv(channels, features, kernel, image, stride=1, *, batch, padding=None, groups=1) -> Conv:
-    padding = kernel // 2 if padding is None else padding
-    return Conv(
-        channels=channels,
-        features=features,
-        kernel=kernel,
-        image=image,
-        stride=stride,
-        padding=padding,
-        groups=groups,
-        batch=batch,
-    )
-
-
 def resnet50(batch: int = 32) -> list[Conv]:
     """The 23 distinct convolutions of ResNet-50 v1 (He et al., 2016; stride in the 3×3)."""
     shapes = [
@@ -113,7 +103,7 @@ def resnet50(batch: int = 32) -> list[Conv]:
         (2048, 512, 1, 7),
         (512, 512, 3, 7),
     ]
-    return [_conv(*shape, batch=batch) for shape in shapes]
+    return [Conv(batch, *shape) for shape in shapes]
 
 
 def vgg16(batch: int = 8) -> list[Conv]:
@@ -129,17 +119,17 @@ def vgg16(batch: int = 8) -> list[Conv]:
         (512, 512, 3, 28),
         (512, 512, 3, 14),
     ]
-    return [_conv(*shape, batch=batch) for shape in shapes]
+    return [Conv(batch, *shape) for shape in shapes]
 
 
 def alexnet(batch: int = 64) -> list[Conv]:
     """AlexNet's convolutions, with its two groups (Krizhevsky et al., 2012)."""
     return [
-        _conv(3, 96, 11, 227, 4, padding=0, batch=batch),
-        _conv(96, 256, 5, 27, groups=2, batch=batch),
-        _conv(256, 384, 3, 13, batch=batch),
-        _conv(384, 384, 3, 13, groups=2, batch=batch),
-        _conv(384, 256, 3, 13, groups=2, batch=batch),
+        Conv(batch, 3, 96, 11, 227, stride=4, padding=0),
+        Conv(batch, 96, 256, 5, 27, groups=2),
+        Conv(batch, 256, 384, 3, 13),
+        Conv(batch, 384, 384, 3, 13, groups=2),
+        Conv(batch, 384, 256, 3, 13, groups=2),
     ]
 
 
@@ -160,7 +150,7 @@ def googlenet(batch: int = 32) -> list[Conv]:
         (192, 384, 3, 7),
         (48, 128, 5, 7),
     ]
-    return [_conv(*shape, batch=batch) for shape in shapes]
+    return [Conv(batch, *shape) for shape in shapes]
 
 
 def dots() -> list[Dot]:

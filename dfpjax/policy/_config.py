@@ -10,7 +10,7 @@ from dfpjax.numbers import Quantizer, Quantizers
 class PerRole:
     """One value for each part that a tensor plays in an operation.
 
-     In a program that holds its own backward pass, as `mixed_precision(jax.grad(f))` does, the backward
+    In a program that holds its own backward pass, as `mixed_precision(jax.grad(f))` does, the backward
     operations are operations like any other: `lhs` and `rhs` are then the operands as they stand in the
     equation, cotangents included.
     """
