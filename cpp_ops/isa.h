@@ -11,10 +11,10 @@
 namespace dfpjax {
 
 // Squares' sums that certify chain lengths: the largest over the rows (or columns) of a tile and
-// over its aligned chunks of 256, 128, 64 and 32 elements, and of pairs.
+// over its aligned chunks of 256, 128, ..., 4 elements.
+inline constexpr int kNorms = 7;
 struct Norms {
-  int32_t chunk[4];
-  int32_t pair;
+  int32_t chunk[kNorms];
 };
 
 // One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block.

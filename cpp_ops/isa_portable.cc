@@ -1,4 +1,5 @@
 // Plain C++ kernels for any architecture, and the twin that the SIMD paths are tested against.
+#include <algorithm>
 #include <cstring>
 
 #include "isa.h"
@@ -83,18 +84,17 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
   }
 
-  // Lane sums of 16 vectors (two per 32-element chunk): lane c holds chunk c's.
-  static I chunk_sums(const I* v) {
-    return map([v](int c) {
-      int32_t sum = 0;
-      for (int i = 0; i < kLanes; ++i) sum += v[2 * c].v[i] + v[2 * c + 1].v[i];
-      return sum;
-    });
+  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 16 vectors of
+  // sums of two.
+  static void raise_maxima(const I* pairs, I* maxima) {
+    int32_t sum[kBlock / 2];
+    std::memcpy(sum, pairs, sizeof sum);
+    for (int level = kNorms, count = kBlock / 4; level-- > 0; count /= 2)
+      for (int i = 0; i < count; ++i) {
+        sum[i] = sum[2 * i] + sum[2 * i + 1];
+        maxima[level].v[0] = std::max(maxima[level].v[0], sum[i]);
+      }
   }
-  // Adds to each chunk's sum that of its neighbour at the given distance.
-  static I add_distance_1(I x) { return add_distance(x, 1); }
-  static I add_distance_2(I x) { return add_distance(x, 2); }
-  static I add_distance_4(I x) { return add_distance(x, 4); }
 
   // Words of x[i] (low half) and y[i] (high half).
   static I pair_words(const int16_t* x, const int16_t* y) {
@@ -124,9 +124,6 @@ struct Portable {
   static int32_t low(int32_t word) { return static_cast<int16_t>(word & 0xffff); }
   static int32_t high(int32_t word) { return word >> 16; }
   static int16_t magnitude(int32_t m) { return static_cast<int16_t>(((m < 0 ? -m : m) + 15) >> 4); }
-  static I add_distance(I x, int d) {
-    return map([&](int i) { return x.v[i] + x.v[i ^ d]; });
-  }
 };
 
 #include "kernels_cell.h"

@@ -44,19 +44,31 @@ struct Avx2 {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }
 
-  // Lane sums of 16 vectors (two per 32-element chunk): lane c holds chunk c's.
-  static I chunk_sums(const I* v) {
-    const I x0 = _mm256_hadd_epi32(add(v[0], v[1]), add(v[2], v[3]));
-    const I x1 = _mm256_hadd_epi32(add(v[4], v[5]), add(v[6], v[7]));
-    const I x2 = _mm256_hadd_epi32(add(v[8], v[9]), add(v[10], v[11]));
-    const I x3 = _mm256_hadd_epi32(add(v[12], v[13]), add(v[14], v[15]));
-    const I y0 = _mm256_hadd_epi32(x0, x1), y1 = _mm256_hadd_epi32(x2, x3);
-    return add(_mm256_permute2x128_si256(y0, y1, 0x20), _mm256_permute2x128_si256(y0, y1, 0x31));
+  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 16 vectors of
+  // sums of two.
+  static void raise_maxima(const I* pairs, I* maxima) {
+    const auto raised = [maxima](int level, I sums) {
+      maxima[level] = max(maxima[level], sums);
+      return sums;
+    };
+    I z[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      I x[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        x[j] = raised(6, _mm256_hadd_epi32(pairs[8 * i + 2 * j], pairs[8 * i + 2 * j + 1]));
+      const I y0 = raised(5, _mm256_hadd_epi32(x[0], x[1]));
+      const I y1 = raised(5, _mm256_hadd_epi32(x[2], x[3]));
+      z[i] = raised(
+          4, add(_mm256_permute2x128_si256(y0, y1, 0x20), _mm256_permute2x128_si256(y0, y1, 0x31)));
+    }
+    // Chunks of 32: 0 1 4 5 and 2 3 6 7.
+    I sum = raised(3, _mm256_hadd_epi32(z[0], z[1]));
+    sum = raised(2, add(sum, _mm256_shuffle_epi32(sum, 0xb1)));
+    sum = raised(1, add(sum, _mm256_permute2x128_si256(sum, sum, 0x01)));
+    raised(0, add(sum, _mm256_shuffle_epi32(sum, 0x4e)));
   }
-  // Adds to each chunk's sum that of its neighbour at the given distance.
-  static I add_distance_1(I x) { return add(x, _mm256_shuffle_epi32(x, 0xb1)); }
-  static I add_distance_2(I x) { return add(x, _mm256_shuffle_epi32(x, 0x4e)); }
-  static I add_distance_4(I x) { return add(x, _mm256_permute2x128_si256(x, x, 0x01)); }
 
   // Words of x[i] (low half) and y[i] (high half).
   static I pair_words(const int16_t* x, const int16_t* y) {

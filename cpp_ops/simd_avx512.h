@@ -39,20 +39,26 @@ struct Avx512 {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // Lane sums of 8 vectors (one 32-element chunk each): lanes 0-3 hold those of v[0..3], lanes 8-11
-  // those of v[4..7], and the other lanes repeat them.
-  static I chunk_sums(const I* v) {
-    const I x0 = halves(v[0], v[1]), x1 = halves(v[2], v[3]);
-    const I x2 = halves(v[4], v[5]), x3 = halves(v[6], v[7]);
-    const I y0 = add(_mm512_unpacklo_epi64(x0, x1), _mm512_unpackhi_epi64(x0, x1));
-    const I y1 = add(_mm512_unpacklo_epi64(x2, x3), _mm512_unpackhi_epi64(x2, x3));
-    const I z = add(_mm512_shuffle_i32x4(y0, y1, 0x88), _mm512_shuffle_i32x4(y0, y1, 0xdd));
-    return add(z, _mm512_shuffle_i32x4(z, z, 0xb1));
+  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 8 vectors of
+  // sums of two.
+  static void raise_maxima(const I* pairs, I* maxima) {
+    const auto raised = [maxima](int level, I sums) {
+      maxima[level] = max(maxima[level], sums);
+      return sums;
+    };
+    I x[4], y[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) x[i] = raised(6, add_neighbours(pairs[2 * i], pairs[2 * i + 1]));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) y[i] = raised(5, add_neighbours(x[2 * i], x[2 * i + 1]));
+    const I z = raised(
+        4, add(_mm512_shuffle_i32x4(y[0], y[1], 0x88), _mm512_shuffle_i32x4(y[0], y[1], 0xdd)));
+    // Lanes 0-3 and 4-7 are vectors 0-3, lanes 8-15 vectors 4-7.
+    I sum = raised(3, add(z, _mm512_shuffle_i32x4(z, z, 0xb1)));
+    sum = raised(2, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB)));
+    sum = raised(1, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_BADC)));
+    raised(0, add(sum, _mm512_shuffle_i32x4(sum, sum, 0x4e)));
   }
-  // Adds to each chunk's sum that of its neighbour at the given distance.
-  static I add_distance_1(I x) { return add(x, _mm512_shuffle_epi32(x, _MM_PERM_CDAB)); }
-  static I add_distance_2(I x) { return add(x, _mm512_shuffle_epi32(x, _MM_PERM_BADC)); }
-  static I add_distance_4(I x) { return add(x, _mm512_shuffle_i32x4(x, x, 0x4e)); }
 
   // Words of x[i] (low half) and y[i] (high half).
   static I pair_words(const int16_t* x, const int16_t* y) {
@@ -108,8 +114,11 @@ struct Avx512 {
   }
 
  private:
-  static I halves(I x, I y) {
-    return add(_mm512_unpacklo_epi32(x, y), _mm512_unpackhi_epi32(x, y));
+  // In each 128 bits the sums of two lanes of x, then those of y.
+  static I add_neighbours(I x, I y) {
+    const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);
+    return add(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
+               _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
   }
   static I join(__m256i low, __m256i high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low),

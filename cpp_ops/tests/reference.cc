@@ -62,11 +62,9 @@ int32_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1,
 
 int64_t chain_length(const Matrix& a, int64_t m0, int64_t m1, const Matrix& b, int64_t n0,
                      int64_t n1, int64_t k0, int64_t k1) {
-  for (int64_t length : {256, 128, 64, 32, 16, 8}) {
-    const int64_t measured = length >= 32 ? length : 2;
-    const int32_t factor = length >= 32 ? 1 : static_cast<int32_t>(length / 2);
-    const auto rows = static_cast<float>(factor * norm(a, m0, m1, k0, k1, measured));
-    const auto columns = static_cast<float>(factor * norm(b, n0, n1, k0, k1, measured));
+  for (int64_t length : {256, 128, 64, 32, 16, 8, 4}) {
+    const auto rows = static_cast<float>(norm(a, m0, m1, k0, k1, length));
+    const auto columns = static_cast<float>(norm(b, n0, n1, k0, k1, length));
     if (rows * columns < 70367670435840.0f) return length;
   }
   return 2;

@@ -26,8 +26,9 @@ COLUMN_TILE = 64
 """Columns of a tile."""
 BLOCK = 256
 """Contracted elements of a block; chains do not cross blocks."""
-CHAINS = (256, 128, 64, 32, 16, 8, 2)
-"""Chain lengths to choose from, the longest certified one first; 2 is safe whatever the data."""
+CHAINS = (256, 128, 64, 32, 16, 8, 4, 2)
+"""Chain lengths to choose from, the longest certified one first; 2 is safe whatever the data. A tile's norm
+for a length is the largest sum of squares over its rows and over the aligned chains of that length."""
 NORM_SHIFT = 4
 """Norms are taken of ceil(|mantissa| / 2^NORM_SHIFT), so that a block's sum of squares fits an int32."""
 CERTIFIED_BELOW = float(2**46 - 2**30)

@@ -159,10 +159,7 @@ def _norms(x: jax.Array) -> jax.Array:
     unit = 1 << NORM_SHIFT
     reduced = (jnp.abs(x) + (unit - 1)) >> NORM_SHIFT
     squares = reduced * reduced
-    largest_pair = _largest_sum(squares, 2)
-    # Chains shorter than 32 are bounded by their largest pair, which is cheaper to have than their own sums.
-    bounds = [_largest_sum(squares, n) if n >= 32 else largest_pair * (n // 2) for n in CHAINS]
-    return jnp.stack(bounds, axis=-1).astype(jnp.float32)
+    return jnp.stack([_largest_sum(squares, n) for n in CHAINS], axis=-1).astype(jnp.float32)
 
 
 def _largest_sum(squares: jax.Array, length: int) -> jax.Array:
