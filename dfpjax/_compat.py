@@ -8,17 +8,17 @@ from contextlib import ExitStack, contextmanager
 
 from jax._src import config as _config
 from jax._src import core as _core
+from jax._src import dispatch as _dispatch
 from jax._src import dtypes as _dtypes
 from jax._src import linear_util as _linear_util
 from jax._src import mesh as _mesh
 from jax._src import shard_map as _shard_map
 from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
-from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
-from jax._src.sharding_impls import logical_sharding, physical_sharding
+from jax.sharding import PartitionSpec
 
 # --- extended dtype -------------------------------------------------------------------------------
 
@@ -34,25 +34,19 @@ global_result_handlers = _pxla.global_result_handlers
 get_constant_handler = _mlir.get_constant_handler
 register_constant_handler = _mlir.register_constant_handler
 dispatch_registry = _tree_util.dispatch_registry
-instantiate_zeros = _ad.instantiate_zeros
 
-__all__ = [
-    "ExtendedDType",
-    "ShapedArray",
-    "dispatch_registry",
-    "extended",
-    "get_constant_handler",
-    "global_result_handlers",
-    "instantiate_zeros",
-    "logical_sharding",
-    "physical_aval",
-    "physical_sharding",
-    "pytype_aval_mappings",
-    "register_canonicalize_value_handler",
-    "register_constant_handler",
-    "shard_arg_handlers",
-    "shard_args",
-]
+# --- primitives -----------------------------------------------------------------------------------
+
+apply_primitive = _dispatch.apply_primitive
+vary_together = _core.auto_insert_reshard  # inside shard_map: operands vary over the same mesh axes
+
+
+def result_aval(operand, shape, dtype):
+    """The type of a result of that shape and dtype: it varies over the manual mesh axes that its operand
+    does."""
+    unsharded = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
+    return operand.update(shape=tuple(shape), dtype=dtype, sharding=unsharded, weak_type=False)
+
 
 # --- transform ------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ class DFP16Array(jax.Array):
     nbytes = property(lambda self: self._mantissa.nbytes)
     weak_type = property(lambda self: False)
     device = property(lambda self: self._mantissa.device)
-    sharding = property(lambda self: _compat.logical_sharding(self.shape, dfp16, self._mantissa.sharding))
+    sharding = property(lambda self: self._mantissa.sharding)
     committed = property(lambda self: self._mantissa.committed)
     _committed = property(lambda self: self._mantissa.committed)
     is_fully_addressable = property(lambda self: self._mantissa.is_fully_addressable)
@@ -132,16 +132,17 @@ class _Rules:
 
         return handler
 
+    # An element is one int16, so an array and its physical form have the same shape and the same sharding.
+
     @staticmethod
     def global_sharded_result_handler(aval, sharding, committed):
         make = _compat.global_result_handlers[_compat.ShapedArray]
-        physical = _compat.physical_sharding(aval, sharding)
-        return make(_compat.physical_aval(aval), physical, committed).wrap(DFP16Array)
+        return make(_compat.physical_aval(aval), sharding, committed).wrap(DFP16Array)
 
     @staticmethod
     def make_sharded_array(aval, sharding, arrays, committed):
         make = _compat.global_result_handlers[_compat.ShapedArray]
-        handler = make(_compat.physical_aval(aval), _compat.physical_sharding(aval, sharding), committed)
+        handler = make(_compat.physical_aval(aval), sharding, committed)
         return DFP16Array(handler([array._mantissa for array in arrays]))
 
 
@@ -167,8 +168,7 @@ dfp16 = DFP16DType()
 
 
 def _shard_args(arrays, shardings, layouts, copy_semantics):
-    physical = [_compat.physical_sharding(x.aval, s) for x, s in zip(arrays, shardings, strict=True)]
-    return _compat.shard_args(physical, layouts, copy_semantics, [x._mantissa for x in arrays])
+    return _compat.shard_args(shardings, layouts, copy_semantics, [x._mantissa for x in arrays])
 
 
 def _constant(value, aval):

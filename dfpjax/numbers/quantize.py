@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dfpjax import _compat
 from dfpjax.numbers.dtype import dfp16
 
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
@@ -221,7 +221,8 @@ def quantize_array(x: jax.Array, quantizer: Quantizer, *, seed: jax.Array | None
         Under vmap each example is a tensor of its own.
     """
     seeds = () if seed is None else (jnp.reshape(seed, (1,) * x.ndim),)
-    return tuple(quantize_p.bind(x, *seeds, quantizer=quantizer, mapped_axes=()))
+    operands = _compat.vary_together(x, *seeds)
+    return tuple(quantize_p.bind(*operands, quantizer=quantizer, mapped_axes=()))
 
 
 def quantize_slices(x: jax.Array, quantizer: Quantizer, mapped_axes: tuple[int, ...]):
@@ -232,7 +233,10 @@ def quantize_slices(x: jax.Array, quantizer: Quantizer, mapped_axes: tuple[int, 
 @quantize_p.def_abstract_eval
 def _quantize_abstract_eval(x, *seed, quantizer, mapped_axes):
     exponent_shape = tuple(size if axis in mapped_axes else 1 for axis, size in enumerate(x.shape))
-    return ShapedArray(x.shape, dfp16), ShapedArray(exponent_shape, np.dtype("int32"))
+    return (
+        x.update(dtype=dfp16, weak_type=False),
+        _compat.result_aval(x, exponent_shape, np.dtype("int32")),
+    )
 
 
 def _quantize_jvp(primals, tangents, **params):
@@ -254,12 +258,14 @@ def _quantize_batch(operands, dims, *, quantizer, mapped_axes):
     return quantize_p.bind(x, *seed, quantizer=quantizer, mapped_axes=mapped_axes), (0, 0)
 
 
-@functools.lru_cache(maxsize=1024)
-def _jitted(params):
-    return jax.jit(functools.partial(quantize_p.bind, **dict(params)))
+def _quantize_transpose(cotangents, x, *seed, **_):
+    """Where JAX transposes a linear program without differentiating it first: the identity, as the
+    derivative is."""
+    return [cotangents[0], *(None for _ in seed)]
 
 
-quantize_p.def_impl(lambda *operands, **params: _jitted(tuple(params.items()))(*operands))
+quantize_p.def_impl(functools.partial(_compat.apply_primitive, quantize_p))
 ad.primitive_jvps[quantize_p] = _quantize_jvp
+ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
 mlir.register_lowering(quantize_p, mlir.lower_fun(_quantize_slices, multiple_results=True))

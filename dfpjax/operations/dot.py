@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.quantize import quantize_array
-from dfpjax.operations.primitives import Backend, contract_p
+from dfpjax.operations import primitives
+from dfpjax.operations.primitives import Backend
 
 
 def dot_general(
@@ -58,7 +59,7 @@ def contract(
     lhs: jax.Array, rhs: jax.Array, contraction: Contraction, quantizers: Quantizers, backend: Backend
 ) -> jax.Array:
     """Quantize both operands and contract them."""
-    return contract_p.bind(
+    return primitives.contract(
         *quantize_array(lhs, quantizers.lhs),
         *quantize_array(rhs, quantizers.rhs),
         contraction=contraction,

@@ -15,11 +15,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from dfpjax import kernels
+from dfpjax import _compat, kernels
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.plan import make_plan
@@ -35,8 +34,18 @@ contract_linear_p = Primitive("dfp_contract_linear")
 # --- evaluation -----------------------------------------------------------------------------------
 
 
-def _abstract_eval(*operands, contraction: Contraction, **_):
-    return ShapedArray(contraction.out_shape, jnp.dtype("float32"))
+def contract(*operands, **params) -> jax.Array:
+    """Bind `contract_p`."""
+    return contract_p.bind(*_compat.vary_together(*operands), **params)
+
+
+def contract_linear(*operands, **params) -> jax.Array:
+    """Bind `contract_linear_p`."""
+    return contract_linear_p.bind(*_compat.vary_together(*operands), **params)
+
+
+def _abstract_eval(lhs, *_, contraction: Contraction, **params):
+    return _compat.result_aval(lhs, contraction.out_shape, jnp.dtype("float32"))
 
 
 def _run(lhs, lhs_exponent, rhs, rhs_exponent, *, contraction: Contraction, native: bool):
@@ -60,15 +69,10 @@ def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend,
 
 def _register(primitive, function):
     primitive.def_abstract_eval(_abstract_eval)
-    primitive.def_impl(lambda *operands, **params: _jitted(primitive, tuple(params.items()))(*operands))
+    primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     for platform, native in ((None, False), ("cpu", True)):
         lowered = mlir.lower_fun(functools.partial(function, native=native), multiple_results=False)
         mlir.register_lowering(primitive, lowered, platform=platform)
-
-
-@functools.lru_cache(maxsize=4096)
-def _jitted(primitive, params):
-    return jax.jit(functools.partial(primitive.bind, **dict(params)))
 
 
 _register(contract_p, _contract)
@@ -89,15 +93,13 @@ def _is_zero(tangent) -> bool:
 
 def _contract_jvp(primals, tangents, *, contraction: Contraction, **params):
     lhs, lhs_exponent, rhs, rhs_exponent = primals
-    out = contract_p.bind(*primals, contraction=contraction, **params)
+    out = contract(*primals, contraction=contraction, **params)
     terms = []
     if not _is_zero(tangents[0]):
-        linear = contract_linear_p.bind(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
+        linear = contract_linear(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
         terms.append(linear)
     if not _is_zero(tangents[2]):
-        linear = contract_linear_p.bind(
-            tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params
-        )
+        linear = contract_linear(tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params)
         terms.append(linear)
     return out, _add(terms, out)
 
@@ -105,14 +107,14 @@ def _contract_jvp(primals, tangents, *, contraction: Contraction, **params):
 def _contract_linear_jvp(primals, tangents, *, contraction: Contraction, cotangent: Quantizer, **params):
     params = {**params, "cotangent": cotangent}
     lhs, rhs, rhs_exponent = primals
-    out = contract_linear_p.bind(*primals, contraction=contraction, **params)
+    out = contract_linear(*primals, contraction=contraction, **params)
     terms = []
     if not _is_zero(tangents[0]):
-        linear = contract_linear_p.bind(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
+        linear = contract_linear(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
         terms.append(linear)
     if not _is_zero(tangents[1]):
         held = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
-        terms.append(contract_linear_p.bind(tangents[1], *held, contraction=contraction.swap(), **params))
+        terms.append(contract_linear(tangents[1], *held, contraction=contraction.swap(), **params))
     return out, _add(terms, out)
 
 
@@ -121,13 +123,31 @@ def _contract_linear_transpose(ct, lhs, rhs, rhs_exponent, *, contraction: Contr
     if _is_zero(ct):
         return [ad.Zero(lhs.aval), None, None]
     transposed = contraction.transpose(lhs.aval.shape)
-    result = contract_linear_p.bind(ct, rhs, rhs_exponent, contraction=transposed, **params)
+    result = contract_linear(ct, rhs, rhs_exponent, contraction=transposed, **params)
     summed = contraction.summed_by_transpose()
     return [lax.reduce_sum(result, axes=tuple(range(len(summed)))) if summed else result, None, None]
 
 
+def _contract_transpose(ct, lhs, lhs_exponent, rhs, rhs_exponent, *, contraction: Contraction, **params):
+    """Where JAX transposes a linear program without differentiating it first: as the derivative's
+    transpose is."""
+    if _is_zero(ct):
+        return [None] * 4
+
+    def transposed(linear, held, held_exponent, contraction: Contraction):
+        operand = ad.UndefinedPrimal(linear.aval.update(dtype=jnp.dtype("float32")))
+        return _contract_linear_transpose(
+            ct, operand, held, held_exponent, contraction=contraction, **params
+        )[0]
+
+    if ad.is_undefined_primal(lhs):
+        return [transposed(lhs, rhs, rhs_exponent, contraction), None, None, None]
+    return [None, None, transposed(rhs, lhs, lhs_exponent, contraction.swap()), None]
+
+
 ad.primitive_jvps[contract_p] = _contract_jvp
 ad.primitive_jvps[contract_linear_p] = _contract_linear_jvp
+ad.primitive_transposes[contract_p] = _contract_transpose
 ad.primitive_transposes[contract_linear_p] = _contract_linear_transpose
 
 
@@ -158,7 +178,7 @@ def _contract_batch(operands, dims, *, contraction: Contraction, **params):
     lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
-    return contract_p.bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
+    return contract(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
 
 
 def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params):
@@ -167,7 +187,7 @@ def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params
     lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
-    return contract_linear_p.bind(lhs, rhs, rhs_exponent, contraction=mapped, **params), 0
+    return contract_linear(lhs, rhs, rhs_exponent, contraction=mapped, **params), 0
 
 
 batching.primitive_batchers[contract_p] = _contract_batch

@@ -1,4 +1,3 @@
 """Transform: trace a function, rewrite its convolutions and dot products, and run it again."""
 
-from dfpjax.transform import _linear as _linear  # registers transposes
 from dfpjax.transform._mixed_precision import mixed_precision as mixed_precision
