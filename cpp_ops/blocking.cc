@@ -22,7 +22,9 @@ Blocking choose_blocking(const Work& w, int threads) {
   // Interleaved rows are read in strips as wide as the row block, so wider is better.
   const int64_t tile_bytes =
       kTileRows * (kBlock * int64_t{sizeof(int16_t)} + w.columns * int64_t{sizeof(float)});
-  const int64_t tiles = w.interleaved ? std::max(kRowTiles, kBlockBytes / tile_bytes) : kRowTiles;
+  // Short rows of A leave room for more of them.
+  const int64_t short_tiles = kRowTiles * kBlock / std::clamp<int64_t>(w.k, kBlock / 4, kBlock);
+  const int64_t tiles = w.interleaved ? std::max(kRowTiles, kBlockBytes / tile_bytes) : short_tiles;
   const int64_t most = ceil_div(w.tiles, kMinRowTiles);
   Blocking b{ceil_div(w.tiles, tiles), 1};
   if (w.outer * b.row_blocks < target) {

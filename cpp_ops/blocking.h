@@ -11,6 +11,7 @@ struct Work {
   int64_t tiles, panels;  // of rows and columns
   int64_t columns;
   bool interleaved;  // rows of A are interleaved
+  int64_t k;
 };
 
 struct Blocking {

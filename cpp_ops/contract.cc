@@ -1,8 +1,10 @@
 #include "contract.h"
 
+#include <algorithm>
 #include <new>
 
 #include "index.h"
+#include "packing.h"
 #include "scaling.h"
 
 namespace dfpjax {
@@ -16,12 +18,22 @@ bool run_empty(const Part& part, const Operands& operands, Executor& executor) {
   const Axis c_n(part.n, &Dim::stride_c, nullptr);
   std::vector<int64_t> columns(static_cast<size_t>(part.N));
   c_n.offsets(0, part.N, 0, columns.data());
-  return parallel_for(executor, part.G * part.M, 1024, [&](int64_t low, int64_t high) {
+  const bool contiguous = c_n.run_extent() == part.N;
+  constexpr int64_t kRows = 64;  // at a time, to find their addresses in one go
+  const int64_t chunks = ceil_div(part.M, kRows);
+  return parallel_for(executor, part.G * chunks, 16, [&](int64_t low, int64_t high) {
     for (int64_t i = low; i < high; ++i) {
-      const int64_t g = i / part.M, m = i % part.M;
-      float* row = operands.c + part.base_c + c_g.offset(g) + c_m.offset(m);
-      for (int64_t column : columns) row[column] = 0;
-      if (!scaling.is_factor()) scaling.apply(g, m, 0, part.N, columns.data(), row);
+      const int64_t g = i / chunks, m0 = i % chunks * kRows, m1 = std::min(m0 + kRows, part.M);
+      int64_t offsets[kRows];
+      c_m.offsets(m0, m1, part.base_c + c_g.offset(g), offsets);
+      for (int64_t m = m0; m < m1; ++m) {
+        float* row = operands.c + offsets[m - m0];
+        if (contiguous)
+          std::fill(row, row + part.N, 0.0f);
+        else
+          for (int64_t column : columns) row[column] = 0;
+        if (!scaling.is_factor()) scaling.apply(g, m, 0, part.N, columns.data(), row);
+      }
     }
   });
 }

@@ -1,25 +1,38 @@
 // Element-wise kernels: depthwise lanes, split sums and peaks. See kernels_common.h.
 
+// Sums of NV vectors of lanes: enough to use whole cache lines and to hide an addition's latency.
+template <class S, int NV>
+inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a, const int32_t* b,
+                                                        int64_t b_stride, int k, int lane,
+                                                        bool first, float* sums) {
+  using F = typename S::F;
+  F sum[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j)
+    sum[j] = first ? S::broadcast_float(0) : S::load_float(sums + lane + j * S::kLanes);
+  for (int i = 0; i < k; i += 2) {
+    const int16_t* x = a[i] + lane;
+    const int16_t* y = a[i + 1 < k ? i + 1 : i] + lane;  // b's second half is zero in the end
+    const int32_t* z = b + (i / 2) * b_stride + lane;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      const int at = j * S::kLanes;
+      sum[j] = S::add_float(
+          sum[j], S::to_float(S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at))));
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) S::store_float(sums + lane + j * S::kLanes, sum[j]);
+}
+
 template <class S>
 void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, int count,
            bool first, float* sums) {
-  using I = typename S::I;
-  using F = typename S::F;
   int lane = 0;
-  for (; lane + S::kLanes <= count; lane += S::kLanes) {
-    F sum = first ? S::broadcast_float(0) : S::load_float(sums + lane);
-    for (int i = 0; i + 1 < k; i += 2) {
-      const I words = S::pair_words(a[i] + lane, a[i + 1] + lane);
-      sum = S::add_float(sum,
-                         S::to_float(S::pair_dot(words, S::load(b + (i / 2) * b_stride + lane))));
-    }
-    if (k % 2 != 0) {
-      const I words = S::pair_words(a[k - 1] + lane, a[k - 1] + lane);  // b's second half is zero
-      sum = S::add_float(sum,
-                         S::to_float(S::pair_dot(words, S::load(b + (k / 2) * b_stride + lane))));
-    }
-    S::store_float(sums + lane, sum);
-  }
+  for (; lane + 4 * S::kLanes <= count; lane += 4 * S::kLanes)
+    lane_vectors<S, 4>(a, b, b_stride, k, lane, first, sums);
+  for (; lane + S::kLanes <= count; lane += S::kLanes)
+    lane_vectors<S, 1>(a, b, b_stride, k, lane, first, sums);
   for (; lane < count; ++lane) {
     float sum = first ? 0 : sums[lane];
     for (int i = 0; i < k; i += 2) {

@@ -14,7 +14,8 @@ inline void fill_zero(int16_t* to, int n) {
 }
 
 template <class S>
-void interleave(const int16_t* x, const int16_t* y, int n, bool exact, int32_t* out) {
+inline __attribute__((always_inline)) void interleave(const int16_t* x, const int16_t* y, int n,
+                                                      bool exact, int32_t* out) {
   int i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) S::store(out + i, S::pair_words(x + i, y + i));
   if (i < n) S::interleave_tail(x + i, y + i, n - i, exact, out + i);

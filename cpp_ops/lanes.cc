@@ -14,6 +14,8 @@ namespace {
 // Lanes that one task handles: its share of B, interleaved, stays in the second-level cache.
 constexpr int64_t kLaneRange = kPanelsPerPack * kPanelColumns;
 
+constexpr int64_t kRows = 256;  // whose addresses are found in one go
+
 Part without_lanes(Part part) {
   part.G /= part.g.back().extent;
   part.g.pop_back();
@@ -35,19 +37,23 @@ class Lanes {
         : packing(0, 1),
           words(kBlock / 2 * kLaneRange * int64_t{sizeof(int32_t)}),
           zeros(kLaneRange),
-          points(kBlock) {}
+          points(kBlock),
+          rows(kRows),
+          row_offsets(kRows) {}
     PackingSpace packing;
     Scratch words;
     std::vector<int16_t> zeros;
-    std::vector<Point> points;
+    std::vector<Point> points, rows;
+    std::vector<int64_t> row_offsets;
   };
 
   Task task(int64_t index) const;
   void run_task(const Task& task, Workspace* w) const;
   void combine(int64_t row) const;
-  // Where the sums of (g, m, first lane) of a split are built up.
-  float* sums(int64_t split, int64_t g, int64_t m) const {
-    if (splits_ == 1) return c_ + c_g_.offset(g) + c_m_.offset(m);
+  void run_rows(const Task& t, const Point& origin, int64_t low, int64_t high, int64_t k,
+                bool first, bool last, Workspace* w) const;
+  // Where the sums of (g, m, first lane) of a split are built up, if there are several.
+  float* partial(int64_t split, int64_t g, int64_t m) const {
     return partial_.as<float>() + ((split * outer_.G + g) * p_.M + m) * lanes_;
   }
   void scale(int64_t g, int64_t m, int64_t lanes, float* row) const;
@@ -58,6 +64,7 @@ class Lanes {
   const int64_t lanes_;
   const int16_t* const a_;
   float* const c_;
+  const Bounds bounds_;
   const PackerB pack_b_;
   const Axis a_g_, a_m_, a_k_, c_g_, c_m_;
   const Scaling scaling_;
@@ -81,6 +88,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kern
       lanes_(part.g.back().extent),
       a_(operands.a + part.base_a),
       c_(operands.c + part.base_c),
+      bounds_(make_bounds(part.windows)),
       pack_b_(lanes_as_columns(part), operands.b, kernels),
       a_g_(outer_.g, &Dim::stride_a, &part.windows),
       a_m_(part.m, &Dim::stride_a, &part.windows),
@@ -96,7 +104,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kern
 bool Lanes::run(Executor& executor) {
   // As many rows per task as leave enough tasks, to interleave B seldom.
   const int64_t outer = outer_.G * splits_ * ranges_;
-  row_blocks_ = std::clamp<int64_t>(ceil_div(16 * executor.threads(), outer), 1, p_.M);
+  row_blocks_ = std::clamp<int64_t>(ceil_div(8 * executor.threads(), outer), 1, p_.M);
   rows_ = ceil_div(p_.M, row_blocks_);
   row_blocks_ = ceil_div(p_.M, rows_);
   const int64_t count = outer * row_blocks_;
@@ -137,28 +145,37 @@ void Lanes::run_task(const Task& t, Workspace* w) const {
   const int64_t end = std::min(begin + p_.blocks_per_split * kBlock, p_.K);
   for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
     const int64_t k = std::min<int64_t>(kBlock, end - k0);
-    const int64_t stride = round_up(t.lanes, kColumnQuantum);
     pack_b_.pack_words(t.g, t.lane, t.lanes, k0, k, &w->packing, w->words.as<int32_t>());
     a_k_.points(k0, k0 + k, Point{}, w->points.data());
-    for (int64_t m = t.m; m < t.m_end; ++m) {
-      Point row;
-      a_m_.points(m, m + 1, origin, &row);
-      const int16_t* sources[kBlock];
-      for (int64_t i = 0; i < k; ++i) {
-        const Point& p = w->points[static_cast<size_t>(i)];
-        bool exists = true;
-        for (size_t j = 0; j < windows; ++j) {
-          const int32_t coord = row.coord[j] + p.coord[j];
-          exists &= coord >= 0 && coord < p_.windows[j].size;
-        }
-        sources[i] = exists ? a_ + row.offset + p.offset + t.lane : w->zeros.data();
-      }
-      kernels_.lanes(sources, w->words.as<int32_t>(), stride, static_cast<int>(k),
-                     static_cast<int>(t.lanes), k0 == begin, sums(t.split, t.g, m) + t.lane);
-    }
+    for (int64_t m = t.m; m < t.m_end; m += kRows)
+      run_rows(t, origin, m, std::min(m + kRows, t.m_end), k, k0 == begin, k0 + k == end, w);
   }
-  if (splits_ > 1) return;
-  for (int64_t m = t.m; m < t.m_end; ++m) scale(t.g, m, t.lanes, sums(0, t.g, m) + t.lane);
+}
+
+// Rows [low, high) and the k whose points and words are in the workspace.
+void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t high, int64_t k,
+                     bool first, bool last, Workspace* w) const {
+  const int windows = static_cast<int>(p_.windows.size());
+  a_m_.points(low, high, origin, w->rows.data());
+  if (splits_ == 1) c_m_.offsets(low, high, c_g_.offset(t.g), w->row_offsets.data());
+  for (int64_t m = low; m < high; ++m) {
+    const Point& row = w->rows[static_cast<size_t>(m - low)];
+    const int16_t* sources[kBlock];
+    for (int64_t i = 0; i < k; ++i) {
+      const Point& p = w->points[static_cast<size_t>(i)];
+      bool exists = true;
+      for (int j = 0; j < windows; ++j)  // negative coordinates are large, too
+        exists &= static_cast<uint32_t>(row.coord[j] + p.coord[j]) <
+                  static_cast<uint32_t>(bounds_.size[j]);
+      sources[i] = exists ? a_ + row.offset + p.offset + t.lane : w->zeros.data();
+    }
+    float* sums =
+        splits_ == 1 ? c_ + w->row_offsets[static_cast<size_t>(m - low)] : partial(t.split, t.g, m);
+    sums += t.lane;
+    kernels_.lanes(sources, w->words.as<int32_t>(), round_up(t.lanes, kColumnQuantum),
+                   static_cast<int>(k), static_cast<int>(t.lanes), first, sums);
+    if (last && splits_ == 1) scale(t.g, m, t.lanes, sums);
+  }
 }
 
 void Lanes::scale(int64_t g, int64_t m, int64_t lanes, float* row) const {
@@ -175,7 +192,7 @@ void Lanes::scale(int64_t g, int64_t m, int64_t lanes, float* row) const {
 void Lanes::combine(int64_t index) const {
   const int64_t g = index / p_.M, m = index % p_.M;
   float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
-  kernels_.combine(sums(0, g, m), p_.G * p_.M, splits_, lanes_, 1.0f, row);
+  kernels_.combine(partial(0, g, m), p_.G * p_.M, splits_, lanes_, 1.0f, row);
   scale(g, m, lanes_, row);
 }
 

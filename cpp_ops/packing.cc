@@ -8,13 +8,13 @@ namespace {
 constexpr int64_t kPairs = kBlock / 2;
 constexpr Bounds kNoBounds{};
 
+}  // namespace
+
 Bounds make_bounds(const std::vector<Window>& windows) {
   Bounds bounds{};
   for (const Window& w : windows) bounds.size[bounds.count++] = static_cast<int32_t>(w.size);
   return bounds;
 }
-
-}  // namespace
 
 PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   const int64_t longest = std::max<int64_t>({max_rows, kBlock, kPanelsPerPack * kPanelColumns});
@@ -35,6 +35,19 @@ void Preview::set(const int16_t* base, const Axis& points, int64_t p0, int64_t p
   run_count_ = runs.runs(r0, r1, runs_.data());
   next_ = 0;
   end_ = p1 - p0;
+}
+
+void Preview::set(const int32_t* words, int64_t count) {
+  constexpr int kStretch = 256;  // elements
+  base_ = reinterpret_cast<const int16_t*>(words);
+  next_ = 0;
+  end_ = ceil_div(2 * count, kStretch);
+  offsets_.resize(static_cast<size_t>(end_));
+  for (int64_t i = 0; i < end_; ++i) offsets_[static_cast<size_t>(i)] = i * kStretch;
+  runs_.resize(1);
+  runs_[0] = Run{};
+  runs_[0].length = kStretch;
+  run_count_ = 1;
 }
 
 void Preview::step() {

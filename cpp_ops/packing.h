@@ -18,6 +18,8 @@ inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
 // Columns that are packed together, so that wide rows of B are read in one go.
 inline constexpr int64_t kPanelsPerPack = 4;
 
+Bounds make_bounds(const std::vector<Window>& windows);
+
 // Room for packing; each thread has its own.
 class PackingSpace {
  public:
@@ -40,6 +42,8 @@ class Preview {
   // Spreads the rest of the fetching evenly over so many steps.
   void spread(int64_t steps) { per_step_ = ceil_div(end_ - next_, std::max<int64_t>(steps, 1)); }
   void step();
+  // Previews words that are packed already.
+  void set(const int32_t* words, int64_t count);
 
  private:
   friend class PackerA;

@@ -1,7 +1,8 @@
 #include "scratch.h"
 
 #include <cstdlib>
-#include <map>
+#include <iterator>
+#include <list>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -13,12 +14,17 @@
 namespace dfpjax {
 namespace {
 
-constexpr size_t kCacheLimit = size_t{1} << 30;
+constexpr size_t kMaxBlocks = 256;  // so that looking for one takes no time
 constexpr size_t kHugePage = size_t{2} << 20;
+
+struct Block {
+  size_t size;
+  void* data;
+};
 
 struct Cache {
   std::mutex mutex;
-  std::multimap<size_t, void*> blocks;  // by size
+  std::list<Block> blocks;  // the one given back last comes first
   size_t bytes = 0;
 };
 
@@ -49,12 +55,16 @@ Scratch::Scratch(int64_t bytes) {
     Cache& c = cache();
     std::lock_guard<std::mutex> lock(c.mutex);
     // A block up to twice too large will do; more would waste what another call needs.
-    auto it = c.blocks.lower_bound(size_);
-    if (it != c.blocks.end() && it->first <= 2 * size_) {
-      size_ = it->first;
-      data_ = it->second;
+    auto best = c.blocks.end();
+    for (auto it = c.blocks.begin(); it != c.blocks.end(); ++it)
+      if (it->size >= size_ && it->size <= 2 * size_ &&
+          (best == c.blocks.end() || it->size < best->size))
+        best = it;
+    if (best != c.blocks.end()) {
+      size_ = best->size;
+      data_ = best->data;
       c.bytes -= size_;
-      c.blocks.erase(it);
+      c.blocks.erase(best);
       return;
     }
   }
@@ -69,15 +79,24 @@ Scratch::Scratch(int64_t bytes) {
 Scratch::~Scratch() {
   if (data_ == nullptr) return;
   Cache& c = cache();
+  std::list<Block> dropped, kept;
+  try {
+    kept.push_back({size_, data_});
+  } catch (const std::bad_alloc&) {
+    std::free(data_);
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(c.mutex);
-    if (c.bytes + size_ <= kCacheLimit) {
-      c.blocks.emplace(size_, data_);
-      c.bytes += size_;
-      return;
+    c.blocks.splice(c.blocks.begin(), kept);
+    c.bytes += size_;
+    // Those that nobody has wanted for longest go first, be it this one.
+    while (c.bytes > kScratchLimit || c.blocks.size() > kMaxBlocks) {
+      c.bytes -= c.blocks.back().size;
+      dropped.splice(dropped.begin(), c.blocks, std::prev(c.blocks.end()));
     }
   }
-  std::free(data_);
+  for (const Block& block : dropped) std::free(block.data);
 }
 
 Scratch::Scratch(Scratch&& other) noexcept
@@ -98,7 +117,7 @@ size_t scratch_bytes() {
 void release_scratch() {
   Cache& c = cache();
   std::lock_guard<std::mutex> lock(c.mutex);
-  for (auto& block : c.blocks) std::free(block.second);
+  for (const Block& block : c.blocks) std::free(block.data);
   c.blocks.clear();
   c.bytes = 0;
 }

@@ -1,5 +1,6 @@
 // Scratch memory that is kept between calls: allocating it afresh would pay a page fault per page
-// on every call.
+// on every call. The cache is shared by all handlers and keeps at most kScratchLimit bytes,
+// whatever shapes come and go; what was not wanted for longest is freed first.
 #ifndef DFPJAX_SCRATCH_H_
 #define DFPJAX_SCRATCH_H_
 
@@ -7,6 +8,8 @@
 #include <cstdint>
 
 namespace dfpjax {
+
+inline constexpr size_t kScratchLimit = size_t{512} << 20;
 
 // A 64-byte aligned block, given back to the cache on destruction. Contents are indeterminate.
 class Scratch {

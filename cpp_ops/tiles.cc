@@ -57,6 +57,8 @@ class Tiles {
   void run_task(const Task& task, const Task* next, Workspace* w) const;
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
+  void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
+  void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
   void run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
                 Workspace* w) const;
   void scale_rows(const Task& task, Workspace* w) const;
@@ -116,7 +118,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)) {
   const Blocking blocking =
-      choose_blocking({p_.G * splits_, tiles_, panels_, p_.N, pack_a_.along_m()}, threads);
+      choose_blocking({p_.G * splits_, tiles_, panels_, p_.N, pack_a_.along_m(), p_.K}, threads);
   row_blocks_ = blocking.row_blocks;
   panel_ranges_ = blocking.panel_ranges;
   block_tiles_ = ceil_div(tiles_, row_blocks_);
@@ -253,6 +255,8 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
         }
         for (int64_t p = panel; p < panel_end; ++p) {
           const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
+          if (share_b_)
+            preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
           run_panel(task, p, b,
                     share_b_ ? shared_block(task.g, p, b)
                              : w->b.as<int32_t>() + (p - panel) * panel_words,
@@ -264,6 +268,23 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
     }
   }
   if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
+}
+
+// Previews a packed block of B that is used next.
+void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Workspace* w) const {
+  if (panel >= task.panel_end) return;
+  w->next_b.set(shared_block(task.g, panel, index),
+                PackerB::block_words(columns(panel), block(index).size));
+  w->next_b.spread(task.tile_end - task.tile);
+}
+
+// Fetches what the next cell adds to.
+void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const {
+  const int64_t* at = &w.row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
+  const int64_t rows = std::min<int64_t>(kTileRows, p_.M - tile * kTileRows);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t n = 0; n < columns(panel); n += 16)
+      __builtin_prefetch(c_ + at[r] + panel * kPanelColumns + n, 1, 3);
 }
 
 // All tiles of one panel and one k-block.
@@ -288,6 +309,8 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     cell.chain = chain_pairs(a_norms[local], b_norms);
     w->next_a.step();
     w->next_b.step();
+    if (tile + 1 < task.tile_end && contiguous_columns_ && splits_ == 1 && blocks_ > 1)
+      fetch_outputs(task, panel, tile + 1, *w);
     run_tile(task, panel, tile, &cell, first, w);
   }
 }

@@ -39,6 +39,7 @@ _SPLIT_UNITS = 32
 _MIN_BLOCKS_PER_SPLIT = 4
 _ROWS_PER_UNIT = 96
 _MIN_LANES = 8
+_LANES_PER_UNIT = 256
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,8 @@ def _part(
     lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
     examples = math.prod(sizes[label] for label in c.mapped)
     groups = _extent(g) // max(1, examples)
+    if lanes:  # which share a task
+        groups = -(-groups // _LANES_PER_UNIT)
     return Part(
         lanes=lanes,
         base_a=base["a"], base_b=base["b"], base_c=base["c"],
