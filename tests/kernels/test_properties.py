@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from dfpjax.operations import conv_general_dilated, dot_general
 
 few = st.integers(1, 3)
-coverage = settings(deadline=None, max_examples=12)  # each compiles programs of its own
+# Every example compiles programs of its own. The same ones each time, so that the gate is not left to chance.
+coverage = settings(deadline=None, max_examples=8, derandomize=True)
 
 
 @st.composite
@@ -65,8 +66,11 @@ def check(ours, theirs, shapes, parameters, data, seed):
     ):
         np.testing.assert_array_equal(native, reference)
     out = ours(*operands, **parameters)
-    expected = theirs(*operands, precision=jax.lax.Precision.HIGHEST, **parameters)
-    assert oracle.relative_error(out, expected) < 2e-4
+    expected = theirs(*operands, **parameters)
+    magnitude = theirs(
+        *map(jnp.abs, operands), **parameters
+    )  # sums may cancel, so errors are relative to this
+    assert (np.abs(out - expected) <= 1e-4 * magnitude).all()
 
 
 kinds = st.sampled_from(["gaussian", "small", "full_scale"])
