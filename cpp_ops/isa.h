@@ -27,6 +27,8 @@ struct CellArgs {
   int32_t rows;            // 1..kTileRows
   int32_t pairs;           // words along k
   int32_t chain;           // words per exact int32 sum
+  const int32_t* b_rows;   // null, or the same words at column * kBlock / 2 + k/2, then zeros
+  int32_t narrow;          // columns that exist, if there is b_rows
   const float* const* in;  // running sums, one pointer per row; `out` or zeros
   float* const* out;
   bool finish;  // multiply by `scale` on the way out
@@ -34,6 +36,7 @@ struct CellArgs {
   float scale;
 };
 inline constexpr int kColumnQuantum = 16;
+inline constexpr int kMostNarrow = 4;  // columns of panels for which b_rows are provided
 
 // Elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;

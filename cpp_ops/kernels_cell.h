@@ -119,8 +119,58 @@ void cell_rows(const CellArgs& t) {
   }
 }
 
+// For a few columns: lanes run along k, so that none is wasted on columns that do not exist, and
+// are added up when a chain ends.
+template <class S, int NC>
+__attribute__((noinline)) void narrow_cell(const CellArgs& t) {
+  using I = typename S::I;
+  float total[kTileRows][NC];
+  for (int i = 0; i < kTileRows; ++i)
+    for (int j = 0; j < NC; ++j) total[i][j] = t.in[i][j];
+  for (int start = 0; start < t.pairs; start += t.chain) {
+    const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
+    I sum[kTileRows][NC];
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NC; ++j) sum[i][j] = S::zero();
+    for (int k = start; k < end; k += S::kLanes) {
+      I b[NC];
+#pragma GCC unroll 4
+      for (int j = 0; j < NC; ++j) b[j] = S::load(t.b_rows + j * (kBlock / 2) + k);
+#pragma GCC unroll 6
+      for (int i = 0; i < kTileRows; ++i) {
+        const I a = S::load(t.a + i * t.a_row + k);
+#pragma GCC unroll 4
+        for (int j = 0; j < NC; ++j) S::dot(sum[i][j], a, b[j]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NC; ++j) total[i][j] += static_cast<float>(S::reduce_add(sum[i][j]));
+  }
+  for (int i = 0; i < kTileRows; ++i)
+    for (int j = 0; j < NC; ++j) t.out[i][j] = t.finish ? total[i][j] * t.scale : total[i][j];
+}
+
 template <class S>
 void cell(const CellArgs& t) {
+  if constexpr (S::kNarrowColumns > 0) {
+    static_assert(S::kNarrowColumns == 4);
+    if (t.b_rows != nullptr && t.rows == kTileRows && t.chain >= S::kLanes) {
+      switch (t.narrow) {
+        case 1:
+          return narrow_cell<S, 1>(t);
+        case 2:
+          return narrow_cell<S, 2>(t);
+        case 3:
+          return narrow_cell<S, 3>(t);
+        case 4:
+          return narrow_cell<S, 4>(t);
+      }
+    }
+  }
   switch (t.rows) {
     case 1:
       return cell_rows<S, 1>(t);

@@ -16,14 +16,21 @@ Bounds make_bounds(const std::vector<Window>& windows) {
   return bounds;
 }
 
+const int32_t* word_rows(const int32_t* words, int stride, int count, int pairs, int32_t* out) {
+  std::fill(out, out + kMostNarrow * kBlock / 2, 0);
+  for (int column = 0; column < count; ++column)
+    for (int k = 0; k < pairs; ++k) out[column * (kBlock / 2) + k] = words[k * stride + column];
+  return out;
+}
+
 PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   const int64_t longest = std::max<int64_t>({max_rows, kBlock, kPanelsPerPack * kPanelColumns});
-  points.resize(static_cast<size_t>(longest));
-  runs.resize(static_cast<size_t>(std::max(longest, max_blocks * kBlock)));
+  points.reset(new Point[static_cast<size_t>(longest)]);
+  runs.reset(new Run[static_cast<size_t>(std::max(longest, max_blocks * kBlock))]);
   run_counts.resize(static_cast<size_t>(max_blocks));
   zeros.resize(static_cast<size_t>(longest));
-  edge.resize(static_cast<size_t>(2 * longest + kSlack));
-  rows.resize(kPanelColumns * kBlock + kSlack);
+  edge.reset(new int16_t[static_cast<size_t>(2 * longest + kSlack)]);
+  rows.reset(new int16_t[kPanelColumns * kBlock + kSlack]);
 }
 
 void Preview::set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
@@ -110,14 +117,14 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
     pack_along_k(origin, m, rows, block, count, space, out, packed, norms, norms_stride);
     return;
   }
-  const int runs = m_.runs(m, m + rows, space->runs.data());
+  const int runs = m_.runs(m, m + rows, space->runs.get());
   const int64_t stride = pair_stride(rows);
   for (int64_t i = 0; i < count; ++i, out += kPairs * stride, norms += norms_stride) {
     const int64_t k0 = (block + i) * kBlock, k = block_size(block + i);
-    k_.points(k0, k0 + k, origin, space->points.data());
-    kernels_.pack_pairs(base_, bounds_, space->points.data(), static_cast<int>(k),
-                        space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
-                        stride, static_cast<int>(stride - rows));
+    k_.points(k0, k0 + k, origin, space->points.get());
+    kernels_.pack_pairs(base_, bounds_, space->points.get(), static_cast<int>(k), space->runs.get(),
+                        runs, space->zeros.data(), space->edge.get(), out, stride,
+                        static_cast<int>(stride - rows));
     kernels_.norms_pairs(out, stride, static_cast<int>(rows), static_cast<int>(ceil_div(k, 2)),
                          kTileRows, norms);
     packed[i] = {out, 1, stride};
@@ -149,7 +156,7 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
         k_.runs(k0, k0 + k, &space->runs[static_cast<size_t>(i * kBlock)]);
     packed[i] = {out + i * block_words(rows), round_up(k, 32) / 2, 1};
   }
-  if (!in_place) m_.points(m, m + rows, origin, space->points.data());
+  if (!in_place) m_.points(m, m + rows, origin, space->points.get());
   // Tile by tile, so that the norms find the tile in the first-level cache, and all blocks of a
   // tile together, since they are neighbours in memory.
   for (int64_t row = 0; row < rows; row += kTileRows, ++norms) {
@@ -158,7 +165,7 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
       const int64_t stride = packed[i].row_stride * 2;
       const auto* tile = reinterpret_cast<const int16_t*>(packed[i].words) + row * stride;
       if (!in_place)
-        kernels_.pack_rows(base_, bounds_, space->points.data() + row, tile_rows,
+        kernels_.pack_rows(base_, bounds_, space->points.get() + row, tile_rows,
                            &space->runs[static_cast<size_t>(i * kBlock)],
                            space->run_counts[static_cast<size_t>(i)], const_cast<int16_t*>(tile),
                            stride);
@@ -192,23 +199,23 @@ void PackerB::preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t
 
 void PackerB::pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                          PackingSpace* space, int32_t* out) const {
-  k_.points(k0, k0 + k, Point{g_.offset(g), {}}, space->points.data());
-  const int runs = n_.runs(n, n + columns, space->runs.data());
+  k_.points(k0, k0 + k, Point{g_.offset(g), {}}, space->points.get());
+  const int runs = n_.runs(n, n + columns, space->runs.get());
   const int64_t width = round_up(columns, kColumnQuantum);
-  kernels_.pack_pairs(base_, kNoBounds, space->points.data(), static_cast<int>(k),
-                      space->runs.data(), runs, space->zeros.data(), space->edge.data(), out, width,
+  kernels_.pack_pairs(base_, kNoBounds, space->points.get(), static_cast<int>(k), space->runs.get(),
+                      runs, space->zeros.data(), space->edge.get(), out, width,
                       static_cast<int>(width - columns));
 }
 
 // One panel.
 void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
                            PackingSpace* space, int32_t* out) const {
-  n_.points(n, n + columns, Point{origin, {}}, space->points.data());
-  const int runs = k_.runs(k0, k0 + k, space->runs.data());
+  n_.points(n, n + columns, Point{origin, {}}, space->points.get());
+  const int runs = k_.runs(k0, k0 + k, space->runs.get());
   const int64_t stride = round_up(k, 32), width = round_up(columns, kColumnQuantum);
-  int16_t* rows = space->rows.data();
-  kernels_.pack_rows(base_, kNoBounds, space->points.data(), static_cast<int>(columns),
-                     space->runs.data(), runs, rows, stride);
+  int16_t* rows = space->rows.get();
+  kernels_.pack_rows(base_, kNoBounds, space->points.get(), static_cast<int>(columns),
+                     space->runs.get(), runs, rows, stride);
   std::fill(rows + columns * stride, rows + width * stride, int16_t{0});
   for (int64_t column = 0; column < width; column += kColumnQuantum)
     kernels_.transpose(rows + column * stride, stride, static_cast<int>(ceil_div(k, 2)),
@@ -229,7 +236,7 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                    out + p * panel_stride);
   } else {
     // One pass over k for all whole panels: their runs start where their panels do.
-    k_.points(k0, k0 + k, Point{origin, {}}, space->points.data());
+    k_.points(k0, k0 + k, Point{origin, {}}, space->points.get());
     int runs = 0;
     for (int64_t p = 0; p < whole; ++p) {
       const int64_t first = n + p * kPanelColumns;
@@ -239,8 +246,8 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
         space->runs[static_cast<size_t>(runs++)].start += static_cast<int32_t>(p * panel_stride);
     }
     if (whole > 0)
-      kernels_.pack_pairs(base_, kNoBounds, space->points.data(), static_cast<int>(k),
-                          space->runs.data(), runs, space->zeros.data(), space->edge.data(), out,
+      kernels_.pack_pairs(base_, kNoBounds, space->points.get(), static_cast<int>(k),
+                          space->runs.get(), runs, space->zeros.data(), space->edge.get(), out,
                           kPanelColumns, 0);
     if (whole < panels)
       pack_words(g, n + whole * kPanelColumns, panel_columns(whole), k0, k, space,

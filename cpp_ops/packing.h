@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "index.h"
@@ -20,6 +21,9 @@ inline constexpr int64_t kPanelsPerPack = 4;
 
 Bounds make_bounds(const std::vector<Window>& windows);
 
+// Words [pairs][stride] as kMostNarrow rows of kBlock / 2 words, zero beyond `count` and `pairs`.
+const int32_t* word_rows(const int32_t* words, int stride, int count, int pairs, int32_t* out);
+
 // Room for packing; each thread has its own.
 class PackingSpace {
  public:
@@ -29,10 +33,12 @@ class PackingSpace {
  private:
   friend class PackerA;
   friend class PackerB;
-  std::vector<Point> points;
-  std::vector<Run> runs;
+  // Not initialized: most of it is never used.
+  std::unique_ptr<Point[]> points;
+  std::unique_ptr<Run[]> runs;
+  std::unique_ptr<int16_t[]> edge, rows;
   std::vector<int> run_counts;
-  std::vector<int16_t> zeros, edge, rows;
+  std::vector<int16_t> zeros;
 };
 
 // What a later packing call will read. Fetching it into the second-level cache bit by bit, while

@@ -7,7 +7,8 @@ struct Avx512 {
   using F = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B and the broadcast of A: 29 of 32
-  static constexpr int kShortChain = 64;   // words; until then float32 sums stay in registers
+  static constexpr int kNarrowColumns = kMostNarrow;
+  static constexpr int kShortChain = 64;  // words; until then float32 sums stay in registers
 
   static I zero() { return _mm512_setzero_si512(); }
   static I load(const void* p) { return _mm512_loadu_si512(p); }
@@ -23,6 +24,7 @@ struct Avx512 {
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   static int32_t reduce_max(I a) { return _mm512_reduce_max_epi32(a); }
+  static int32_t reduce_add(I a) { return _mm512_reduce_add_epi32(a); }
   // (|m| + 15) >> 4
   static I magnitude(I m) {
     return _mm512_srli_epi16(_mm512_add_epi16(_mm512_abs_epi16(m), _mm512_set1_epi16(15)), 4);

@@ -1,5 +1,4 @@
 // Runs a part of mode "tiles": blocking, parallel phases and the loops around the microkernel.
-//
 // Phase 1 packs B if several row blocks share it. Phase 2 computes: a task is a block of row tiles
 // times a range of column panels times one split of k. Phase 3 adds up the splits. How the work is
 // cut into tasks depends on the machine; the bits of the result do not.
@@ -46,6 +45,7 @@ class Tiles {
     std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
     std::vector<int64_t> row_offsets, column_offsets;
+    alignas(64) int32_t b_rows[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
   };
   struct Block {
@@ -281,8 +281,7 @@ void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Works
 // Fetches what the next cell adds to.
 void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const {
   const int64_t* at = &w.row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
-  const int64_t rows = std::min<int64_t>(kTileRows, p_.M - tile * kTileRows);
-  for (int64_t r = 0; r < rows; ++r)
+  for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p_.M - tile * kTileRows); ++r)
     for (int64_t n = 0; n < columns(panel); n += 16)
       __builtin_prefetch(c_ + at[r] + panel * kPanelColumns + n, 1, 3);
 }
@@ -301,6 +300,10 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
   cell.pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
   cell.finish = splits_ == 1 && b == blocks_ - 1 && scaling_.is_factor();
   cell.scale = scaling_.factor();
+  cell.narrow = static_cast<int32_t>(columns(panel));
+  cell.b_rows = nullptr;
+  if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
+    cell.b_rows = word_rows(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_rows);
   const bool first = b == task.split * p_.blocks_per_split;
   for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
     const int64_t local = tile - task.tile;
@@ -327,34 +330,30 @@ void Tiles::run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* ce
   cell->stream = false;
   if (first) std::fill(in, in + rows, kZeros);
 
-  const int64_t n = panel * kPanelColumns;
+  const int64_t n = panel * kPanelColumns, count = columns(panel);
+  const int64_t* at = w->column_offsets.data();
+  bool bounced = false;
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
     for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
-    if (!first) std::copy(out, out + rows, in);
-    kernels_.cell(*cell);
-    return;
-  }
-  if (contiguous_columns_ && cell->columns == columns(panel)) {
+  } else if (contiguous_columns_ && cell->columns == columns(panel)) {
     bool aligned = true;
     for (int i = 0; i < rows; ++i) {
       out[i] = c_ + offsets[i] + n;
       aligned &= reinterpret_cast<uintptr_t>(out[i]) % 64 == 0;
     }
     cell->stream = stream_ && aligned;
-    if (!first) std::copy(out, out + rows, in);
-    kernels_.cell(*cell);
-    return;
+  } else {
+    bounced = true;
+    for (int i = 0; i < rows; ++i) {
+      out[i] = w->bounce[i];
+      if (!first)
+        for (int64_t j = 0; j < count; ++j) out[i][j] = c_[offsets[i] + at[j]];
+    }
   }
-  const int64_t* at = w->column_offsets.data();
-  const int64_t count = columns(panel);
-  for (int i = 0; i < rows; ++i) {
-    out[i] = w->bounce[i];
-    if (first) continue;
-    for (int64_t j = 0; j < count; ++j) out[i][j] = c_[offsets[i] + at[j]];
-    in[i] = out[i];
-  }
+  if (!first) std::copy(out, out + rows, in);
   kernels_.cell(*cell);
+  if (!bounced) return;
   for (int i = 0; i < rows; ++i)
     for (int64_t j = 0; j < count; ++j) c_[offsets[i] + at[j]] = out[i][j];
 }
