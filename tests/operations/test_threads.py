@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from dfpjax.operations import conv_general_dilated
@@ -32,8 +30,6 @@ print(__import__("zlib").crc32(b"".join(expected)))
 
 def run(threads: int) -> str:
     cores = sorted(os.sched_getaffinity(0))[:threads]
-    if len(cores) < threads:
-        pytest.skip(f"needs {threads} cores, this machine lends {len(cores)}")
     program = f"import os; os.sched_setaffinity(0, {cores})\n" + PROGRAM
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
