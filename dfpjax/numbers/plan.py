@@ -36,6 +36,7 @@ CERTIFIED_BELOW = float(2**46 - 2**30)
 a margin for float32."""
 
 _SPLIT_UNITS = 32
+_SPLITS_MULTIPLE = 16
 _MIN_BLOCKS_PER_SPLIT = 4
 _ROWS_PER_UNIT = 96
 _MIN_LANES = 8
@@ -307,7 +308,10 @@ def _blocks_per_split(g: int, m: int, n: int, k: int) -> int:
     shapes alone."""
     blocks = max(1, -(-k // BLOCK))
     units = max(1, g * -(-m // _ROWS_PER_UNIT) * -(-n // COLUMN_TILE))
-    splits = min(-(-_SPLIT_UNITS // units), max(1, blocks // _MIN_BLOCKS_PER_SPLIT))
+    splits = -(-_SPLIT_UNITS // units)
+    if splits > 2:  # so many that they alone are shared out evenly: each packs its part of the operands once
+        splits = -(-splits // _SPLITS_MULTIPLE) * _SPLITS_MULTIPLE
+    splits = min(splits, max(1, blocks // _MIN_BLOCKS_PER_SPLIT))
     return -(-blocks // splits)
 
 
