@@ -83,7 +83,6 @@ _register(contract_linear_p, _contract_linear)
 
 
 def _add(terms, like):
-    terms = [term for term in terms if term is not None]
     return functools.reduce(lax.add, terms) if terms else ad.Zero(jax.typeof(like).to_tangent_aval())
 
 
