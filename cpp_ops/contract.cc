@@ -10,32 +10,59 @@
 namespace dfpjax {
 namespace {
 
-// An empty sum, scaled: zero, or NaN.
-bool run_empty(const Part& part, const Operands& operands, Executor& executor) {
-  const Scaling scaling(part, operands.ea, operands.eb);
-  const Axis c_g(part.g, &Dim::stride_c, nullptr);
-  const Axis c_m(part.m, &Dim::stride_c, nullptr);
-  const Axis c_n(part.n, &Dim::stride_c, nullptr);
-  std::vector<int64_t> columns(static_cast<size_t>(part.N));
-  c_n.offsets(0, part.N, 0, columns.data());
-  const bool contiguous = c_n.run_extent() == part.N;
-  constexpr int64_t kRows = 64;  // at a time, to find their addresses in one go
-  const int64_t chunks = ceil_div(part.M, kRows);
-  return parallel_for(executor, part.G * chunks, 16, [&](int64_t low, int64_t high) {
-    for (int64_t i = low; i < high; ++i) {
-      const int64_t g = i / chunks, m0 = i % chunks * kRows, m1 = std::min(m0 + kRows, part.M);
-      int64_t offsets[kRows];
-      c_m.offsets(m0, m1, part.base_c + c_g.offset(g), offsets);
-      for (int64_t m = m0; m < m1; ++m) {
-        float* row = operands.c + offsets[m - m0];
-        if (contiguous)
-          std::fill(row, row + part.N, 0.0f);
-        else
-          for (int64_t column : columns) row[column] = 0;
-        if (!scaling.is_factor()) scaling.apply(g, m, 0, part.N, columns.data(), row);
-      }
+// A part with K = 0: empty sums, scaled, which are zero or NaN.
+class Empty : public Job {
+ public:
+  Empty(const Part& part, const Operands& operands)
+      : p_(part),
+        c_(operands.c + part.base_c),
+        c_g_(part.g, &Dim::stride_c, nullptr),
+        c_m_(part.m, &Dim::stride_c, nullptr),
+        scaling_(part, operands.ea, operands.eb),
+        columns_(static_cast<size_t>(part.N)) {
+    const Axis c_n(part.n, &Dim::stride_c, nullptr);
+    c_n.offsets(0, part.N, 0, columns_.data());
+    contiguous_ = c_n.run_extent() == part.N;
+  }
+
+  void enlist(std::vector<Stage>* stages) override {
+    const int64_t chunks = ceil_div(p_.M, kRows);
+    (*stages)[kCompute].push_back(
+        {p_.G * chunks, 1, [this, chunks](int, int64_t low, int64_t high) {
+           for (int64_t i = low; i < high; ++i) fill(i / chunks, i % chunks * kRows);
+         }});
+  }
+
+ private:
+  static constexpr int64_t kRows = 64;  // at a time, to find their addresses in one go
+
+  void fill(int64_t g, int64_t m0) const {
+    const int64_t m1 = std::min(m0 + kRows, p_.M);
+    int64_t offsets[kRows];
+    c_m_.offsets(m0, m1, c_g_.offset(g), offsets);
+    for (int64_t m = m0; m < m1; ++m) {
+      float* row = c_ + offsets[m - m0];
+      if (contiguous_)
+        std::fill(row, row + p_.N, 0.0f);
+      else
+        for (int64_t column : columns_) row[column] = 0;
+      if (!scaling_.is_factor()) scaling_.apply(g, m, 0, p_.N, columns_.data(), row);
     }
-  });
+  }
+
+  const Part& p_;
+  float* const c_;
+  const Axis c_g_, c_m_;
+  const Scaling scaling_;
+  std::vector<int64_t> columns_;
+  bool contiguous_;
+};
+
+std::unique_ptr<Job> make_job(const Part& part, const Operands& operands,
+                              const KernelTable& kernels, int threads) {
+  if (part.K == 0) return std::make_unique<Empty>(part, operands);
+  if (part.mode == Mode::kLanes) return make_lanes(part, operands, kernels, threads);
+  return make_tiles(part, operands, kernels, threads);
 }
 
 }  // namespace
@@ -43,13 +70,13 @@ bool run_empty(const Part& part, const Operands& operands, Executor& executor) {
 bool run_plan(const std::vector<Part>& parts, const Operands& operands, const KernelTable& kernels,
               Executor& executor) {
   try {
+    std::vector<std::unique_ptr<Job>> jobs;
+    std::vector<Stage> stages(Job::kStages);
     for (const Part& part : parts) {
-      const bool ok = part.K == 0                 ? run_empty(part, operands, executor)
-                      : part.mode == Mode::kLanes ? run_lanes(part, operands, kernels, executor)
-                                                  : run_tiles(part, operands, kernels, executor);
-      if (!ok) return false;
+      jobs.push_back(make_job(part, operands, kernels, executor.threads()));
+      jobs.back()->enlist(&stages);
     }
-    return true;
+    return run_stages(executor, stages);
   } catch (const std::bad_alloc&) {
     return false;
   }

@@ -3,6 +3,7 @@
 #define DFPJAX_CONTRACT_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "isa.h"
@@ -23,11 +24,19 @@ struct Operands {
 bool run_plan(const std::vector<Part>& parts, const Operands& operands, const KernelTable& kernels,
               Executor& executor);
 
-// One part each, of the respective mode, with K > 0.
-bool run_tiles(const Part& part, const Operands& operands, const KernelTable& kernels,
-               Executor& executor);
-bool run_lanes(const Part& part, const Operands& operands, const KernelTable& kernels,
-               Executor& executor);
+// What one part does in each stage; the parts of a plan go through the stages together.
+class Job {
+ public:
+  enum { kPrepare, kCompute, kCombine, kStages };
+  virtual ~Job() = default;
+  virtual void enlist(std::vector<Stage>* stages) = 0;
+};
+
+// For parts of the respective mode, with K > 0. Throw std::bad_alloc.
+std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands,
+                                const KernelTable& kernels, int threads);
+std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
+                                const KernelTable& kernels, int threads);
 
 }  // namespace dfpjax
 

@@ -22,10 +22,10 @@ Part without_lanes(Part part) {
   return part;
 }
 
-class Lanes {
+class Lanes : public Job {
  public:
-  Lanes(const Part& part, const Operands& operands, const KernelTable& kernels);
-  bool run(Executor& executor);
+  Lanes(const Part& part, const Operands& operands, const KernelTable& kernels, int threads);
+  void enlist(std::vector<Stage>* stages) override;
 
  private:
   // One outer g, one split of k, a range of lanes and a range of rows.
@@ -71,6 +71,7 @@ class Lanes {
   const int64_t splits_, ranges_;
   int64_t rows_, row_blocks_;  // of a task
   Scratch partial_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one for each worker
 };
 
 // B as the packer sees it: the lanes of each outer g are columns.
@@ -81,7 +82,7 @@ Part lanes_as_columns(const Part& part) {
   return result;
 }
 
-Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kernels)
+Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kernels, int threads)
     : p_(part),
       kernels_(kernels),
       outer_(without_lanes(part)),
@@ -97,26 +98,27 @@ Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kern
       c_m_(part.m, &Dim::stride_c, nullptr),
       scaling_(outer_, operands.ea, operands.eb),
       splits_(ceil_div(ceil_div(part.K, kBlock), part.blocks_per_split)),
-      ranges_(ceil_div(lanes_, kLaneRange)) {
+      ranges_(ceil_div(lanes_, kLaneRange)),
+      workspaces_(static_cast<size_t>(threads)) {
   if (splits_ > 1) partial_ = Scratch(splits_ * p_.G * p_.M * int64_t{sizeof(float)});
-}
-
-bool Lanes::run(Executor& executor) {
   // As many rows per task as leave enough tasks, to interleave B seldom.
-  const int64_t outer = outer_.G * splits_ * ranges_;
-  row_blocks_ = std::clamp<int64_t>(ceil_div(8 * executor.threads(), outer), 1, p_.M);
+  row_blocks_ = std::clamp<int64_t>(ceil_div(8 * threads, outer_.G * splits_ * ranges_), 1, p_.M);
   rows_ = ceil_div(p_.M, row_blocks_);
   row_blocks_ = ceil_div(p_.M, rows_);
-  const int64_t count = outer * row_blocks_;
-  const bool ok = parallel_for(executor, count, count / (32 * executor.threads()),
-                               [&](int64_t low, int64_t high) {
-                                 Workspace w;
-                                 for (int64_t i = low; i < high; ++i) run_task(task(i), &w);
-                               });
-  if (!ok || splits_ == 1) return ok;
-  return parallel_for(executor, outer_.G * p_.M, 16, [&](int64_t low, int64_t high) {
-    for (int64_t i = low; i < high; ++i) combine(i);
-  });
+}
+
+void Lanes::enlist(std::vector<Stage>* stages) {
+  const int64_t count = outer_.G * splits_ * ranges_ * row_blocks_;
+  const int64_t grain = count / (32 * static_cast<int64_t>(workspaces_.size()));
+  (*stages)[kCompute].push_back({count, grain, [this](int worker, int64_t low, int64_t high) {
+                                   auto& w = workspaces_[static_cast<size_t>(worker)];
+                                   if (w == nullptr) w = std::make_unique<Workspace>();
+                                   for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
+                                 }});
+  if (splits_ == 1) return;
+  (*stages)[kCombine].push_back({outer_.G * p_.M, 16, [this](int, int64_t low, int64_t high) {
+                                   for (int64_t i = low; i < high; ++i) combine(i);
+                                 }});
 }
 
 Lanes::Task Lanes::task(int64_t index) const {
@@ -198,9 +200,9 @@ void Lanes::combine(int64_t index) const {
 
 }  // namespace
 
-bool run_lanes(const Part& part, const Operands& operands, const KernelTable& kernels,
-               Executor& executor) {
-  return Lanes(part, operands, kernels).run(executor);
+std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
+                                const KernelTable& kernels, int threads) {
+  return std::make_unique<Lanes>(part, operands, kernels, threads);
 }
 
 }  // namespace dfpjax

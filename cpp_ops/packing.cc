@@ -1,6 +1,7 @@
 #include "packing.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 namespace dfpjax {
 namespace {
@@ -79,6 +80,14 @@ PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels)
       origin_{},
       bounds_(make_bounds(part.windows)),
       source_(k_.run_extent() >= m_.run_extent() ? Source::kAlongK : Source::kAlongM) {
+  int64_t reach = 1;
+  for (const auto* dims : {&part.m, &part.k})
+    for (const Dim& d : *dims) {
+      const int64_t step =
+          d.window < 0 ? d.stride_a : d.coef * part.windows[static_cast<size_t>(d.window)].stride_a;
+      reach += (d.extent - 1) * std::abs(step);
+    }
+  overlapping_ = reach < part.M * part.K / 2;
   for (size_t w = 0; w < part.windows.size(); ++w) {
     const Window& window = part.windows[w];
     origin_.coord[w] = static_cast<int32_t>(window.offset);
@@ -133,6 +142,7 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
 
 void PackerA::preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
                       Preview* preview) const {
+  if (overlapping_ && source_ != Source::kAlongM) return;
   const int16_t* base = base_ + origin_.offset + g_.offset(g);
   const int64_t k0 = block * kBlock, k1 = std::min((block + count) * kBlock, k_.extent());
   if (source_ == Source::kAlongM)

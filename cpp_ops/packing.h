@@ -84,7 +84,7 @@ class PackerA {
   // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
   void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
             int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
-  // Previews such a call.
+  // Previews such a call, unless most of what it reads has been read for other rows.
   void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
                Preview* preview) const;
 
@@ -104,6 +104,7 @@ class PackerA {
   Bounds bounds_;
   Source source_;
   int64_t row_step_ = 0;  // between rows used in place
+  bool overlapping_;      // elements belong to several rows, most of them to neighbouring ones
 };
 
 // Packs blocks of up to kBlock consecutive k for column panels.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace dfpjax {
 
@@ -15,13 +16,24 @@ class Executor {
   virtual void schedule(std::function<void()> task) = 0;
 };
 
-// Calls body(low, high) for disjoint ranges that cover [0, count), of about `grain` indices each.
+// A loop over [0, count). Workers call body(worker, low, high), worker < Executor::threads(), for
+// disjoint ranges of up to `grain` indices; neighbouring ranges mostly go to the same worker.
+struct Loop {
+  int64_t count;
+  int64_t grain;
+  std::function<void(int worker, int64_t low, int64_t high)> body;
+};
+
+// Loops that do not depend on each other.
+using Stage = std::vector<Loop>;
+
+// Runs the stages one after the other, each when the one before is complete.
 //
-// The calling thread works too, and waits only for ranges that another thread has begun: handlers
-// that occupy all workers of a pool never wait for a helper that the pool cannot start. Floating
-// point is in its default mode (no flush to zero) inside `body`. Returns false if `body` threw.
-bool parallel_for(Executor& executor, int64_t count, int64_t grain,
-                  const std::function<void(int64_t, int64_t)>& body);
+// The calling thread works too, and workers wait only for ranges that another one has begun:
+// handlers that occupy all threads of a pool never wait for a helper that the pool cannot start.
+// Floating point is in its default mode (no flush to zero) inside bodies. Returns false if one
+// threw.
+bool run_stages(Executor& executor, const std::vector<Stage>& stages);
 
 }  // namespace dfpjax
 

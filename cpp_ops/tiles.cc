@@ -20,15 +20,16 @@ namespace dfpjax {
 namespace {
 
 // Cache budgets, for a second-level cache of 512 KiB or more.
-constexpr int64_t kPackedABytes = 256 << 10;  // packed k-blocks of A per pass over the panels
+constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
+constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahead when it is used
 constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
 
-class Tiles {
+class Tiles : public Job {
  public:
   Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads);
-  bool run(Executor& executor);
+  void enlist(std::vector<Stage>* stages) override;
 
  private:
   struct Task {
@@ -41,12 +42,18 @@ class Tiles {
     explicit Workspace(const Tiles& t);
     PackingSpace packing;
     Preview next_a, next_b;
-    Scratch a, b;
+    Scratch a, b, sums;
     std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
     std::vector<int64_t> row_offsets, column_offsets;
     alignas(64) int32_t b_rows[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
+
+    // Running sums of a tile and panel of the task, panels counted from its first.
+    float* sums_of(int64_t panel, int64_t tile) const {
+      return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
+    }
+    int64_t tiles;  // of a panel of sums
   };
   struct Block {
     int64_t k, size;
@@ -59,8 +66,8 @@ class Tiles {
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
-  void run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
-                Workspace* w) const;
+  void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
+                   Workspace* w) const;
   void scale_rows(const Task& task, Workspace* w) const;
   void combine(int64_t low, int64_t high, Workspace* w) const;
 
@@ -91,15 +98,18 @@ class Tiles {
   int64_t row_blocks_, panel_ranges_;
   int64_t block_tiles_;  // most tiles of a row block
   int64_t group_;        // k-blocks of A packed at a time
+  int64_t sum_panels_;   // panels of a task that have running sums at the same time
   bool stream_;
 
-  bool share_b_;
+  bool share_b_, preview_b_;
   int64_t shared_panel_words_, shared_group_words_;
   Scratch shared_b_;
   std::vector<Norms> shared_norms_;
 
   int64_t partial_stride_;  // of one row of partial sums
   Scratch partial_;
+
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one for each worker
 };
 
 Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads)
@@ -116,7 +126,8 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
       blocks_(ceil_div(part.K, kBlock)),
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       tiles_(ceil_div(part.M, kTileRows)),
-      panels_(ceil_div(part.N, kPanelColumns)) {
+      panels_(ceil_div(part.N, kPanelColumns)),
+      workspaces_(static_cast<size_t>(threads)) {
   const Blocking blocking =
       choose_blocking({p_.G * splits_, tiles_, panels_, p_.N, pack_a_.along_m(), p_.K}, threads);
   row_blocks_ = blocking.row_blocks;
@@ -130,6 +141,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
   shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
   shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
                         blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
+  preview_b_ = share_b_ && shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
   if (share_b_) {
     shared_b_ = Scratch(p_.G * shared_group_words_ * int64_t{sizeof(int32_t)});
     shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
@@ -137,7 +149,11 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
   partial_stride_ = round_up(p_.N, kColumnQuantum);
   if (splits_ > 1)
     partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
-  stream_ = blocks_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
+  const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
+  sum_panels_ = split_blocks == 1       ? 0
+                : split_blocks > group_ ? ceil_div(panels_, panel_ranges_)
+                                        : (share_b_ ? 1 : kPanelsPerPack);
+  stream_ = splits_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
             p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
 }
 
@@ -145,10 +161,12 @@ Tiles::Workspace::Workspace(const Tiles& t)
     : packing(t.block_tiles_ * kTileRows, t.group_),
       a(t.group_ * t.pack_a_.block_words(t.block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)}),
       b(kPanelsPerPack * PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
+      sums(t.sum_panels_ * t.block_tiles_ * kTileRows * kPanelColumns * int64_t{sizeof(float)}),
       packed_a(static_cast<size_t>(t.group_)),
       a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
-      column_offsets(kPanelColumns) {}
+      column_offsets(kPanelColumns),
+      tiles(t.block_tiles_) {}
 
 Tiles::Task Tiles::task(int64_t index) const {
   Task t;
@@ -166,33 +184,36 @@ Tiles::Task Tiles::task(int64_t index) const {
   return t;
 }
 
-bool Tiles::run(Executor& executor) {
-  const auto grain = [&](int64_t count) { return count / (32 * executor.threads()); };
+void Tiles::enlist(std::vector<Stage>* stages) {
+  const int64_t threads = static_cast<int64_t>(workspaces_.size());
+  const auto workspace = [this](int worker) {
+    auto& w = workspaces_[static_cast<size_t>(worker)];
+    if (w == nullptr) w = std::make_unique<Workspace>(*this);
+    return w.get();
+  };
   if (share_b_) {
     const int64_t count = p_.G * ceil_div(panels_, kPanelsPerPack) * blocks_;
-    const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
-      PackingSpace space(0, 1);
-      for (int64_t i = low; i < high; ++i) pack_b(i, &space);
-    });
-    if (!ok) return false;
+    (*stages)[kPrepare].push_back(
+        {count, count / (32 * threads), [this](int, int64_t low, int64_t high) {
+           PackingSpace space(0, 1);
+           for (int64_t i = low; i < high; ++i) pack_b(i, &space);
+         }});
   }
   const int64_t count = p_.G * splits_ * row_blocks_ * panel_ranges_;
-  const bool ok = parallel_for(executor, count, grain(count), [&](int64_t low, int64_t high) {
-    Workspace w(*this);
-    for (int64_t i = low; i < high; ++i) {
-      const Task next = task(std::min(i + 1, high - 1));
-      run_task(task(i), i + 1 < high ? &next : nullptr, &w);
-    }
+  (*stages)[kCompute].push_back(
+      {count, 1, [this, count, workspace](int worker, int64_t i, int64_t) {
+         const Task next = task(std::min(i + 1, count - 1));
+         run_task(task(i), i + 1 < count ? &next : nullptr, workspace(worker));
 #if defined(__x86_64__)
-    if (stream_) _mm_sfence();
+         if (stream_) _mm_sfence();
 #endif
-  });
-  if (!ok || splits_ == 1) return ok;
+       }});
+  if (splits_ == 1) return;
   const int64_t rows = p_.G * p_.M;
-  return parallel_for(executor, rows, grain(rows), [&](int64_t low, int64_t high) {
-    Workspace w(*this);
-    combine(low, high, &w);
-  });
+  (*stages)[kCombine].push_back(
+      {rows, rows / (32 * threads), [this, workspace](int worker, int64_t low, int64_t high) {
+         combine(low, high, workspace(worker));
+       }});
 }
 
 void Tiles::pack_b(int64_t index, PackingSpace* space) const {
@@ -255,7 +276,7 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
         }
         for (int64_t p = panel; p < panel_end; ++p) {
           const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
-          if (share_b_)
+          if (preview_b_)
             preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
           run_panel(task, p, b,
                     share_b_ ? shared_block(task.g, p, b)
@@ -278,7 +299,7 @@ void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Works
   w->next_b.spread(task.tile_end - task.tile);
 }
 
-// Fetches what the next cell adds to.
+// Fetches the lines that the last block of a tile writes.
 void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const {
   const int64_t* at = &w.row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
   for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p_.M - tile * kTileRows); ++r)
@@ -286,25 +307,37 @@ void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const W
       __builtin_prefetch(c_ + at[r] + panel * kPanelColumns + n, 1, 3);
 }
 
-// All tiles of one panel and one k-block.
+// All tiles of one panel and one k-block. Sums run on in the workspace, close to the core, and go
+// where they belong with the split's last block.
 void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t* packed_b,
                       const Norms& b_norms, const PackedA& a, const Norms* a_norms,
                       Workspace* w) const {
-  c_n_.offsets(panel * kPanelColumns, panel * kPanelColumns + columns(panel), 0,
-               w->column_offsets.data());
+  const int64_t split_begin = task.split * p_.blocks_per_split;
+  const bool first = b == split_begin;
+  const bool last = b == std::min(split_begin + p_.blocks_per_split, blocks_) - 1;
+  if (last && !contiguous_columns_)
+    c_n_.offsets(panel * kPanelColumns, panel * kPanelColumns + columns(panel), 0,
+                 w->column_offsets.data());
+  const float* in[kTileRows];
+  float* out[kTileRows];
   CellArgs cell;
   cell.a_row = a.row_stride;
   cell.a_pair = a.pair_stride;
   cell.b = packed_b;
   cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
   cell.pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
-  cell.finish = splits_ == 1 && b == blocks_ - 1 && scaling_.is_factor();
+  cell.in = in;
+  cell.out = out;
+  cell.finish = splits_ == 1 && last && scaling_.is_factor();
+  cell.stream = false;
   cell.scale = scaling_.factor();
   cell.narrow = static_cast<int32_t>(columns(panel));
   cell.b_rows = nullptr;
   if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
     cell.b_rows = word_rows(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_rows);
-  const bool first = b == task.split * p_.blocks_per_split;
+  // With several groups every panel of the task has sums of its own.
+  const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
+  const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
   for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
     const int64_t local = tile - task.tile;
     cell.a = a.words + local * kTileRows * a.row_stride;
@@ -312,50 +345,49 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     cell.chain = chain_pairs(a_norms[local], b_norms);
     w->next_a.step();
     w->next_b.step();
-    if (tile + 1 < task.tile_end && contiguous_columns_ && splits_ == 1 && blocks_ > 1)
-      fetch_outputs(task, panel, tile + 1, *w);
-    run_tile(task, panel, tile, &cell, first, w);
+    if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
+    float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
+    for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;
+    if (!last)
+      for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
+    if (last)
+      finish_tile(task, panel, tile, &cell, out, w);
+    else
+      kernels_.cell(cell);
   }
 }
 
-// One cell, with its outputs in place if the microkernel can write there.
-void Tiles::run_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, bool first,
-                     Workspace* w) const {
-  const float* in[kTileRows];
-  float* out[kTileRows];
+// The last cell of a tile, with its outputs in place if the microkernel can write there.
+void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
+                        Workspace* w) const {
   const int rows = cell->rows;
   const int64_t* offsets = &w->row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
-  cell->in = in;
-  cell->out = out;
-  cell->stream = false;
-  if (first) std::fill(in, in + rows, kZeros);
-
   const int64_t n = panel * kPanelColumns, count = columns(panel);
-  const int64_t* at = w->column_offsets.data();
-  bool bounced = false;
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
     for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
-  } else if (contiguous_columns_ && cell->columns == columns(panel)) {
-    bool aligned = true;
+    return kernels_.cell(*cell);
+  }
+  if (contiguous_columns_ && cell->columns == count) {
+    uintptr_t address = 0;
     for (int i = 0; i < rows; ++i) {
       out[i] = c_ + offsets[i] + n;
-      aligned &= reinterpret_cast<uintptr_t>(out[i]) % 64 == 0;
+      address |= reinterpret_cast<uintptr_t>(out[i]);
     }
-    cell->stream = stream_ && aligned;
-  } else {
-    bounced = true;
-    for (int i = 0; i < rows; ++i) {
-      out[i] = w->bounce[i];
-      if (!first)
-        for (int64_t j = 0; j < count; ++j) out[i][j] = c_[offsets[i] + at[j]];
+    cell->stream = stream_ && address % 64 == 0;
+    return kernels_.cell(*cell);
+  }
+  for (int i = 0; i < rows; ++i) out[i] = w->bounce[i];
+  kernels_.cell(*cell);
+  for (int i = 0; i < rows; ++i) {
+    float* row = c_ + offsets[i];
+    if (contiguous_columns_) {
+      std::copy_n(w->bounce[i], count, row + n);
+    } else {
+      const int64_t* at = w->column_offsets.data();
+      for (int64_t j = 0; j < count; ++j) row[at[j]] = w->bounce[i][j];
     }
   }
-  if (!first) std::copy(out, out + rows, in);
-  kernels_.cell(*cell);
-  if (!bounced) return;
-  for (int i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < count; ++j) c_[offsets[i] + at[j]] = out[i][j];
 }
 
 void Tiles::scale_rows(const Task& task, Workspace* w) const {
@@ -391,9 +423,9 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
 
 }  // namespace
 
-bool run_tiles(const Part& part, const Operands& operands, const KernelTable& kernels,
-               Executor& executor) {
-  return Tiles(part, operands, kernels, executor.threads()).run(executor);
+std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands,
+                                const KernelTable& kernels, int threads) {
+  return std::make_unique<Tiles>(part, operands, kernels, threads);
 }
 
 }  // namespace dfpjax
