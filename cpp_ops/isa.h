@@ -10,8 +10,10 @@
 
 namespace dfpjax {
 
-// Squares' sums that certify chain lengths: the largest over the rows (or columns) of a tile and
-// over its aligned chunks of 256, 128, ..., 4 elements.
+// Norms that certify chain lengths: the largest over the rows (or columns) of a tile and over its
+// aligned chunks of 256, 128, ..., 4 elements of the sum of floor((x^2 + y^2) / 2^kNormShift) + 1
+// over pairs of elements.
+inline constexpr int kNormShift = 8;
 inline constexpr int kNorms = 7;
 struct Norms {
   int32_t chunk[kNorms];

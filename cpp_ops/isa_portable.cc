@@ -51,9 +51,12 @@ struct Portable {
     for (int i = 1; i < kLanes; ++i) result = a.v[i] > result ? a.v[i] : result;
     return result;
   }
-  // (|m| + 15) >> 4
-  static I magnitude(I m) {
-    return map([&](int i) { return join_words(magnitude(low(m.v[i])), magnitude(high(m.v[i]))); });
+  static I squares(I m) {
+    return map([&](int i) {
+      const uint32_t x = static_cast<uint32_t>(low(m.v[i]) * low(m.v[i]));
+      const uint32_t y = static_cast<uint32_t>(high(m.v[i]) * high(m.v[i]));
+      return static_cast<int32_t>((x + y) >> kNormShift);
+    });
   }
 
   static F to_float(I x) {
@@ -85,16 +88,23 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
   }
 
-  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 16 vectors of
-  // sums of two.
-  static void raise_maxima(const I* pairs, I* maxima) {
+  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 16 vectors of sums of
+  // two and returns the sums of 16.
+  struct Sums16 {
+    int32_t v[kBlock / 16];
+  };
+  static Sums16 raise_short(const I* pairs, I* maxima) {
     int32_t sum[kBlock / 2];
     std::memcpy(sum, pairs, sizeof sum);
-    for (int level = kNorms, count = kBlock / 4; level-- > 0; count /= 2)
-      for (int i = 0; i < count; ++i) {
-        sum[i] = sum[2 * i] + sum[2 * i + 1];
-        maxima[level].v[0] = std::max(maxima[level].v[0], sum[i]);
-      }
+    add_neighbours(6, 4, kBlock / 4, sum, maxima);
+    Sums16 sums;
+    std::memcpy(&sums, sum, sizeof sums);
+    return sums;
+  }
+  // Raises those of 32 and more to the sums of two rows.
+  static void raise_long(Sums16 first, Sums16 second, I* maxima) {
+    add_neighbours(3, 0, kBlock / 32, first.v, maxima);
+    add_neighbours(3, 0, kBlock / 32, second.v, maxima);
   }
 
   // Words of x[i] (low half) and y[i] (high half).
@@ -116,6 +126,13 @@ struct Portable {
   }
 
  private:
+  static void add_neighbours(int level, int last, int count, int32_t* sum, I* maxima) {
+    for (; level >= last; --level, count /= 2)
+      for (int i = 0; i < count; ++i) {
+        sum[i] = sum[2 * i] + sum[2 * i + 1];
+        maxima[level].v[0] = std::max(maxima[level].v[0], sum[i]);
+      }
+  }
   template <class F>
   static I map(F f) {
     I r;
@@ -124,7 +141,6 @@ struct Portable {
   }
   static int32_t low(int32_t word) { return static_cast<int16_t>(word & 0xffff); }
   static int32_t high(int32_t word) { return word >> 16; }
-  static int16_t magnitude(int32_t m) { return static_cast<int16_t>(((m < 0 ? -m : m) + 15) >> 4); }
 };
 
 #include "kernels_cell.h"

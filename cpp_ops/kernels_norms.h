@@ -2,25 +2,35 @@
 
 inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
+// Rounding down made a pair's squares smaller by less than one unit.
+inline Norms round_up_norms(Norms norms) {
+  for (int c = 0; c < kNorms; ++c) norms.chunk[c] += kBlock / 2 >> c;
+  return norms;
+}
+
+template <class S>
+inline typename S::Sums16 short_sums(const int16_t* row, int k, typename S::I* maxima) {
+  using I = typename S::I;
+  constexpr int kVectors = kBlock / 2 / S::kLanes, kPerChunk = 16 / S::kLanes;
+  I squares[kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kVectors; ++i)
+    squares[i] = i / kPerChunk * 32 < k ? S::squares(S::load(row + i * 2 * S::kLanes)) : S::zero();
+  return S::raise_short(squares, maxima);
+}
+
 template <class S>
 void norms_rows(const int16_t* rows, int64_t stride, int count, int k, Norms* out) {
   using I = typename S::I;
-  constexpr int kVectors = kBlock / 2 / S::kLanes, kPerChunk = 16 / S::kLanes;
   I maxima[kNorms];
   for (I& m : maxima) m = S::zero();
-  for (int r = 0; r < count; ++r, rows += stride) {
-    I square[kVectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < kVectors; ++i) {
-      square[i] = S::zero();
-      if (i / kPerChunk * 32 < k) {
-        const I m = S::magnitude(S::load(rows + i * 2 * S::kLanes));
-        square[i] = S::pair_dot(m, m);
-      }
-    }
-    S::raise_maxima(square, maxima);
+  for (int r = 0; r < count; r += 2, rows += 2 * stride) {
+    const auto first = short_sums<S>(rows, k, maxima);
+    S::raise_long(first, r + 1 < count ? short_sums<S>(rows + stride, k, maxima) : first, maxima);
   }
-  for (int c = 0; c < kNorms; ++c) out->chunk[c] = S::reduce_max(maxima[c]);
+  Norms norms;
+  for (int c = 0; c < kNorms; ++c) norms.chunk[c] = S::reduce_max(maxima[c]);
+  *out = round_up_norms(norms);
 }
 
 // Sums of squares of two to the power of Level words from `words` on; raises the maxima of these
@@ -30,8 +40,7 @@ inline __attribute__((always_inline)) typename S::I squares(const int32_t* words
                                                             typename S::I* maxima) {
   using I = typename S::I;
   if constexpr (Level == 0) {
-    const I m = S::magnitude(S::load(words));
-    return S::pair_dot(m, m);
+    return S::squares(S::load(words));
   } else {
     constexpr int kHalf = 1 << (Level - 1);
     const I first = squares<S, Level - 1>(words, stride, maxima);
@@ -92,6 +101,7 @@ void norms_pairs(const int32_t* words, int64_t stride, int count, int pairs, int
       for (I& m : maxima) m = S::zero();
       for (int i = row; i < end; i += S::kLanes) norms_lanes<S>(words + i, stride, pairs, maxima);
       for (int c = 0; c < kNorms; ++c) out->chunk[c] = S::reduce_max(maxima[c]);
+      *out = round_up_norms(*out);
     }
     return;
   }
@@ -105,10 +115,10 @@ void norms_pairs(const int32_t* words, int64_t stride, int count, int pairs, int
     for (int i = 0; i < S::kLanes && row + i < count; ++i) {
       for (int c = 0; c < kNorms; ++c) norms.chunk[c] = larger(norms.chunk[c], value[c][i]);
       if (++rows < group) continue;
-      *out++ = norms;
+      *out++ = round_up_norms(norms);
       norms = Norms{};
       rows = 0;
     }
   }
-  if (rows > 0) *out = norms;
+  if (rows > 0) *out = round_up_norms(norms);
 }

@@ -29,10 +29,7 @@ struct Avx2 {
     x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1));
     return _mm_cvtsi128_si32(x);
   }
-  // (|m| + 15) >> 4
-  static I magnitude(I m) {
-    return _mm256_srli_epi16(_mm256_add_epi16(_mm256_abs_epi16(m), _mm256_set1_epi16(15)), 4);
-  }
+  static I squares(I m) { return _mm256_srli_epi32(_mm256_madd_epi16(m, m), kNormShift); }
 
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm256_loadu_ps(p); }
@@ -45,30 +42,35 @@ struct Avx2 {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }
 
-  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 16 vectors of
-  // sums of two.
-  static void raise_maxima(const I* pairs, I* maxima) {
-    const auto raised = [maxima](int level, I sums) {
-      maxima[level] = max(maxima[level], sums);
-      return sums;
-    };
-    I z[2];
+  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 16 vectors of sums of
+  // two and returns the sums of 16.
+  struct Sums16 {
+    I half[2];
+  };
+  static Sums16 raise_short(const I* pairs, I* maxima) {
+    Sums16 sums;
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       I x[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j)
-        x[j] = raised(6, _mm256_hadd_epi32(pairs[8 * i + 2 * j], pairs[8 * i + 2 * j + 1]));
-      const I y0 = raised(5, _mm256_hadd_epi32(x[0], x[1]));
-      const I y1 = raised(5, _mm256_hadd_epi32(x[2], x[3]));
-      z[i] = raised(
-          4, add(_mm256_permute2x128_si256(y0, y1, 0x20), _mm256_permute2x128_si256(y0, y1, 0x31)));
+        x[j] = raise(6, _mm256_hadd_epi32(pairs[8 * i + 2 * j], pairs[8 * i + 2 * j + 1]), maxima);
+      const I y0 = raise(5, _mm256_hadd_epi32(x[0], x[1]), maxima);
+      const I y1 = raise(5, _mm256_hadd_epi32(x[2], x[3]), maxima);
+      sums.half[i] = raise(
+          4, add(_mm256_permute2x128_si256(y0, y1, 0x20), _mm256_permute2x128_si256(y0, y1, 0x31)),
+          maxima);
     }
-    // Chunks of 32: 0 1 4 5 and 2 3 6 7.
-    I sum = raised(3, _mm256_hadd_epi32(z[0], z[1]));
-    sum = raised(2, add(sum, _mm256_shuffle_epi32(sum, 0xb1)));
-    sum = raised(1, add(sum, _mm256_permute2x128_si256(sum, sum, 0x01)));
-    raised(0, add(sum, _mm256_shuffle_epi32(sum, 0x4e)));
+    return sums;
+  }
+  // Raises those of 32 and more to the sums of two rows.
+  static void raise_long(Sums16 first, Sums16 second, I* maxima) {
+    // Chunks of 32 of one row: 0 1 4 5 and 2 3 6 7.
+    const I x = raise(3, _mm256_hadd_epi32(first.half[0], first.half[1]), maxima);
+    const I y = raise(3, _mm256_hadd_epi32(second.half[0], second.half[1]), maxima);
+    I sum = raise(2, _mm256_hadd_epi32(x, y), maxima);
+    sum = raise(1, add(sum, _mm256_permute2x128_si256(sum, sum, 0x01)), maxima);
+    raise(0, add(sum, _mm256_shuffle_epi32(sum, 0xb1)), maxima);
   }
 
   // Words of x[i] (low half) and y[i] (high half).
@@ -114,5 +116,11 @@ struct Avx2 {
       store(out + i * out_stride, _mm256_permute2x128_si256(a[i], a[i + 4], 0x20));
       store(out + (i + 4) * out_stride, _mm256_permute2x128_si256(a[i], a[i + 4], 0x31));
     }
+  }
+
+ private:
+  static I raise(int level, I sums, I* maxima) {
+    maxima[level] = max(maxima[level], sums);
+    return sums;
   }
 };

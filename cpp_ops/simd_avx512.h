@@ -25,10 +25,7 @@ struct Avx512 {
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   static int32_t reduce_max(I a) { return _mm512_reduce_max_epi32(a); }
   static int32_t reduce_add(I a) { return _mm512_reduce_add_epi32(a); }
-  // (|m| + 15) >> 4
-  static I magnitude(I m) {
-    return _mm512_srli_epi16(_mm512_add_epi16(_mm512_abs_epi16(m), _mm512_set1_epi16(15)), 4);
-  }
+  static I squares(I m) { return _mm512_srli_epi32(_mm512_madd_epi16(m, m), kNormShift); }
 
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm512_loadu_ps(p); }
@@ -41,25 +38,25 @@ struct Avx512 {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // Raises the maxima of the sums of 256, 128, ..., 4 elements to those of a row of 8 vectors of
-  // sums of two.
-  static void raise_maxima(const I* pairs, I* maxima) {
-    const auto raised = [maxima](int level, I sums) {
-      maxima[level] = max(maxima[level], sums);
-      return sums;
-    };
+  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 8 vectors of sums of two
+  // and returns the sums of 16.
+  using Sums16 = I;
+  static Sums16 raise_short(const I* pairs, I* maxima) {
     I x[4], y[2];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) x[i] = raised(6, add_neighbours(pairs[2 * i], pairs[2 * i + 1]));
+    for (int i = 0; i < 4; ++i)
+      x[i] = raise(6, add_neighbours(pairs[2 * i], pairs[2 * i + 1]), maxima);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) y[i] = raised(5, add_neighbours(x[2 * i], x[2 * i + 1]));
-    const I z = raised(
-        4, add(_mm512_shuffle_i32x4(y[0], y[1], 0x88), _mm512_shuffle_i32x4(y[0], y[1], 0xdd)));
-    // Lanes 0-3 and 4-7 are vectors 0-3, lanes 8-15 vectors 4-7.
-    I sum = raised(3, add(z, _mm512_shuffle_i32x4(z, z, 0xb1)));
-    sum = raised(2, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB)));
-    sum = raised(1, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_BADC)));
-    raised(0, add(sum, _mm512_shuffle_i32x4(sum, sum, 0x4e)));
+    for (int i = 0; i < 2; ++i) y[i] = raise(5, add_neighbours(x[2 * i], x[2 * i + 1]), maxima);
+    // 128-bit lanes 0 and 1 are vectors 0 to 3, lanes 2 and 3 vectors 4 to 7.
+    return raise(4, add_lanes(y[0], y[1]), maxima);
+  }
+  // Raises those of 32 and more to the sums of two rows.
+  static void raise_long(Sums16 first, Sums16 second, I* maxima) {
+    I sum = raise(3, add_lanes(first, second), maxima);
+    sum = raise(2, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB)), maxima);
+    sum = raise(1, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_BADC)), maxima);
+    raise(0, add(sum, _mm512_shuffle_i32x4(sum, sum, 0xb1)), maxima);
   }
 
   // Words of x[i] (low half) and y[i] (high half).
@@ -116,6 +113,14 @@ struct Avx512 {
   }
 
  private:
+  static I raise(int level, I sums, I* maxima) {
+    maxima[level] = max(maxima[level], sums);
+    return sums;
+  }
+  // The sums of neighbouring 128-bit lanes of x, then those of y.
+  static I add_lanes(I x, I y) {
+    return add(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
+  }
   // In each 128 bits the sums of two lanes of x, then those of y.
   static I add_neighbours(I x, I y) {
     const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);

@@ -46,14 +46,16 @@ int32_t element_a(const Part& p, const Operands& x, Position at) {
 // Elements of one operand for one g: [rows][K].
 using Matrix = std::vector<std::vector<int32_t>>;
 
-int32_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1, int64_t length) {
-  int32_t best = 0;
+int64_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1, int64_t length) {
+  int64_t best = 0;
   for (int64_t r = low; r < high; ++r)
     for (int64_t c = k0; c < k1; c += length) {
-      int32_t sum = 0;
-      for (int64_t k = c; k < std::min(c + length, k1); ++k) {
-        const int32_t u = (std::abs(x[r][k]) + 15) >> 4;
-        sum += u * u;
+      int64_t sum = 0;
+      for (int64_t k = c; k < c + length; k += 2) {
+        const auto square = [&](int64_t i) {
+          return i < k1 ? int64_t{x[r][i]} * x[r][i] : int64_t{0};
+        };
+        sum += ((square(k) + square(k + 1)) >> 8) + 1;
       }
       best = std::max(best, sum);
     }

@@ -154,12 +154,11 @@ def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _norms(x: jax.Array) -> jax.Array:
-    """Largest squared norm of any aligned chain in each tile, for every chain length: float32[g, tiles,
+    """Largest norm of any aligned chain in each tile, for every chain length: float32[g, tiles,
     len(CHAINS)]."""
-    unit = 1 << NORM_SHIFT
-    reduced = (jnp.abs(x) + (unit - 1)) >> NORM_SHIFT
-    squares = reduced * reduced
-    return jnp.stack([_largest_sum(squares, n) for n in CHAINS], axis=-1).astype(jnp.float32)
+    pairs = (x * x).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.int32)
+    squares = (pairs >> NORM_SHIFT) + 1
+    return jnp.stack([_largest_sum(squares, n // 2) for n in CHAINS], axis=-1).astype(jnp.float32)
 
 
 def _largest_sum(squares: jax.Array, length: int) -> jax.Array:
