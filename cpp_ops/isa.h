@@ -24,13 +24,15 @@ struct Norms {
 struct CellArgs {
   const int32_t* a;  // word (row, k/2) is at row * a_row + (k/2) * a_pair
   int64_t a_row, a_pair;
-  const int32_t* b;        // word (k/2, column) is at (k/2) * columns + column
-  int32_t columns;         // a multiple of kColumnQuantum
-  int32_t rows;            // 1..kTileRows
-  int32_t pairs;           // words along k
-  int32_t chain;           // words per exact int32 sum
-  const int32_t* b_rows;   // null, or the same words at column * kBlock / 2 + k/2, then zeros
-  int32_t narrow;          // columns that exist, if there is b_rows
+  const int32_t* b;  // word (k/2, column) is at (k/2) * columns + column
+  int32_t columns;   // a multiple of kColumnQuantum
+  int32_t rows;      // 1..kTileRows
+  int32_t pairs;     // words along k
+  int32_t chain;     // words per exact int32 sum
+  // Null, or the same words for up to kMostNarrow columns: word (k/2, column) is at
+  // (k/2) / 4 * 4 * kMostNarrow + column * 4 + (k/2) % 4, zero beyond columns and k.
+  const int32_t* b_quads;
+  int32_t narrow;          // columns that exist, if there is b_quads
   const float* const* in;  // running sums, one pointer per row; `out` or zeros
   float* const* out;
   bool finish;  // multiply by `scale` on the way out
@@ -38,7 +40,7 @@ struct CellArgs {
   float scale;
 };
 inline constexpr int kColumnQuantum = 16;
-inline constexpr int kMostNarrow = 4;  // columns of panels for which b_rows are provided
+inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads are provided
 
 // Elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;

@@ -12,7 +12,7 @@ namespace {
 struct Portable {
   static constexpr int kLanes = 8;
   static constexpr int kStripVectors = 2;
-  static constexpr int kNarrowColumns = 0;  // six rows and a few columns do not fit
+  static constexpr bool kNarrow = false;
   static constexpr int kShortChain = 16;
   struct I {
     int32_t v[kLanes];

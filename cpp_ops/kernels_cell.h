@@ -119,58 +119,48 @@ void cell_rows(const CellArgs& t) {
   }
 }
 
-// For a few columns: lanes run along k, so that none is wasted on columns that do not exist, and
-// are added up when a chain ends.
-template <class S, int NC>
+// For up to four columns: each vector holds four words of k for each of them, so that no lane is
+// wasted on columns that do not exist, and the four are added up when a chain ends.
+template <class S>
 __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
   using I = typename S::I;
-  float total[kTileRows][NC];
-  for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < NC; ++j) total[i][j] = t.in[i][j];
+  using F = typename S::F;
+  static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
+  // Rows 0 to 3 and rows 4, 5, 4, 5 of every column.
+  constexpr int kRowOf[2][4] = {{0, 1, 2, 3}, {4, 5, 4, 5}};
+  alignas(64) float sums[2][S::kLanes] = {};
+  for (int h = 0; h < 2; ++h)
+    for (int j = 0; j < t.narrow; ++j)
+      for (int i = 0; i < 4; ++i) sums[h][4 * j + i] = t.in[kRowOf[h][i]][j];
+  F total[2] = {S::load_float(sums[0]), S::load_float(sums[1])};
   for (int start = 0; start < t.pairs; start += t.chain) {
     const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
-    I sum[kTileRows][NC];
+    I sum[kTileRows];
 #pragma GCC unroll 6
-    for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < NC; ++j) sum[i][j] = S::zero();
-    for (int k = start; k < end; k += S::kLanes) {
-      I b[NC];
-#pragma GCC unroll 4
-      for (int j = 0; j < NC; ++j) b[j] = S::load(t.b_rows + j * (kBlock / 2) + k);
+    for (int i = 0; i < kTileRows; ++i) sum[i] = S::zero();
+    for (int k = start; k < end; k += 4) {
+      const I b = S::load(t.b_quads + k * kMostNarrow);
 #pragma GCC unroll 6
-      for (int i = 0; i < kTileRows; ++i) {
-        const I a = S::load(t.a + i * t.a_row + k);
-#pragma GCC unroll 4
-        for (int j = 0; j < NC; ++j) S::dot(sum[i][j], a, b[j]);
-      }
+      for (int i = 0; i < kTileRows; ++i)
+        S::dot(sum[i], S::broadcast_quad(t.a + i * t.a_row + k), b);
     }
-#pragma GCC unroll 6
-    for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < NC; ++j) total[i][j] += static_cast<float>(S::reduce_add(sum[i][j]));
+    I pairs[3];
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) pairs[i] = S::add_neighbours(sum[2 * i], sum[2 * i + 1]);
+    total[0] = S::add_float(total[0], S::to_float(S::add_neighbours(pairs[0], pairs[1])));
+    total[1] = S::add_float(total[1], S::to_float(S::add_neighbours(pairs[2], pairs[2])));
   }
+  const F scale = S::broadcast_float(t.scale);
+  for (int h = 0; h < 2; ++h)
+    S::store_float(sums[h], t.finish ? S::mul_float(total[h], scale) : total[h]);
   for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < NC; ++j) t.out[i][j] = t.finish ? total[i][j] * t.scale : total[i][j];
+    for (int j = 0; j < t.narrow; ++j) t.out[i][j] = sums[i / 4][4 * j + i % 4];
 }
 
 template <class S>
 void cell(const CellArgs& t) {
-  if constexpr (S::kNarrowColumns > 0) {
-    static_assert(S::kNarrowColumns == 4);
-    if (t.b_rows != nullptr && t.rows == kTileRows && t.chain >= S::kLanes) {
-      switch (t.narrow) {
-        case 1:
-          return narrow_cell<S, 1>(t);
-        case 2:
-          return narrow_cell<S, 2>(t);
-        case 3:
-          return narrow_cell<S, 3>(t);
-        case 4:
-          return narrow_cell<S, 4>(t);
-      }
-    }
-  }
+  if constexpr (S::kNarrow)
+    if (t.b_quads != nullptr && t.rows == kTileRows && t.chain % 4 == 0) return narrow_cell<S>(t);
   switch (t.rows) {
     case 1:
       return cell_rows<S, 1>(t);

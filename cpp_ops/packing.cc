@@ -17,10 +17,11 @@ Bounds make_bounds(const std::vector<Window>& windows) {
   return bounds;
 }
 
-const int32_t* word_rows(const int32_t* words, int stride, int count, int pairs, int32_t* out) {
+const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out) {
   std::fill(out, out + kMostNarrow * kBlock / 2, 0);
-  for (int column = 0; column < count; ++column)
-    for (int k = 0; k < pairs; ++k) out[column * (kBlock / 2) + k] = words[k * stride + column];
+  for (int k = 0; k < pairs; ++k)
+    for (int column = 0; column < count; ++column)
+      out[k / 4 * 4 * kMostNarrow + column * 4 + k % 4] = words[k * stride + column];
   return out;
 }
 

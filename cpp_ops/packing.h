@@ -21,8 +21,8 @@ inline constexpr int64_t kPanelsPerPack = 4;
 
 Bounds make_bounds(const std::vector<Window>& windows);
 
-// Words [pairs][stride] as kMostNarrow rows of kBlock / 2 words, zero beyond `count` and `pairs`.
-const int32_t* word_rows(const int32_t* words, int stride, int count, int pairs, int32_t* out);
+// Words [pairs][stride] as CellArgs::b_quads.
+const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out);
 
 // Room for packing; each thread has its own.
 class PackingSpace {

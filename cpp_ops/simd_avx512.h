@@ -7,12 +7,16 @@ struct Avx512 {
   using F = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B and the broadcast of A: 29 of 32
-  static constexpr int kNarrowColumns = kMostNarrow;
+  static constexpr bool kNarrow = true;
   static constexpr int kShortChain = 64;  // words; until then float32 sums stay in registers
 
   static I zero() { return _mm512_setzero_si512(); }
   static I load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
+  // Four words, four times.
+  static I broadcast_quad(const int32_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   static I broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
   // Keeps the compiler from knowing the value.
   template <class V>
@@ -23,8 +27,13 @@ struct Avx512 {
   static I pair_dot(I a, I b) { return _mm512_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
+  // In each 128 bits the sums of two lanes of x, then those of y.
+  static I add_neighbours(I x, I y) {
+    const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);
+    return add(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
+               _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
+  }
   static int32_t reduce_max(I a) { return _mm512_reduce_max_epi32(a); }
-  static int32_t reduce_add(I a) { return _mm512_reduce_add_epi32(a); }
   static I squares(I m) { return _mm512_srli_epi32(_mm512_madd_epi16(m, m), kNormShift); }
 
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
@@ -120,12 +129,6 @@ struct Avx512 {
   // The sums of neighbouring 128-bit lanes of x, then those of y.
   static I add_lanes(I x, I y) {
     return add(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
-  }
-  // In each 128 bits the sums of two lanes of x, then those of y.
-  static I add_neighbours(I x, I y) {
-    const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);
-    return add(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
-               _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
   }
   static I join(__m256i low, __m256i high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low),

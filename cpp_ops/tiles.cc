@@ -46,7 +46,7 @@ class Tiles : public Job {
     std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
     std::vector<int64_t> row_offsets, column_offsets;
-    alignas(64) int32_t b_rows[kMostNarrow * kBlock / 2];
+    alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
 
     // Running sums of a tile and panel of the task, panels counted from its first.
@@ -332,9 +332,9 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
   cell.stream = false;
   cell.scale = scaling_.factor();
   cell.narrow = static_cast<int32_t>(columns(panel));
-  cell.b_rows = nullptr;
+  cell.b_quads = nullptr;
   if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
-    cell.b_rows = word_rows(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_rows);
+    cell.b_quads = word_quads(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_quads);
   // With several groups every panel of the task has sums of its own.
   const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
   const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
