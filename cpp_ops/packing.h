@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "blocking.h"
 #include "index.h"
 #include "isa.h"
 #include "plan.h"
@@ -76,8 +77,9 @@ class PackerA {
  public:
   PackerA(const Part& part, const int16_t* a, const KernelTable& kernels);
 
-  // Whether rows are interleaved, so that long row blocks are read best.
-  bool along_m() const { return source_ == Source::kAlongM; }
+  Source source() const { return source_; }
+  // Whether elements belong to several rows, most of them to neighbouring ones.
+  bool overlapping() const { return overlapping_; }
   // Words to provide per block of so many rows.
   int64_t block_words(int64_t rows) const;
   // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand
@@ -89,8 +91,6 @@ class PackerA {
                Preview* preview) const;
 
  private:
-  enum class Source { kInPlace, kAlongK, kAlongM };
-
   int64_t pair_stride(int64_t rows) const;
   int64_t block_size(int64_t block) const;
   void pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
@@ -104,7 +104,7 @@ class PackerA {
   Bounds bounds_;
   Source source_;
   int64_t row_step_ = 0;  // between rows used in place
-  bool overlapping_;      // elements belong to several rows, most of them to neighbouring ones
+  bool overlapping_;
 };
 
 // Packs blocks of up to kBlock consecutive k for column panels.

@@ -33,7 +33,7 @@ class Tiles : public Job {
 
  private:
   struct Task {
-    int64_t g, split;
+    int64_t g, split, row_block;
     int64_t tile, tile_end;    // rows, in tiles
     int64_t panel, panel_end;  // columns, in panels
   };
@@ -60,6 +60,7 @@ class Tiles : public Job {
   };
 
   Task task(int64_t index) const;
+  void pack_a(int64_t index, PackingSpace* space) const;
   void pack_b(int64_t index, PackingSpace* space) const;
   void run_task(const Task& task, const Task* next, Workspace* w) const;
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
@@ -101,6 +102,13 @@ class Tiles : public Job {
   int64_t sum_panels_;   // panels of a task that have running sums at the same time
   bool stream_;
 
+  int64_t a_words_;  // of a packed k-block of a row block of A
+
+  bool share_a_;
+  Scratch shared_a_;
+  std::vector<PackedA> shared_packed_;
+  std::vector<Norms> shared_a_norms_;
+
   bool share_b_, preview_b_;
   int64_t shared_panel_words_, shared_group_words_;
   Scratch shared_b_;
@@ -128,15 +136,26 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)),
       workspaces_(static_cast<size_t>(threads)) {
+  const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
+  // Overlapping rows would make many times the operand of it.
+  const bool can_share_a = pack_a_.source() != Source::kInPlace && !pack_a_.overlapping();
   const Blocking blocking =
-      choose_blocking({p_.G * splits_, tiles_, panels_, p_.N, pack_a_.along_m(), p_.K}, threads);
+      choose_blocking({p_.G * splits_, tiles_, panels_, std::min(split_blocks * kBlock, p_.K),
+                       pack_a_.source(), can_share_a},
+                      threads);
   row_blocks_ = blocking.row_blocks;
   panel_ranges_ = blocking.panel_ranges;
   block_tiles_ = ceil_div(tiles_, row_blocks_);
-  const int64_t block_bytes =
-      pack_a_.block_words(block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)};
-  group_ =
-      std::clamp<int64_t>(kPackedABytes / block_bytes, 1, std::min(p_.blocks_per_split, blocks_));
+  a_words_ = pack_a_.block_words(block_tiles_ * kTileRows);
+  group_ = std::clamp<int64_t>(kPackedABytes / (a_words_ * int64_t{sizeof(int32_t)}), 1,
+                               split_blocks);
+  share_a_ = blocking.share_a;
+  if (share_a_) {
+    const int64_t count = p_.G * row_blocks_ * blocks_;
+    shared_a_ = Scratch(count * a_words_ * int64_t{sizeof(int32_t)});
+    shared_packed_.resize(static_cast<size_t>(count));
+    shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
+  }
   share_b_ = row_blocks_ > 1;
   shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
   shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
@@ -149,7 +168,6 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
   partial_stride_ = round_up(p_.N, kColumnQuantum);
   if (splits_ > 1)
     partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
-  const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
   sum_panels_ = split_blocks == 1       ? 0
                 : split_blocks > group_ ? ceil_div(panels_, panel_ranges_)
                                         : (share_b_ ? 1 : kPanelsPerPack);
@@ -159,7 +177,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kern
 
 Tiles::Workspace::Workspace(const Tiles& t)
     : packing(t.block_tiles_ * kTileRows, t.group_),
-      a(t.group_ * t.pack_a_.block_words(t.block_tiles_ * kTileRows) * int64_t{sizeof(int32_t)}),
+      a(t.share_a_ ? 0 : t.group_ * t.a_words_ * int64_t{sizeof(int32_t)}),
       b(kPanelsPerPack * PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
       sums(t.sum_panels_ * t.block_tiles_ * kTileRows * kPanelColumns * int64_t{sizeof(float)}),
       packed_a(static_cast<size_t>(t.group_)),
@@ -176,6 +194,7 @@ Tiles::Task Tiles::task(int64_t index) const {
   index /= row_blocks_;
   t.split = index % splits_;
   t.g = index / splits_;
+  t.row_block = rows;
   // Blocks and ranges of nearly equal size, for balance.
   t.tile = tiles_ * rows / row_blocks_;
   t.tile_end = tiles_ * (rows + 1) / row_blocks_;
@@ -199,6 +218,14 @@ void Tiles::enlist(std::vector<Stage>* stages) {
            for (int64_t i = low; i < high; ++i) pack_b(i, &space);
          }});
   }
+  if (share_a_) {
+    const int64_t count = p_.G * row_blocks_ * blocks_;
+    (*stages)[kPrepare].push_back(
+        {count, count / (32 * threads), [this](int, int64_t low, int64_t high) {
+           PackingSpace space(block_tiles_ * kTileRows, 1);
+           for (int64_t i = low; i < high; ++i) pack_a(i, &space);
+         }});
+  }
   const int64_t count = p_.G * splits_ * row_blocks_ * panel_ranges_;
   (*stages)[kCompute].push_back(
       {count, 1, [this, count, workspace](int worker, int64_t i, int64_t) {
@@ -214,6 +241,18 @@ void Tiles::enlist(std::vector<Stage>* stages) {
       {rows, rows / (32 * threads), [this, workspace](int worker, int64_t low, int64_t high) {
          combine(low, high, workspace(worker));
        }});
+}
+
+// Block `index` of shared A: of g, row blocks and k-blocks.
+void Tiles::pack_a(int64_t index, PackingSpace* space) const {
+  const int64_t rows = index / blocks_ % row_blocks_;
+  const int64_t m = tiles_ * rows / row_blocks_ * kTileRows;
+  const int64_t end = std::min(tiles_ * (rows + 1) / row_blocks_ * kTileRows, p_.M);
+  pack_a_.pack(index / blocks_ / row_blocks_, m, end - m, index % blocks_, 1, space,
+               shared_a_.as<int32_t>() + index * a_words_,
+               const_cast<PackedA*>(&shared_packed_[static_cast<size_t>(index)]),
+               const_cast<Norms*>(&shared_a_norms_[static_cast<size_t>(index * block_tiles_)]),
+               block_tiles_);
 }
 
 void Tiles::pack_b(int64_t index, PackingSpace* space) const {
@@ -246,15 +285,26 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
   const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
   for (int64_t group = first; group < end; group += group_) {
     const int64_t count = std::min(group_, end - group);
-    pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(), w->packed_a.data(),
-                 w->a_norms.data(), block_tiles_);
-    const int64_t next_group = group + group_;
-    if (next_group < end) {
-      pack_a_.preview(task.g, m, rows, next_group, std::min(group_, end - next_group), &w->next_a);
-    } else if (next != nullptr) {
-      const int64_t next_first = next->split * p_.blocks_per_split;
-      pack_a_.preview(next->g, next->tile * kTileRows, task_rows(*next), next_first,
-                      std::min({group_, p_.blocks_per_split, blocks_ - next_first}), &w->next_a);
+    const PackedA* packed_a = w->packed_a.data();
+    const Norms* a_norms = w->a_norms.data();
+    if (share_a_) {
+      const int64_t at = (task.g * row_blocks_ + task.row_block) * blocks_ + group;
+      packed_a = &shared_packed_[static_cast<size_t>(at)];
+      a_norms = &shared_a_norms_[static_cast<size_t>(at * block_tiles_)];
+      const int64_t ahead = group + group_ < end ? std::min(group_, end - group - group_) : 0;
+      w->next_a.set(shared_a_.as<int32_t>() + (at + group_) * a_words_, ahead * a_words_);
+    } else {
+      pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(),
+                   w->packed_a.data(), w->a_norms.data(), block_tiles_);
+      const int64_t next_group = group + group_;
+      if (next_group < end) {
+        pack_a_.preview(task.g, m, rows, next_group, std::min(group_, end - next_group),
+                        &w->next_a);
+      } else if (next != nullptr) {
+        const int64_t next_first = next->split * p_.blocks_per_split;
+        pack_a_.preview(next->g, next->tile * kTileRows, task_rows(*next), next_first,
+                        std::min({group_, p_.blocks_per_split, blocks_ - next_first}), &w->next_a);
+      }
     }
     const int64_t tiles = task.tile_end - task.tile;
     w->next_a.spread(tiles * (task.panel_end - task.panel) * count);
@@ -282,8 +332,7 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
                     share_b_ ? shared_block(task.g, p, b)
                              : w->b.as<int32_t>() + (p - panel) * panel_words,
                     share_b_ ? shared_norms_[static_cast<size_t>(shared)] : b_norms[p - panel],
-                    w->packed_a[static_cast<size_t>(i)],
-                    &w->a_norms[static_cast<size_t>(i * block_tiles_)], w);
+                    packed_a[i], a_norms + i * block_tiles_, w);
         }
       }
     }
