@@ -14,8 +14,8 @@ namespace {
 constexpr double kPackTile[] = {0.1, 0.2, 0.2};  // by source; norms included
 constexpr double kPackStrip = 1.5;               // of interleaved rows, however narrow
 constexpr double kPackPanel = 1.3;
-constexpr double kReadTile = 0.05;           // of a shared A
-constexpr double kReadPanel[] = {0.5, 1.5};  // of a shared B, from the third level or memory
+constexpr double kReadTile[] = {0.05, 0.2};  // of a shared A, from the third level or memory
+constexpr double kReadPanel[] = {0.5, 1.5};  // of a shared B
 constexpr double kStart = 0.5;               // of a task, its tail included
 constexpr double kBarrier = 20;              // of the stage before
 
@@ -37,9 +37,12 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
   const double strip = w.source == Source::kAlongM ? kPackStrip : 0;
   const double pack = t * kPackTile[static_cast<int>(w.source)] + strip;
   const bool share_b = b.row_blocks > 1;
-  const bool cached = w.panels * kPanelColumns * w.k * int64_t{sizeof(int16_t)} <= kCachedBytes;
-  const double panel = share_b ? kReadPanel[cached ? 0 : 1] : kPackPanel;
-  const double task = blocks * ((share_a ? t * kReadTile : pack) + p * (t + panel)) + kStart;
+  const auto from = [&w](int64_t rows) {
+    return rows * w.k * w.outer * int64_t{sizeof(int16_t)} <= kCachedBytes ? 0 : 1;
+  };
+  const double tile = share_a ? t * kReadTile[from(w.tiles * kTileRows)] : pack;
+  const double panel = share_b ? kReadPanel[from(w.panels * kPanelColumns)] : kPackPanel;
+  const double task = blocks * (tile + p * (t + panel)) + kStart;
   const double prepare = (share_a ? static_cast<double>(b.row_blocks) * pack : 0) +
                          (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
   const int64_t tasks = w.outer * b.row_blocks * b.panel_ranges;

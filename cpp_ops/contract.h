@@ -24,6 +24,9 @@ struct Operands {
 bool run_plan(const std::vector<Part>& parts, const Operands& operands, const KernelTable& kernels,
               Executor& executor);
 
+// Outputs of that size are not worth a place in the caches.
+inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
+
 // What one part does in each stage; the parts of a plan go through the stages together.
 class Job {
  public:

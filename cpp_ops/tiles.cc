@@ -22,7 +22,6 @@ namespace {
 // Cache budgets, for a second-level cache of 512 KiB or more.
 constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
 constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahead when it is used
-constexpr int64_t kStreamBytes = int64_t{16} << 20;  // larger outputs bypass the caches
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
 
