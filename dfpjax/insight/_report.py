@@ -41,7 +41,7 @@ class OpRecord:
     """`dfp16` if it is computed in dynamic fixed point, else `float32`: it stays as the program has it."""
 
     rule: Rule | None
-    """The policy's rule that decided; None if it was the default, or if there was nothing to decide."""
+    """The policy's rule that matched; None if it was the default, or if there was nothing to decide."""
 
     reason: str
     """What decided, in words."""
@@ -58,7 +58,7 @@ class Report:
     """Names of the primitives that could not be entered: what they compute stays as it is."""
 
     unmatched: tuple[Rule, ...]
-    """Rules of the policy that decided nothing."""
+    """Rules of the policy that matched nothing."""
 
     @property
     def macs(self) -> int:
@@ -87,7 +87,7 @@ class Report:
         if self.opaque:
             lines.append(f"not entered: {', '.join(self.opaque)}")
         if self.unmatched:
-            lines.append(f"rules that decided nothing: {', '.join(map(repr, self.unmatched))}")
+            lines.append(f"rules that matched nothing: {', '.join(map(repr, self.unmatched))}")
         return "\n".join(lines)
 
 

@@ -32,10 +32,10 @@ _ROLES = tuple(field.name for field in fields(PerRole))
 class OpConfig:
     """How an operation is computed in dynamic fixed point.
 
-    Every field takes one value for all roles, or a `PerRole`.
+    `bits` and `rounding` take one value for all roles, or a `PerRole`.
 
     Raises:
-        ValueError: if `bits` or `rounding` is not one of the values named below.
+        ValueError: if a field is not one of the values named below.
     """
 
     bits: int | PerRole = 16
@@ -44,7 +44,12 @@ class OpConfig:
     rounding: str | PerRole = "nearest"
     """`"nearest"` (ties to even), `"stochastic"`, `"biased"` or `"truncate"`."""
 
+    force: bool = False
+    """True or False: whether it is so even where the cost rule expects float32 to be faster."""
+
     def __post_init__(self):
+        if not isinstance(self.force, bool):
+            raise ValueError(f"OpConfig: force must be True or False, got {self.force!r}")
         for role in _ROLES:
             self._quantizer(role)
 

@@ -12,6 +12,9 @@ from dfpjax.policy._rules import Operation, Position, Rule, require_config
 class Policy:
     """Which operations run in dynamic fixed point, and how. The first rule that matches an operation decides.
 
+    An operation that is too small or too skinny to gain stays in float32 all the same, unless its `OpConfig`
+    has `force=True`, as all have by `Policy(default=OpConfig(force=True))`. `dfpjax.explain` tells which.
+
     Arguments:
         rules: `Rule`s in order of precedence.
         default: for operations that no rule matches; None keeps them in float32.

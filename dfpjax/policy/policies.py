@@ -1,5 +1,6 @@
 """Ready-made policies."""
 
+from dfpjax.policy._config import OpConfig
 from dfpjax.policy._policy import Policy
 from dfpjax.policy._rules import Position, Rule
 
@@ -11,14 +12,18 @@ LAST_DOT = Position("dot_general", -1)
 
 
 def default() -> Policy:
-    """Every convolution and dot product that can be computed in dynamic fixed point is."""
+    """Every convolution and dot product that is expected to gain from dynamic fixed point has it.
+
+    To have it for all that can be computed in it: `Policy(default=OpConfig(force=True))`.
+    """
     return Policy()
 
 
 def paper() -> Policy:
     """As the authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32.
 
-    The two are found by position, so transform the model's `apply` and not a loss whose last dot product is
-    another one.
+    All else is in dynamic fixed point, whether it gains or not. The two are found by position, so transform
+    the model's `apply` and not a loss whose last dot product is another one.
     """
-    return Policy(rules=(Rule(FIRST_CONV, None), Rule(LAST_DOT, None)))
+    rules = (Rule(FIRST_CONV, None), Rule(LAST_DOT, None))
+    return Policy(rules=rules, default=OpConfig(force=True))

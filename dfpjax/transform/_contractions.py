@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
+from dfpjax.policy._cost import Work
+
 CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
 """Primitives that are rewritten."""
 
@@ -47,6 +49,12 @@ def macs(eqn: JaxprEqn) -> int:
     out_size = math.prod(eqn.outvars[0].aval.shape)
     holes = math.prod(eqn.params.get("lhs_dilation") or ())
     return out_size * _contraction_size(eqn) // holes
+
+
+def work(eqn: JaxprEqn) -> Work:
+    """What an equation that may be rewritten does, in one run."""
+    shapes = (*operand_shapes(eqn), eqn.outvars[0].aval.shape)
+    return Work(primitive=eqn.primitive.name, macs=macs(eqn), elements=sum(map(math.prod, shapes)))
 
 
 def _quantized(eqn: JaxprEqn) -> bool:

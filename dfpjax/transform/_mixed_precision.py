@@ -49,7 +49,9 @@ def mixed_precision(fun=None, policy=None):
     Arguments:
         fun: a function of pytrees that JAX can trace, such as a Flax model's `apply`.
         policy: which operations run in dynamic fixed point, and how. By default every convolution and dot
-            product of float32, bfloat16, float16 or float64 operands that sums at least two products.
+            product of float32, bfloat16, float16 or float64 operands that sums at least two products and is
+            expected to gain by it. That depends on shapes alone, as they stand in `fun`: under `vmap` of the
+            transformed function those of one example. `OpConfig(force=True)` asks for no gain.
 
     Returns:
         The transformed function.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from forced import FORCED, forced
 from jax import lax
 
 from dfpjax.insight import explain
@@ -17,6 +18,10 @@ from dfpjax.transform import mixed_precision
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 W, X = jax.ShapeDtypeStruct((6, 6), jnp.float32), jax.ShapeDtypeStruct((4, 6), jnp.float32)
+
+
+def f32(shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def layer(w, x):
@@ -34,7 +39,7 @@ SMALL = jnp.ones((3, 3, 4, 8)), jnp.ones((8, 10)), jnp.ones((2, 16, 16, 4))
 
 
 def test_a_small_network():
-    report = explain(small_net, *SMALL)
+    report = explain(small_net, *SMALL, policy=FORCED)
     conv, dense = report.ops
     assert (conv.name, conv.path, conv.primitive) == ("conv", "kernel", "conv_general_dilated")
     assert (conv.lhs_shape, conv.rhs_shape, conv.out_shape) == ((2, 16, 16, 4), (3, 3, 4, 8), (2, 8, 8, 8))
@@ -49,13 +54,35 @@ def test_a_small_network():
 
 def test_rules_and_reasons():
     rule, unused = Rule("dense", None), Rule("Dense_7", OpConfig(bits=8))
-    report = explain(small_net, *SMALL, policy=Policy(rules=[unused, rule]))
+    report = explain(small_net, *SMALL, policy=forced(unused, rule))
     conv, dense = report.ops
     assert (dense.dtype, dense.rule, dense.reason) == ("float32", rule, "Rule('dense', None)")
     assert (conv.dtype, conv.rule, conv.reason) == ("dfp16", None, "the policy's default")
     assert report.unmatched == (unused,)
     assert report.coverage == conv.macs / (conv.macs + dense.macs)
-    assert "rules that decided nothing: Rule('Dense_7', OpConfig(bits=8))" in str(report)
+    assert "rules that matched nothing: Rule('Dense_7', OpConfig(bits=8))" in str(report)
+
+
+def test_the_cost_rule_is_told_with_what_would_have_decided():
+    rule = Rule("dense", OpConfig(bits=8))
+    report = explain(small_net, *SMALL, policy=Policy(rules=[rule]))
+    dense = report.ops[1]
+    assert (dense.dtype, dense.rule) == ("float32", rule)
+    expected = r"float32: 160 MAC, below [\d.]+ [kM]?MAC \(else Rule\('dense', OpConfig\(bits=8\)\)\)"
+    assert re.fullmatch(expected, dense.reason)
+    assert report.unmatched == ()
+    assert dense.reason in str(report)
+
+    (skinny,) = explain(jnp.matmul, *map(f32, [(1, 4096), (4096, 4096)])).ops
+    expected = r"float32: 0\.99 MACs per element, below \d+ \(else the policy's default\)"
+    assert re.fullmatch(expected, skinny.reason)
+    (large,) = explain(jnp.matmul, *map(f32, [(512, 512), (512, 512)])).ops
+    assert (large.dtype, large.reason) == ("dfp16", "the policy's default")
+
+
+def test_an_obstacle_comes_before_the_cost():
+    (op,) = explain(jnp.matmul, *map(f32, [(2, 1), (1, 2)])).ops
+    assert op.reason == "nothing is summed (contraction of size 1)"
 
 
 class ResNet(nn.Module):
@@ -120,10 +147,10 @@ def test_gradients_triple_the_count(resnet):
 
 def test_what_is_transformed_already_is_counted(resnet):
     def loss(params, variables, image):
-        return mixed_precision(ResNet().apply)({**variables, "params": params}, image).sum()
+        return mixed_precision(ResNet().apply, FORCED)({**variables, "params": params}, image).sum()
 
     variables, image = resnet
-    report = explain(jax.grad(loss), variables["params"], variables, image)
+    report = explain(jax.grad(loss), variables["params"], variables, image, policy=FORCED)
     assert report.coverage == 1.0
     assert report.macs == 3 * sum(RESNET_MACS) - RESNET_MACS[0]
     assert {op.primitive for op in report.ops} == {"dfp_contract", "dfp_contract_linear"}
@@ -132,7 +159,7 @@ def test_what_is_transformed_already_is_counted(resnet):
 
 def test_explain_says_what_the_transform_does(resnet):
     variables, image = resnet
-    for policy in (Policy(), policies.paper(), Policy(rules=[Rule("Conv_[13]", None)]), Policy(default=None)):
+    for policy in (Policy(), FORCED, policies.paper(), forced(Rule("Conv_[13]", None)), Policy(default=None)):
         report = explain(ResNet().apply, variables, image, policy=policy)
         done = explain(mixed_precision(ResNet().apply, policy), variables, image, policy=Policy(default=None))
         assert [op.dtype for op in done.ops] == [op.dtype for op in report.ops]
@@ -147,7 +174,7 @@ def test_counts_inside_of_control_flow():
         x = lax.while_loop(lambda c: c.sum() < 0, lambda c: layer(w, c), x)
         return lax.cond(x.sum() > 0, layer, lambda w, x: x @ w.T, w, x)
 
-    report = explain(fun, W, X)
+    report = explain(fun, W, X, policy=FORCED)
     assert [op.count for op in report.ops] == [15, 1, 1, 1]
     assert [op.macs for op in report.ops] == [15 * 4 * 6 * 6, *[4 * 6 * 6] * 3]
     assert [op.path for op in report.ops] == ["w"] * 4
@@ -161,7 +188,7 @@ def test_counts_of_shards():
     mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(layer, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
     x = jax.ShapeDtypeStruct((4 * count, 6), jnp.float32)
-    (op,) = explain(sharded, W, x).ops
+    (op,) = explain(sharded, W, x, policy=FORCED).ops
     assert (op.count, op.lhs_shape, op.macs) == (count, (4, 6), 4 * count * 6 * 6)
 
 
@@ -175,7 +202,7 @@ def test_counts_of_shards():
 )
 def test_obstacles(fun, args, reason):
     *shapes, dtype = args
-    report = explain(fun, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+    report = explain(fun, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes), policy=FORCED)
     (op,) = report.ops
     assert (op.dtype, op.rule, op.reason) == ("float32", None, reason)
     assert report.coverage == 0.0
@@ -190,9 +217,9 @@ def test_grouped_and_dilated_convolutions():
     def upsampling(x, w):
         return lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=DIMENSIONS)
 
-    (op,) = explain(depthwise, jnp.ones((1, 6, 6, 8)), jnp.ones((3, 3, 1, 8))).ops
+    (op,) = explain(depthwise, jnp.ones((1, 6, 6, 8)), jnp.ones((3, 3, 1, 8)), policy=FORCED).ops
     assert op.macs == 6 * 6 * 8 * 9
-    (op,) = explain(upsampling, jnp.ones((1, 6, 6, 8)), jnp.ones((2, 2, 8, 4))).ops
+    (op,) = explain(upsampling, jnp.ones((1, 6, 6, 8)), jnp.ones((2, 2, 8, 4)), policy=FORCED).ops
     assert op.out_shape == (1, 12, 12, 4)
     assert op.macs == 6 * 6 * 8 * 4 * 4
 
@@ -204,7 +231,7 @@ def test_opaque_primitives_are_reported():
 
         return jax.jit(inner)(x) @ w + inner(x)
 
-    report = explain(fun, W, X)
+    report = explain(fun, W, X, policy=FORCED)
     assert report.opaque == ("pure_callback",)
     assert "not entered: pure_callback" in str(report)
 
@@ -220,7 +247,7 @@ def test_provenance_follows_layout_changes_and_calls():
         return jax.jit(lambda w: w * 1)(params["scaled"]) @ second.T
 
     params = {"dense": {"kernel": W}, "stack": W, "scaled": W}
-    report = explain(fun, params, X)
+    report = explain(fun, params, X, policy=FORCED)
     assert [op.path for op in report.ops] == ["dense/kernel", "stack", None]
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from forced import FORCED
 from jax import lax
 from transform_helpers import normal, primitives, relative_error
 
@@ -18,7 +19,7 @@ def net(w, x):
 
 
 def gradient(policy, fun=net):
-    return jax.grad(jax.checkpoint(mixed_precision(fun), policy=policy))
+    return jax.grad(jax.checkpoint(mixed_precision(fun, FORCED), policy=policy))
 
 
 def contractions(policy, fun=net, args=(W, X)) -> int:
@@ -69,7 +70,7 @@ def test_quantized_operands_are_saved():
     ],
 )
 def test_gradients_do_not_depend_on_the_policy(policy):
-    expected = jax.grad(mixed_precision(net))(W, X)
+    expected = jax.grad(mixed_precision(net, FORCED))(W, X)
     assert relative_error(jax.jit(gradient(policy))(W, X), expected) < 1e-5
     assert relative_error(expected, jax.grad(net)(W, X)) < 2e-3
 

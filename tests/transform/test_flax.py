@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from flax import nnx
+from forced import FORCED, forced
 from transform_helpers import floats, normal, primitives, quantized, relative_error
 
-from dfpjax.policy import Policy, Rule
+from dfpjax.policy import Rule
 from dfpjax.transform import mixed_precision
 
 X = normal(0, 2, 8, 8, 3)
@@ -42,7 +43,7 @@ def variables():
 
 
 def test_linen_inference(variables):
-    apply = mixed_precision(Net().apply)
+    apply = mixed_precision(Net().apply, FORCED)
     assert relative_error(apply(variables, X), Net().apply(variables, X)) < 1e-3
     logits = apply(variables, X, 2.0, method=Net.logits)
     assert relative_error(logits, 2 * Net().apply(variables, X)) < 1e-3
@@ -61,8 +62,8 @@ def test_linen_training(variables):
 
     params = variables["params"]
     expected = jax.jit(jax.grad(loss(Net().apply), has_aux=True))(params)
-    transformed = jax.grad(loss(mixed_precision(Net().apply)), has_aux=True)
-    for gradient in (transformed, mixed_precision(jax.grad(loss(Net().apply), has_aux=True))):
+    transformed = jax.grad(loss(mixed_precision(Net().apply, FORCED)), has_aux=True)
+    for gradient in (transformed, mixed_precision(jax.grad(loss(Net().apply), has_aux=True), FORCED)):
         assert floats(jax.make_jaxpr(gradient)(params)) == 0
         actual = jax.jit(gradient)(params)
         assert jax.tree.structure(actual) == jax.tree.structure(expected)
@@ -71,7 +72,7 @@ def test_linen_training(variables):
 
 def test_linen_rules_by_name_and_by_path(variables):
     apply = Net().apply
-    assert quantized(jax.make_jaxpr(mixed_precision(apply))(variables, X)) == 3
+    assert quantized(jax.make_jaxpr(mixed_precision(apply, FORCED))(variables, X)) == 3
     for pattern in (
         r"Dense_0$",
         r"^params/Dense_0/kernel$",
@@ -79,7 +80,7 @@ def test_linen_rules_by_name_and_by_path(variables):
         r"Block_0/Conv_\d$",
     ):
         kept = 2 if pattern.startswith("Block") else 1
-        jaxpr = jax.make_jaxpr(mixed_precision(apply, Policy(rules=[Rule(pattern, None)])))(variables, X)
+        jaxpr = jax.make_jaxpr(mixed_precision(apply, forced(Rule(pattern, None))))(variables, X)
         assert (floats(jaxpr), quantized(jaxpr)) == (kept, 3 - kept), pattern
 
 
@@ -99,11 +100,9 @@ def test_linen_scan():
 
     x = normal(0, 2, 4)
     variables = Deep().init(jax.random.key(0), x)
-    transformed = mixed_precision(Deep().apply)
+    transformed = mixed_precision(Deep().apply, FORCED)
     assert relative_error(transformed(variables, x), Deep().apply(variables, x)) < 1e-3
-    only_dense = mixed_precision(
-        Deep().apply, Policy(rules=[Rule(r"params/ScanLayer_0/Dense_0/kernel", None)])
-    )
+    only_dense = mixed_precision(Deep().apply, forced(Rule(r"params/ScanLayer_0/Dense_0/kernel", None)))
     found = primitives(jax.make_jaxpr(only_dense)(variables, x))
     assert (found["dot_general"], found["dfp_contract"]) == (1, 1)
 
@@ -128,7 +127,7 @@ def test_nnx():
     def loss(fun):
         return lambda params, rest: (fun(params, rest, X)[0] ** 2).sum()
 
-    transformed = mixed_precision(forward)
+    transformed = mixed_precision(forward, FORCED)
     (actual, stats), (expected, expected_stats) = transformed(params, rest, X), forward(params, rest, X)
     assert relative_error(actual, expected) < 1e-3
     assert relative_error(stats, expected_stats) < 1e-3
@@ -143,7 +142,7 @@ def test_nnx_rules_by_provenance():
         return nnx.merge(graph, params, rest, copy=True)(x)
 
     for pattern in (r"^dense/kernel$", r"conv/kernel"):
-        policy = Policy(rules=[Rule(pattern, None)])
+        policy = forced(Rule(pattern, None))
         jaxpr = jax.make_jaxpr(mixed_precision(forward, policy))(params, rest, X)
         assert (floats(jaxpr), quantized(jaxpr)) == (1, 1)
         whole = mixed_precision(jax.grad(lambda params, rest: forward(params, rest, X).sum()), policy)

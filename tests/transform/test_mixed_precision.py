@@ -13,6 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forced import FORCED, forced
 from jax import lax
 from transform_helpers import floats, normal, primitives, quantized, relative_error
 
@@ -52,8 +53,9 @@ def test_decorator():
     def with_policy(w, x):
         return layer(w, x)
 
-    assert quantized(jax.make_jaxpr(bare)(W, X)) == 1
-    assert quantized(jax.make_jaxpr(with_policy)(W, X)) == 0
+    large = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    assert quantized(jax.make_jaxpr(bare)(large, large)) == 1
+    assert quantized(jax.make_jaxpr(with_policy)(large, large)) == 0
     assert (bare.__name__, bare.__doc__) == ("bare", "Doc.")
     assert list(inspect.signature(bare).parameters) == ["w", "x"]
 
@@ -62,7 +64,7 @@ def test_method():
     class Model:
         w = W
 
-        @mixed_precision
+        @mixed_precision(policy=FORCED)
         def __call__(self, x):
             return layer(self.w, x)
 
@@ -86,11 +88,11 @@ def test_misuse_is_told(make, message):
 
 
 def test_transformations_compose():
-    transformed = mixed_precision(layer)
+    transformed = mixed_precision(layer, FORCED)
     xs = normal(2, 3, 4, 6)
     assert relative_error(jax.vmap(transformed, (None, 0))(W, xs), layer(W, xs)) < 1e-3
     expected = jax.hessian(lambda w: layer(w, X[:1, :2] @ w[:2]).sum())
-    actual = jax.hessian(mixed_precision(lambda w: layer(w, X[:1, :2] @ w[:2]).sum()))
+    actual = jax.hessian(mixed_precision(lambda w: layer(w, X[:1, :2] @ w[:2]).sum(), FORCED))
     assert relative_error(jax.jit(actual)(W), jax.jit(expected)(W)) < 1e-2
     _, tangent = jax.jvp(transformed, (W, X), (W, X))
     assert relative_error(tangent, jax.jvp(layer, (W, X), (W, X))[1]) < 1e-3
@@ -108,7 +110,7 @@ def test_transformations_compose():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_result_types_are_kept(dtype):
     w, x = W.astype(dtype), X.astype(dtype)
-    transformed = mixed_precision(lambda w, x: x @ w)
+    transformed = mixed_precision(lambda w, x: x @ w, FORCED)
     assert jax.typeof(transformed(w, x)) == jax.typeof(x @ w)
     assert relative_error(transformed(w, x), x @ w) < 3 * jnp.finfo(dtype).eps + 1e-4
     gradient = jax.grad(lambda w: transformed(w, x).astype(jnp.float32).sum())(w)
@@ -118,7 +120,7 @@ def test_result_types_are_kept(dtype):
 def test_float64():
     with jax.enable_x64(True):
         w, x = np.asarray(W, np.float64), np.asarray(X, np.float64)
-        y = mixed_precision(lambda w, x: jnp.matmul(x, w))(w, x)
+        y = mixed_precision(lambda w, x: jnp.matmul(x, w), FORCED)(w, x)
         assert y.dtype == np.float64
         assert relative_error(y, x @ w) < 1e-3
 
@@ -128,7 +130,7 @@ def test_preferred_element_type():
         return lax.dot(x, w, preferred_element_type=jnp.float32)
 
     w, x = W.astype(jnp.bfloat16), X.astype(jnp.bfloat16)
-    assert jax.typeof(mixed_precision(product)(w, x)) == jax.typeof(product(w, x))
+    assert jax.typeof(mixed_precision(product, FORCED)(w, x)) == jax.typeof(product(w, x))
 
 
 def test_weak_types_are_kept():
@@ -140,7 +142,7 @@ def test_weak_types_are_kept():
 
     x = jnp.asarray(2.0)
     for fun in (weak, carry):
-        assert jax.typeof(mixed_precision(fun)(x)) == jax.typeof(fun(x))
+        assert jax.typeof(mixed_precision(fun, FORCED)(x)) == jax.typeof(fun(x))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_weak_types_are_kept():
     ],
 )
 def test_ineligible_operations_are_left(fun, args):
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     assert quantized(jax.make_jaxpr(transformed)(*args)) == 0
     np.testing.assert_array_equal(transformed(*args), fun(*args))
 
@@ -181,8 +183,8 @@ def test_convolution_parameters():
 
     expected = jax.jit(jax.grad(loss(convolve), (0, 1)))(image, kernel)
     for gradient in (
-        jax.grad(loss(mixed_precision(convolve)), (0, 1)),
-        mixed_precision(jax.grad(loss(convolve), (0, 1))),
+        jax.grad(loss(mixed_precision(convolve, FORCED)), (0, 1)),
+        mixed_precision(jax.grad(loss(convolve), (0, 1)), FORCED),
     ):
         assert floats(jax.make_jaxpr(gradient)(image, kernel)) == 0
         assert 0 < relative_error(jax.jit(gradient)(image, kernel), expected) < 1e-3
@@ -195,9 +197,8 @@ def test_rules_choose_configurations():
         with jax.named_scope("second"):
             return x @ b
 
-    policy = Policy(
-        rules=[Rule("first", None), Rule("^b$", OpConfig(bits=PerRole(lhs=6, rhs=7, cotangent=8)))]
-    )
+    bits = PerRole(lhs=6, rhs=7, cotangent=8)
+    policy = Policy(rules=[Rule("first", None), Rule("^b$", OpConfig(bits=bits, force=True))])
     jaxpr = jax.make_jaxpr(mixed_precision(net, policy))(W, W, X)
     found = primitives(jaxpr)
     assert (found["dot_general"], found["dfp_contract"]) == (1, 1)
@@ -236,8 +237,8 @@ def test_names_and_source_are_kept():
         text = jax.jit(fun).lower(W, X).as_text(debug_info=True)
         return [line for line in text.splitlines() if "net/" in line]
 
-    assert any("net/dfp_quantize" in line for line in lines(mixed_precision(net)))
-    for eqn in jax.make_jaxpr(mixed_precision(net))(W, X).eqns:
+    assert any("net/dfp_quantize" in line for line in lines(mixed_precision(net, FORCED)))
+    for eqn in jax.make_jaxpr(mixed_precision(net, FORCED))(W, X).eqns:
         assert str(eqn.source_info.name_stack) == "net"
         assert "test_mixed_precision.py" in jax.extend.source_info_util.summarize(eqn.source_info)
 
@@ -260,7 +261,7 @@ def test_static_arguments_and_results():
         return {"y": y, "train": not train, "names": names, "sentinel": sentinel, "n": size, "none": None}
 
     kwargs = {"mode": Mode.TANH, "names": ["a", "b"], "scale": 0.5, "method": jnp.sin, "size": 3}
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     for train in (True, False, True):
         expected = fun(W, X, train=train, **kwargs)
         actual = transformed(W, X, train=train, **kwargs)
@@ -297,14 +298,14 @@ def test_array_like_arguments():
     def fun(w, x, key, s):
         return (x @ w + jax.random.normal(key, (4, 6))) * s
 
-    actual = mixed_precision(fun)(np.asarray(W), np.asarray(X), key, np.float32(2))
+    actual = mixed_precision(fun, FORCED)(np.asarray(W), np.asarray(X), key, np.float32(2))
     assert isinstance(actual, jax.Array)
     assert relative_error(actual, fun(W, X, key, 2)) < 1e-3
 
 
 def test_results_that_are_arguments_or_constants():
     constant = jnp.ones(2)
-    out = mixed_precision(lambda w, x: (w, constant, np.zeros(2), layer(w, x)))(W, X)
+    out = mixed_precision(lambda w, x: (w, constant, np.zeros(2), layer(w, x)), FORCED)(W, X)
     assert out[0] is W
     np.testing.assert_array_equal(out[1], constant)
     assert isinstance(out[2], jax.Array)
@@ -312,7 +313,7 @@ def test_results_that_are_arguments_or_constants():
 
 def test_closed_over_tracers_are_not_kept():
     weights = {}
-    transformed = mixed_precision(lambda x: layer(weights["w"], x).sum())
+    transformed = mixed_precision(lambda x: layer(weights["w"], x).sum(), FORCED)
 
     @jax.jit
     def gradient(w):
@@ -330,15 +331,15 @@ def test_closed_over_tracers_are_not_kept():
 def test_functions_with_static_and_donated_arguments():
     doubled = jax.jit(lambda w, x, n: (2 * w, x[:n] @ w), donate_argnums=0, static_argnums=2)
     w = W + 0
-    assert mixed_precision(doubled)(w, X, 2)[1].shape == (2, 6)
+    assert mixed_precision(doubled, FORCED)(w, X, 2)[1].shape == (2, 6)
     assert w.is_deleted()
-    sliced = jax.jit(mixed_precision(lambda x, *, n: x[:n] @ W), static_argnames="n")
+    sliced = jax.jit(mixed_precision(lambda x, *, n: x[:n] @ W, FORCED), static_argnames="n")
     assert sliced(X, n=3).shape == (3, 6)
 
 
 def test_symbolic_shapes_stay_float32():
     (batch,) = jax.export.symbolic_shape("batch")
-    exported = jax.export.export(jax.jit(mixed_precision(layer)))(
+    exported = jax.export.export(jax.jit(mixed_precision(layer, FORCED)))(
         W, jax.ShapeDtypeStruct((batch, 6), jnp.float32)
     )
     np.testing.assert_allclose(exported.call(W, X), layer(W, X), rtol=1e-5, atol=1e-6)
@@ -349,7 +350,7 @@ def test_symbolic_shapes_stay_float32():
 
 def test_traced_once_per_signature():
     fun, calls = counted(layer)
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     for _ in range(3):
         transformed(W, X)
     assert len(calls) == 1
@@ -368,7 +369,7 @@ def test_traced_once_per_signature():
 
 def test_traced_anew_where_the_environment_differs():
     fun, calls = counted(lambda w, x: lax.psum(layer(w, x), "batch"))
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     for size in (2, 3, 2):
         expected = size * layer(W, X)
         out = jax.vmap(lambda _: transformed(W, X), axis_name="batch", axis_size=size)(jnp.zeros(size))
@@ -376,7 +377,7 @@ def test_traced_anew_where_the_environment_differs():
     assert len(calls) == 2
 
     fun, calls = counted(layer)
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     transformed(W, X)
     with jax.numpy_dtype_promotion("strict"):
         transformed(W, X)
@@ -385,7 +386,7 @@ def test_traced_anew_where_the_environment_differs():
 
 def test_weak_types_are_told_apart():
     fun, calls = counted(lambda x: x * jnp.ones(2, jnp.bfloat16))
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     strong, weak = jnp.asarray(1.0, jnp.float32), jnp.asarray(1.0)
     assert [transformed(strong).dtype, transformed(weak).dtype] == [jnp.float32, jnp.bfloat16]
     assert len(calls) == 2
@@ -393,7 +394,7 @@ def test_weak_types_are_told_apart():
 
 def test_unhashable_static_arguments_are_traced_anew():
     fun, calls = counted(lambda x, options: x @ W if "dot" in options else x)
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     assert relative_error(transformed(X, {"dot"}), X @ W) < 1e-3
     assert transformed(X, set()) is X
     assert len(calls) == 2
@@ -403,7 +404,7 @@ def test_cache_is_bounded():
     from dfpjax.transform._mixed_precision import PROGRAMS_KEPT
 
     fun, calls = counted(lambda x, n: x + n)
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     for n in range(PROGRAMS_KEPT + 1):
         transformed(X, n)
     transformed(X, PROGRAMS_KEPT)
@@ -413,7 +414,7 @@ def test_cache_is_bounded():
 
 
 def test_arguments_are_not_kept_alive():
-    transformed = mixed_precision(layer)
+    transformed = mixed_precision(layer, FORCED)
     w = W + 1
     alive = weakref.ref(w)
     transformed(w, X).block_until_ready()
@@ -423,7 +424,7 @@ def test_arguments_are_not_kept_alive():
 
 
 def test_the_function_is_not_kept_alive():
-    transformed = mixed_precision(lambda w, x: layer(w, x))
+    transformed = mixed_precision(lambda w, x: layer(w, x), FORCED)
     alive = weakref.ref(transformed.__wrapped__)
     transformed(W, X)
     del transformed
@@ -436,7 +437,7 @@ def test_concurrent_first_calls():
         time.sleep(0.02)  # lets the threads trace at the same time
         return layer(w, x)
 
-    transformed = mixed_precision(slow)
+    transformed = mixed_precision(slow, FORCED)
     results, errors, start = {}, [], threading.Barrier(8)
 
     def call(i):
@@ -458,7 +459,7 @@ def test_concurrent_first_calls():
 
 
 def test_recursion():
-    @mixed_precision
+    @mixed_precision(policy=FORCED)
     def power(w, x, n):
         return x if n == 0 else power(w, layer(w, x), n - 1)
 
@@ -489,13 +490,13 @@ def test_errors_name_layer_line_and_remedy(broken_dot):
             return jax.jit(layer)(w, x)
 
     with pytest.raises(ValueError) as caught:
-        mixed_precision(net)(W, X)
+        mixed_precision(net, FORCED)(W, X)
     text = str(caught.value)
     assert "dot_general of layer 'Net/Dense_0' at " in text
     assert "test_mixed_precision.py:" in text
     assert "(f32[4,6] x f32[6,6]) cannot be computed in dynamic fixed point: chain too long" in text
     assert "keep it in float32 with the rule dfpjax.Rule('Net/Dense_0', None)" in text
-    mixed_precision(net, Policy(rules=[Rule("Net/Dense_0", None)]))(W, X)
+    mixed_precision(net, forced(Rule("Net/Dense_0", None)))(W, X)
 
 
 def test_errors_of_nameless_layers(broken_dot):
@@ -503,9 +504,9 @@ def test_errors_of_nameless_layers(broken_dot):
     with pytest.raises(
         RuntimeError, match=r"dot_general of layer 'w' at .*: oh\nEither mend that, or keep it"
     ):
-        mixed_precision(layer)(W, X)
+        mixed_precision(layer, FORCED)(W, X)
     with pytest.raises(RuntimeError, match=r"give it a name with jax\.named_scope"):
-        mixed_precision(lambda x: jnp.sin(x) @ jnp.cos(x.T))(X)
+        mixed_precision(lambda x: jnp.sin(x) @ jnp.cos(x.T), FORCED)(X)
 
 
 def test_the_functions_own_errors_pass():
@@ -513,8 +514,8 @@ def test_the_functions_own_errors_pass():
         raise KeyError("own")
 
     with pytest.raises(KeyError, match="own"):
-        mixed_precision(fun)(W, X)
+        mixed_precision(fun, FORCED)(W, X)
     with pytest.raises(
         jax.errors.TracerBoolConversionError, match=r"tracing the function <lambda> at .*test_mixed_prec"
     ):
-        mixed_precision(lambda x: x if x.sum() > 0 else -x)(X)
+        mixed_precision(lambda x: x if x.sum() > 0 else -x, FORCED)(X)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forced import FORCED
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -38,15 +39,15 @@ def test_sharded_batch(kind, fun, width):
         return lambda w, x: (fun(w, x) ** 2).sum()
 
     with jax.set_mesh(mesh):
-        transformed = jax.jit(mixed_precision(fun))
+        transformed = jax.jit(mixed_precision(fun, FORCED))
         actual, expected = transformed(w, x), jax.jit(fun)(w, x)
         assert jax.typeof(actual) == jax.typeof(expected)
         assert 0 < relative_error(actual, expected) < 1e-3
-        gradient = jax.jit(jax.grad(loss(mixed_precision(fun)), (0, 1)))(w, x)
+        gradient = jax.jit(jax.grad(loss(mixed_precision(fun, FORCED)), (0, 1)))(w, x)
         expected = jax.jit(jax.grad(loss(fun), (0, 1)))(w, x)
         assert jax.tree.map(jax.typeof, gradient) == jax.tree.map(jax.typeof, expected)
         assert 0 < relative_error(gradient, expected) < 2e-3
-    alone = jax.jit(mixed_precision(fun))(np.asarray(w), np.asarray(x))
+    alone = jax.jit(mixed_precision(fun, FORCED))(np.asarray(w), np.asarray(x))
     np.testing.assert_allclose(np.asarray(actual), np.asarray(alone), rtol=1e-6, atol=1e-6)
 
 
@@ -58,7 +59,7 @@ def test_shard_map_inside_and_outside():
         return jax.shard_map(fun, mesh=mesh, check_vma=False, **specs)
 
     w, x = normal(0, 4, 4), normal(1, 2 * COUNT, 4)
-    inside, outside = mixed_precision(shard(dense)), shard(mixed_precision(dense))
+    inside, outside = mixed_precision(shard(dense), FORCED), shard(mixed_precision(dense, FORCED))
     for transformed in (inside, outside):
         jaxpr = jax.make_jaxpr(transformed)(w, x)
         assert (floats(jaxpr), quantized(jaxpr)) == (0, 1)
@@ -77,7 +78,7 @@ def test_collectives_stay():
         return lax.psum(dense(w, x).sum(), "data")
 
     w, x = normal(0, 4, 4), normal(1, 2 * COUNT, 4)
-    assert relative_error(jax.jit(mixed_precision(total))(w, x), total(w, x)) < 1e-3
+    assert relative_error(jax.jit(mixed_precision(total, FORCED))(w, x), total(w, x)) < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -85,7 +86,7 @@ def test_pmap():
     w, x = normal(0, 4, 4), normal(1, COUNT, 2, 4)
     expected = jax.vmap(dense, (None, 0))(w, x)
     for transformed in (
-        mixed_precision(jax.pmap(dense, in_axes=(None, 0))),
-        jax.pmap(mixed_precision(dense), in_axes=(None, 0)),
+        mixed_precision(jax.pmap(dense, in_axes=(None, 0)), FORCED),
+        jax.pmap(mixed_precision(dense, FORCED), in_axes=(None, 0)),
     ):
         assert 0 < relative_error(transformed(w, x), expected) < 1e-3

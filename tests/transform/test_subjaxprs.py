@@ -8,6 +8,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forced import FORCED
 from jax import lax
 from jax.api_util import debug_info
 from jax.custom_derivatives import linear_call
@@ -304,7 +305,7 @@ def every(functions):
 
 @every(ALL)
 def test_values_agree_and_nothing_is_left(fun):
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     jaxpr = jax.make_jaxpr(transformed)(W, X)
     assert floats(jaxpr) == 0
     assert quantized(jaxpr) > 0
@@ -316,34 +317,34 @@ def test_values_agree_and_nothing_is_left(fun):
 
 @every([jit, scan, while_loop, cond, remat, custom_jvp, custom_vjp, custom_vjp_closure, convolution])
 def test_runs_without_jit(fun):
-    assert relative_error(mixed_precision(fun)(W, X), fun(W, X)) < 1e-3
+    assert relative_error(mixed_precision(fun, FORCED)(W, X), fun(W, X)) < 1e-3
 
 
 @every(DIFFERENTIABLE)
 def test_gradients_agree_and_nothing_is_left(fun):
     expected = jax.jit(jax.grad(loss(fun), (0, 1)))(W, X)
-    gradient = jax.grad(loss(mixed_precision(fun)), (0, 1))
+    gradient = jax.grad(loss(mixed_precision(fun, FORCED)), (0, 1))
     assert floats(jax.make_jaxpr(gradient)(W, X)) == 0
     assert 0 < relative_error(jax.jit(gradient)(W, X), expected) < 2e-3
 
 
 @every(DIFFERENTIABLE)
 def test_backward_passes_are_rewritten(fun):
-    gradient = mixed_precision(jax.grad(loss(fun), (0, 1)))
+    gradient = mixed_precision(jax.grad(loss(fun), (0, 1)), FORCED)
     assert floats(jax.make_jaxpr(gradient)(W, X)) == 0
 
 
 @every([scan, cond, remat, custom_jvp, custom_vjp])
 def test_transforming_a_gradient_or_differentiating_is_one(fun):
-    outside = jax.jit(jax.grad(loss(mixed_precision(fun)), (0, 1)))(W, X)
-    inside = jax.jit(mixed_precision(jax.grad(loss(fun), (0, 1))))(W, X)
+    outside = jax.jit(jax.grad(loss(mixed_precision(fun, FORCED)), (0, 1)))(W, X)
+    inside = jax.jit(mixed_precision(jax.grad(loss(fun), (0, 1)), FORCED))(W, X)
     assert relative_error(inside, outside) < 1e-3
 
 
 @every(ALL)
 def test_twice_is_once(fun):
-    once = mixed_precision(fun)
-    assert text(mixed_precision(once)) == text(once)
+    once = mixed_precision(fun, FORCED)
+    assert text(mixed_precision(once, FORCED)) == text(once)
 
 
 @every(ALL)
@@ -365,7 +366,7 @@ def test_second_derivatives_agree(fun):
 
         return jax.jit(jax.grad(size, (0, 1)))(W, X)
 
-    assert 0 < relative_error(curvature(mixed_precision(fun)), curvature(fun)) < 1e-2
+    assert 0 < relative_error(curvature(mixed_precision(fun, FORCED)), curvature(fun)) < 1e-2
 
 
 @every([scan, while_loop, custom_jvp_symbolic_zeros, linear, linear_solve])
@@ -375,13 +376,13 @@ def test_jvp_agrees(fun):
     def jvp(fun):
         return jax.jit(lambda w, x: jax.jvp(fun, (w, x), tangents))(W, X)
 
-    assert 0 < relative_error(jvp(mixed_precision(fun)), jvp(fun)) < 2e-3
+    assert 0 < relative_error(jvp(mixed_precision(fun, FORCED)), jvp(fun)) < 2e-3
 
 
 @every([scan, while_loop, cond, custom_jvp, custom_vjp, shard_map])
 def test_vmap_is_the_stack(fun):
     ws = normal(4, 2, 6, 6) / 2
-    transformed = mixed_precision(fun)
+    transformed = mixed_precision(fun, FORCED)
     one = jax.jit(transformed)
     expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[one(w, X) for w in ws])
     actual = jax.jit(jax.vmap(transformed, in_axes=(0, None)))(ws, X)
@@ -390,10 +391,10 @@ def test_vmap_is_the_stack(fun):
 
 
 def test_linear_transpose():
-    transformed = mixed_precision(lambda x: x @ W)
+    transformed = mixed_precision(lambda x: x @ W, FORCED)
     (actual,) = jax.linear_transpose(transformed, X)(X)
     assert 0 < relative_error(actual, X @ W.T) < 1e-3
-    (actual,) = jax.linear_transpose(mixed_precision(lambda w: X @ w), W)(X)
+    (actual,) = jax.linear_transpose(mixed_precision(lambda w: X @ w, FORCED), W)(X)
     assert 0 < relative_error(actual, X.T @ X) < 1e-3
 
 
@@ -406,7 +407,7 @@ def test_custom_vmap_rule_is_rewritten():
     def _(axis_size, in_batched, w, x):
         return jnp.tanh(x @ w), True
 
-    batched = jax.vmap(mixed_precision(lambda x: f(W, x)))
+    batched = jax.vmap(mixed_precision(lambda x: f(W, x), FORCED))
     assert floats(jax.make_jaxpr(batched)(X)) == 0
     assert quantized(jax.make_jaxpr(batched)(X)) == 1
     assert relative_error(batched(X), layer(W, X)) < 1e-3
@@ -414,7 +415,7 @@ def test_custom_vmap_rule_is_rewritten():
 
 def test_equations_keep_their_parameters():
     f = jax.jit(layer, donate_argnums=1, inline=False, keep_unused=True)
-    (eqn,) = jax.make_jaxpr(mixed_precision(f))(W, X).eqns
+    (eqn,) = jax.make_jaxpr(mixed_precision(f, FORCED))(W, X).eqns
     (original,) = jax.make_jaxpr(f)(W, X).eqns
     for name, value in original.params.items():
         assert name == "jaxpr" or eqn.params[name] == value
@@ -423,7 +424,7 @@ def test_equations_keep_their_parameters():
 
 def test_jitted_functions_called_twice_stay_shared():
     block = jax.jit(layer)
-    jaxpr = jax.make_jaxpr(mixed_precision(lambda w, x: block(w, block(w, x))))(W, X)
+    jaxpr = jax.make_jaxpr(mixed_precision(lambda w, x: block(w, block(w, x)), FORCED))(W, X)
     first, second = jaxpr.eqns
     assert first.params["jaxpr"] is second.params["jaxpr"]
 
@@ -442,7 +443,7 @@ def test_rules_traced_anew_give_the_same_jaxprs():
         return product(x.T, ct), product(ct, w.T)
 
     f.defvjp(lambda w, x: (f(w, x), (w, x)), bwd)
-    mixed = mixed_precision(f)
+    mixed = mixed_precision(f, FORCED)
 
     def jitted():
         eqns = jax.make_jaxpr(jax.grad(lambda w, x: mixed(w, x).sum(), (0, 1)))(W, X).eqns
@@ -455,7 +456,7 @@ def test_rules_traced_anew_give_the_same_jaxprs():
 
 def test_remat_policies_inside_still_find_the_dots():
     def products(policy):
-        f = mixed_precision(jax.checkpoint(lambda w, x: jnp.sin(layer(w, x)).sum(), policy=policy))
+        f = mixed_precision(jax.checkpoint(lambda w, x: jnp.sin(layer(w, x)).sum(), policy=policy), FORCED)
         return primitives(jax.make_jaxpr(jax.grad(f))(W, X))["dfp_contract"]
 
     policies = jax.checkpoint_policies
@@ -468,6 +469,6 @@ def test_opaque_primitives_are_left_alone():
         shape = jax.ShapeDtypeStruct((4, 6), jnp.float32)
         return jax.pure_callback(lambda w, x: np.asarray(x) @ np.asarray(w), shape, w, x) + x @ w
 
-    jaxpr = jax.make_jaxpr(mixed_precision(callback))(W, X)
+    jaxpr = jax.make_jaxpr(mixed_precision(callback, FORCED))(W, X)
     assert primitives(jaxpr)["pure_callback"] == 1
     assert quantized(jaxpr) == 1

@@ -1,0 +1,67 @@
+"""The cost rule: which operations are too small, or too skinny, to gain from dynamic fixed point.
+
+It looks at an operation's shapes and at nothing else: what is decided here decides the last bits of a
+program's results, and those must not depend on the machine or on what else it runs. The shapes are those that
+the transform sees: of the whole batch in `mixed_precision(vmap(f))`, of one example in
+`vmap(mixed_precision(f))`. That way the latter decides as a loop over the examples does, and DFP16 gives the
+loop's results bit for bit.
+"""
+
+from dataclasses import dataclass
+
+from dfpjax.policy._rules import Primitive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one run of an operation does."""
+
+    primitive: Primitive
+
+    macs: int
+    """Multiply-accumulate operations, of the whole batch."""
+
+    elements: int
+    """Elements of the operands, which are read and quantized, and of the result, which is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """The least work that is worth it."""
+
+    macs: int
+    """With fewer, what a call of the kernels costs is more than what it saves."""
+
+    macs_per_element: int
+    """With fewer, quantizing the operands costs more than multiplying them faster saves."""
+
+
+# `python -m benchmarks.cost_rule` times a sweep of shapes, in the forward pass alone and with the backward
+# pass, and suggests these values: those that give up the least of what can be gained, with no shape in DFP16
+# that takes over 10 % longer than in float32.
+# XLA's float32 dot products run near the machine's peak, its convolutions do so for few shapes.
+DOT = Threshold(macs=260_000, macs_per_element=24)
+CONVOLUTION = Threshold(macs=30_000, macs_per_element=1)
+
+
+def objection(work: Work) -> str | None:
+    """Why an operation is not worth it, or None if it is."""
+    least = DOT if work.primitive == "dot_general" else CONVOLUTION
+    if work.macs < least.macs:
+        return f"float32: {_readable(work.macs)}, below {_readable(least.macs)}"
+    if work.macs < least.macs_per_element * work.elements:
+        intensity = _three_digits(work.macs / work.elements)
+        return f"float32: {intensity} MACs per element, below {least.macs_per_element}"
+    return None
+
+
+def _readable(macs: int) -> str:
+    """A count of MACs with a prefix: `3.45 kMAC`."""
+    thousands = min((len(str(macs)) - 1) // 3, 3)
+    return f"{_three_digits(macs / 1000**thousands)} {('', 'k', 'M', 'G')[thousands]}MAC"
+
+
+def _three_digits(value: float) -> str:
+    """A number cut off after three digits or at the point: what is below a threshold must read so."""
+    whole, fraction = f"{value:.9f}".split(".")
+    return f"{whole}.{fraction[: max(3 - len(whole), 0)].rstrip('0')}".rstrip(".")
