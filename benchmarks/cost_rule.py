@@ -3,10 +3,10 @@
     python -m benchmarks.cost_rule --out results/cost_rule.json
 
 For a sweep of shapes, from tiny to medium: XLA in float32 against DFP16 with the quantization of both
-operands, for the forward pass alone and together with the backward pass (the gradients of both operands).
-Several runs of a small operation are timed as one, as in a program, where no call from Python is part of its
-time. Prints what the rule says of each shape, marks where that costs more than 10 % of the time, and suggests
-thresholds for dfpjax/policy/_cost.py.
+operands, for the forward pass alone and together with the backward pass (the gradients of both operands; in a
+first layer, of the kernel). Several runs of a small operation are timed as one: in a program, no call from
+Python is part of its time. Prints what the rule says of each shape, marks where that costs more than 10 % of
+the time, and suggests thresholds for dfpjax/policy/_cost.py.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Row:
     """One shape: its work, what the rule says, and how many times faster DFP16 is in each pass."""
 
     name: str
-    primitive: str
+    kind: str
     macs: int
     elements: int
     chosen: bool
@@ -89,7 +89,9 @@ def convolutions() -> list[Conv]:
         *(Conv(batch, c, c, 3, image) for batch in (8, 64) for c, image in ((32, 8), (64, 4), (128, 2))),
         *(Conv(64, c, 2 * c, kernel, image, 2) for kernel in (1, 3) for c, image in ((32, 8), (64, 4))),
         *(Conv(batch, c, c, 3, 14, groups=c) for batch in (1, 16) for c in (4, 32, 256)),
-        *(Conv(16, 64, 64, kernel, 14, groups=8) for kernel in (1, 3)),
+        *(Conv(batch, c, c, 3, 28, groups=c) for batch in (1, 16) for c in (16, 64)),
+        *(Conv(16, 64, 64, kernel, 14, groups=groups) for kernel in (1, 3) for groups in (2, 8)),
+        *(Conv(1, c, c, 3, 14, groups=32) for c in (64, 128, 256)),
         *(Conv(16, 1, 16, 3, image) for image in (8, 28)),
         *(Conv(batch, 3, 32, 3, 32) for batch in (1, 16)),
         Conv(1, 3, 64, 7, 112, 2),
@@ -118,6 +120,11 @@ def chain(function, operands, count: int):
     return lambda: jax.block_until_ready(compiled(operands))
 
 
+def takes_images(case) -> bool:
+    """Whether it is a first layer: nothing asks for the gradient of its input."""
+    return isinstance(case, Conv) and case.channels in (1, 3)
+
+
 def passes(operation, case):
     """The operation's passes: functions that give a result for each of their operands, and the operands."""
 
@@ -129,9 +136,23 @@ def passes(operation, case):
         out, pullback = jax.vjp(operation, lhs, rhs)
         return out, *pullback(cotangent)
 
+    def of_images(lhs, rhs, cotangent):
+        out, pullback = jax.vjp(functools.partial(operation, lhs), rhs)
+        return out, out, *pullback(cotangent)
+
     rng = np.random.default_rng(0)
     lhs, rhs, out = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in (case.lhs, case.rhs, case.out))
-    return {FORWARD: (forward, (lhs, rhs)), BOTH: (both, (lhs, rhs, out))}
+    return {
+        FORWARD: (forward, (lhs, rhs)),
+        BOTH: (of_images if takes_images(case) else both, (lhs, rhs, out)),
+    }
+
+
+def kind(case) -> str:
+    """The rule's name for what has thresholds of its own."""
+    if isinstance(case, Dot):
+        return "dot product"
+    return "grouped convolution" if case.groups > 1 else "convolution"
 
 
 def runs(macs: int) -> int:
@@ -151,7 +172,7 @@ def measure(case, *, budget: float, rounds: int) -> Row:
         seconds[which] = {name: value / count for name, value in measured.items()}
     return Row(
         name=case.name,
-        primitive=op.primitive,
+        kind=kind(case),
         macs=op.macs,
         elements=sum(map(math.prod, (op.lhs_shape, op.rhs_shape, op.out_shape))),
         chosen=op.dtype == DFP16,
@@ -172,11 +193,12 @@ def split(rows: list[Row], least_macs: float, least_intensity: float) -> tuple[l
     return chosen, [row for row in rows if row not in chosen]
 
 
-def suggestion(rows: list[Row]) -> tuple[float, float]:
-    """The thresholds (MACs, MACs per element) that give up the least of what can be gained.
+def suggestion(rows: list[Row], tolerated: float = math.inf) -> tuple[float, float]:
+    """The thresholds (MACs, MACs per element) that lose least, in both passes together.
 
-    No shape in DFP16 may take longer than is tolerated; where that cannot be, as little longer as can be.
-    Every threshold tried lies halfway, by ratio, between two neighbouring rows.
+    Losses count by the squares of their logarithms: a large one weighs more than many that may be noise. No
+    shape in DFP16 may take longer than is tolerated; where that cannot be, as little longer as can be. Every
+    threshold tried lies halfway, by ratio, between two neighbouring rows.
     """
 
     def cuts(values):
@@ -185,8 +207,10 @@ def suggestion(rows: list[Row]) -> tuple[float, float]:
 
     def cost(thresholds):
         chosen, kept = split(rows, *thresholds)
-        given_up = sum(max(0.0, math.log(row.loss(False))) for row in kept)
-        return max(worst(chosen, True)[0], TOLERATED), given_up
+        lost = [1 / gain for row in chosen for gain in row.gains.values()]
+        given_up = [gain for row in kept for gain in row.gains.values()]
+        squares = sum(math.log(max(loss, 1)) ** 2 for loss in (*lost, *given_up))
+        return max(worst(chosen, True)[0], tolerated), squares
 
     return min(itertools.product(cuts(r.macs for r in rows), cuts(r.intensity for r in rows)), key=cost)
 
@@ -206,24 +230,27 @@ def table(rows: list[Row]) -> Table:
     return result
 
 
-def summary(primitive: str, rows: list[Row]) -> str:
+def summary(kind: str, rows: list[Row]) -> str:
     """What the rule's thresholds come to, and others that would have been better."""
 
     def told(chosen: list[Row], kept: list[Row]) -> str:
         (slowest, slow), (largest, gaining) = worst(chosen, True), worst(kept, False)
         return (
             f"{len(chosen)} of {len(rows)} shapes in DFP16\n"
-            f"  worst time of one of them: {slowest:.2f} × float32's ({slow})\n"
-            f"  largest gain given up: {largest:.2f} × ({gaining})"
+            f"    worst time of one of them: {slowest:.2f} × float32's ({slow})\n"
+            f"    largest gain given up: {largest:.2f} × ({gaining})"
         )
 
-    thresholds = suggestion(rows)
-    macs, intensity = thresholds
+    def suggested(tolerated: float) -> str:
+        macs, intensity = thresholds = suggestion(rows, tolerated)
+        values = f"macs={macs:_.0f}, macs_per_element={intensity:.3g}"
+        return f"{values}: {told(*split(rows, *thresholds))}"
+
     now = told([row for row in rows if row.chosen], [row for row in rows if not row.chosen])
-    suggested = told(*split(rows, *thresholds))
     return (
-        f"{primitive}: {now}\n"
-        f"  suggested: Threshold(macs={macs:_.0f}, macs_per_element={intensity:.3g}): {suggested}"
+        f"{kind}: {now}\n"
+        f"  loses least: {suggested(math.inf)}\n"
+        f"  no shape slower by more than {TOLERATED - 1:.0%}: {suggested(TOLERATED)}\n"
     )
 
 
@@ -252,8 +279,8 @@ def main(argv=None) -> list[Row]:
         console.print(f"{len(rows) + 1}/{len(cases)} {case.name}", style="dim")
         rows.append(time(case))
     console.print(table(rows))
-    for primitive in dict.fromkeys(row.primitive for row in rows):
-        console.print(summary(primitive, [row for row in rows if row.primitive == primitive]))
+    for kind in dict.fromkeys(row.kind for row in rows):
+        console.print(summary(kind, [row for row in rows if row.kind == kind]))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         record = {

@@ -8,15 +8,16 @@ loop's results bit for bit.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
-from dfpjax.policy._rules import Primitive
+Kind = Literal["dot product", "convolution", "grouped convolution"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What one run of an operation does."""
 
-    primitive: Primitive
+    kind: Kind
 
     macs: int
     """Multiply-accumulate operations, of the whole batch."""
@@ -36,17 +37,22 @@ class Threshold:
     """With fewer, quantizing the operands costs more than multiplying them faster saves."""
 
 
-# `python -m benchmarks.cost_rule` times a sweep of shapes, in the forward pass alone and with the backward
-# pass, and suggests these values: those that give up the least of what can be gained, with no shape in DFP16
-# that takes over 10 % longer than in float32.
-# XLA's float32 dot products run near the machine's peak, its convolutions do so for few shapes.
-DOT = Threshold(macs=260_000, macs_per_element=24)
-CONVOLUTION = Threshold(macs=30_000, macs_per_element=1)
+# Calibrated by `python -m benchmarks.cost_rule`: it times a sweep of shapes, alone and with their gradients,
+# and suggests the values that lose least against having the faster of the two precisions for each shape: for
+# dot products, with no shape in DFP16 that takes over 10 % longer than in float32.
+LEAST: dict[Kind, Threshold] = {
+    # XLA's float32 dot products run near the machine's peak.
+    "dot product": Threshold(macs=260_000, macs_per_element=24),
+    # So do some of its convolutions, others at a hundredth of it.
+    "convolution": Threshold(macs=3_300_000, macs_per_element=1),
+    # It has no fast code for groups.
+    "grouped convolution": Threshold(macs=7_000, macs_per_element=1),
+}
 
 
 def objection(work: Work) -> str | None:
     """Why an operation is not worth it, or None if it is."""
-    least = DOT if work.primitive == "dot_general" else CONVOLUTION
+    least = LEAST[work.kind]
     if work.macs < least.macs:
         return f"float32: {_readable(work.macs)}, below {_readable(least.macs)}"
     if work.macs < least.macs_per_element * work.elements:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn
 
-from dfpjax.policy._cost import Work
+from dfpjax.policy._cost import Kind, Work
 
 CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
 """Primitives that are rewritten."""
@@ -54,7 +54,14 @@ def macs(eqn: JaxprEqn) -> int:
 def work(eqn: JaxprEqn) -> Work:
     """What an equation that may be rewritten does, in one run."""
     shapes = (*operand_shapes(eqn), eqn.outvars[0].aval.shape)
-    return Work(primitive=eqn.primitive.name, macs=macs(eqn), elements=sum(map(math.prod, shapes)))
+    return Work(kind=_kind(eqn), macs=macs(eqn), elements=sum(map(math.prod, shapes)))
+
+
+def _kind(eqn: JaxprEqn) -> Kind:
+    if eqn.primitive.name == "dot_general":
+        return "dot product"
+    groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
+    return "grouped convolution" if groups > 1 else "convolution"
 
 
 def _quantized(eqn: JaxprEqn) -> bool:

@@ -1,6 +1,7 @@
 """The cost rule: both sides of its thresholds, what it says, and that more work is never worth less."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,25 +12,24 @@ from hypothesis import strategies as st
 from jax import lax
 
 from dfpjax.policy import OpConfig
-from dfpjax.policy._cost import CONVOLUTION, DOT, Work, _readable, objection
-from dfpjax.transform._contractions import work
+from dfpjax.policy._cost import LEAST, Work, _readable, objection
+from dfpjax.transform._contractions import CONTRACTIONS, work
 
-THRESHOLDS = {"dot_general": DOT, "conv_general_dilated": CONVOLUTION}
-both = pytest.mark.parametrize(("primitive", "least"), THRESHOLDS.items())
+kinds = pytest.mark.parametrize(("kind", "least"), LEAST.items())
 
 
-@both
-def test_few_macs_are_not_worth_it(primitive, least):
-    enough = Work(primitive=primitive, macs=least.macs, elements=1)
+@kinds
+def test_few_macs_are_not_worth_it(kind, least):
+    enough = Work(kind=kind, macs=least.macs, elements=1)
     assert objection(enough) is None
     reason = objection(dataclasses.replace(enough, macs=least.macs - 1))
     assert reason == f"float32: {_readable(least.macs - 1)}, below {_readable(least.macs)}"
 
 
-@both
-def test_few_macs_per_element_are_not_worth_it(primitive, least):
+@kinds
+def test_few_macs_per_element_are_not_worth_it(kind, least):
     elements = 1000 * least.macs  # so many that there are MACs enough
-    enough = Work(primitive=primitive, macs=least.macs_per_element * elements, elements=elements)
+    enough = Work(kind=kind, macs=least.macs_per_element * elements, elements=elements)
     assert objection(enough) is None
     reason = objection(dataclasses.replace(enough, elements=2 * elements))
     half = f"{least.macs_per_element / 2:.1f}".removesuffix(".0")
@@ -60,34 +60,38 @@ def test_counts_are_readable(macs, text):
 counts = st.integers(1, 10**12)
 
 
-@given(st.sampled_from([*THRESHOLDS]), counts, counts, counts)
-def test_more_macs_and_fewer_elements_are_never_worth_less(primitive, macs, elements, more):
-    if objection(Work(primitive=primitive, macs=macs, elements=elements)) is None:
-        assert objection(Work(primitive=primitive, macs=macs + more, elements=elements)) is None
-        assert objection(Work(primitive=primitive, macs=macs, elements=max(elements - more, 1))) is None
+@given(st.sampled_from([*LEAST]), counts, counts, counts)
+def test_more_macs_and_fewer_elements_are_never_worth_less(kind, macs, elements, more):
+    if objection(Work(kind=kind, macs=macs, elements=elements)) is None:
+        assert objection(Work(kind=kind, macs=macs + more, elements=elements)) is None
+        assert objection(Work(kind=kind, macs=macs, elements=max(elements - more, 1))) is None
 
 
 def work_of(fun, *shapes) -> Work:
-    """The work of a function's only equation, or of its only convolution or dot product."""
+    """The work of a function's only convolution or dot product."""
     jaxpr = jax.make_jaxpr(fun)(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes))
-    (found,) = (work(eqn) for eqn in jaxpr.eqns if eqn.primitive.name in THRESHOLDS)
+    (found,) = (work(eqn) for eqn in jaxpr.eqns if eqn.primitive.name in CONTRACTIONS)
     return found
 
 
 def test_work_of_a_dot():
     found = work_of(lambda x, w: jnp.einsum("bmk,bkn->bmn", x, w), (5, 2, 3), (5, 3, 4))
-    assert found == Work(primitive="dot_general", macs=5 * 2 * 3 * 4, elements=5 * (2 * 3 + 3 * 4 + 2 * 4))
+    assert found == Work(kind="dot product", macs=5 * 2 * 3 * 4, elements=5 * (2 * 3 + 3 * 4 + 2 * 4))
 
 
-def test_work_of_a_convolution():
-    layout = ("NHWC", "HWIO", "NHWC")
-    found = work_of(
-        lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layout),
-        (2, 8, 8, 3),
-        (3, 3, 3, 16),
+@pytest.mark.parametrize(("groups", "kind"), [(1, "convolution"), (4, "grouped convolution")])
+def test_work_of_a_convolution(groups, kind):
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(2, 2),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
-    operands, out = 2 * 8 * 8 * 3 + 3 * 3 * 3 * 16, 2 * 4 * 4 * 16
-    assert found == Work(primitive="conv_general_dilated", macs=out * 27, elements=operands + out)
+    lhs, rhs, out = (2, 8, 8, 4), (3, 3, 4 // groups, 16), (2, 4, 4, 16)
+    elements = sum(map(math.prod, (lhs, rhs, out)))
+    macs = math.prod(out) * math.prod(rhs[:3])
+    assert work_of(convolve, lhs, rhs) == Work(kind=kind, macs=macs, elements=elements)
 
 
 sizes = st.integers(1, 5000)
@@ -97,7 +101,7 @@ sizes = st.integers(1, 5000)
 def test_a_larger_dot_is_never_worth_less(batch, m, k, n, grown, factor):
     def verdict(batch, m, k, n):
         elements = batch * (m * k + k * n + m * n)
-        return objection(Work(primitive="dot_general", macs=math.prod((batch, m, k, n)), elements=elements))
+        return objection(Work(kind="dot product", macs=math.prod((batch, m, k, n)), elements=elements))
 
     larger = [batch, m, k, n]
     larger[grown] *= factor
