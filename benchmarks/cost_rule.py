@@ -37,7 +37,7 @@ PASSES = (FORWARD, BOTH)
 FLOAT32, DFP16 = "float32", "dfp16"
 FORCED = dfpjax.Policy(default=dfpjax.OpConfig(force=True))
 TOLERATED = 1.1
-"""The rule is wrong where its choice takes more than this many times the other's time."""
+"""How many times the time of the faster of the two the rule's choice may take."""
 
 CHAIN_MACS = 64_000_000
 """What a chain of runs should compute, for its call from Python to weigh little."""
@@ -66,6 +66,11 @@ class Row:
     def loss(self, chosen: bool) -> float:
         """How many times the other choice's time this choice takes, in the pass where that is worst."""
         return max(1 / gain if chosen else gain for gain in self.gains.values())
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the rule loses more than is tolerated, and its opposite would lose less."""
+        return self.loss(self.chosen) > max(TOLERATED, self.loss(not self.chosen))
 
 
 def dots() -> list[Dot]:
@@ -171,7 +176,7 @@ def measure(case, *, budget: float, rounds: int) -> Row:
         measured = best_seconds(chains, budget=budget, rounds=rounds)
         seconds[which] = {name: value / count for name, value in measured.items()}
     return Row(
-        name=case.name,
+        name=case.name if isinstance(case, Dot) else f"{case.batch} × {case.name}",
         kind=kind(case),
         macs=op.macs,
         elements=sum(map(math.prod, (op.lhs_shape, op.rhs_shape, op.out_shape))),
@@ -189,8 +194,11 @@ def worst(rows: Iterable[Row], chosen: bool) -> tuple[float, str]:
 
 def split(rows: list[Row], least_macs: float, least_intensity: float) -> tuple[list[Row], list[Row]]:
     """Rows that these thresholds have in DFP16, and rows that they keep in float32."""
-    chosen = [row for row in rows if row.macs >= least_macs and row.intensity >= least_intensity]
-    return chosen, [row for row in rows if row not in chosen]
+    chosen, kept = [], []
+    for row in rows:
+        enough = row.macs >= least_macs and row.intensity >= least_intensity
+        (chosen if enough else kept).append(row)
+    return chosen, kept
 
 
 def suggestion(rows: list[Row], tolerated: float = math.inf) -> tuple[float, float]:
@@ -198,12 +206,13 @@ def suggestion(rows: list[Row], tolerated: float = math.inf) -> tuple[float, flo
 
     Losses count by the squares of their logarithms: a large one weighs more than many that may be noise. No
     shape in DFP16 may take longer than is tolerated; where that cannot be, as little longer as can be. Every
-    threshold tried lies halfway, by ratio, between two neighbouring rows.
+    threshold tried lies halfway, by ratio, between two neighbouring rows, or lets all through or none.
     """
 
     def cuts(values):
         values = sorted({*values})
-        return [values[0], *(math.sqrt(low * high) for low, high in itertools.pairwise(values))]
+        between = [math.sqrt(low * high) for low, high in itertools.pairwise(values)]
+        return [values[0], *between, 2 * values[-1]]
 
     def cost(thresholds):
         chosen, kept = split(rows, *thresholds)
@@ -221,12 +230,11 @@ def table(rows: list[Row]) -> Table:
     for column in columns:
         result.add_column(column, justify="left" if column in ("shape", "the rule says", "") else "right")
     for row in rows:
-        wrong = row.loss(row.chosen) > TOLERATED
         gains = [f"{row.gains[which]:.2f}" for which in PASSES]
         said = DFP16 if row.chosen else row.reason.split(" (")[0]
-        mark = f"loses × {row.loss(row.chosen):.2f}" if wrong else ""
+        mark = f"wrong: × {row.loss(row.chosen):.2f}" if row.wrong else ""
         cells = (row.name, f"{row.macs:,}", f"{row.intensity:.1f}", *gains, said, mark)
-        result.add_row(*cells, style="red" if wrong else None)
+        result.add_row(*cells, style="red" if row.wrong else None)
     return result
 
 
