@@ -42,7 +42,7 @@ class Threshold:
 # dot products, with no shape in DFP16 that takes over 10 % longer than in float32.
 LEAST: dict[Kind, Threshold] = {
     # XLA's float32 dot products run near the machine's peak.
-    "dot product": Threshold(macs=260_000, macs_per_element=24),
+    "dot product": Threshold(macs=260_000, macs_per_element=72),
     # So do some of its convolutions, others at a hundredth of it.
     "convolution": Threshold(macs=3_300_000, macs_per_element=1),
     # It has no fast code for groups.
