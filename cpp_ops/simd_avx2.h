@@ -8,7 +8,7 @@ struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
   static constexpr bool kNarrow = false;   // eight lanes are too few to share
-  static constexpr int kShortChain = 1;    // words; until then float32 sums stay in registers
+  static constexpr int kShortChain = 4;    // words; until then float32 sums stay in registers
 
   static I zero() { return _mm256_setzero_si256(); }
   static I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
