@@ -90,11 +90,11 @@ const KernelTable& kernels_or_raise(const std::string& name) {
   return *kernels;
 }
 
-nb::list supported_isas() {
+nb::list isas() {
   nb::list result;
   for (int i = 0; i < kIsaCount; ++i) {
     const IsaInfo& isa = all_isas()[i];
-    result.append(nb::make_tuple(isa.name, isa.compiled, isa.usable));
+    result.append(nb::make_tuple(isa.name, isa.why_not));
   }
   return result;
 }
@@ -133,8 +133,9 @@ NB_MODULE(_native, m) {
   m.def(
       "isa", [] { return std::string(kernels_or_raise("").name); },
       "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
-  m.def("supported_isas", &supported_isas,
-        "All paths, best first, as tuples (name, compiled, usable on this CPU).");
+  m.def("isa_asked_for", &isa_asked_for, "Whether DFPJAX_ISA asked for the path in use.");
+  m.def("isas", &isas,
+        "All paths, best first, as tuples (name, why it cannot run or an empty string).");
   m.def("release_scratch", &release_scratch, "Frees the scratch memory kept between calls.");
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",

@@ -25,26 +25,43 @@ struct Registry {
 
 #if defined(__x86_64__)
 // The compiler's CPU detection covers the operating system's support of the registers as well.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#define DFPJAX_LACKS(feature, words) (__builtin_cpu_supports(feature) ? "" : ", " words)
+
+std::string lacks_avx2() {
+  return std::string(DFPJAX_LACKS("avx2", "AVX2")) + DFPJAX_LACKS("fma", "FMA");
+}
+std::string lacks_avx512() {
+  return lacks_avx2() + DFPJAX_LACKS("avx512f", "AVX-512F") +
+         DFPJAX_LACKS("avx512bw", "AVX-512BW") + DFPJAX_LACKS("avx512dq", "AVX-512DQ") +
+         DFPJAX_LACKS("avx512vl", "AVX-512VL");
+}
+
+// `lacks` lists what is missing, each item after a comma.
+Isa path(const char* name, const KernelTable& kernels, const std::string& lacks) {
+  if (lacks.empty()) return {{name, true, ""}, &kernels};
+  return {{name, false, "this CPU has no " + lacks.substr(2)}, nullptr};
+}
+#else
+Isa path(const char* name) {
+  return {{name, false, "this build is for another architecture"}, nullptr};
 }
 #endif
 
 Registry::Registry()
     : isas{
 #if defined(__x86_64__)
-          {{"avx512vnni", true, has_avx512() && __builtin_cpu_supports("avx512vnni")},
-           &kAvx512VnniKernels},
-          {{"avx512bw", true, has_avx512()}, &kAvx512BwKernels},
-          {{"avxvnni", true, has_avx2() && __builtin_cpu_supports("avxvnni")}, &kAvxVnniKernels},
-          {{"avx2", true, has_avx2()}, &kAvx2Kernels},
+          path("avx512vnni", kAvx512VnniKernels,
+               lacks_avx512() + DFPJAX_LACKS("avx512vnni", "AVX-512 VNNI")),
+          path("avx512bw", kAvx512BwKernels, lacks_avx512()),
+          path("avxvnni", kAvxVnniKernels, lacks_avx2() + DFPJAX_LACKS("avxvnni", "AVX-VNNI")),
+          path("avx2", kAvx2Kernels, lacks_avx2()),
 #else
-          {{"avx512vnni", false, false}, nullptr},       {{"avx512bw", false, false}, nullptr},
-          {{"avxvnni", false, false}, nullptr},          {{"avx2", false, false}, nullptr},
+          path("avx512vnni"),
+          path("avx512bw"),
+          path("avxvnni"),
+          path("avx2"),
 #endif
-          {{"portable", true, true}, &kPortableKernels},
+          {{"portable", true, ""}, &kPortableKernels},
       } {
   for (int i = 0; i < kIsaCount; ++i) infos[i] = isas[i].info;
 }
@@ -58,7 +75,7 @@ const KernelTable* lookup(const char* name, std::string* error) {
   for (const Isa& isa : registry().isas) {
     if (std::strcmp(isa.info.name, name) != 0) continue;
     if (isa.info.usable) return isa.kernels;
-    *error = std::string("ISA path '") + name + "' cannot run on this CPU";
+    *error = std::string("ISA path '") + name + "' cannot run: " + isa.info.why_not;
     return nullptr;
   }
   *error = std::string("unknown ISA path '") + name + "'; there are";
@@ -69,9 +86,11 @@ const KernelTable* lookup(const char* name, std::string* error) {
 struct Default {
   const KernelTable* kernels = nullptr;
   std::string error;
+  bool asked_for = false;
   Default() {
     const char* name = std::getenv("DFPJAX_ISA");
     if (name != nullptr && *name != '\0') {
+      asked_for = true;
       kernels = lookup(name, &error);
       if (kernels == nullptr) error = "DFPJAX_ISA: " + error;
       return;
@@ -84,15 +103,22 @@ struct Default {
   }
 };
 
+const Default& default_isa() {
+  static const Default choice;
+  return choice;
+}
+
 }  // namespace
 
 const IsaInfo* all_isas() { return registry().infos; }
 
 const KernelTable* find_isa(const char* name, std::string* error) {
   if (*name != '\0') return lookup(name, error);
-  static const Default choice;
+  const Default& choice = default_isa();
   if (choice.kernels == nullptr) *error = choice.error;
   return choice.kernels;
 }
+
+bool isa_asked_for() { return default_isa().asked_for; }
 
 }  // namespace dfpjax

@@ -87,7 +87,8 @@ struct KernelTable {
 
 struct IsaInfo {
   const char* name;
-  bool compiled, usable;
+  bool usable;
+  std::string why_not;  // in words; empty if usable
 };
 
 inline constexpr int kIsaCount = 5;
@@ -97,6 +98,9 @@ const IsaInfo* all_isas();
 // The path of that name; with an empty name the one that DFPJAX_ISA asks for, or else the best one.
 // Returns null and says why if there is no such path or this CPU cannot run it.
 const KernelTable* find_isa(const char* name, std::string* error);
+
+// Whether DFPJAX_ISA asked for the path that an empty name stands for.
+bool isa_asked_for();
 
 }  // namespace dfpjax
 

@@ -45,19 +45,36 @@ def contract(
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeInfo:
-    """What the native kernels run on."""
+    """What the native kernels run on, and why; `print` shows it a line each."""
 
     isa: str
     """Name of the instruction set path in use."""
+    reason: str
+    """Why this one."""
     usable: tuple[str, ...]
     """The paths that this build has and this CPU can run, best first; `DFPJAX_ISA` chooses one."""
+    unusable: tuple[tuple[str, str], ...]
+    """The others, each with the reason why it cannot run."""
+
+    def __str__(self) -> str:
+        others = ", ".join(name for name in self.usable if name != self.isa)
+        lines = [f"{self.isa}: {self.reason}", f"also usable: {others or 'none'}"]
+        return "\n".join([*lines, *(f"not usable: {name} ({why})" for name, why in self.unusable)])
 
 
 def runtime_info() -> RuntimeInfo:
-    """The instruction set path in use and those one could choose with the environment variable `DFPJAX_ISA`.
+    """The instruction set path in use and why, and the others: those that one could choose with the
+    environment variable `DFPJAX_ISA`, and what the rest are missing.
 
     Raises:
-        RuntimeError: if `DFPJAX_ISA` names a path that this build or CPU does not have.
+        ValueError: if `DFPJAX_ISA` names a path that this build or CPU does not have.
     """
-    usable = tuple(name for name, compiled, runs in _native.supported_isas() if compiled and runs)
-    return RuntimeInfo(isa=_native.isa(), usable=usable)
+    isa = _native.isa()
+    paths = _native.isas()
+    asked_for = _native.isa_asked_for()
+    return RuntimeInfo(
+        isa=isa,
+        reason="DFPJAX_ISA asks for it" if asked_for else "the best path that this CPU can run",
+        usable=tuple(name for name, why_not in paths if not why_not),
+        unusable=tuple((name, why_not) for name, why_not in paths if why_not),
+    )
