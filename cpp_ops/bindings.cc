@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -38,25 +39,69 @@ class XlaExecutor : public Executor {
   int threads_;
 };
 
-ffi::Error contract(ffi::Buffer<ffi::S16> a, ffi::Buffer<ffi::S16> b, ffi::Buffer<ffi::S32> ea,
-                    ffi::Buffer<ffi::S32> eb, ffi::Result<ffi::Buffer<ffi::F32>> c,
-                    ffi::ThreadPool pool, ffi::Span<const int64_t> plan, std::string_view isa,
-                    int64_t threads) {
+// Takes the handler's arguments one by one and keeps what is wrong with the first bad one. XLA
+// would check types itself, but name an argument by its number.
+class Arguments {
+ public:
+  explicit Arguments(ffi::Dictionary attributes) : attributes_(attributes) {}
+
+  template <ffi::DataType type>
+  ffi::NativeType<type>* buffer(const char* name, const ffi::AnyBuffer& buffer) {
+    if (buffer.element_type() == type) return buffer.typed_data<ffi::NativeType<type>>();
+    std::ostringstream what;
+    what << name << ": must have elements of type " << static_cast<XLA_FFI_DataType>(type)
+         << ", not " << static_cast<XLA_FFI_DataType>(buffer.element_type());
+    complain(what.str());
+    return nullptr;
+  }
+
+  template <typename T>
+  T attribute(const char* name) {
+    ffi::ErrorOr<T> value = attributes_.get<T>(name);
+    if (value.has_value()) return value.value();
+    complain(std::string(name) + ": " +
+             (attributes_.contains(name) ? value.error().message() : "is missing"));
+    return T();
+  }
+
+  void complain(const std::string& what) {
+    if (error_.empty()) error_ = what;
+  }
+  const std::string& error() const { return error_; }
+
+ private:
+  ffi::Dictionary attributes_;
+  std::string error_;
+};
+
+ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
+                    ffi::Result<ffi::AnyBuffer> c, ffi::ThreadPool pool,
+                    ffi::Dictionary attributes) {
   try {
+    Arguments arguments(attributes);
+    const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
+                            arguments.buffer<ffi::S32>("ea", ea),
+                            arguments.buffer<ffi::S32>("eb", eb),
+                            arguments.buffer<ffi::F32>("c", *c)};
+    const auto plan = arguments.attribute<ffi::Span<const int64_t>>("plan");
+    const std::string isa(arguments.attribute<std::string_view>("isa"));
+    const auto threads = arguments.attribute<int64_t>("threads");
+    if (attributes.size() > 3)
+      arguments.complain("there is an attribute beside plan, isa, threads");
+    if (threads < 0) arguments.complain("threads: must not be negative");
+    arguments.complain(
+        check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
     std::string error;
-    const KernelTable* kernels = find_isa(std::string(isa).c_str(), &error);
-    if (kernels == nullptr) return ffi::Error::InvalidArgument("isa: " + error);
-    if (threads < 0) return ffi::Error::InvalidArgument("threads: must not be negative");
+    const KernelTable* kernels = find_isa(isa.c_str(), &error);
+    if (kernels == nullptr) arguments.complain("isa: " + error);
     const auto size = [](const auto& buffer) {
       return static_cast<int64_t>(buffer.element_count());
     };
     const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
     std::vector<Part> parts;
-    error = decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts);
-    if (!error.empty()) return ffi::Error::InvalidArgument(error);
+    arguments.complain(decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts));
+    if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
     XlaExecutor executor(&pool, threads);
-    const Operands operands{a.typed_data(), b.typed_data(), ea.typed_data(), eb.typed_data(),
-                            c->typed_data()};
     if (!run_plan(parts, operands, *kernels, executor))
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
     return ffi::Error::Success();
@@ -67,15 +112,13 @@ ffi::Error contract(ffi::Buffer<ffi::S16> a, ffi::Buffer<ffi::S16> b, ffi::Buffe
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
                               ffi::Ffi::Bind()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Arg<ffi::Buffer<ffi::S16>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Attr<ffi::Span<const int64_t>>("plan")
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
+                                  .Attrs());
 
 nb::dict registrations() {
   nb::dict result;

@@ -134,7 +134,7 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
   return "";
 }
 
-std::string check_part(const Part& p, const BufferSizes& sizes) {
+std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs) {
   if (p.blocks_per_split < 1) return "plan: blocks_per_split must be positive";
   for (const auto* dims : {&p.g, &p.m, &p.k})
     for (const Dim& d : *dims)
@@ -153,14 +153,29 @@ std::string check_part(const Part& p, const BufferSizes& sizes) {
       return "plan: lanes need a last G dimension of unit strides";
   }
   if (p.G == 0 || p.M == 0 || p.N == 0) return "";
-  int64_t outputs;
-  if (__builtin_mul_overflow(p.G, p.M, &outputs) ||
-      __builtin_mul_overflow(outputs, p.N, &outputs) || outputs > sizes.c)
+  if (__builtin_mul_overflow(p.G, p.M, outputs) || __builtin_mul_overflow(*outputs, p.N, outputs) ||
+      *outputs > sizes.c)
     return "c: the plan has more outputs than the buffer";
   return check_addresses(p, sizes);
 }
 
+template <typename T>
+bool aligned(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(T) == 0;
+}
+
 }  // namespace
+
+std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
+                            const int32_t* eb) {
+  for (const auto& [ok, name] : {std::pair{aligned(a), "a"},
+                                 {aligned(b), "b"},
+                                 {aligned(c), "c"},
+                                 {aligned(ea), "ea"},
+                                 {aligned(eb), "eb"}})
+    if (!ok) return std::string(name) + ": is not aligned to its elements";
+  return "";
+}
 
 std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
                         std::vector<Part>* parts) {
@@ -170,6 +185,7 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
   const int64_t count = in.next();
   if (count < 0 || !in.has(count)) return "plan: truncated";
   parts->reserve(static_cast<size_t>(count));
+  int64_t missing = sizes.c;  // outputs that no part has written yet
   for (int64_t i = 0; i < count; ++i) {
     if (!in.has(kPartHeader)) return "plan: truncated";
     Part p;
@@ -202,11 +218,15 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
       window.offset = in.next();
       p.windows.push_back(window);
     }
-    error = check_part(p, sizes);
+    int64_t outputs = 0;
+    error = check_part(p, sizes, &outputs);
     if (!error.empty()) return error;
+    missing -= outputs;
+    if (missing < 0) return "c: the plan has more outputs than the buffer";
     if (p.G > 0 && p.M > 0 && p.N > 0) parts->push_back(std::move(p));
   }
   if (!in.done()) return "plan: trailing values";
+  if (missing > 0) return "c: the plan has fewer outputs than the buffer";
   return "";
 }
 

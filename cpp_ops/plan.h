@@ -47,8 +47,13 @@ struct BufferSizes {
   int64_t a, b, c, ea, eb;
 };
 
-// Decodes and validates; every address that the plan can reach lies inside its buffer afterwards.
-// Returns an empty string, or what is wrong.
+// Empty, or which buffer does not lie at a multiple of its elements' size. (More is not needed.)
+std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
+                            const int32_t* eb);
+
+// Decodes and validates; the parts have as many outputs together as there are, and every address
+// that the plan can reach lies inside its buffer afterwards. Returns an empty string, or what is
+// wrong.
 std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
                         std::vector<Part>* parts);
 

@@ -334,11 +334,32 @@ void check_validation() {
   p = good;
   p.m[0].window = 0;
   check_rejected("window", encode({p}), "window");
+  p = good;
+  p.m[0].extent = 9;
+  check_rejected("too few outputs", encode({p}), "c:");
+  check_rejected("no parts", encode({}), "c:");
+  check_rejected("outputs twice", encode({good, good}), "c:");
+}
+
+void check_alignments() {
+  const char* const names[] = {"a:", "b:", "c:", "ea:", "eb:"};
+  alignas(8) static const char memory[16] = {};
+  for (int bad = 0; bad < 6; ++bad) {  // the last one is none
+    const auto at = [&](int i) { return static_cast<const void*>(memory + 4 + (i == bad)); };
+    const std::string error =
+        check_alignment(static_cast<const int16_t*>(at(0)), static_cast<const int16_t*>(at(1)),
+                        static_cast<const float*>(at(2)), static_cast<const int32_t*>(at(3)),
+                        static_cast<const int32_t*>(at(4)));
+    if (bad < 5 ? error.rfind(names[bad], 0) == 0 : error.empty()) continue;
+    std::printf("FAIL alignment %d: got message '%s'\n", bad, error.c_str());
+    ++failures;
+  }
 }
 
 void run() {
   std::mt19937 random(1);
   check_validation();
+  check_alignments();
 
   std::vector<Case> cases;
   // Every remainder of rows and columns, odd k, all layouts.

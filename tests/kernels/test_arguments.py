@@ -1,0 +1,89 @@
+"""The handler refuses every bad argument with an error that begins with its name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.plan import make_plan
+
+CONTRACTION = Contraction(lhs=(0, 1), rhs=(1, 2), out=(0, 2), out_shape=(4, 3))
+PLAN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 1)).encode(), np.int64)
+PER_ROW = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (4, 1), (1, 1)).encode(), np.int64)
+PER_COLUMN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 3)).encode(), np.int64)
+BASE_B = 4  # where the plan's first part says at which element B begins
+
+
+def call(**changes):
+    """The product of 4×5 and 5×3 ones; `changes` replace arguments, None leaves an attribute out."""
+    arguments = {
+        "a": jnp.ones((4, 5), jnp.int16),
+        "b": jnp.ones((5, 3), jnp.int16),
+        "ea": jnp.zeros((), jnp.int32),
+        "eb": jnp.zeros((), jnp.int32),
+        "c": jax.ShapeDtypeStruct((4, 3), jnp.float32),
+        "plan": PLAN,
+        "isa": "",
+        "threads": np.int64(0),
+        **changes,
+    }
+    operands = [arguments.pop(name) for name in ("a", "b", "ea", "eb")]
+    function = jax.ffi.ffi_call("dfpjax_contract_v1", arguments.pop("c"))
+    attributes = {name: value for name, value in arguments.items() if value is not None}
+    return np.asarray(function(*operands, **attributes))
+
+
+def changed(plan, at, value):
+    plan = plan.copy()
+    plan[at] = value
+    return plan
+
+
+def test_good_arguments_are_taken():
+    assert (call() == 5).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "changes"),
+    [
+        ("a", "type S16, not S32", {"a": jnp.ones((4, 5), jnp.int32)}),
+        ("a", "outside the operand", {"a": jnp.ones((3, 5), jnp.int16)}),
+        ("b", "type S16, not F32", {"b": jnp.ones((5, 3))}),
+        ("b", "outside the operand", {"b": jnp.ones((5, 2), jnp.int16)}),
+        ("b", "outside the operand", {"plan": changed(PLAN, BASE_B, 1)}),
+        ("b", "outside the operand", {"plan": changed(PLAN, BASE_B, -1)}),
+        ("ea", "type S32, not S16", {"ea": jnp.zeros((), jnp.int16)}),
+        ("ea", "outside the exponents", {"ea": jnp.zeros(0, jnp.int32)}),
+        ("ea", "outside the exponents", {"ea": jnp.zeros((3, 1), jnp.int32), "plan": PER_ROW}),
+        ("eb", "type S32, not F32", {"eb": jnp.zeros(())}),
+        ("eb", "outside the exponents", {"eb": jnp.zeros(0, jnp.int32)}),
+        ("eb", "outside the exponents", {"eb": jnp.zeros((1, 2), jnp.int32), "plan": PER_COLUMN}),
+        ("c", "type F32, not S32", {"c": jax.ShapeDtypeStruct((4, 3), jnp.int32)}),
+        ("c", "more outputs", {"c": jax.ShapeDtypeStruct((4, 2), jnp.float32)}),
+        ("c", "fewer outputs", {"c": jax.ShapeDtypeStruct((5, 3), jnp.float32)}),
+        ("plan", "missing", {"plan": None}),
+        ("plan", "expected S64 but got S32", {"plan": PLAN.astype(np.int32)}),
+        ("plan", "expected array but got scalar", {"plan": np.int64(1)}),
+        ("plan", "truncated", {"plan": PLAN[:-1]}),
+        ("plan", "trailing", {"plan": np.append(PLAN, 0)}),
+        ("plan", "unknown version", {"plan": changed(PLAN, 0, 99)}),
+        ("plan", "unknown mode", {"plan": changed(PLAN, 2, 7)}),
+        ("isa", "missing", {"isa": None}),
+        ("isa", "expected string but got scalar", {"isa": np.int64(1)}),
+        ("isa", "sse9.*portable", {"isa": "sse9"}),
+        ("threads", "missing", {"threads": None}),
+        ("threads", "expected S64 but got F32", {"threads": np.float32(1)}),
+        ("threads", "negative", {"threads": np.int64(-1)}),
+    ],
+)
+def test_a_bad_argument_is_named(name, message, changes):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=rf"(?s)INVALID_ARGUMENT: {name}: .*{message}"):
+        call(**changes)
+
+
+def test_an_unknown_attribute_is_refused():
+    with pytest.raises(jax.errors.JaxRuntimeError, match=re.escape("beside plan, isa, threads")):
+        call(speed=np.int64(9))
