@@ -1,7 +1,8 @@
 """PyTorch's side of `benchmarks.kernels`: a process of its own that times what it is told to.
 
 PyTorch must not be a dependency of the library, so this file needs nothing of dfpjax or JAX and runs under
-any interpreter that has torch. It reads one JSON object per line and answers each with one:
+any interpreter that has torch. It writes {"torch": version}, then reads one JSON object per line and answers
+each with one:
 
     {"lhs": […], "rhs": […], "stride": 1, "padding": 1, "groups": 1, "budget": 0.5, "rounds": 5}  →
     {"fprop": seconds, "dgrad": seconds, "wgrad": seconds}
@@ -50,6 +51,7 @@ def product(case):
 
 
 def main():
+    print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         if case["threads"]:

@@ -53,11 +53,13 @@ class Dot:
     k: int
     n: int
     batch: int = 1
+    role: str = "dot"
+    """What it is in a network."""
 
     @property
     def name(self) -> str:
         batch = f"{self.batch}×" if self.batch > 1 else ""
-        return f"dot {batch}{self.m}×{self.k}×{self.n}"
+        return f"{self.role} {batch}{self.m}×{self.k}×{self.n}"
 
     @property
     def lhs(self) -> tuple[int, ...]:
@@ -134,36 +136,70 @@ def alexnet(batch: int = 64) -> list[Conv]:
 
 
 def googlenet(batch: int = 32) -> list[Conv]:
-    """Stem and the first, a middle and the last inception module of GoogLeNet-v1 (Szegedy et al., 2015)."""
-    shapes = [
-        (3, 64, 7, 224, 2),
-        (64, 64, 1, 56),
-        (64, 192, 3, 56),
-        (192, 64, 1, 28),
-        (192, 96, 1, 28),
-        (96, 128, 3, 28),
-        (16, 32, 5, 28),
-        (512, 112, 1, 14),
-        (144, 288, 3, 14),
-        (32, 64, 5, 14),
-        (832, 384, 1, 7),
-        (192, 384, 3, 7),
-        (48, 128, 5, 7),
+    """The distinct convolutions of GoogLeNet, stem and nine modules (Szegedy et al., 2015, table 1)."""
+    stem = [(3, 64, 7, 224, 2), (64, 64, 1, 56), (64, 192, 3, 56)]
+    modules = [  # image, channels, then the columns of the table from "#1×1" to "pool proj"
+        (28, 192, 64, 96, 128, 16, 32, 32),
+        (28, 256, 128, 128, 192, 32, 96, 64),
+        (14, 480, 192, 96, 208, 16, 48, 64),
+        (14, 512, 160, 112, 224, 24, 64, 64),
+        (14, 512, 128, 128, 256, 24, 64, 64),
+        (14, 512, 112, 144, 288, 32, 64, 64),
+        (14, 528, 256, 160, 320, 32, 128, 128),
+        (7, 832, 256, 160, 320, 32, 128, 128),
+        (7, 832, 384, 192, 384, 48, 128, 128),
     ]
-    return [Conv(batch, *shape) for shape in shapes]
+    shapes = [Conv(batch, *shape) for shape in stem]
+    for image, channels, one, reduce_3, three, reduce_5, five, pool in modules:
+        shapes += [Conv(batch, channels, features, 1, image) for features in (one, reduce_3, reduce_5, pool)]
+        shapes += [Conv(batch, reduce_3, three, 3, image), Conv(batch, reduce_5, five, 5, image)]
+    return list(dict.fromkeys(shapes))
+
+
+def depthwise(batch: int = 32) -> list[Conv]:
+    """MobileNet's depthwise convolutions (Howard et al., 2017), but for the last, of 1024 channels at 7×7."""
+    shapes = [
+        (32, 112),
+        (64, 112, 2),
+        (128, 56),
+        (128, 56, 2),
+        (256, 28),
+        (256, 28, 2),
+        (512, 14),
+        (512, 14, 2),
+    ]
+    return [
+        Conv(batch, channels, channels, 3, image, *stride, groups=channels)
+        for channels, image, *stride in shapes
+    ]
 
 
 def dots() -> list[Dot]:
-    """Classifiers, square products, an LSTM's gates, and attention."""
+    """Classifiers, square products, and those of LSTM cells and of transformers."""
+    classifiers = {  # batch, features, classes or features of the next layer
+        "ResNet-50": [(32, 2048, 1000)],
+        "GoogLeNet": [(32, 1024, 1000)],
+        "VGG-16": [(64, 25088, 4096), (64, 4096, 4096), (64, 4096, 1000)],
+        "AlexNet": [(64, 9216, 4096)],  # the others are VGG-16's
+    }
     return [
-        Dot(m=32, k=2048, n=1000),
-        Dot(m=64, k=9216, n=4096),
-        Dot(m=64, k=4096, n=4096),
-        *(Dot(m=size, k=size, n=size) for size in (512, 1024, 2048, 4096)),
-        Dot(m=64, k=512, n=1024),
-        Dot(batch=96, m=197, k=64, n=197),
-        Dot(batch=96, m=197, k=197, n=64),
+        *(Dot(m=m, k=k, n=n, role=role) for role, layers in classifiers.items() for m, k, n in layers),
+        *(Dot(m=size, k=size, n=size) for size in (256, 512, 1024, 2048, 4096)),
+        # Input and hidden state side by side, and the four gates.
+        *(Dot(m=64, k=2 * size, n=4 * size, role="LSTM") for size in (512, 1024)),
+        # Twelve heads of 64 features, eight examples: 197 tokens of a vision transformer, and 512.
+        *(Dot(batch=96, m=tokens, k=64, n=tokens, role="scores") for tokens in (197, 512)),
+        *(Dot(batch=96, m=tokens, k=tokens, n=64, role="values") for tokens in (197, 512)),
+        *(Dot(m=8 * 197, k=k, n=n, role="MLP") for k, n in ((384, 1536), (1536, 384))),
     ]
 
 
-SUITES = {"resnet50": resnet50, "vgg16": vgg16, "alexnet": alexnet, "googlenet": googlenet}
+SUITES = {
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "alexnet": alexnet,
+    "googlenet": googlenet,
+    "dots": dots,
+    "depthwise": depthwise,
+}
+"""Functions of a batch size that return convolutions; dots have batch sizes of their own."""

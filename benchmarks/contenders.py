@@ -1,0 +1,147 @@
+"""What `benchmarks.kernels` times: our functions, XLA's and PyTorch's, for one shape at a time."""
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks import shapes
+from dfpjax import kernels
+from dfpjax.numbers import Quantizer
+from dfpjax.numbers.plan import make_plan
+from dfpjax.numbers.quantize import quantize_array
+from dfpjax.operations import conv_general_dilated, dot_general
+
+PASSES = ("fprop", "dgrad", "wgrad")
+KERNEL, QUANTIZED, XLA, ONEDNN = "dfp16 kernel", "dfp16 + quantize", "XLA f32", "oneDNN f32"
+
+Contenders = dict[str, Callable[[], object]]
+
+
+def ours_and_jax(case):
+    """Our operation and JAX's, as functions of (lhs, rhs)."""
+    if isinstance(case, shapes.Conv):
+        parameters = {
+            "window_strides": (case.stride,) * 2,
+            "padding": ((case.padding,) * 2,) * 2,
+            "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+            "feature_group_count": case.groups,
+        }
+        functions = conv_general_dilated, jax.lax.conv_general_dilated
+    else:
+        axis = len(case.lhs) - 1
+        batch = tuple(range(axis - 1))
+        parameters = {"dimension_numbers": (((axis,), (axis - 1,)), (batch, batch))}
+        functions = dot_general, jax.lax.dot_general
+    return [functools.partial(f, **parameters) for f in functions]
+
+
+def contractions(case):
+    """Each pass's operand shapes and contraction, as the library's own differentiation produces them."""
+    operation, _ = ours_and_jax(case)
+    lhs, rhs = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (case.lhs, case.rhs))
+    found = {}
+    for which, argument in (("dgrad", 0), ("wgrad", 1)):
+        gradient = jax.grad(lambda x, w: jnp.sum(operation(x, w) ** 2), argument)
+        for equation in jax.make_jaxpr(gradient)(lhs, rhs).eqns:
+            shapes_of = [v.aval.shape for v in equation.invars if v.aval.dtype != jnp.int32]
+            if equation.primitive.name == "dfp_contract":
+                found["fprop"] = (*shapes_of, equation.params["contraction"])
+            elif equation.primitive.name == "dfp_contract_linear":
+                found[which] = (*shapes_of, equation.params["contraction"])
+    return found
+
+
+def normal(shape) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+quantize = functools.partial(quantize_array, quantizer=Quantizer())
+
+
+def contract(contraction, threads: int):
+    """The native kernel as a function of two quantized operands, on at most so many threads (0: all)."""
+
+    def run(lhs, lhs_exponent, rhs, rhs_exponent):
+        plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+        lhs, rhs = (lax.convert_element_type(x, jnp.int16) for x in (lhs, rhs))
+        if plan.swapped:
+            lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
+        return kernels.contract(plan, lhs, rhs, lhs_exponent, rhs_exponent, threads=threads)
+
+    return run
+
+
+def ours(lhs_shape, rhs_shape, contraction) -> Contenders:
+    """The kernel alone, and the kernel with quantization of both operands, on normally distributed data."""
+    run = contract(contraction, threads=0)
+    kernel, whole = jax.jit(run), jax.jit(lambda x, y: run(*quantize(x), *quantize(y)))
+    x, y = normal(lhs_shape), normal(rhs_shape)
+    quantized = (*jax.jit(quantize)(x), *jax.jit(quantize)(y))
+    return {
+        KERNEL: lambda: kernel(*quantized).block_until_ready(),
+        QUANTIZED: lambda: whole(x, y).block_until_ready(),
+    }
+
+
+def kernel_on_threads(lhs_shape, rhs_shape, contraction, threads: list[int]) -> Contenders:
+    """The kernel alone, for each number of threads."""
+    quantized = (*jax.jit(quantize)(normal(lhs_shape)), *jax.jit(quantize)(normal(rhs_shape)))
+
+    def call(count):
+        kernel = jax.jit(contract(contraction, count))
+        return lambda: kernel(*quantized).block_until_ready()
+
+    return {str(count): call(count) for count in threads}
+
+
+def xla(case) -> Contenders:
+    """JAX's own float32 operation and its two gradients."""
+    _, operation = ours_and_jax(case)
+    x, w, dy = map(normal, (case.lhs, case.rhs, case.out))
+    functions = {
+        "fprop": (jax.jit(operation), x, w),
+        "dgrad": (jax.jit(lambda dy, w: jax.linear_transpose(lambda x: operation(x, w), x)(dy)[0]), dy, w),
+        "wgrad": (jax.jit(lambda dy, x: jax.linear_transpose(lambda w: operation(x, w), w)(dy)[0]), dy, x),
+    }
+    return {
+        which: lambda f=f, a=a, b=b: f(a, b).block_until_ready() for which, (f, a, b) in functions.items()
+    }
+
+
+class Torch:
+    """A PyTorch process that times one case at a time."""
+
+    def __init__(self, python: str):
+        worker = Path(__file__).with_name("peer_torch.py")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen([python, str(worker)], **pipes)
+        self.version: str = self._read()["torch"]
+
+    def _read(self) -> dict:
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the PyTorch process ended; its message stands above")
+        return json.loads(answer)
+
+    def seconds(self, case, **how) -> dict[str, float]:
+        request = {"lhs": case.lhs, "rhs": case.rhs, **how}
+        if isinstance(case, shapes.Conv):
+            request.update(stride=case.stride, padding=case.padding, groups=case.groups)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._read()
+
+
+def find_torch(python: str | None) -> Torch | None:
+    """PyTorch in that interpreter, or in this one; None if it is not there."""
+    python = python or sys.executable
+    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
+        return None
+    return Torch(python)
