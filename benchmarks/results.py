@@ -166,8 +166,9 @@ def chart(rows: list[Row], path: Path, title: str) -> None:
         axis.hlines([row.peak for row in chosen], starts, [i + 0.8 for i in starts], **style)
         axis.set_ylabel(f"{which}, GMAC/s")
         axis.margins(x=0.01)
-    axes[0].set_title(title)
-    axes[0].legend(ncols=len(contenders) + 1, fontsize="small", loc="lower right", framealpha=0.9)
+    axes[0].set_title(title, loc="left")
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes[0].legend(ncols=len(contenders) + 1, fontsize="small", **above)
     axes[-1].set_xticks([i + 0.4 for i in range(len(names))], names, rotation=60, ha="right")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
