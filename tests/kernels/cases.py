@@ -8,6 +8,10 @@ import jax.numpy as jnp
 
 from dfpjax.operations import conv_general_dilated, dot_general
 
+# Compiling the plain-JAX reference takes far longer than running it: XLA's shortest way, for the same bits.
+# How it comes out of XLA's usual one is tested in test_operations.py.
+COMPILED_QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 NCHW = ("NCHW", "OIHW", "NCHW")
 SAME = ((1, 1), (1, 1))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, contractions
+from cases import CASES, COMPILED_QUICKLY, contractions
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction import Contraction
@@ -36,7 +36,7 @@ def _native(*operands, plan, isa, threads):
     return kernels.contract(plan, *operands, isa=isa, threads=threads)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames="plan", compiler_options=COMPILED_QUICKLY)
 def _reference(*operands, plan):
     return run_plan(plan, *operands)
 
