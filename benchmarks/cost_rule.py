@@ -27,8 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import dfpjax
+from benchmarks.contenders import ours_and_jax
 from benchmarks.environment import use_allocator
-from benchmarks.kernels import cpu_model, operations
+from benchmarks.kernels import cpu_model
 from benchmarks.shapes import Conv, Dot
 from benchmarks.timing import best_seconds
 
@@ -166,7 +167,7 @@ def runs(macs: int) -> int:
 
 
 def measure(case, *, budget: float, rounds: int) -> Row:
-    _, operation = operations(case)
+    _, operation = ours_and_jax(case)
     (op,) = dfpjax.explain(operation, jnp.zeros(case.lhs), jnp.zeros(case.rhs)).ops
     contenders = {FLOAT32: operation, DFP16: dfpjax.mixed_precision(operation, FORCED)}
     seconds = {}

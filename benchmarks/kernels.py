@@ -98,7 +98,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--batch", type=int, help="batch size of convolutions (default: the suite's)")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each contender and pass")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=thread_counts, help="compare these numbers of threads, as in 1,4")
     parser.add_argument("--isa", help="instruction set path (default: DFPJAX_ISA, or the best one)")
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def best_seconds(contenders: dict[str, Callable[[], object]], *, budget: float = 0.5, rounds: int = 5):
+def best_seconds(contenders: dict[str, Callable[[], object]], *, budget: float = 0.5, rounds: int = 10):
     """Seconds per call of each contender.
 
     The machine is shared and its speed drifts, so contenders take turns within every round and the best

@@ -30,7 +30,7 @@ CHAINS = (256, 128, 64, 32, 16, 8, 4, 2)
 """Chain lengths to choose from, the longest certified one first; 2 is safe whatever the data. A tile's norm
 for a length is the largest sum of squares over its rows and over the aligned chains of that length."""
 NORM_SHIFT = 8
-"""A norm sums floor((x² + y²) / 2^NORM_SHIFT) + 1 over pairs of neighbours, so that a block's fits an int32."""
+"""A norm sums floor((x² + y²) / 2^NORM_SHIFT) + 1 over pairs of neighbours; a block's fits an int32."""
 CERTIFIED_BELOW = float(2**46 - 2**30)
 """A chain is certified if the product of its norms is below this: (2^31 / 2^NORM_SHIFT)² less
 a margin for float32."""
