@@ -157,7 +157,7 @@ def passes(operation, case):
 def kind(case) -> str:
     """The rule's name for what has thresholds of its own."""
     if isinstance(case, Dot):
-        return "dot product"
+        return "batched dot product" if case.batch > 1 else "dot product"
     return "grouped convolution" if case.groups > 1 else "convolution"
 
 

@@ -108,6 +108,7 @@ class Team {
 
  private:
   void run(size_t stage, int64_t unit, int worker) {
+    if (failed()) return;  // what later ranges need may be missing
     const Progress& p = progress_[stage];
     const size_t at =
         static_cast<size_t>(std::upper_bound(p.ends.begin(), p.ends.end(), unit) - p.ends.begin());

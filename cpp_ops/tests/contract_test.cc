@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "blocking.h"
 #include "isa.h"
 #include "plan.h"
 #include "reference.h"
@@ -356,10 +357,33 @@ void check_alignments() {
   }
 }
 
+// Tasks cover what they should, and every way to cut a part is taken by one of the cases below.
+void check_blockings() {
+  const auto expect = [](bool ok, const char* what) {
+    if (ok) return;
+    std::printf("FAIL blocking: %s\n", what);
+    ++failures;
+  };
+  for (const Source source : {Source::kInPlace, Source::kAlongK, Source::kAlongM})
+    for (const int64_t tiles : {1, 2, 17, 43, 1046})
+      for (const int64_t panels : {1, 3, 32, 1000})
+        for (const int64_t k : {1, 64, 600, 100000})
+          for (const int threads : {1, 3, 64}) {
+            const Blocking b = choose_blocking({2, tiles, panels, k, source, false}, threads);
+            expect(1 <= b.row_blocks && b.row_blocks <= tiles, "row blocks");
+            expect(1 <= b.panel_ranges && b.panel_ranges <= panels, "panel ranges");
+            expect(!b.share_a, "A is shared though it must not be");
+          }
+  expect(choose_blocking({1, 34, 10, 300, Source::kAlongM, true}, 4).share_a, "A is not shared");
+  expect(choose_blocking({1, 17, 2, 2600, Source::kInPlace, false}, 4).row_blocks > 1,
+         "B is not shared");
+}
+
 void run() {
   std::mt19937 random(1);
   check_validation();
   check_alignments();
+  check_blockings();
 
   std::vector<Case> cases;
   // Every remainder of rows and columns, odd k, all layouts.
@@ -377,6 +401,8 @@ void run() {
   cases.push_back(dot(70, 5, 3, 6, false, true, false, 1));
   cases.push_back(dot(2, 150, 140, 300, false, false, false, 1));
   cases.push_back(dot(1, 640, 32, 300, true, false, false, 1));
+  cases.push_back(dot(1, 100, 70, 2600, false, false, false, 11));  // several groups of k-blocks
+  cases.push_back(dot(1, 200, 640, 300, true, false, false, 2));    // a shared A
   cases.push_back(dot(1, 10, 12, 0, false, false, false, 1));
   cases.push_back(dot(3, 0, 12, 5, false, false, false, 1));
   cases.push_back(with_exponents(dot(1, 14, 70, 300, false, false, false, 1)));
@@ -397,6 +423,9 @@ void run() {
   for (const Case& t : cases)
     for (Data kind : {Data::kNormal, Data::kMedium, Data::kSmall, Data::kFull, Data::kOutliers})
       check(t, kind, 3, &random);
+  // Outputs that bypass the caches.
+  for (int64_t k : {0, 8})
+    check(dot(1, 70000, 64, k, false, false, false, 1), Data::kMedium, 3, &random);
   // Scales that leave the range of normal numbers, or of numbers.
   for (int32_t e : {-150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
     for (const Case& t :

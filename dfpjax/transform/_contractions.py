@@ -59,7 +59,9 @@ def work(eqn: JaxprEqn) -> Work:
 
 def _kind(eqn: JaxprEqn) -> Kind:
     if eqn.primitive.name == "dot_general":
-        return "dot product"
+        _, (batch, _) = eqn.params["dimension_numbers"]
+        products = math.prod(eqn.invars[0].aval.shape[axis] for axis in batch)
+        return "batched dot product" if products > 1 else "dot product"
     groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
     return "grouped convolution" if groups > 1 else "convolution"
 

@@ -76,7 +76,13 @@ def work_of(fun, *shapes) -> Work:
 
 def test_work_of_a_dot():
     found = work_of(lambda x, w: jnp.einsum("bmk,bkn->bmn", x, w), (5, 2, 3), (5, 3, 4))
-    assert found == Work(kind="dot product", macs=5 * 2 * 3 * 4, elements=5 * (2 * 3 + 3 * 4 + 2 * 4))
+    size = {"macs": 5 * 2 * 3 * 4, "elements": 5 * (2 * 3 + 3 * 4 + 2 * 4)}
+    assert found == Work(kind="batched dot product", **size)
+
+
+def test_one_dot_is_no_batch():
+    found = work_of(lambda x, w: jnp.einsum("bmk,bkn->bmn", x, w), (1, 2, 3), (1, 3, 4))
+    assert found == Work(kind="dot product", macs=2 * 3 * 4, elements=2 * 3 + 3 * 4 + 2 * 4)
 
 
 @pytest.mark.parametrize(("groups", "kind"), [(1, "convolution"), (4, "grouped convolution")])
@@ -101,7 +107,8 @@ sizes = st.integers(1, 5000)
 def test_a_larger_dot_is_never_worth_less(batch, m, k, n, grown, factor):
     def verdict(batch, m, k, n):
         elements = batch * (m * k + k * n + m * n)
-        return objection(Work(kind="dot product", macs=math.prod((batch, m, k, n)), elements=elements))
+        kind = "batched dot product" if batch > 1 else "dot product"
+        return objection(Work(kind=kind, macs=math.prod((batch, m, k, n)), elements=elements))
 
     larger = [batch, m, k, n]
     larger[grown] *= factor

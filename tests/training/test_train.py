@@ -134,7 +134,7 @@ def test_precisions():
         return convolved, x @ first, x @ last
 
     # Large enough to gain from DFP16, or the default policy would keep them in float32.
-    shapes = ((4, 16, 16, 32), (3, 3, 32, 64), (256, 512), (512, 512), (512, 512))
+    shapes = ((8, 16, 16, 32), (3, 3, 32, 64), (512, 512), (512, 512), (512, 512))
     operands = [jax.random.normal(jax.random.key(seed), shape) / 4 for seed, shape in enumerate(shapes)]
     outputs = {precision: with_precision(fun, precision)(*operands) for precision in PRECISIONS}
 
