@@ -2,6 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <sstream>
@@ -142,6 +147,26 @@ nb::list isas() {
   return result;
 }
 
+// Keeps this thread on the i-th of the cores that it may use: two threads on one core, which a
+// scheduler may leave there for seconds, would halve what is measured.
+void pin_to_core(int i) {
+#if defined(__linux__)
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+  int left = i % std::max(CPU_COUNT(&usable), 1);
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &usable) || left-- > 0) continue;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(core, &own);
+    sched_setaffinity(0, sizeof own, &own);
+    return;
+  }
+#else
+  static_cast<void>(i);
+#endif
+}
+
 // Billions of multiply-adds per second that `threads` threads reach together, best of a few runs.
 double peak(int64_t (*loop)(int64_t), int threads) {
   constexpr int64_t kIterations = 10'000'000;
@@ -150,7 +175,11 @@ double peak(int64_t (*loop)(int64_t), int threads) {
     const auto start = std::chrono::steady_clock::now();
     std::vector<int64_t> done(static_cast<size_t>(threads));
     std::vector<std::thread> workers;
-    for (int64_t& d : done) workers.emplace_back([&d, loop] { d = loop(kIterations); });
+    for (int64_t& d : done)
+      workers.emplace_back([&, i = static_cast<int>(workers.size())] {
+        pin_to_core(i);
+        d = loop(kIterations);
+      });
     for (std::thread& w : workers) w.join();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     double total = 0;
