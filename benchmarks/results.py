@@ -28,7 +28,7 @@ class Row:
     seconds: dict[str, float]
     """Of one call, for each contender; a thread count as a string is a contender too."""
     peak: float
-    """GMAC/s of the int16 dot instruction, measured next to this row: the machine's speed drifts."""
+    """GMAC/s of the int16 dot instruction on all cores: the best measured in the run."""
 
     def rate(self, contender: str) -> float:
         """GMAC/s, or NaN where the contender is missing."""
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def share(self) -> float:
-        """The kernel's share of the row's own peak."""
+        """The kernel's share of the peak."""
         return self.rate(KERNEL) / self.peak
 
 
@@ -73,7 +73,7 @@ def _table(title: str, columns, words: int) -> Table:
 
 
 def rates_table(rows: list[Row]) -> Table:
-    """Every row's rates, the kernel's share of the row's peak, and its speed as a multiple of the peers'."""
+    """Every row's rates, the kernel's share of the peak, and its speed as a multiple of the peers'."""
     columns = ("shape", "pass", "peak", KERNEL, "of peak", QUANTIZED, XLA, "× XLA", ONEDNN, "× oneDNN")
     result = _table("GMAC/s", columns, words=2)
     for row in rows:
@@ -146,7 +146,7 @@ def speed_up_table(rows: list[Row], threads: list[int], peaks: list[float]) -> T
 
 
 def chart(rows: list[Row], path: Path, title: str) -> None:
-    """Bars of every contender's rate under each row's own peak, a panel for each pass."""
+    """Bars of every contender's rate under the peak, a panel for each pass."""
     import matplotlib
 
     matplotlib.use("Agg")
