@@ -34,20 +34,25 @@ from benchmarks.timing import best_seconds
 from dfpjax import _native, runtime_info
 
 CORES = len(os.sched_getaffinity(0))
+TURNS = 3
+"""How often the processes take turns."""
 
 
 def peer_rows(suite: str, case, torch: Torch | None, **how) -> list[Row]:
     """The kernel and its peers, for every pass of one shape."""
     theirs = contenders.xla(case)
-    rows, onednn = [], []
-    for which, contraction in passes(case):
-        if torch:  # in turn with the others, so that a slow moment of the machine hits all of them
-            onednn.append(torch.seconds(case, threads=CORES, **how))
-        seconds = best_seconds({**contenders.ours(*contraction), XLA: theirs[which]}, **how)
-        rows.append(row(suite, case, which, seconds))
-    for measured in rows if torch else ():
-        measured.seconds[ONEDNN] = min(seconds[measured.which] for seconds in onednn)
-    return rows
+    ours = {which: contenders.ours(*contraction) for which, contraction in passes(case)}
+    best = {which: {} for which in ours}
+    how["budget"] /= TURNS
+    for _ in range(TURNS):  # a slow moment of the machine should hit all of them
+        onednn = torch.seconds(case, threads=CORES, **how) if torch else {}
+        for which in ours:
+            seconds = best_seconds({**ours[which], XLA: theirs[which]}, **how)
+            if which in onednn:
+                seconds[ONEDNN] = onednn[which]
+            for name, value in seconds.items():
+                best[which][name] = min(value, best[which].get(name, value))
+    return [row(suite, case, which, seconds) for which, seconds in best.items()]
 
 
 def thread_rows(suite: str, case, threads: list[int], **how) -> list[Row]:
@@ -106,7 +111,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="only shapes whose name contains this")
     parser.add_argument("--batch", type=int, help="batch size of convolutions (default: the suite's)")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each contender and pass")
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=thread_counts, help="compare these numbers of threads, as in 1,4")
     parser.add_argument("--isa", help="instruction set path (default: DFPJAX_ISA, or the best one)")
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: contenders in turn, the best of several rounds each."""
+"""How the benchmarks measure: contenders in turn, the best call of each."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from collections.abc import Callable
 def best_seconds(contenders: dict[str, Callable[[], object]], *, budget: float = 0.5, rounds: int = 10):
     """Seconds per call of each contender.
 
-    The machine is shared and its speed drifts, so contenders take turns within every round and the best
-    round of each counts. A contender is a function that returns when its work is done.
+    The machine is shared and its speed drifts, so contenders take turns in every round and the best call of
+    each counts. A contender is a function that returns when its work is done.
 
     Arguments:
         contenders: name to function.
@@ -28,8 +28,8 @@ def best_seconds(contenders: dict[str, Callable[[], object]], *, budget: float =
         for name, run in contenders.items():
             if turn >= turns[name]:
                 continue
-            start = time.perf_counter()
             for _ in range(calls[name]):
+                start = time.perf_counter()
                 run()
-            best[name] = min(best[name], (time.perf_counter() - start) / calls[name])
+                best[name] = min(best[name], time.perf_counter() - start)
     return best
