@@ -25,11 +25,11 @@ inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a
 }
 
 template <class S>
-inline void store_output(const CellArgs& t, bool finish, typename S::F scale, typename S::F total,
+inline void store_output(bool finish, bool stream, typename S::F scale, typename S::F total,
                          float* to) {
   if (finish) {
     total = S::mul_float(total, scale);
-    if (t.stream) return S::stream_float(to, total);
+    if (stream) return S::stream_float(to, total);
   }
   S::store_float(to, total);
 }
@@ -41,6 +41,7 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   const int32_t* b = t.b + column;
   const float* const* in = t.in;
   const typename S::F scale = S::broadcast_float(t.scale);
+  const bool stream = t.stream && t.pairs <= t.chain;  // else the caches have the outputs already
   for (int left = t.pairs; left > 0;) {
     const int chain = left < t.chain ? left : t.chain;
     left -= chain;
@@ -54,7 +55,7 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
         const int at = column + j * S::kLanes;
-        store_output<S>(t, finish, scale,
+        store_output<S>(finish, stream, scale,
                         S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])),
                         t.out[i] + at);
       }
@@ -89,7 +90,7 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j)
-      store_output<S>(t, t.finish, scale, total[i][j], t.out[i] + column + j * S::kLanes);
+      store_output<S>(t.finish, t.stream, scale, total[i][j], t.out[i] + column + j * S::kLanes);
 }
 
 // Walks the cell in strips of kStripVectors vectors; the last one may be narrower.
