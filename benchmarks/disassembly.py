@@ -4,8 +4,7 @@
 
 Disassembles the installed kernels with objdump and counts the instructions of every innermost loop that
 multiplies int16 pairs. A 6×4 kernel needs 4 loads and 6 broadcasts for its 24 multiply-adds; a vector moved
-to or from the stack would be a spilled sum. Fails if a 6×4 or 6×2 kernel has one (narrow kernels, for
-products with few columns, are listed only).
+to or from the stack would be a spilled sum. Fails if a 6×4 or 6×2 kernel has one.
 """
 
 import argparse
@@ -37,7 +36,7 @@ class Loop:
     kernel: str
     rows: int
     columns: int
-    """Vectors, or in narrow kernels columns, of which each has a vector along k."""
+    """In vectors."""
     multiply_adds: int
     loads: int
     """Of vectors, wherever they come from."""
