@@ -47,7 +47,7 @@ class Loop:
 
     @property
     def must_not_spill(self) -> bool:
-        return self.kernel != "narrow_cell" and self.rows == ROWS and self.columns in (2, 4)
+        return self.rows == ROWS and self.columns in (2, 4)
 
 
 def symbols(listing: str) -> Iterator[tuple[str, list[tuple[int, str]]]]:
