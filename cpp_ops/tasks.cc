@@ -130,12 +130,12 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
     float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
     for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;
-    if (!last)
-      for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
-    if (last)
+    if (last) {
       finish_tile(task, panel, tile, &cell, out, w);
-    else
-      kernels_.cell(cell);
+      continue;
+    }
+    for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
+    kernels_.cell(cell);
   }
 }
 
