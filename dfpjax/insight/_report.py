@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from dfpjax.policy import Rule
 
+Dtype = Literal["dfp16", "float32"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpRecord:
@@ -37,8 +39,18 @@ class OpRecord:
     macs: int
     """Multiply-accumulate operations of all runs together, padding included."""
 
-    dtype: Literal["dfp16", "float32"]
+    dtype: Dtype
     """`dfp16` if it is computed in dynamic fixed point, else `float32`: it stays as the program has it."""
+
+    fprop: Dtype | None
+    """Likewise for the operation as part of the forward pass; None for one of the backward pass."""
+
+    dgrad: Dtype | None
+    """For the gradient with respect to the left operand: what it will be, or is if this operation is that
+    gradient itself; None if it is another one."""
+
+    wgrad: Dtype | None
+    """For the gradient with respect to the right operand."""
 
     rule: Rule | None
     """The policy's rule that matched; None if it was the default, or if there was nothing to decide."""
@@ -79,10 +91,10 @@ class Report:
 
     def __str__(self) -> str:
         quantized = [op for op in self.ops if op.dtype == "dfp16"]
-        header = ("layer", "operation", "operands", "result", "MACs", "dtype", "why")
+        header = ("layer", "operation", "operands", "result", "MACs", "dtype", "gradients", "why")
         rows = [_row(op) for op in self.ops]
         total = f"{len(quantized)} of {len(self.ops)} operations"
-        rows.append(("total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", ""))
+        rows.append(("total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", ""))
         lines = _table(header, rows, right=(4,))
         if self.opaque:
             lines.append(f"not entered: {', '.join(self.opaque)}")
@@ -100,8 +112,16 @@ def _row(op: OpRecord) -> tuple[str, ...]:
         _shape(op.out_shape),
         f"{op.macs:,}",
         op.dtype,
+        _gradients(op),
         op.reason,
     )
+
+
+def _gradients(op: OpRecord) -> str:
+    """The dtypes of an operation's dgrad and wgrad, one if they agree; or which of the two it is."""
+    if op.fprop is None:
+        return f"is {'dgrad' if op.dgrad else 'wgrad'}" if op.dgrad or op.wgrad else "is one"
+    return op.dgrad if op.dgrad == op.wgrad else f"{op.dgrad}, {op.wgrad}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from dfpjax.insight._report import OpRecord, Report
+from dfpjax.insight._report import Dtype, OpRecord, Report
 from dfpjax.policy import Policy
+from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._contractions import QUANTIZED, macs, operand_shapes
-from dfpjax.transform._decide import decide
+from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._survey import Site
@@ -25,6 +26,8 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
         *args, **kwargs: its arguments. `jax.ShapeDtypeStruct` will do in place of an array.
         policy: as for `mixed_precision`.
 
+    A rule that matches nothing is shown and no error here, though the policy be strict.
+
     Returns:
         A report: `.ops`, one record for each operation; `.coverage`, the share of multiply-accumulate
         operations in dynamic fixed point; `.opaque` and `.unmatched`. `print(report)` shows a table.
@@ -39,19 +42,16 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
         raise TypeError(f"explain: policy must be a dfpjax.Policy, got {policy!r}")
     _, body = survey_call(fun, args, kwargs)
     bound = body.bind(policy)
-    ops = tuple(_record(site, bound) for site in body.sites())
-    used = {op.rule for op in ops}
     return Report(
-        ops=ops,
+        ops=tuple(_record(site, bound) for site in body.sites()),
         opaque=tuple(dict.fromkeys(body.opaque_primitives())),
-        unmatched=tuple(rule for rule in policy.rules if rule not in used),
+        unmatched=unmatched_rules(body.sites(), bound),
     )
 
 
 def _record(site: Site, policy: BoundPolicy) -> OpRecord:
     eqn, operation = site.eqn, site.operation
     verdict = decide(site, policy)
-    quantized = verdict.config is not None or eqn.primitive.name in QUANTIZED
     lhs_shape, rhs_shape = operand_shapes(eqn)
     if not isinstance(macs(eqn), int):
         raise ValueError(
@@ -67,7 +67,30 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         out_shape=eqn.outvars[0].aval.shape,
         count=site.count,
         macs=macs(eqn) * site.count,
-        dtype="dfp16" if quantized else "float32",
+        dtype=_own_dtype(site, verdict),
+        **_dtypes_of_passes(site, verdict),
         rule=verdict.rule,
         reason=verdict.reason,
     )
+
+
+def _own_dtype(site: Site, verdict: Verdict) -> Dtype:
+    """What the operation itself is computed in."""
+    if site.eqn.primitive.name in QUANTIZED:
+        return "dfp16"
+    if verdict.treatment is None:
+        return "float32"
+    return "dfp16" if "fprop" in verdict.treatment.passes else "float32"
+
+
+def _dtypes_of_passes(site: Site, verdict: Verdict) -> dict[Pass, Dtype | None]:
+    """What each of the operation's passes is or would be computed in; None for what the operation has not."""
+    if site.obstacle is not None:
+        # The primitive that is linear is one of the gradients, or their derivative: it is not known which.
+        own = None if site.eqn.primitive.name == "dfp_contract_linear" else _own_dtype(site, verdict)
+        return dict.fromkeys(PASSES, own)
+    if verdict.kind != "fprop":
+        own = _own_dtype(site, verdict)
+        return {name: own if name == verdict.kind else None for name in PASSES}
+    quantized = verdict.treatment.passes if verdict.treatment is not None else ()
+    return {name: "dfp16" if name in quantized else "float32" for name in PASSES}

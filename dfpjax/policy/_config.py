@@ -1,7 +1,7 @@
 """`OpConfig`: how one operation is computed in dynamic fixed point."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dfpjax.numbers import Quantizer, Quantizers
 
@@ -10,9 +10,10 @@ from dfpjax.numbers import Quantizer, Quantizers
 class PerRole:
     """One value for each part that a tensor plays in an operation.
 
-    In a program that holds its own backward pass, as `mixed_precision(jax.grad(f))` does, the backward
-    operations are operations like any other: `lhs` and `rhs` are then the operands as they stand in the
-    equation, cotangents included.
+    The parts are those of the forward operation, in its backward passes too: dgrad takes a cotangent and the
+    rhs, wgrad a cotangent and the lhs. In a program that holds its own backward pass, as
+    `mixed_precision(jax.grad(f))` does, an operation whose forward one cannot be found out has its operands'
+    parts by their place, lhs and rhs.
     """
 
     lhs: Any
@@ -25,14 +26,19 @@ class PerRole:
     """The gradients that come back to the operation."""
 
 
-_ROLES = tuple(field.name for field in fields(PerRole))
+Role = Literal["lhs", "rhs", "cotangent"]
+Pass = Literal["fprop", "dgrad", "wgrad"]
+
+ROLES: tuple[Role, ...] = get_args(Role)
+PASSES: tuple[Pass, ...] = get_args(Pass)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpConfig:
-    """How an operation is computed in dynamic fixed point.
+    """How an operation is computed in dynamic fixed point, and its gradients (Das et al., 2018, §4.1).
 
-    `bits` and `rounding` take one value for all roles, or a `PerRole`.
+    `bits` and `rounding` take one value for all roles, or a `PerRole`. A pass that is switched off runs in
+    float32, on the operands as they were before quantization.
 
     Raises:
         ValueError: if a field is not one of the values named below.
@@ -44,19 +50,34 @@ class OpConfig:
     rounding: str | PerRole = "nearest"
     """`"nearest"` (ties to even), `"stochastic"`, `"biased"` or `"truncate"`."""
 
+    fprop: bool = True
+    """Whether the operation itself is computed in dynamic fixed point."""
+
+    dgrad: bool = True
+    """Whether the gradient with respect to lhs is."""
+
+    wgrad: bool = True
+    """Whether the gradient with respect to rhs is."""
+
     force: bool = False
     """True or False: whether it is so even where the cost rule expects float32 to be faster."""
 
     def __post_init__(self):
-        if not isinstance(self.force, bool):
-            raise ValueError(f"OpConfig: force must be True or False, got {self.force!r}")
-        for role in _ROLES:
+        for switch in (*PASSES, "force"):
+            if not isinstance(getattr(self, switch), bool):
+                raise ValueError(f"OpConfig: {switch} must be True or False, got {getattr(self, switch)!r}")
+        if not any(getattr(self, name) for name in PASSES):
+            raise ValueError(
+                f"OpConfig: one of {', '.join(PASSES)} must be True; to keep an operation and its gradients "
+                "in float32, use None in place of an OpConfig"
+            )
+        for role in ROLES:
             self._quantizer(role)
 
-    @property
-    def quantizers(self) -> Quantizers:
-        """The quantizers that `dfpjax.operations` takes."""
-        return Quantizers(**{role: self._quantizer(role) for role in _ROLES})
+    def quantizers(self, lhs: Role = "lhs", rhs: Role = "rhs") -> Quantizers:
+        """The quantizers that `dfpjax.operations` takes, for operands that play these roles."""
+        parts = {"lhs": lhs, "rhs": rhs, "cotangent": "cotangent"}
+        return Quantizers(**{operand: self._quantizer(role) for operand, role in parts.items()})
 
     def _quantizer(self, role: str) -> Quantizer:
         per_role = isinstance(self.bits, PerRole) or isinstance(self.rounding, PerRole)

@@ -9,8 +9,13 @@ from jax.tree_util import GetAttrKey, KeyPath
 
 from dfpjax import _compat
 
-_JAX_SCOPES = frozenset({"checkpoint", "rematted_computation"})
-"""Scopes that JAX itself adds (`ad_checkpoint.py`); they are part of no layer's name."""
+_RECOMPUTED = "rematted_computation"
+
+FLOAT32 = "dfpjax_float32"
+"""Scope of what a transform has decided to keep in float32, for one around it to see."""
+
+_NO_LAYERS = frozenset({"checkpoint", _RECOMPUTED, FLOAT32})
+"""Scopes that are part of no layer's name: the one above and those that JAX adds (`ad_checkpoint.py`)."""
 
 PATH_KEEPING = frozenset(
     {
@@ -27,7 +32,7 @@ def layer_name(stack: Any) -> str:
     names: list[str] = []
     transposed = again = 0
     for kind, name in _compat.name_entries(stack):
-        if kind == "scope" and name not in _JAX_SCOPES:
+        if kind == "scope" and name not in _NO_LAYERS:
             names.append(name)
         elif (kind, name) == ("transform", "transpose"):
             transposed = again = len(names)
@@ -42,6 +47,20 @@ def layer_name(stack: Any) -> str:
 def in_backward_pass(stack: Any) -> bool:
     """Whether a name stack says that JAX made the equation by transposition."""
     return ("transform", "transpose") in _compat.name_entries(stack)
+
+
+def is_recomputation(stack: Any) -> bool:
+    """Whether a name stack says that the equation repeats one of the forward pass in the backward pass."""
+    entries = _compat.name_entries(stack)
+    if ("scope", _RECOMPUTED) not in entries:
+        return False
+    since = entries[::-1].index(("scope", _RECOMPUTED))
+    return ("transform", "transpose") not in entries[len(entries) - since :]
+
+
+def is_kept_float32(stack: Any) -> bool:
+    """Whether a name stack says that a transform has kept the equation in float32 already."""
+    return ("scope", FLOAT32) in _compat.name_entries(stack)
 
 
 def argument_paths(fun: Callable, args: tuple, kwargs: dict) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dfpjax.policy._config import OpConfig
+from dfpjax.policy._passes import Layers, Part
 from dfpjax.policy._rules import Operation, Position, Rule, require_config
 
 
@@ -18,13 +19,17 @@ class Policy:
     Arguments:
         rules: `Rule`s in order of precedence.
         default: for operations that no rule matches; None keeps them in float32.
+        strict: whether a rule that matches nothing in a program is an error when the program is transformed.
+            If not, `explain` shows it.
 
     Raises:
-        TypeError: if a rule is not a `Rule`, or the default is neither an `OpConfig` nor None.
+        TypeError: if a rule is not a `Rule`, the default is neither an `OpConfig` nor None, or strict is
+            neither True nor False.
     """
 
     rules: tuple[Rule, ...] = ()
     default: OpConfig | None = OpConfig()  # noqa: RUF009 (frozen)
+    strict: bool = False
 
     def __post_init__(self):
         if isinstance(self.rules, Rule | str) or not isinstance(self.rules, Iterable):
@@ -34,6 +39,8 @@ class Policy:
             if not isinstance(rule, Rule):
                 raise TypeError(f"Policy: rules must be a sequence of Rule, got {rule!r} among them")
         require_config(self.default, "Policy: default")
+        if not isinstance(self.strict, bool):
+            raise TypeError(f"Policy: strict must be True or False, got {self.strict!r}")
 
     @property
     def keeps_float32(self) -> bool:
@@ -55,12 +62,17 @@ class Decision:
     rule: Rule | None
     """The rule that decided; None for the policy's default."""
 
+    part: Part
+    """What the operation is in its layer."""
+
 
 class BoundPolicy:
     """A policy for one program. Immutable."""
 
     def __init__(self, policy: Policy, operations: Iterable[Operation]):
         self.policy = policy
+        operations = list(operations)
+        self._layers = Layers(operations)
         forward = [op for op in operations if not op.derived]
         self._chosen = {
             rule.pattern: _pick(rule.pattern, forward)
@@ -69,15 +81,30 @@ class BoundPolicy:
         }
 
     def decide(self, operation: Operation) -> Decision:
-        """The decision of the first rule that matches, or of the default."""
-        for rule in self.policy.rules:
-            if self._matches(rule.pattern, operation):
-                return Decision(config=rule.config, rule=rule)
-        return Decision(config=self.policy.default, rule=None)
+        """The decision of the first rule that matches, or of the default.
 
-    def _matches(self, pattern: str | Position, operation: Operation) -> bool:
+        An operation of a backward pass is matched by what it is known by itself and by what its forward
+        operation is known by.
+        """
+        part = self._layers.part(operation)
+        for rule in self.policy.rules:
+            if self._matches(rule.pattern, operation, part):
+                return Decision(config=rule.config, rule=rule, part=part)
+        return Decision(config=self.policy.default, rule=None, part=part)
+
+    def unmatched(self, operations: Iterable[Operation]) -> tuple[Rule, ...]:
+        """The rules that match none of the operations."""
+        parts = [(op, self._layers.part(op)) for op in operations]
+        return tuple(
+            rule
+            for rule in self.policy.rules
+            if not any(self._matches(rule.pattern, op, part) for op, part in parts)
+        )
+
+    def _matches(self, pattern: str | Position, operation: Operation, part: Part) -> bool:
         if isinstance(pattern, str):
-            return any(re.search(pattern, text) for text in (operation.name, *operation.paths))
+            known_as = (operation, *part.layer) if len(part.layer) == 1 else (operation,)
+            return any(re.search(pattern, text) for op in known_as for text in (op.name, *op.paths))
         chosen = self._chosen[pattern]
         if chosen is None:
             return False

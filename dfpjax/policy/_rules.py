@@ -26,6 +26,9 @@ class Operation:
     derived: bool
     """It stands in a backward pass or in a rule, of `jax.custom_vjp` for one, not in the program itself."""
 
+    recomputed: bool = False
+    """It stands in a backward pass, but repeats an operation of the forward pass (`jax.checkpoint`)."""
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Paths of the arguments among its operands, the right one's first: there stands a kernel, mostly."""

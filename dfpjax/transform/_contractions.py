@@ -3,7 +3,7 @@
 import math
 
 import jax.numpy as jnp
-from jax.extend.core import JaxprEqn
+from jax.extend.core import JaxprEqn, Literal, Var
 
 from dfpjax.policy._cost import Kind, Work
 
@@ -33,13 +33,17 @@ def obstacle(eqn: JaxprEqn) -> str | None:
     return None
 
 
+def factors(eqn: JaxprEqn) -> list[Var | Literal]:
+    """The operands lhs and rhs, without the exponents of those that are quantized."""
+    if _quantized(eqn):
+        return [v for v in eqn.invars if v.aval.dtype != jnp.int32]
+    return eqn.invars
+
+
 def operand_shapes(eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of lhs and rhs."""
-    operands = [v.aval for v in eqn.invars]
-    if _quantized(eqn):
-        operands = [aval for aval in operands if aval.dtype != jnp.int32]  # leave the exponents out
-    lhs, rhs = operands
-    return lhs.shape, rhs.shape
+    lhs, rhs = factors(eqn)
+    return lhs.aval.shape, rhs.aval.shape
 
 
 def macs(eqn: JaxprEqn) -> int:

@@ -1,21 +1,35 @@
 """What becomes of an operation: decided in this one place, for the rewrite and for `explain` alike."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dfpjax.policy._config import OpConfig
+from dfpjax.numbers import Quantizers
+from dfpjax.policy._config import PASSES, OpConfig, Pass
 from dfpjax.policy._cost import objection
 from dfpjax.policy._policy import BoundPolicy
-from dfpjax.policy._rules import Rule
-from dfpjax.transform._contractions import work
+from dfpjax.policy._rules import Position, Rule
+from dfpjax.transform._contractions import QUANTIZED, work
 from dfpjax.transform._survey import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """How an operation is rewritten; the operands' quantizers are those of the roles that they play."""
+
+    quantizers: Quantizers
+    passes: frozenset[Pass]
+    """Which of the operation itself and its gradients are computed in dynamic fixed point."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What becomes of an operation, and why."""
 
-    config: OpConfig | None
-    """How it is rewritten; None leaves it as it is."""
+    treatment: Treatment | None
+    """None leaves it as it is."""
+
+    kind: Pass | None
+    """What it is in its layer, as far as that can be told."""
 
     rule: Rule | None
     """The policy's rule that matched, if one did: it decided, unless `reason` names something else."""
@@ -26,9 +40,69 @@ class Verdict:
 def decide(site: Site, policy: BoundPolicy) -> Verdict:
     """Decide about one operation."""
     if site.obstacle is not None:
-        return Verdict(config=None, rule=None, reason=site.obstacle)
+        return Verdict(treatment=None, kind=None, rule=None, reason=site.obstacle)
     decision = policy.decide(site.operation)
-    said_by = "the policy's default" if decision.rule is None else repr(decision.rule)
-    if decision.config is not None and not decision.config.force and (cost := objection(work(site.eqn))):
-        return Verdict(config=None, rule=decision.rule, reason=f"{cost} (else {said_by})")
-    return Verdict(config=decision.config, rule=decision.rule, reason=said_by)
+    config, part = decision.config, decision.part
+    reason = "the policy's default" if decision.rule is None else repr(decision.rule)
+    treatment = None
+    if config is not None:
+        if not config.force and (cost := objection(work(site.eqn))):
+            reason = f"{cost} (else {reason})"
+        elif (passes := _passes(config, part.kind)) is None:
+            reason = f"{_off(config, part.kind)} ({reason})"
+        else:
+            treatment = Treatment(quantizers=config.quantizers(*part.roles), passes=passes)
+    return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason)
+
+
+def _passes(config: OpConfig, kind: Pass | None) -> frozenset[Pass] | None:
+    """The passes that are in dynamic fixed point, seen from an operation of that kind; None for none."""
+    if kind == "fprop":
+        return frozenset(name for name in PASSES if getattr(config, name))
+    wanted = getattr(config, kind) if kind is not None else config.dgrad and config.wgrad
+    return frozenset(PASSES) if wanted else None
+
+
+def _off(config: OpConfig, kind: Pass | None) -> str:
+    if kind is not None:
+        return f"{kind} is switched off"
+    off = " and ".join(name for name in ("dgrad", "wgrad") if not getattr(config, name))
+    return f"a gradient, not known which, and {off} is switched off"
+
+
+def unmatched_rules(sites: Iterable[Site], policy: BoundPolicy) -> tuple[Rule, ...]:
+    """The rules that match nothing in a program.
+
+    A program that holds operations in dynamic fixed point already is one that a transform has been at: which
+    operation was at what position is not known any more.
+    """
+    sites = list(sites)
+    unmatched = policy.unmatched(site.operation for site in sites)
+    transformed = any(site.eqn.primitive.name in QUANTIZED for site in sites)
+    return tuple(rule for rule in unmatched if not (transformed and isinstance(rule.pattern, Position)))
+
+
+def require_matches(sites: Iterable[Site], policy: BoundPolicy) -> None:
+    """Raises ValueError if the policy is strict and one of its rules matches nothing."""
+    if not policy.policy.strict:
+        return
+    sites = list(sites)
+    unmatched = unmatched_rules(sites, policy)
+    if unmatched:
+        known = dict.fromkeys(
+            text for site in sites for text in (site.operation.name, *site.operation.paths) if text
+        )
+        raise ValueError(
+            f"mixed_precision: nothing in the program matches {', '.join(map(repr, unmatched))}. "
+            f"{_listed(list(known))} Mend the pattern, drop the rule, or use a Policy without strict=True."
+        )
+
+
+_LISTED = 20
+
+
+def _listed(known: list[str]) -> str:
+    if not known:
+        return "No convolution or dot product in it has a name or takes a parameter."
+    more = f" and {len(known) - _LISTED} more (dfpjax.explain lists all)" if len(known) > _LISTED else ""
+    return f"Its layers and parameters: {', '.join(known[:_LISTED])}{more}."

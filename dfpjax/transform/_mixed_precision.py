@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, get_args, overload
 
 import jax
 from jax.core import Tracer
@@ -11,9 +11,11 @@ from jax.extend.core import ClosedJaxpr
 from jax.extend.source_info_util import new_name_stack
 
 from dfpjax import _compat
+from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
 from dfpjax.transform._cache import BoundedCache
+from dfpjax.transform._decide import require_matches
 from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._survey import Body, Scope, survey
 from dfpjax.transform._trace import Traced, arrays_of, is_array, trace
@@ -23,14 +25,18 @@ PROGRAMS_KEPT = 128
 
 
 @overload
-def mixed_precision(fun: Callable, policy: Policy | None = None) -> Callable: ...
+def mixed_precision(
+    fun: Callable, policy: Policy | None = None, *, backend: Backend = "auto"
+) -> Callable: ...
 
 
 @overload
-def mixed_precision(fun: None = None, policy: Policy | None = None) -> Callable[[Callable], Callable]: ...
+def mixed_precision(
+    fun: None = None, policy: Policy | None = None, *, backend: Backend = "auto"
+) -> Callable[[Callable], Callable]: ...
 
 
-def mixed_precision(fun=None, policy=None):
+def mixed_precision(fun=None, policy=None, *, backend="auto"):
     """Transform a function so that its convolutions and dot products run in dynamic fixed point.
 
     The result is called as `fun` is and gives what `fun` gives, from `fun`'s own arguments: nothing is added
@@ -52,19 +58,26 @@ def mixed_precision(fun=None, policy=None):
             product of float32, bfloat16, float16 or float64 operands that sums at least two products and is
             expected to gain by it. That depends on shapes alone, as they stand in `fun`: under `vmap` of the
             transformed function those of one example. `OpConfig(force=True)` asks for no gain.
+        backend: "auto" for the native kernels where the platform has them, "reference" for the same
+            arithmetic in plain JAX: the same bits, but slow.
 
     Returns:
-        The transformed function.
+        The transformed function. Called, it raises what `fun` raises, and a `ValueError` if the policy is
+        strict and one of its rules matches nothing.
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
+        ValueError: if `backend` is none of those named above.
     """
     if isinstance(fun, Policy):
         raise TypeError("mixed_precision: the policy goes second, as in mixed_precision(fun, policy)")
     if policy is not None and not isinstance(policy, Policy):
         raise TypeError(f"mixed_precision: policy must be a dfpjax.Policy, got {policy!r}")
+    if backend not in get_args(Backend):
+        known = ", ".join(map(repr, get_args(Backend)))
+        raise ValueError(f"mixed_precision: backend must be one of {known}, got {backend!r}")
     if fun is None:
-        return functools.partial(mixed_precision, policy=policy)
+        return functools.partial(mixed_precision, policy=policy, backend=backend)
     if not callable(fun):
         raise TypeError(f"mixed_precision: fun must be callable, got {fun!r}")
     programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
@@ -76,7 +89,7 @@ def mixed_precision(fun=None, policy=None):
         key = _key(leaves, in_tree)
 
         def make():
-            return _program(fun, args, kwargs, policy)
+            return _program(fun, args, kwargs, policy, backend)
 
         program = make() if key is None else programs.get_or_make(key, make, Program.is_closed)
         arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays_of(leaves))
@@ -106,9 +119,11 @@ def survey_call(fun: Callable, args: tuple, kwargs: dict) -> tuple[Traced, Body]
     return traced, survey(traced.jaxpr.jaxpr, array_paths, Scope(stack=new_name_stack()))
 
 
-def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy) -> Program:
+def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, backend: Backend) -> Program:
     traced, body = survey_call(fun, args, kwargs)
-    jaxpr = Rewriter(body.bind(policy)).rewrite(body)
+    bound = body.bind(policy)
+    require_matches(body.sites(), bound)
+    jaxpr = Rewriter(bound, backend).rewrite(body)
     return Program(traced=traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
 
 

@@ -8,20 +8,14 @@ import functools
 from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
-from jax.extend.core.primitives import convert_element_type_p
-from jax.extend.source_info_util import user_context
-from jax.sharding import AxisType
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from dfpjax import _compat, checkpoint_policies, operations
-from dfpjax.policy._config import OpConfig
+from dfpjax import _compat, checkpoint_policies
+from dfpjax.operations.primitives import Backend
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._decide import decide
 from dfpjax.transform._deferred import DEFERRED, Rewriting
-from dfpjax.transform._errors import layer_error
+from dfpjax.transform._replace import inlined
 from dfpjax.transform._subjaxprs import with_sub_jaxprs
 from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
 
@@ -33,8 +27,9 @@ class Rewriter:
     step) gives the very same result if the same becomes of it: JAX lowers and compiles by identity.
     """
 
-    def __init__(self, policy: BoundPolicy):
+    def __init__(self, policy: BoundPolicy, backend: Backend):
         self._policy = policy
+        self._backend = backend
         self._done: WeakKeyDictionary[Jaxpr, dict[Hashable, Jaxpr]] = WeakKeyDictionary()
         self._closed: WeakKeyDictionary[ClosedJaxpr, dict[int, ClosedJaxpr]] = WeakKeyDictionary()
 
@@ -42,17 +37,17 @@ class Rewriter:
         """The jaxpr of a surveyed program, rewritten."""
         if self._policy.policy.keeps_float32:
             return body.jaxpr
-        configs = tuple(decide(site, self._policy).config for site in body.sites())
+        treatments = tuple(decide(site, self._policy).treatment for site in body.sites())
         has_deferred = _has_deferred(body)
-        if not has_deferred and not any(configs):
+        if not has_deferred and not any(treatments):
             return body.jaxpr
         if has_deferred and self._policy.policy.rules:
             # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
             return self._rewritten(body)
         done = self._done.setdefault(body.jaxpr, {})
-        if configs not in done:
-            done[configs] = self._rewritten(body)
-        return done[configs]
+        if treatments not in done:
+            done[treatments] = self._rewritten(body)
+        return done[treatments]
 
     def _rewritten(self, body: Body) -> Jaxpr:
         eqns: list[JaxprEqn] = []
@@ -70,10 +65,10 @@ class Rewriter:
         return body.jaxpr.replace(eqns=eqns, effects=effects)
 
     def _site(self, site: Site) -> tuple[list[JaxprEqn], set]:
-        config = decide(site, self._policy).config
-        if config is None:
+        treatment = decide(site, self._policy).treatment
+        if treatment is None:
             return [site.eqn], set()
-        new = _inlined(site, config)
+        new = inlined(site, treatment, self._backend)
         return new, set().union(*(eqn.effects for eqn in new))
 
     def _call(self, eqn: JaxprEqn, call: Call) -> tuple[list[JaxprEqn], set]:
@@ -115,68 +110,3 @@ def _has_deferred(body: Body) -> bool:
         for index, entry in body.found.items()
         if isinstance(entry, Call)
     )
-
-
-def _inlined(site: Site, config: OpConfig) -> list[JaxprEqn]:
-    """The equations that compute a site's result in dynamic fixed point, under its own variables."""
-    eqn = site.eqn
-    source = eqn.source_info
-    name = site.operation.name or eqn.primitive.name
-    try:
-        with user_context(source.traceback), eqn.ctx.manager:
-            fun = _operation(eqn, config)
-            jaxpr, consts = _compat.trace(fun, [v.aval for v in eqn.invars], name)
-            if consts:  # not every jaxpr can hold constants, but a jitted call can
-                jaxpr, _ = _compat.trace(jax.jit(fun), [v.aval for v in eqn.invars], name)
-    except Exception as error:
-        raise layer_error(site, error) from error
-    (result,) = jaxpr.outvars
-    rename = {**dict(zip(jaxpr.invars, eqn.invars, strict=True)), result: eqn.outvars[0]}
-    return [
-        inner.replace(
-            invars=[v if isinstance(v, Literal) else rename.get(v, v) for v in inner.invars],
-            outvars=[rename.get(v, v) for v in inner.outvars],
-            source_info=inner.source_info.replace(
-                traceback=source.traceback, name_stack=source.name_stack + inner.source_info.name_stack
-            ),
-        )
-        for inner in jaxpr.eqns
-    ]
-
-
-def _operation(eqn: JaxprEqn, config: OpConfig):
-    """What an equation computes, as a function of (lhs, rhs), in dynamic fixed point.
-
-    To be traced in the equation's context.
-    """
-    params, out = eqn.params, eqn.outvars[0].aval
-    if eqn.primitive.name == "dot_general":
-        operation, names = operations.dot_general, ("dimension_numbers",)
-    else:
-        operation = operations.conv_general_dilated
-        names = (
-            "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
-            "feature_group_count", "batch_group_count",
-        )  # fmt: skip
-    operation = functools.partial(
-        operation, **{name: params[name] for name in names}, quantizers=config.quantizers
-    )
-
-    def computed(lhs, rhs):
-        result = operation(
-            lax.convert_element_type(lhs, jnp.float32), lax.convert_element_type(rhs, jnp.float32)
-        )
-        if (result.dtype, result.aval.weak_type) == (out.dtype, out.weak_type):
-            return result
-        return convert_element_type_p.bind(
-            result, new_dtype=out.dtype, weak_type=out.weak_type, sharding=None
-        )
-
-    # Under explicit sharding the result's sharding is part of its type. The equation's own is right, and how
-    # to get there is left to the partitioner.
-    mesh = jax.sharding.get_abstract_mesh()
-    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(axis for axis, kind in types if kind == AxisType.Explicit)
-    if explicit:
-        return jax.sharding.auto_axes(computed, axes=explicit, out_sharding=out.sharding)
-    return computed

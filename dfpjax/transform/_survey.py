@@ -6,10 +6,16 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from dfpjax.policy._layers import PATH_KEEPING, in_backward_pass, layer_name
+from dfpjax.policy._layers import (
+    PATH_KEEPING,
+    in_backward_pass,
+    is_kept_float32,
+    is_recomputation,
+    layer_name,
+)
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Operation
-from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, obstacle
+from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, factors, obstacle
 from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, opened, sub_jaxprs
 
 Origins = Sequence[Hashable]
@@ -124,10 +130,12 @@ def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:
     operation = Operation(
         primitive=eqn.primitive.name,
         name=layer_name(stack),
-        operands=tuple(origin_of(v) for v in eqn.invars),
+        operands=tuple(origin_of(v) for v in factors(eqn)),
         derived=scope.derived or in_backward_pass(stack),
+        recomputed=is_recomputation(stack),
     )
-    return Site(eqn=eqn, operation=operation, obstacle=obstacle(eqn), count=scope.count)
+    kept = "in float32 by an OpConfig already" if is_kept_float32(stack) else None
+    return Site(eqn=eqn, operation=operation, obstacle=kept or obstacle(eqn), count=scope.count)
 
 
 def _call(eqn: JaxprEqn, inside: list[SubJaxpr], stack: Any, origin_of: Callable, scope: Scope) -> Call:

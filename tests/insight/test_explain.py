@@ -254,7 +254,7 @@ def test_provenance_follows_layout_changes_and_calls():
 def test_table():
     text = str(explain(small_net, *SMALL, policy=policies.paper()))
     header, rule, conv, dense, rule2, total = text.splitlines()
-    assert header.split() == ["layer", "operation", "operands", "result", "MACs", "dtype", "why"]
+    assert header.split() == ["layer", "operation", "operands", "result", "MACs", "dtype", "gradients", "why"]
     assert set(rule) == {"─", " "} and rule == rule2
     assert conv.startswith("conv   conv_general_dilated  [2,16,16,4] x [3,3,4,8]  [2,8,8,8]  36,864  float32")
     assert "Rule(Position('conv_general_dilated', 0), None)" in conv

@@ -134,4 +134,4 @@ def test_force_is_part_of_the_value():
     assert forced == OpConfig(force=True) != OpConfig()
     assert hash(forced) == hash(OpConfig(force=True))
     assert repr(forced) == "OpConfig(force=True)"
-    assert forced.quantizers == OpConfig().quantizers
+    assert forced.quantizers() == OpConfig().quantizers()

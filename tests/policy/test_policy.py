@@ -7,19 +7,19 @@ from dfpjax.policy import OpConfig, PerRole, Policy, Position, Rule, policies
 from dfpjax.policy._rules import Operation
 
 
-def operation(name="", operands=(), primitive="dot_general", derived=False):
+def operation(name="", operands=(None, None), primitive="dot_general", derived=False):
     return Operation(primitive=primitive, name=name, operands=tuple(operands), derived=derived)
 
 
 def test_config_gives_quantizers():
-    quantizers = OpConfig(bits=12, rounding="truncate").quantizers
+    quantizers = OpConfig(bits=12, rounding="truncate").quantizers()
     expected = Quantizer(bits=12, rounding="truncate")
     assert (quantizers.lhs, quantizers.rhs, quantizers.cotangent) == (expected, expected, expected)
 
 
 def test_config_per_role():
     config = OpConfig(bits=PerRole(lhs=8, rhs=12, cotangent=16), rounding="biased")
-    quantizers = config.quantizers
+    quantizers = config.quantizers()
     assert [q.bits for q in (quantizers.lhs, quantizers.rhs, quantizers.cotangent)] == [8, 12, 16]
     assert {q.rounding for q in (quantizers.lhs, quantizers.rhs, quantizers.cotangent)} == {"biased"}
 
@@ -35,6 +35,11 @@ def test_config_per_role():
             {"rounding": "up"},
             r"OpConfig: rounding must be one of nearest, stochastic, biased, truncate, got 'up'",
         ),
+        ({"dgrad": 1}, r"OpConfig: dgrad must be True or False, got 1"),
+        (
+            {"fprop": False, "dgrad": False, "wgrad": False},
+            r"OpConfig: one of fprop, dgrad, wgrad must be True; .* use None in place of an OpConfig",
+        ),
         (
             {"rounding": PerRole(lhs="nearest", rhs="nearest", cotangent="down")},
             r"OpConfig, cotangent: rounding must be one of .*, got 'down'",
@@ -48,7 +53,7 @@ def test_config_is_validated(fields, message):
 
 def test_repr_shows_what_is_not_default():
     assert repr(OpConfig()) == "OpConfig()"
-    assert repr(OpConfig(bits=12)) == "OpConfig(bits=12)"
+    assert repr(OpConfig(bits=12, wgrad=False)) == "OpConfig(bits=12, wgrad=False)"
     assert repr(Rule("Dense_0$", None)) == "Rule('Dense_0$', None)"
     assert (
         repr(Rule(policies.LAST_DOT, OpConfig(bits=8)))
@@ -110,6 +115,11 @@ def test_policies_are_values():
         make().default = None
 
 
+def test_strict_is_a_bool():
+    with pytest.raises(TypeError, match="Policy: strict must be True or False, got 'yes'"):
+        Policy(strict="yes")
+
+
 def test_first_match_wins():
     first, second = Rule("Dense", None), Rule("Dense_0", OpConfig(bits=8))
     bound = Policy(rules=[first, second]).bind([])
@@ -125,7 +135,7 @@ def test_rules_search_name_and_paths():
     bound = Policy(rules=[Rule(r"^params/Conv_\d/kernel$", None), Rule(r"Attention/", None)]).bind([])
     assert bound.decide(operation("Net/Conv_3", ["x", "params/Conv_3/kernel"])).config is None
     assert bound.decide(operation("Net/Attention/scores")).config is None
-    assert bound.decide(operation("", ["params/Conv_3/bias"])).config == OpConfig()
+    assert bound.decide(operation("", [None, "params/Conv_3/bias"])).config == OpConfig()
     assert Policy(rules=[Rule("", None)]).bind([]).decide(operation("")).config is None
 
 
@@ -146,8 +156,10 @@ def test_a_position_that_is_not_there_matches_nothing():
 def test_backward_operations_go_with_their_layer():
     features = object()
     weight = operation("", [features, "w"])
-    bound = Policy(rules=[Rule(policies.LAST_DOT, None)]).bind([operation("", ["v"]), weight])
-    assert bound.decide(operation("", ["w"], derived=True)).config is None
+    bound = Policy(rules=[Rule(policies.LAST_DOT, None)]).bind([operation("", [None, "v"]), weight])
+    assert bound.decide(operation("", [object(), "w"], derived=True)).config is None
     assert bound.decide(operation("", [object(), features], derived=True)).config is None
-    assert bound.decide(operation("", ["v"], derived=True)).config == OpConfig()
-    assert bound.decide(operation("", ["w"])).config == OpConfig()  # another operation of the program itself
+    assert bound.decide(operation("", [object(), "v"], derived=True)).config == OpConfig()
+    assert (
+        bound.decide(operation("", [None, "w"])).config == OpConfig()
+    )  # another operation of the program itself

@@ -1,0 +1,121 @@
+"""What replaces a convolution or dot product: the equations that compute it in dynamic fixed point."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core.primitives import convert_element_type_p
+from jax.extend.source_info_util import user_context
+from jax.sharding import AxisType
+
+from dfpjax import _compat, operations
+from dfpjax.operations.primitives import Backend
+from dfpjax.policy._config import PASSES, Pass
+from dfpjax.policy._layers import FLOAT32
+from dfpjax.transform._decide import Treatment
+from dfpjax.transform._errors import layer_error
+from dfpjax.transform._survey import Site
+
+
+def inlined(site: Site, treatment: Treatment, backend: Backend) -> list[JaxprEqn]:
+    """The equations that compute a site's result in dynamic fixed point, under its own variables."""
+    eqn = site.eqn
+    source = eqn.source_info
+    name = site.operation.name or eqn.primitive.name
+    try:
+        with user_context(source.traceback), eqn.ctx.manager:
+            fun = _operation(eqn, treatment, backend)
+            jaxpr, consts = _compat.trace(fun, [v.aval for v in eqn.invars], name)
+            if consts:  # not every jaxpr can hold constants, but a jitted call can
+                jaxpr, _ = _compat.trace(jax.jit(fun), [v.aval for v in eqn.invars], name)
+    except Exception as error:
+        raise layer_error(site, error) from error
+    (result,) = jaxpr.outvars
+    rename = {**dict(zip(jaxpr.invars, eqn.invars, strict=True)), result: eqn.outvars[0]}
+    return [
+        inner.replace(
+            invars=[v if isinstance(v, Literal) else rename.get(v, v) for v in inner.invars],
+            outvars=[rename.get(v, v) for v in inner.outvars],
+            source_info=inner.source_info.replace(
+                traceback=source.traceback, name_stack=source.name_stack + inner.source_info.name_stack
+            ),
+        )
+        for inner in jaxpr.eqns
+    ]
+
+
+def _operation(eqn: JaxprEqn, treatment: Treatment, backend: Backend) -> Callable:
+    """What an equation computes, as a function of (lhs, rhs), in dynamic fixed point.
+
+    To be traced in the equation's context.
+    """
+    params, out = eqn.params, eqn.outvars[0].aval
+    if eqn.primitive.name == "dot_general":
+        operation, names = operations.dot_general, ("dimension_numbers",)
+    else:
+        operation = operations.conv_general_dilated
+        names = (
+            "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
+            "feature_group_count", "batch_group_count",
+        )  # fmt: skip
+    operation = functools.partial(
+        operation,
+        **{name: params[name] for name in names},
+        quantizers=treatment.quantizers,
+        backend=backend,
+    )
+
+    def quantized(lhs, rhs):
+        result = operation(
+            lax.convert_element_type(lhs, jnp.float32), lax.convert_element_type(rhs, jnp.float32)
+        )
+        if (result.dtype, result.aval.weak_type) == (out.dtype, out.weak_type):
+            return result
+        return convert_element_type_p.bind(
+            result, new_dtype=out.dtype, weak_type=out.weak_type, sharding=None
+        )
+
+    computed = _by_pass(quantized, functools.partial(_kept, eqn), treatment.passes)
+
+    # Under explicit sharding the result's sharding is part of its type. The equation's own is right, and how
+    # to get there is left to the partitioner.
+    mesh = jax.sharding.get_abstract_mesh()
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    explicit = tuple(axis for axis, kind in types if kind == AxisType.Explicit)
+    if explicit:
+        return jax.sharding.auto_axes(computed, axes=explicit, out_sharding=out.sharding)
+    return computed
+
+
+def _kept(eqn: JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """An equation's own operation, marked for another transform to leave it alone."""
+    with jax.named_scope(FLOAT32):
+        return eqn.primitive.bind(lhs, rhs, **eqn.params)
+
+
+def _by_pass(quantized: Callable, kept: Callable, passes: frozenset[Pass]) -> Callable:
+    """An operation of which some passes, the operation itself or its gradients, are not quantized.
+
+    Both functions are linear in each of their two operands, so either of them can give any of the passes.
+    """
+    if passes == frozenset(PASSES):
+        return quantized
+    fprop, dgrad, wgrad = (quantized if name in passes else kept for name in ("fprop", "dgrad", "wgrad"))
+    computed = jax.custom_jvp(fprop)
+
+    @functools.partial(computed.defjvp, symbolic_zeros=True)
+    def _jvp(primals, tangents):
+        lhs, rhs = primals
+        out = computed(lhs, rhs)
+        terms = []
+        if not isinstance(tangents[0], SymbolicZero):
+            terms.append(jax.jvp(lambda lhs: dgrad(lhs, rhs), (lhs,), tangents[:1])[1])
+        if not isinstance(tangents[1], SymbolicZero):
+            terms.append(jax.jvp(lambda rhs: wgrad(lhs, rhs), (rhs,), tangents[1:])[1])
+        return out, functools.reduce(lax.add, terms)
+
+    return computed
