@@ -1,7 +1,7 @@
 """`mixed_precision`: the transformation of a function."""
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, overload
 
@@ -63,7 +63,8 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
 
     Returns:
         The transformed function. Called, it raises what `fun` raises, and a `ValueError` if the policy is
-        strict and one of its rules matches nothing.
+        strict and one of its rules matches nothing, or if `fun` changes an object among its arguments (a
+        `flax.nnx` module with batch statistics) and does not return the change, which would be lost.
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
@@ -121,10 +122,26 @@ def survey_call(fun: Callable, args: tuple, kwargs: dict) -> tuple[Traced, Body]
 
 def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, backend: Backend) -> Program:
     traced, body = survey_call(fun, args, kwargs)
+    if traced.lost:
+        raise ValueError(_lost_changes(fun, traced.lost))
     bound = body.bind(policy)
     require_matches(body.sites(), bound)
     jaxpr = Rewriter(bound, backend).rewrite(body)
     return Program(traced=traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
+
+
+_LISTED = 5
+
+
+def _lost_changes(fun: Callable, changed: Sequence[str]) -> str:
+    name = getattr(fun, "__name__", type(fun).__name__)
+    more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
+    return (
+        f"mixed_precision: {name} changes what an object among its arguments holds "
+        f"({', '.join(changed[:_LISTED])}{more}). It works on a copy, as under jax.jit, and the change would "
+        "be lost. Have it return what changes; for a flax.nnx module: nnx.split it, nnx.merge it inside of "
+        "the function, and return its new nnx.state."
+    )
 
 
 def _key(leaves: list[Any], in_tree) -> Hashable | None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, valid_jaxtype
 from jax.interpreters.ad import Zero
-from jax.tree_util import PyTreeDef
+from jax.tree_util import DictKey, GetAttrKey, KeyPath, PyTreeDef, SequenceKey
 
 
 def is_array(leaf: Any) -> bool:
@@ -60,6 +60,10 @@ class Traced:
     out_tree: PyTreeDef
     out_leaves: tuple[Any, ...]
 
+    lost: tuple[str, ...]
+    """Where the function has changed an object among its arguments, such as a `flax.nnx` module, and does not
+    return what it has set there: it got a copy. A change of a dict or a list is its own affair."""
+
     def results(self, arrays: Sequence[Any]) -> Any:
         """What the function returns, given the arrays in it."""
         return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, map(_as_jax_array, arrays)))
@@ -82,8 +86,10 @@ def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:
     def of_arrays(*arrays):
         nonlocal out
         args, kwargs = jax.tree.unflatten(in_tree, _with_arrays(static, arrays))
+        held = _held_by_objects((args, kwargs))
         out_leaves, out_tree = jax.tree.flatten(fun(*args, **kwargs))
-        out = out_tree, _without_arrays(out_leaves)
+        lost = _changed(held, _held_by_objects((args, kwargs)), returned=out_leaves)
+        out = out_tree, _without_arrays(out_leaves), lost
         return arrays_of(out_leaves)
 
     # So that JAX's messages speak of `fun`, and of arguments by their place among the arrays.
@@ -91,5 +97,26 @@ def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:
     of_arrays.__signature__ = inspect.signature(of_arrays)
     of_arrays.__wrapped__ = fun
     jaxpr = jax.make_jaxpr(of_arrays)(*arrays_of(leaves))
-    out_tree, out_leaves = out
-    return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves)
+    out_tree, out_leaves, lost = out
+    return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves, lost=lost)
+
+
+def _held_by_objects(tree: Any) -> dict[KeyPath, Any]:
+    """The leaves below an object: anything but dicts, lists, tuples and the `flax.nnx.Variable` in them."""
+
+    def in_object(path: KeyPath) -> bool:
+        *inside, last = path
+        keys = inside if last == GetAttrKey("value") else path
+        return not all(isinstance(key, SequenceKey | DictKey) for key in keys)
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {path: leaf for path, leaf in leaves if in_object(path)}
+
+
+def _changed(before: dict[KeyPath, Any], after: dict[KeyPath, Any], *, returned: list) -> tuple[str, ...]:
+    kept = {id(leaf) for leaf in (*before.values(), *returned)}
+    return tuple(
+        jax.tree_util.keystr(path[2:], simple=True, separator="/")  # without (args, kwargs)[i][j]
+        for path, leaf in after.items()
+        if id(leaf) not in kept
+    )

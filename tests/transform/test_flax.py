@@ -147,3 +147,46 @@ def test_nnx_rules_by_provenance():
         assert (floats(jaxpr), quantized(jaxpr)) == (1, 1)
         whole = mixed_precision(jax.grad(lambda params, rest: forward(params, rest, X).sum()), policy)
         assert floats(jax.make_jaxpr(whole)(params, rest)) >= 1
+
+
+def test_nnx_changes_of_a_module_are_not_lost_silently():
+    """A module among the arguments is a copy inside, as under `jax.jit`: its new statistics stay there."""
+
+    def forward(model, x):
+        return model(x)
+
+    for wrap in (lambda f: f, nnx.jit, jax.jit):
+        with pytest.raises(
+            ValueError, match=r"forward changes .* \(norm/mean/value, norm/var/value\).*nnx\.split"
+        ):
+            wrap(mixed_precision(forward, FORCED))(NnxNet(nnx.Rngs(0)), X)
+    with pytest.raises(ValueError, match="norm/mean/value"):
+        nnx.value_and_grad(mixed_precision(lambda model, x: model(x).sum(), FORCED))(NnxNet(nnx.Rngs(0)), X)
+
+
+def test_nnx_modules_as_arguments():
+    """Where nothing changes, or what changes is returned, a module may be passed as it is."""
+    model = NnxNet(nnx.Rngs(0))
+    transformed = mixed_precision(lambda model, x: (model(x), nnx.state(model)), FORCED)
+    out, state = nnx.jit(transformed)(model, X)
+    expected = model(X)
+    assert 0 < relative_error(out, expected) < 1e-3
+    assert relative_error(state, nnx.state(model)) < 1e-3  # the model has its new statistics by now
+    model.eval()
+    gradient = nnx.grad(mixed_precision(lambda model, x: (model(x) ** 2).sum(), FORCED))
+    assert relative_error(gradient(model, X), nnx.grad(lambda m, x: (m(x) ** 2).sum())(model, X)) < 3e-3
+
+
+def test_nnx_state_may_be_changed_by_a_merged_module():
+    graph, state = nnx.split(NnxNet(nnx.Rngs(0)))
+
+    def forward(state, x):
+        model = nnx.merge(graph, state)  # shares its variables with the state
+        return model(x), nnx.state(model)
+
+    (out, new), (expected, expected_new) = (
+        mixed_precision(forward, FORCED)(state, X),
+        jax.jit(forward)(state, X),
+    )
+    assert 0 < relative_error(out, expected) < 1e-3
+    assert relative_error(new, expected_new) < 1e-3
