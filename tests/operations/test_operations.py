@@ -73,6 +73,17 @@ def test_the_reference_lowering_gives_the_same_bits():
             np.testing.assert_array_equal(native, portable)
 
 
+@pytest.mark.parametrize(
+    ("platforms", "native"), [(["cpu"], True), (["cuda"], False), (["rocm"], False), (["tpu"], False)]
+)
+def test_other_platforms_get_plain_hlo(platforms, native):
+    ours, _, operands = pair("3x3_strided")
+    step = jax.jit(lambda *operands: jax.grad(loss, (1, 2))(ours, *operands))
+    lowered = step.trace(*operands).lower(lowering_platforms=tuple(platforms)).as_text()
+    assert ("custom_call @dfpjax" in lowered) == native
+    assert ("convolution" in lowered) is False  # no float32 stands in for it
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_values_surface_everywhere(bad):
     ours, _, (x, w) = pair("3x3")
