@@ -79,9 +79,18 @@ class Arguments {
   std::string error_;
 };
 
-ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
-                    ffi::Result<ffi::AnyBuffer> c, ffi::ThreadPool pool,
-                    ffi::Dictionary attributes) {
+int chain_length(Arguments* arguments) {
+  const auto length = arguments->attribute<int64_t>("chain");
+  if (length >= 2 && length <= kBlock && (length & (length - 1)) == 0)
+    return static_cast<int>(length);
+  arguments->complain("chain: must be a power of two from 2 to " + std::to_string(kBlock));
+  return 2;
+}
+
+// What both handlers do; `saturated` is null for certified chains.
+ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
+               ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated, ffi::ThreadPool pool,
+               ffi::Dictionary attributes) {
   try {
     Arguments arguments(attributes);
     const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
@@ -91,8 +100,17 @@ ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::
     const auto plan = arguments.attribute<ffi::Span<const int64_t>>("plan");
     const std::string isa(arguments.attribute<std::string_view>("isa"));
     const auto threads = arguments.attribute<int64_t>("threads");
-    if (attributes.size() > 3)
+    Chains chains;
+    int32_t* counts = nullptr;
+    if (saturated != nullptr) {
+      chains.length = chain_length(&arguments);
+      chains.bounded = arguments.attribute<bool>("bounded");
+      counts = arguments.buffer<ffi::S32>("saturated", *saturated);
+      if (attributes.size() > 5)
+        arguments.complain("there is an attribute beside plan, chain, bounded, isa, threads");
+    } else if (attributes.size() > 3) {
       arguments.complain("there is an attribute beside plan, isa, threads");
+    }
     if (threads < 0) arguments.complain("threads: must not be negative");
     arguments.complain(
         check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
@@ -105,14 +123,31 @@ ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::
     const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
     std::vector<Part> parts;
     arguments.complain(decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts));
+    SaturationCounts saturations(saturated != nullptr ? size(*saturated) : 0);
+    if (saturated != nullptr && !saturations.fits(parts))
+      arguments.complain("saturated: must have as many elements as there are examples in G");
     if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
+    chains.saturated = &saturations;
     XlaExecutor executor(&pool, threads);
-    if (!run_plan(parts, operands, *kernels, executor))
+    if (!run_plan(parts, operands, chains, *kernels, executor))
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
+    if (counts != nullptr) saturations.write(counts);
     return ffi::Error::Success();
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
   }
+}
+
+ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
+                    ffi::Result<ffi::AnyBuffer> c, ffi::ThreadPool pool,
+                    ffi::Dictionary attributes) {
+  return run(a, b, ea, eb, c, nullptr, pool, attributes);
+}
+
+ffi::Error fixed_chain(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
+                       ffi::Result<ffi::AnyBuffer> c, ffi::Result<ffi::AnyBuffer> saturated,
+                       ffi::ThreadPool pool, ffi::Dictionary attributes) {
+  return run(a, b, ea, eb, c, &*saturated, pool, attributes);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
@@ -125,9 +160,21 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
                                   .Ctx<ffi::ThreadPool>()
                                   .Attrs());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, fixed_chain,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attrs());
+
 nb::dict registrations() {
   nb::dict result;
   result["dfpjax_contract_v1"] = nb::capsule(reinterpret_cast<void*>(contract_v1));
+  result["dfpjax_fixed_chain_v1"] = nb::capsule(reinterpret_cast<void*>(fixed_chain_v1));
   return result;
 }
 

@@ -1,6 +1,7 @@
 #include "contract.h"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 
 #include "index.h"
@@ -76,22 +77,36 @@ class Empty : public Job {
   bool contiguous_, stream_;
 };
 
-std::unique_ptr<Job> make_job(const Part& part, const Operands& operands,
+std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const Chains& chains,
                               const KernelTable& kernels, int threads) {
   if (part.K == 0) return std::make_unique<Empty>(part, operands);
-  if (part.mode == Mode::kLanes) return make_lanes(part, operands, kernels, threads);
-  return make_tiles(part, operands, kernels, threads);
+  if (part.mode == Mode::kLanes && chains.length == 0)
+    return make_lanes(part, operands, kernels, threads);
+  return make_tiles(part, operands, chains, kernels, threads);
 }
 
 }  // namespace
 
-bool run_plan(const std::vector<Part>& parts, const Operands& operands, const KernelTable& kernels,
-              Executor& executor) {
+bool SaturationCounts::fits(const std::vector<Part>& parts) const {
+  const auto examples = static_cast<int64_t>(counts_.size());
+  return std::all_of(parts.begin(), parts.end(), [examples](const Part& part) {
+    return examples > 0 && part.G % examples == 0;
+  });
+}
+
+void SaturationCounts::write(int32_t* to) const {
+  for (const auto& count : counts_)
+    *to++ =
+        static_cast<int32_t>(std::min<int64_t>(count.load(), std::numeric_limits<int32_t>::max()));
+}
+
+bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
+              const KernelTable& kernels, Executor& executor) {
   try {
     std::vector<std::unique_ptr<Job>> jobs;
     std::vector<Stage> stages(Job::kStages);
     for (const Part& part : parts) {
-      jobs.push_back(make_job(part, operands, kernels, executor.threads()));
+      jobs.push_back(make_job(part, operands, chains, kernels, executor.threads()));
       jobs.back()->enlist(&stages);
     }
     return run_stages(executor, stages);

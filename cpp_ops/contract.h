@@ -2,6 +2,7 @@
 #ifndef DFPJAX_CONTRACT_H_
 #define DFPJAX_CONTRACT_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -20,9 +21,37 @@ struct Operands {
   float* c;
 };
 
+// Counts saturated chains, for each of the examples that make up G, evenly and in order.
+class SaturationCounts {
+ public:
+  explicit SaturationCounts(int64_t examples) : counts_(static_cast<size_t>(examples)) {
+    for (auto& count : counts_) count = 0;
+  }
+  // Whether the G of every part can be divided so.
+  bool fits(const std::vector<Part>& parts) const;
+  // Integers: the sum does not depend on who adds first.
+  void add(const Part& part, int64_t g, int64_t count) {
+    const int64_t groups = part.G / static_cast<int64_t>(counts_.size());
+    counts_[static_cast<size_t>(g / groups)].fetch_add(count, std::memory_order_relaxed);
+  }
+  // Writes the counts; those that are too large as the largest int32.
+  void write(int32_t* to) const;
+
+ private:
+  std::vector<std::atomic<int64_t>> counts_;
+};
+
+// How long the exact sums are.
+struct Chains {
+  int length = 0;  // products: a power of two up to kBlock; 0 for the longest that is certified
+  // The rest is for chains of a given length.
+  bool bounded = false;  // mantissas are too small for any sum to leave int32: nothing is checked
+  SaturationCounts* saturated = nullptr;
+};
+
 // Runs a decoded plan. Returns false if there was not enough memory.
-bool run_plan(const std::vector<Part>& parts, const Operands& operands, const KernelTable& kernels,
-              Executor& executor);
+bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
+              const KernelTable& kernels, Executor& executor);
 
 // Outputs of that size are not worth a place in the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
@@ -35,9 +64,10 @@ class Job {
   virtual void enlist(std::vector<Stage>* stages) = 0;
 };
 
-// For parts of the respective mode, with K > 0. Throw std::bad_alloc.
-std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands,
+// For parts with K > 0. Throw std::bad_alloc.
+std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
                                 const KernelTable& kernels, int threads);
+// For certified chains and parts of mode "lanes", which tiles can run, too, though slowly.
 std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
                                 const KernelTable& kernels, int threads);
 

@@ -38,6 +38,8 @@ struct CellArgs {
   bool finish;  // multiply by `scale` on the way out
   bool stream;  // `out` is 64-byte aligned and not needed soon: bypass the caches
   float scale;
+  // Null if no sum can leave int32; else sums are saturated, and this counts how many were.
+  int64_t* saturated;
 };
 inline constexpr int kColumnQuantum = 16;
 inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads are provided

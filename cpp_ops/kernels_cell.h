@@ -158,8 +158,40 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
     for (int j = 0; j < t.narrow; ++j) t.out[i][j] = sums[i / 4][4 * j + i % 4];
 }
 
+// For chains that may overflow: sums of 64 bits, saturated when a chain ends. Plain loops, which
+// the compiler vectorizes; data for which many cells come here are not worth more.
+__attribute__((noinline)) void saturating_cell(const CellArgs& t) {
+  constexpr int64_t kLeast = INT32_MIN, kMost = INT32_MAX;
+  for (int i = 0; i < t.rows; ++i) {
+    const int32_t* a = t.a + i * t.a_row;
+    const int32_t* b = t.b;
+    const float* in = t.in[i];
+    float* out = t.out[i];
+    for (int start = 0; start < t.pairs; start += t.chain) {
+      const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
+      int64_t sum[kPanelColumns] = {};
+      for (int k = start; k < end; ++k, a += t.a_pair, b += t.columns) {
+        const int32_t low = static_cast<int16_t>(*a), high = *a >> 16;
+        for (int j = 0; j < t.columns; ++j)
+          sum[j] += int64_t{low * static_cast<int16_t>(b[j])} + int64_t{high * (b[j] >> 16)};
+      }
+      int64_t saturated = 0;
+      for (int j = 0; j < t.columns; ++j) {
+        saturated += sum[j] < kLeast || sum[j] > kMost;
+        const int64_t above = sum[j] < kLeast ? kLeast : sum[j];
+        out[j] = in[j] + static_cast<float>(static_cast<int32_t>(above > kMost ? kMost : above));
+      }
+      *t.saturated += saturated;
+      in = out;
+    }
+    if (t.finish)
+      for (int j = 0; j < t.columns; ++j) out[j] *= t.scale;
+  }
+}
+
 template <class S>
 void cell(const CellArgs& t) {
+  if (t.saturated != nullptr) return saturating_cell(t);
   if constexpr (S::kNarrow)
     if (t.b_quads != nullptr && t.rows == kTileRows && t.chain % 4 == 0) return narrow_cell<S>(t);
   switch (t.rows) {

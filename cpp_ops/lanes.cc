@@ -90,7 +90,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kern
       a_(operands.a + part.base_a),
       c_(operands.c + part.base_c),
       bounds_(make_bounds(part.windows)),
-      pack_b_(lanes_as_columns(part), operands.b, kernels),
+      pack_b_(lanes_as_columns(part), operands.b, kernels, false),
       a_g_(outer_.g, &Dim::stride_a, &part.windows),
       a_m_(part.m, &Dim::stride_a, &part.windows),
       a_k_(part.k, &Dim::stride_a, &part.windows),

@@ -72,7 +72,7 @@ void Preview::step() {
   }
 }
 
-PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels)
+PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels, bool norms)
     : kernels_(kernels),
       base_(a + part.base_a),
       g_(part.g, &Dim::stride_a, &part.windows),
@@ -80,6 +80,7 @@ PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels)
       k_(part.k, &Dim::stride_a, &part.windows),
       origin_{},
       bounds_(make_bounds(part.windows)),
+      wants_norms_(norms),
       source_(k_.run_extent() >= m_.run_extent() ? Source::kAlongK : Source::kAlongM) {
   int64_t reach = 1;
   for (const auto* dims : {&part.m, &part.k})
@@ -135,8 +136,9 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
     kernels_.pack_pairs(base_, bounds_, space->points.get(), static_cast<int>(k), space->runs.get(),
                         runs, space->zeros.data(), space->edge.get(), out, stride,
                         static_cast<int>(stride - rows));
-    kernels_.norms_pairs(out, stride, static_cast<int>(rows), static_cast<int>(ceil_div(k, 2)),
-                         kTileRows, norms);
+    if (wants_norms_)
+      kernels_.norms_pairs(out, stride, static_cast<int>(rows), static_cast<int>(ceil_div(k, 2)),
+                           kTileRows, norms);
     packed[i] = {out, 1, stride};
   }
 }
@@ -180,6 +182,7 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
                            &space->runs[static_cast<size_t>(i * kBlock)],
                            space->run_counts[static_cast<size_t>(i)], const_cast<int16_t*>(tile),
                            stride);
+      if (!wants_norms_) continue;
       kernels_.norms_rows(tile, stride, tile_rows,
                           static_cast<int>(round_up(block_size(block + i), 32)),
                           &norms[i * norms_stride]);
@@ -187,12 +190,13 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
   }
 }
 
-PackerB::PackerB(const Part& part, const int16_t* b, const KernelTable& kernels)
+PackerB::PackerB(const Part& part, const int16_t* b, const KernelTable& kernels, bool norms)
     : kernels_(kernels),
       base_(b + part.base_b),
       g_(part.g, &Dim::stride_b, nullptr),
       n_(part.n, &Dim::stride_b, nullptr),
       k_(part.k, &Dim::stride_b, nullptr),
+      wants_norms_(norms),
       along_k_(k_.run_extent() > n_.run_extent()) {}
 
 int64_t PackerB::block_words(int64_t columns, int64_t k) {
@@ -264,6 +268,7 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
       pack_words(g, n + whole * kPanelColumns, panel_columns(whole), k0, k, space,
                  out + whole * panel_stride);
   }
+  if (!wants_norms_) return;
   for (int64_t p = 0; p < panels; ++p) {
     const int width = static_cast<int>(round_up(panel_columns(p), kColumnQuantum));
     kernels_.norms_pairs(out + p * panel_stride, width, width, static_cast<int>(ceil_div(k, 2)),

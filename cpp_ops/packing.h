@@ -75,7 +75,8 @@ struct PackedA {
 // Packs k-blocks for ranges of rows.
 class PackerA {
  public:
-  PackerA(const Part& part, const int16_t* a, const KernelTable& kernels);
+  // Norms are left as they are if nobody wants them.
+  PackerA(const Part& part, const int16_t* a, const KernelTable& kernels, bool norms);
 
   Source source() const { return source_; }
   // Whether elements belong to several rows, most of them to neighbouring ones.
@@ -102,6 +103,7 @@ class PackerA {
   Axis g_, m_, k_;
   Point origin_;
   Bounds bounds_;
+  const bool wants_norms_;
   Source source_;
   int64_t row_step_ = 0;  // between rows used in place
   bool overlapping_;
@@ -110,7 +112,7 @@ class PackerA {
 // Packs blocks of up to kBlock consecutive k for column panels.
 class PackerB {
  public:
-  PackerB(const Part& part, const int16_t* b, const KernelTable& kernels);
+  PackerB(const Part& part, const int16_t* b, const KernelTable& kernels, bool norms);
 
   // Words that a block of that size takes.
   static int64_t block_words(int64_t columns, int64_t k);
@@ -133,6 +135,7 @@ class PackerB {
   const KernelTable& kernels_;
   const int16_t* base_;
   Axis g_, n_, k_;
+  const bool wants_norms_;
   bool along_k_;  // runs along k rather than along n
 };
 

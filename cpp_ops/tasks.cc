@@ -71,6 +71,20 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
     }
   }
   if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
+  if (w->saturated > 0) chains_.saturated->add(p_, task.g, w->saturated);
+  w->saturated = 0;
+}
+
+// The chain of a cell; sums that could leave int32 are saturated.
+void Tiles::choose_chain(const Norms& row, const Norms& column, CellArgs* cell,
+                         Workspace* w) const {
+  cell->saturated = nullptr;
+  if (chains_.length == 0) {
+    cell->chain = chain_pairs(row, column);
+    return;
+  }
+  cell->chain = chains_.length / 2;
+  if (!chains_.bounded && chain_pairs(row, column) < cell->chain) cell->saturated = &w->saturated;
 }
 
 // Previews a packed block of B that is used next.
@@ -124,7 +138,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     const int64_t local = tile - task.tile;
     cell.a = a.words + local * kTileRows * a.row_stride;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
-    cell.chain = chain_pairs(a_norms[local], b_norms);
+    choose_chain(a_norms[local], b_norms, &cell, w);
     w->next_a.step();
     w->next_b.step();
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);

@@ -16,12 +16,14 @@ constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahea
 
 }  // namespace
 
-Tiles::Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads)
+Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
+             const KernelTable& kernels, int threads)
     : p_(part),
+      chains_(chains),
       kernels_(kernels),
       c_(operands.c + part.base_c),
-      pack_a_(part, operands.a, kernels),
-      pack_b_(part, operands.b, kernels),
+      pack_a_(part, operands.a, kernels, !chains.bounded),
+      pack_b_(part, operands.b, kernels, !chains.bounded),
       c_g_(part.g, &Dim::stride_c, nullptr),
       c_m_(part.m, &Dim::stride_c, nullptr),
       c_n_(part.n, &Dim::stride_c, nullptr),
@@ -191,9 +193,9 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
   }
 }
 
-std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands,
+std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
                                 const KernelTable& kernels, int threads) {
-  return std::make_unique<Tiles>(part, operands, kernels, threads);
+  return std::make_unique<Tiles>(part, operands, chains, kernels, threads);
 }
 
 }  // namespace dfpjax

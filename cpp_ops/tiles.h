@@ -20,7 +20,8 @@ namespace dfpjax {
 
 class Tiles : public Job {
  public:
-  Tiles(const Part& part, const Operands& operands, const KernelTable& kernels, int threads);
+  Tiles(const Part& part, const Operands& operands, const Chains& chains,
+        const KernelTable& kernels, int threads);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -45,7 +46,8 @@ class Tiles : public Job {
     float* sums_of(int64_t panel, int64_t tile) const {
       return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
     }
-    int64_t tiles;  // of a panel of sums
+    int64_t tiles;          // of a panel of sums
+    int64_t saturated = 0;  // chains of the task
   };
   struct Block {
     int64_t k, size;
@@ -57,6 +59,7 @@ class Tiles : public Job {
   void run_task(const Task& task, const Task* next, Workspace* w) const;
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
+  void choose_chain(const Norms& row, const Norms& column, CellArgs* cell, Workspace* w) const;
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
   void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
@@ -79,6 +82,7 @@ class Tiles : public Job {
   }
 
   const Part& p_;
+  const Chains chains_;
   const KernelTable& kernels_;
   float* const c_;
   const PackerA pack_a_;

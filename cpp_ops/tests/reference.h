@@ -8,7 +8,9 @@
 
 namespace dfpjax {
 
-void run_reference(const std::vector<Part>& parts, const Operands& operands);
+// Chains of `chain` products, saturated, or certified ones if it is 0. Returns how many were
+// saturated.
+int64_t run_reference(const std::vector<Part>& parts, const Operands& operands, int chain);
 
 }  // namespace dfpjax
 
