@@ -14,6 +14,7 @@ from dfpjax.insight import explain as explain
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import runtime_info as runtime_info
 from dfpjax.numbers import DFPArray as DFPArray
+from dfpjax.numbers import FixedChain as FixedChain
 from dfpjax.numbers import dequantize as dequantize
 from dfpjax.numbers import dfp16 as dfp16
 from dfpjax.numbers import quantize as quantize

@@ -2,4 +2,5 @@
 
 from dfpjax.kernels.native import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels.native import contract as contract
+from dfpjax.kernels.native import contract_fixed_chain as contract_fixed_chain
 from dfpjax.kernels.native import runtime_info as runtime_info

@@ -9,8 +9,8 @@ import numpy as np
 from dfpjax import _native
 from dfpjax.numbers.plan import Plan
 
-# The target's name carries a version: a program serialized with jax.export outlives the library that made it.
-_TARGET = "dfpjax_contract_v1"
+# The targets' names carry a version: a program serialized with jax.export outlives the library that made it.
+_CERTIFIED, _FIXED_CHAIN = "dfpjax_contract_v1", "dfpjax_fixed_chain_v1"
 
 for _name, _capsule in _native.registrations().items():
     jax.ffi.register_ffi_target(_name, _capsule, platform="cpu")
@@ -26,7 +26,7 @@ def contract(
     isa: str = "",
     threads: int = 0,
 ) -> jax.Array:
-    """Run a plan in native code, on XLA's own thread pool.
+    """Run a plan with certified chains in native code, on XLA's own thread pool.
 
     Arguments:
         plan: from `dfpjax.numbers.plan.make_plan`.
@@ -38,9 +38,49 @@ def contract(
     Returns:
         float32 of shape `plan.out_shape`, bit-identical to `dfpjax.numbers.reference.run_plan`.
     """
-    call = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
-    encoded = np.asarray(plan.encode(), np.int64)
-    return call(a, b, exponent_a, exponent_b, plan=encoded, isa=isa, threads=np.int64(threads))
+    call = jax.ffi.ffi_call(_CERTIFIED, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
+    return call(a, b, exponent_a, exponent_b, **_attributes(plan, isa, threads))
+
+
+def contract_fixed_chain(
+    plan: Plan,
+    a: jax.Array,
+    b: jax.Array,
+    exponent_a: jax.Array,
+    exponent_b: jax.Array,
+    *,
+    length: int,
+    bounded: bool = False,
+    examples: int = 1,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Run a plan with chains of one length, saturated to int32.
+
+    Arguments:
+        plan, a, b, exponent_a, exponent_b, isa, threads: as `contract` takes them.
+        length: products in a chain, a power of two from 2 to 256.
+        bounded: promises that the mantissas are too small for any chain to overflow: nothing is checked, and
+            sums wrap if the promise does not hold.
+        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+
+    Returns:
+        float32 of shape `plan.out_shape`, and how many chains of each example were saturated as
+        int32[examples], at most 2³¹ − 1; both bit-identical to
+        `dfpjax.numbers.reference.run_plan_fixed_chain`.
+    """
+    results = [
+        jax.ShapeDtypeStruct(plan.out_shape, jnp.float32),
+        jax.ShapeDtypeStruct((examples,), jnp.int32),
+    ]
+    chain = {"chain": np.int64(length), "bounded": bounded}
+    call = jax.ffi.ffi_call(_FIXED_CHAIN, results)
+    out, saturated = call(a, b, exponent_a, exponent_b, **chain, **_attributes(plan, isa, threads))
+    return out, saturated
+
+
+def _attributes(plan: Plan, isa: str, threads: int) -> dict:
+    return {"plan": np.asarray(plan.encode(), np.int64), "isa": isa, "threads": np.int64(threads)}
 
 
 @dataclass(frozen=True, kw_only=True)

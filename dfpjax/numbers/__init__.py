@@ -1,6 +1,8 @@
 """Numbers: the dynamic fixed point format, its JAX dtype, and the reference arithmetic (Das et al., 2018,
 §3)."""
 
+from dfpjax.numbers.accumulation import Accumulation as Accumulation
+from dfpjax.numbers.accumulation import FixedChain as FixedChain
 from dfpjax.numbers.array import DFPArray as DFPArray
 from dfpjax.numbers.array import dequantize as dequantize
 from dfpjax.numbers.array import quantize as quantize

@@ -4,6 +4,7 @@ It is also what the operations lower to where there are no native kernels. It ma
 matrices, so it is meant for study, tests and portability, not for speed.
 """
 
+import functools
 import math
 
 import jax
@@ -27,7 +28,7 @@ from dfpjax.numbers.quantize import scale_by_power_of_two
 def run_plan(
     plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array
 ) -> jax.Array:
-    """Run a plan.
+    """Run a plan with certified chains.
 
     Arguments:
         plan: from `make_plan`.
@@ -37,17 +38,54 @@ def run_plan(
     Returns:
         float32 of shape `plan.out_shape`.
     """
+    out, _ = _run(plan, a, b, exponent_a, exponent_b, 0)
+    return out
+
+
+def run_plan_fixed_chain(
+    plan: Plan,
+    a: jax.Array,
+    b: jax.Array,
+    exponent_a: jax.Array,
+    exponent_b: jax.Array,
+    *,
+    length: int,
+    examples: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Run a plan with chains of one length, saturated to int32.
+
+    Arguments:
+        plan, a, b, exponent_a, exponent_b: as `run_plan` takes them.
+        length: products in a chain, one of `CHAINS`.
+        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+
+    Returns:
+        float32 of shape `plan.out_shape`, and how many chains of each example were saturated:
+        int32[examples].
+    """
+    out, saturated = _run(plan, a, b, exponent_a, exponent_b, length)
+    counts = jnp.zeros(examples, jnp.int32)
+    for groups in saturated:
+        counts += groups.reshape(examples, -1).sum(axis=1, dtype=jnp.int32)
+    return out, counts
+
+
+def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Array, list[jax.Array]]:
+    """The result, and for each part how many chains were saturated: int32[g]. A length of 0 stands for
+    certified chains."""
     out = jnp.zeros(math.prod(plan.out_shape), jnp.float32)
+    saturated = []
     for part in plan.parts:
         g, m, n = (tuple(d.extent for d in dims) for dims in (part.g, part.m, part.n))
         if 0 in (*g, *m, *n):
             continue
-        total = _sum(part, a.ravel(), b.ravel()).reshape(*g, *m, *n)
+        total, count = _sum(part, a.ravel(), b.ravel(), length)
+        saturated.append(count)
         free = (*part.g, *part.m, *part.n)
         exponent = _take(exponent_a, free, "exponent_a") + _take(exponent_b, free, "exponent_b")
         address = part.base_c + _addresses(free, "c")
-        out = out.at[address.ravel()].set(scale_by_power_of_two(total, exponent).ravel())
-    return out.reshape(plan.out_shape)
+        out = out.at[address.ravel()].set(scale_by_power_of_two(total.reshape(*g, *m, *n), exponent).ravel())
+    return out.reshape(plan.out_shape), saturated
 
 
 def _addresses(dims, field: str, offset: int = 0) -> np.ndarray:
@@ -93,14 +131,14 @@ def _pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     return jnp.pad(x, widths)
 
 
-def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Σ_k A · B as float32[g, m, n], not yet scaled."""
+def _sum(part: Part, a: jax.Array, b: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """Σ_k A · B as float32[g, m, n], not yet scaled, and the number of saturated chains of each g."""
     a = _matrix(a, part.g, part.m, part.k, "a", part.base_a, part.bounds)
     b = _matrix(b, part.g, part.n, part.k, "b", part.base_b)
     g, m, k = a.shape
     n = b.shape[1]
     if k == 0:
-        return jnp.zeros((g, m, n), jnp.float32)
+        return jnp.zeros((g, m, n), jnp.float32), jnp.zeros(g, jnp.int32)
     a = _pad_to_multiple(_pad_to_multiple(a, 1, ROW_TILE), 2, BLOCK).reshape(
         g, -1, ROW_TILE, -(-k // BLOCK), BLOCK
     )
@@ -109,23 +147,25 @@ def _sum(part: Part, a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = jnp.moveaxis(a, 3, 0), jnp.moveaxis(b, 3, 0)  # blocks first
 
     zero = jnp.zeros((g, a.shape[2] * ROW_TILE, b.shape[2] * COLUMN_TILE), jnp.float32)
-    total = None
+    total, saturated = None, jnp.zeros(g, jnp.int32)
+    add_block = functools.partial(_add_block_fixed_chain, length) if length else _add_block
     for start in range(0, a.shape[0], part.blocks_per_split):
         stop = start + part.blocks_per_split
-        partial, _ = lax.scan(
-            lambda running, block: (_add_block(part, running, *block), None),
-            zero,
+        (partial, saturated), _ = lax.scan(
+            lambda sums, block: (add_block(part, sums, *block), None),
+            (zero, saturated),
             (a[start:stop], b[start:stop]),
         )
         total = partial if total is None else total + partial
-    return total[:, :m, :n]
+    return total[:, :m, :n], saturated
 
 
-def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Add one block's chain sums to the running sum.
+def _add_block(part: Part, sums, a: jax.Array, b: jax.Array):
+    """Add one block's certified chain sums to the running sums.
 
     a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256].
     """
+    running, saturated = sums
     g = a.shape[0]
     chain = jnp.full((), 2) if part.lanes else _chain_length(a, b)
     a_pairs = jnp.moveaxis(a.reshape(g, -1, BLOCK // 2, 2), 2, 0)
@@ -142,7 +182,33 @@ def _add_block(part: Part, running: jax.Array, a: jax.Array, b: jax.Array) -> ja
     ends = jnp.arange(2, BLOCK + 1, 2)
     sums = (running, jnp.zeros(running.shape, jnp.int32))
     (running, _), _ = lax.scan(add_pair, sums, (ends, a_pairs, b_pairs))
-    return running
+    return running, saturated
+
+
+def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.Array):
+    """Add one block's saturated chain sums to the running sums, and their number to the counts.
+
+    a and b are as `_add_block` takes them. A's mantissas are split in two bytes, high · 2^8 + low, so that
+    the sums of either stay inside int32 for 256 products.
+    """
+    g = a.shape[0]
+    chains = [jnp.moveaxis(x.reshape(g, -1, BLOCK // length, length), 2, 0) for x in (a, b)]
+    dot = functools.partial(jnp.einsum, "gmk,gnk->gmn", preferred_element_type=jnp.int32)
+
+    def add_chain(sums, chain):
+        running, saturated = sums
+        a, b = chain
+        low = dot(a & 255, b)
+        high = dot(a >> 8, b) + (low >> 8)
+        exact = jnp.left_shift(high, 8) | (low & 255)
+        above, below = high >= 1 << 23, high < -(1 << 23)
+        limits = np.iinfo(np.int32)
+        exact = jnp.where(above, limits.max, jnp.where(below, limits.min, exact))
+        saturated = saturated + (above | below).sum(axis=(1, 2), dtype=jnp.int32)
+        return (running + exact.astype(jnp.float32), saturated), None
+
+    sums, _ = lax.scan(add_chain, sums, tuple(chains))
+    return sums
 
 
 def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -3,3 +3,5 @@ al., 2018, §4.1)."""
 
 from dfpjax.operations.conv import conv_general_dilated as conv_general_dilated
 from dfpjax.operations.dot import dot_general as dot_general
+from dfpjax.operations.saturation import SaturatedChains as SaturatedChains
+from dfpjax.operations.saturation import saturated_chains as saturated_chains

@@ -6,8 +6,9 @@ import jax
 from jax import lax
 
 from dfpjax.numbers import Quantizers
+from dfpjax.numbers.accumulation import Accumulation
 from dfpjax.numbers.contraction import Contraction, Window
-from dfpjax.operations.dot import _require_float32, contract
+from dfpjax.operations.dot import Problem, _require_float32, contract
 from dfpjax.operations.primitives import Backend
 
 
@@ -23,6 +24,7 @@ def conv_general_dilated(
     feature_group_count: int = 1,
     batch_group_count: int = 1,
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
+    accumulation: Accumulation = "certified",
     backend: Backend = "auto",
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with both operands quantized, exact integer chains and float32 sums
@@ -33,6 +35,7 @@ def conv_general_dilated(
         window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             batch_group_count: as in JAX; padding may be negative.
         quantizers: bits and rounding of the operands and of the cotangents.
+        accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
 
     Returns:
@@ -40,8 +43,36 @@ def conv_general_dilated(
 
     Raises:
         TypeError: if an operand is not float32.
-        ValueError: if shapes and parameters do not fit (JAX's own message).
+        ValueError: if shapes and parameters do not fit (JAX's own message), or if the accumulation does not
+            suit the quantizers' bits.
     """
+    problem = conv_problem(
+        lhs,
+        rhs,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+    )
+    return contract(problem, quantizers, accumulation, backend)
+
+
+def conv_problem(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+) -> Problem:
+    """What `conv_general_dilated` contracts."""
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
     spatial = lhs.ndim - 2
     lhs_dilation = tuple(lhs_dilation or (1,) * spatial)
@@ -92,7 +123,7 @@ def conv_general_dilated(
     contraction = Contraction(
         lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=split_out_shape, windows=windows
     )
-    return contract(lhs, rhs, contraction, quantizers, backend).reshape(out_shape)
+    return Problem(lhs, rhs, contraction, out_shape)
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:

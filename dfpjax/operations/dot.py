@@ -1,10 +1,13 @@
 """`dot_general` in dynamic fixed point."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from dfpjax.numbers import Quantizers
-from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.accumulation import Accumulation, check_roles, pre_shifted
+from dfpjax.numbers.contraction import Contraction, Shape
 from dfpjax.numbers.quantize import quantize_array
 from dfpjax.operations import primitives
 from dfpjax.operations.primitives import Backend
@@ -16,6 +19,7 @@ def dot_general(
     *,
     dimension_numbers,
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
+    accumulation: Accumulation = "certified",
     backend: Backend = "auto",
 ) -> jax.Array:
     """`jax.lax.dot_general` with both operands quantized, exact integer chains and float32 sums between them.
@@ -24,6 +28,7 @@ def dot_general(
         lhs, rhs: float32 arrays.
         dimension_numbers: ((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch)), as in JAX.
         quantizers: bits and rounding of the operands and of the cotangents.
+        accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
 
     Returns:
@@ -31,13 +36,31 @@ def dot_general(
 
     Raises:
         TypeError: if an operand is not float32, or the shapes do not fit.
+        ValueError: if the accumulation does not suit the quantizers' bits.
     """
+    problem = dot_problem(lhs, rhs, dimension_numbers=dimension_numbers)
+    return contract(problem, quantizers, accumulation, backend)
+
+
+class Problem(NamedTuple):
+    """What an operation contracts."""
+
+    lhs: jax.Array
+    """float32, with the contraction's axes."""
+    rhs: jax.Array
+    contraction: Contraction
+    out_shape: Shape
+    """The result's shape as JAX has it: the contraction's may have more axes."""
+
+
+def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers) -> Problem:
+    """What `dot_general` contracts."""
     _require_float32("dot_general", lhs=lhs, rhs=rhs)
     out = jax.eval_shape(
         lambda x, y: jax.lax.dot_general(x, y, dimension_numbers), lhs, rhs
     )  # checks the shapes
     contraction = dot_contraction(lhs.ndim, rhs.ndim, dimension_numbers, out.shape)
-    return contract(lhs, rhs, contraction, quantizers, backend)
+    return Problem(lhs, rhs, contraction, out.shape)
 
 
 def dot_contraction(lhs_ndim: int, rhs_ndim: int, dimension_numbers, out_shape) -> Contraction:
@@ -56,16 +79,27 @@ def dot_contraction(lhs_ndim: int, rhs_ndim: int, dimension_numbers, out_shape) 
 
 
 def contract(
-    lhs: jax.Array, rhs: jax.Array, contraction: Contraction, quantizers: Quantizers, backend: Backend
+    problem: Problem, quantizers: Quantizers, accumulation: Accumulation, backend: Backend
 ) -> jax.Array:
     """Quantize both operands and contract them."""
-    return primitives.contract(
-        *quantize_array(lhs, quantizers.lhs),
-        *quantize_array(rhs, quantizers.rhs),
-        contraction=contraction,
-        cotangent=quantizers.cotangent,
-        backend=backend,
-    )
+    operands, params = quantized(problem, quantizers, accumulation, backend)
+    return primitives.contract(*operands, **params).reshape(problem.out_shape)
+
+
+def quantized(
+    problem: Problem, quantizers: Quantizers, accumulation: Accumulation, backend: Backend
+) -> tuple[tuple, dict]:
+    """Operands and parameters of `contract_p`."""
+    check_roles(accumulation, quantizers)
+    quantizers = pre_shifted(quantizers, accumulation)
+    operands = (*quantize_array(problem.lhs, quantizers.lhs), *quantize_array(problem.rhs, quantizers.rhs))
+    return operands, {
+        "contraction": problem.contraction,
+        "cotangent": quantizers.cotangent,
+        "accumulation": accumulation,
+        "bits": (quantizers.lhs.bits, quantizers.rhs.bits),
+        "backend": backend,
+    }
 
 
 def _require_float32(function: str, **operands) -> None:

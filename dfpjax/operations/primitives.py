@@ -1,4 +1,4 @@
-"""The two JAX primitives of the library, and how they differentiate, batch and lower.
+"""The JAX primitives of the library, and how they differentiate, batch and lower.
 
 `contract_p` takes two quantized operands. Its derivative is a sum of `contract_linear_p`, which is linear
 in one float32 operand (a tangent or a cotangent, quantized when it runs) and holds the other one
@@ -7,9 +7,13 @@ any order, stay within the two (Das et al., 2018, §4.1).
 
 Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so
 residuals are 16 bits wide.
+
+With a `FixedChain`, `saturated_chains_p` gives the number of saturated chains of a contraction. It lowers to
+the same call of the native kernel, with both results, so XLA runs the kernel once for the two primitives.
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -20,27 +24,36 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat, kernels
 from dfpjax.numbers import Quantizer
+from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.plan import make_plan
 from dfpjax.numbers.quantize import quantize_slices
-from dfpjax.numbers.reference import run_plan
+from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
 
 Backend = Literal["auto", "reference"]
 
 contract_p = Primitive("dfp_contract")
 contract_linear_p = Primitive("dfp_contract_linear")
+saturated_chains_p = Primitive("dfp_saturated_chains")
 
 
 # --- evaluation -----------------------------------------------------------------------------------
 
 
 def contract(*operands, **params) -> jax.Array:
-    """Bind `contract_p`."""
+    """Bind `contract_p`.
+
+    Arguments:
+        operands: (lhs, lhs_exponent, rhs, rhs_exponent).
+        params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
+            lhs's and rhs's mantissas; backend. The bits are what the products take: any shift of the
+            accumulation has gone into them.
+    """
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
 
 def contract_linear(*operands, **params) -> jax.Array:
-    """Bind `contract_linear_p`."""
+    """Bind `contract_linear_p`: (lhs in float32, rhs, rhs_exponent), and `contract`'s parameters."""
     return contract_linear_p.bind(*_compat.vary_together(*operands), **params)
 
 
@@ -48,35 +61,82 @@ def _abstract_eval(lhs, *_, contraction: Contraction, **params):
     return _compat.result_aval(lhs, contraction.out_shape, jnp.dtype("float32"))
 
 
-def _run(lhs, lhs_exponent, rhs, rhs_exponent, *, contraction: Contraction, native: bool):
+def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
+    """How many chains an equation of `contract_p` or `contract_linear_p` saturates.
+
+    Arguments:
+        primitive, operands, params: the equation's.
+
+    Returns:
+        int32 of the shape of the axes that vmap added; 0 for certified chains, and at most 2³¹ − 1.
+    """
+    if primitive is contract_linear_p:
+        lhs, *rhs = operands
+        contraction = params["contraction"]
+        axes = contraction.mapped_axes(contraction.lhs)
+        operands = (*quantize_slices(lhs, params["cotangent"], axes), *rhs)
+    return saturated_chains_p.bind(*_compat.vary_together(*operands), **params)
+
+
+def _abstract_saturated_chains(lhs, *_, contraction: Contraction, **params):
+    return _compat.result_aval(lhs, _examples(contraction), jnp.dtype("int32"))
+
+
+def _examples(contraction: Contraction) -> tuple[int, ...]:
+    """Extents of the axes that vmap added; they come first."""
+    return contraction.out_shape[: len(contraction.mapped)]
+
+
+def _plan_and_operands(lhs, lhs_exponent, rhs, rhs_exponent, contraction: Contraction):
     plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
     a, b = (lax.convert_element_type(x, jnp.int16) for x in (lhs, rhs))
     if plan.swapped:
         a, b, lhs_exponent, rhs_exponent = b, a, rhs_exponent, lhs_exponent
-    return (kernels.contract if native else run_plan)(plan, a, b, lhs_exponent, rhs_exponent)
+    return plan, a, b, lhs_exponent, rhs_exponent
 
 
-def _contract(lhs, lhs_exponent, rhs, rhs_exponent, *, contraction, cotangent, backend, native):
+def _run_fixed_chain(operands, contraction: Contraction, length: int, bits, native: bool):
+    """The result, and how many chains were saturated."""
+    examples = _examples(contraction)
+    chains = {"length": length, "examples": math.prod(examples)}
+    if native:
+        run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
+    else:
+        run = run_plan_fixed_chain
+    out, saturated = run(*_plan_and_operands(*operands, contraction), **chains)
+    return out, saturated.reshape(examples)
+
+
+def _contract(*operands, contraction, cotangent, accumulation, bits, backend, native):
     native = native and backend == "auto"
-    return _run(lhs, lhs_exponent, rhs, rhs_exponent, contraction=contraction, native=native)
+    if accumulation == "certified":
+        return (kernels.contract if native else run_plan)(*_plan_and_operands(*operands, contraction))
+    return _run_fixed_chain(operands, contraction, accumulation.length, bits, native)[0]
 
 
-def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend, native):
+def _contract_linear(lhs, *rhs, contraction, cotangent, **params):
     quantized = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
+    return _contract(*quantized, *rhs, contraction=contraction, cotangent=cotangent, **params)
+
+
+def _saturated_chains(*operands, contraction, cotangent, accumulation, bits, backend, native):
+    if accumulation == "certified":
+        return jnp.zeros(_examples(contraction), jnp.int32)
     native = native and backend == "auto"
-    return _run(*quantized, rhs, rhs_exponent, contraction=contraction, native=native)
+    return _run_fixed_chain(operands, contraction, accumulation.length, bits, native)[1]
 
 
-def _register(primitive, function):
-    primitive.def_abstract_eval(_abstract_eval)
+def _register(primitive, abstract_eval, function):
+    primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     for platform, native in ((None, False), ("cpu", True)):
         lowered = mlir.lower_fun(functools.partial(function, native=native), multiple_results=False)
         mlir.register_lowering(primitive, lowered, platform=platform)
 
 
-_register(contract_p, _contract)
-_register(contract_linear_p, _contract_linear)
+_register(contract_p, _abstract_eval, _contract)
+_register(contract_linear_p, _abstract_eval, _contract_linear)
+_register(saturated_chains_p, _abstract_saturated_chains, _saturated_chains)
 
 
 # --- differentiation ------------------------------------------------------------------------------
@@ -90,31 +150,44 @@ def _is_zero(tangent) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def _contract_jvp(primals, tangents, *, contraction: Contraction, **params):
-    lhs, lhs_exponent, rhs, rhs_exponent = primals
-    out = contract(*primals, contraction=contraction, **params)
-    terms = []
-    if not _is_zero(tangents[0]):
-        linear = contract_linear(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
-        terms.append(linear)
-    if not _is_zero(tangents[2]):
-        linear = contract_linear(tangents[2], lhs, lhs_exponent, contraction=contraction.swap(), **params)
-        terms.append(linear)
-    return out, _add(terms, out)
-
-
-def _contract_linear_jvp(primals, tangents, *, contraction: Contraction, cotangent: Quantizer, **params):
+def linear_parts(contraction: Contraction, cotangent: Quantizer, bits, **params) -> tuple[dict, dict]:
+    """`contract_linear`'s parameters for the derivative by lhs, and for the one by rhs."""
     params = {**params, "cotangent": cotangent}
-    lhs, rhs, rhs_exponent = primals
-    out = contract_linear(*primals, contraction=contraction, **params)
+    return (
+        {**params, "contraction": contraction, "bits": (cotangent.bits, bits[1])},
+        {**params, "contraction": contraction.swap(), "bits": (cotangent.bits, bits[0])},
+    )
+
+
+def _contract_jvp(primals, tangents, **params):
+    lhs, lhs_exponent, rhs, rhs_exponent = primals
+    out = contract(*primals, **params)
+    of_lhs, of_rhs = linear_parts(**params)
     terms = []
     if not _is_zero(tangents[0]):
-        linear = contract_linear(tangents[0], rhs, rhs_exponent, contraction=contraction, **params)
-        terms.append(linear)
-    if not _is_zero(tangents[1]):
-        held = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
-        terms.append(contract_linear(tangents[1], *held, contraction=contraction.swap(), **params))
+        terms.append(contract_linear(tangents[0], rhs, rhs_exponent, **of_lhs))
+    if not _is_zero(tangents[2]):
+        terms.append(contract_linear(tangents[2], lhs, lhs_exponent, **of_rhs))
     return out, _add(terms, out)
+
+
+def _contract_linear_jvp(primals, tangents, **params):
+    lhs, rhs, rhs_exponent = primals
+    out = contract_linear(*primals, **params)
+    of_lhs, of_rhs = linear_parts(**params)
+    terms = []
+    if not _is_zero(tangents[0]):
+        terms.append(contract_linear(tangents[0], rhs, rhs_exponent, **of_lhs))
+    if not _is_zero(tangents[1]):
+        contraction = params["contraction"]
+        held = quantize_slices(lhs, params["cotangent"], contraction.mapped_axes(contraction.lhs))
+        terms.append(contract_linear(tangents[1], *held, **of_rhs))
+    return out, _add(terms, out)
+
+
+def _saturated_chains_jvp(primals, tangents, **params):
+    out = saturated_chains_p.bind(*primals, **params)
+    return out, ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
 def _contract_linear_transpose(ct, lhs, rhs, rhs_exponent, *, contraction: Contraction, **params):
@@ -127,25 +200,25 @@ def _contract_linear_transpose(ct, lhs, rhs, rhs_exponent, *, contraction: Contr
     return [lax.reduce_sum(result, axes=tuple(range(len(summed)))) if summed else result, None, None]
 
 
-def _contract_transpose(ct, lhs, lhs_exponent, rhs, rhs_exponent, *, contraction: Contraction, **params):
+def _contract_transpose(ct, lhs, lhs_exponent, rhs, rhs_exponent, **params):
     """Where JAX transposes a linear program without differentiating it first: as the derivative's
     transpose is."""
     if _is_zero(ct):
         return [None] * 4
 
-    def transposed(linear, held, held_exponent, contraction: Contraction):
+    def transposed(linear, held, held_exponent, params):
         operand = ad.UndefinedPrimal(linear.aval.update(dtype=jnp.dtype("float32")))
-        return _contract_linear_transpose(
-            ct, operand, held, held_exponent, contraction=contraction, **params
-        )[0]
+        return _contract_linear_transpose(ct, operand, held, held_exponent, **params)[0]
 
+    of_lhs, of_rhs = linear_parts(**params)
     if ad.is_undefined_primal(lhs):
-        return [transposed(lhs, rhs, rhs_exponent, contraction), None, None, None]
-    return [None, None, transposed(rhs, lhs, lhs_exponent, contraction.swap()), None]
+        return [transposed(lhs, rhs, rhs_exponent, of_lhs), None, None, None]
+    return [None, None, transposed(rhs, lhs, lhs_exponent, of_rhs), None]
 
 
 ad.primitive_jvps[contract_p] = _contract_jvp
 ad.primitive_jvps[contract_linear_p] = _contract_linear_jvp
+ad.primitive_jvps[saturated_chains_p] = _saturated_chains_jvp
 ad.primitive_transposes[contract_p] = _contract_transpose
 ad.primitive_transposes[contract_linear_p] = _contract_linear_transpose
 
@@ -172,12 +245,12 @@ def _size(operands, dims) -> int:
     return next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
 
-def _contract_batch(operands, dims, *, contraction: Contraction, **params):
+def _quantized_batch(bind, operands, dims, *, contraction: Contraction, **params):
     size = _size(operands, dims)
     lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
-    return contract(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
+    return bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
 
 
 def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params):
@@ -189,5 +262,6 @@ def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params
     return contract_linear(lhs, rhs, rhs_exponent, contraction=mapped, **params), 0
 
 
-batching.primitive_batchers[contract_p] = _contract_batch
+batching.primitive_batchers[contract_p] = functools.partial(_quantized_batch, contract)
+batching.primitive_batchers[saturated_chains_p] = functools.partial(_quantized_batch, saturated_chains_p.bind)
 batching.primitive_batchers[contract_linear_p] = _contract_linear_batch

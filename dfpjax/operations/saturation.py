@@ -1,0 +1,79 @@
+"""`saturated_chains`: how many chains of an operation, and of its gradients, were saturated."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from dfpjax.numbers import Quantizers
+from dfpjax.numbers.accumulation import Accumulation
+from dfpjax.operations import primitives
+from dfpjax.operations.conv import conv_general_dilated, conv_problem
+from dfpjax.operations.dot import _require_float32, dot_general, dot_problem, quantized
+from dfpjax.operations.primitives import Backend
+
+_PROBLEMS = {conv_general_dilated: conv_problem, dot_general: dot_problem}
+
+
+class SaturatedChains(NamedTuple):
+    """Saturated chains of one operation and its gradients: int32 scalars, at most 2³¹ − 1."""
+
+    fprop: jax.Array
+    dgrad: jax.Array | None
+    """Of the gradient with respect to lhs; None without a cotangent."""
+    wgrad: jax.Array | None
+    """Of the gradient with respect to rhs; None without a cotangent."""
+
+
+def saturated_chains(
+    operation: Callable,
+    lhs: jax.Array,
+    rhs: jax.Array,
+    cotangent: jax.Array | None = None,
+    *,
+    quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
+    accumulation: Accumulation = "certified",
+    backend: Backend = "auto",
+    **parameters,
+) -> SaturatedChains:
+    """How many chains `operation(lhs, rhs, …)` saturates, and its gradients for that cotangent.
+
+    Where the operation itself stands in the same `jit`, XLA finds that both run the same kernels on the same
+    operands, and runs them once. Under `vmap` each example has counts of its own.
+
+    Arguments:
+        operation: `conv_general_dilated` or `dot_general` of this module.
+        lhs, rhs: its operands.
+        cotangent: float32 of its result's shape; without one the gradients are left out.
+        quantizers, accumulation, backend, parameters: as the operation takes them. Certified chains are
+            never saturated.
+
+    Raises:
+        ValueError: if the operation is not one of the two.
+        Otherwise as the operation does.
+    """
+    if operation not in _PROBLEMS:
+        raise ValueError(
+            "saturated_chains: operation must be conv_general_dilated or dot_general of dfpjax.operations, "
+            f"got {operation!r}"
+        )
+    problem = _PROBLEMS[operation](lhs, rhs, **parameters)
+    operands, params = quantized(problem, quantizers, accumulation, backend)
+    fprop = primitives.saturated_chains(primitives.contract_p, *operands, **params)
+    if cotangent is None:
+        return SaturatedChains(fprop, None, None)
+    _require_float32("saturated_chains", cotangent=cotangent)
+    if cotangent.shape != problem.out_shape:
+        raise ValueError(
+            f"saturated_chains: cotangent must have the result's shape {problem.out_shape}, "
+            f"got {cotangent.shape}"
+        )
+    cotangent = cotangent.reshape(problem.contraction.out_shape)
+    of_lhs, of_rhs = primitives.linear_parts(**params)
+
+    def gradient(linear, held, params):
+        transposed = {**params, "contraction": params["contraction"].transpose(linear.shape)}
+        return primitives.saturated_chains(primitives.contract_linear_p, cotangent, *held, **transposed)
+
+    dgrad = gradient(problem.lhs, operands[2:], of_lhs)
+    return SaturatedChains(fprop, dgrad, gradient(problem.rhs, operands[:2], of_rhs))
