@@ -1,5 +1,6 @@
 """Independent references for the tests: NumPy and exact Python numbers, nothing of dfpjax."""
 
+import itertools
 from fractions import Fraction
 
 import jax
@@ -56,3 +57,111 @@ def small(rng, shape):
 
 
 DATA = {f.__name__: f for f in (full_scale, one_outlier, gaussian, small)}
+
+
+def same_sign(rng, shape):
+    """Every mantissa at 32767: sums grow as fast as they can."""
+    return np.full(shape, 32767, np.int16)
+
+
+def alternating(rng, shape):
+    """Full scale with a sign that changes from element to element along every axis."""
+    return (32767 * (1 - 2 * (np.indices(shape).sum(axis=0) % 2))).astype(np.int16)
+
+
+def _slice_outlier(rng, shape, axes):
+    x = rng.integers(-30, 31, shape).astype(np.int16)
+    x[tuple(rng.integers(n) if axis in axes else slice(None) for axis, n in enumerate(shape))] = -32767
+    return x
+
+
+def row_outlier(rng, shape):
+    """Small mantissas, but for one index of the first axis: a row, or an image."""
+    return _slice_outlier(rng, shape, {0})
+
+
+def channel_outlier(rng, shape):
+    """Small mantissas, but for one index of the last axis: a column, or a channel."""
+    return _slice_outlier(rng, shape, {len(shape) - 1})
+
+
+def pixel_outlier(rng, shape):
+    """Small mantissas, but for one index of all axes but the last: a pixel of an image."""
+    return _slice_outlier(rng, shape, set(range(len(shape) - 1)))
+
+
+ADVERSARIAL = {
+    f.__name__: f
+    for f in (full_scale, one_outlier, same_sign, alternating, row_outlier, channel_outlier, pixel_outlier)
+}
+
+
+def products(contraction, a, b):
+    """The products of every output of a contraction, in the order of A's axes: (positions, int64[outputs, k])
+    for each group of outputs that meet the same taps.
+
+    A coordinate h of a window follows from the output's i and the tap r: lhs_coef · h = offset − out_coef · i
+    − rhs_coef · r. Taps without a whole h do not exist; outside of A lies padding.
+    """
+    c = contraction
+    size = dict(zip((*c.lhs, *c.rhs, *c.out), (*a.shape, *b.shape, *c.out_shape), strict=True))
+    by_tap = {w.lhs: w for w in c.windows}
+    phases = []
+    for w in c.windows:
+        groups = {}
+        for i in range(size[w.out]):
+            rest = w.offset - w.out_coef * i
+            taps = tuple(r for r in range(size[w.rhs]) if (rest - w.rhs_coef * r) % w.lhs_coef == 0)
+            groups.setdefault(taps, []).append(i)
+        phases.append([(w, np.array(outs), np.array(taps, int)) for taps, outs in groups.items()])
+    for phase in itertools.product(*phases):
+        extents = {label: np.arange(size[label]) for label in (*c.lhs, *c.out) if label not in by_tap}
+        for w, outs, taps in phase:
+            extents[w.out], extents[w.lhs] = outs, taps  # a window's k is its tap
+        free = list(c.out)
+        contracted = [label for label in c.lhs if label not in c.out]
+        rows = np.meshgrid(*(extents[label] for label in free), indexing="ij")
+        columns = np.meshgrid(*(extents[label] for label in contracted), indexing="ij")
+        at = {label: x.reshape(-1, 1) for label, x in zip(free, rows, strict=True)}
+        at |= {label: x.reshape(1, -1) for label, x in zip(contracted, columns, strict=True)}
+        inside = np.ones((rows[0].size if rows else 1, columns[0].size if columns else 1), bool)
+        for w, *_ in phase:
+            at[w.rhs] = at[w.lhs]
+            h = (w.offset - w.out_coef * at[w.out] - w.rhs_coef * at[w.rhs]) // w.lhs_coef
+            inside &= (h >= 0) & (h < size[w.lhs])
+            at[w.lhs] = np.clip(h, 0, size[w.lhs] - 1)
+        x = a[tuple(at[label] for label in c.lhs)].astype(np.int64) * inside
+        y = b[tuple(at[label] for label in c.rhs)].astype(np.int64)
+        yield tuple(at[label].ravel() for label in c.out), x * y
+
+
+def add_saturated_chains(products, length, split=2**62):
+    """float32 sums of chains of products that are saturated to int32, and how many were.
+
+    Arguments:
+        products: int64[outputs, k].
+        length: of a chain.
+        split: so many products have a sum of their own; these are added at the end.
+    """
+    k = products.shape[1]
+    padded = np.pad(products, ((0, 0), (0, -k % length)))
+    exact = padded.reshape(len(products), -1, length).sum(axis=2)
+    sums = np.clip(exact, -(2**31), 2**31 - 1)
+    totals = []
+    for chain, column in enumerate(sums.T.astype(np.float32)):
+        if chain * length % split == 0:
+            totals.append(np.zeros(len(products), np.float32))
+        totals[-1] += column
+    total = totals[0] if totals else np.zeros(len(products), np.float32)
+    for other in totals[1:]:
+        total = total + other
+    return total, int((sums != exact).sum())
+
+
+def fixed_chain(contraction, a, b, length):
+    """A contraction with chains of one length: float32 of the output's shape, and the saturated chains."""
+    out, saturated = np.full(contraction.out_shape, np.nan, np.float32), 0
+    for position, terms in products(contraction, a, b):
+        out[position], count = add_saturated_chains(terms, length)
+        saturated += count
+    return out, saturated
