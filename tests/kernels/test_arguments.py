@@ -36,6 +36,24 @@ def call(**changes):
     return np.asarray(function(*operands, **attributes))
 
 
+def call_fixed_chain(**changes):
+    """The same with chains of one length; `saturated` is the second result."""
+    arguments = {
+        "saturated": jax.ShapeDtypeStruct((1,), jnp.int32),
+        "plan": PLAN,
+        "chain": np.int64(4),
+        "bounded": False,
+        "isa": "",
+        "threads": np.int64(0),
+        **changes,
+    }
+    operands = jnp.ones((4, 5), jnp.int16), jnp.ones((5, 3), jnp.int16), *(jnp.zeros((), jnp.int32),) * 2
+    results = [jax.ShapeDtypeStruct((4, 3), jnp.float32), arguments.pop("saturated")]
+    function = jax.ffi.ffi_call("dfpjax_fixed_chain_v1", results)
+    attributes = {name: value for name, value in arguments.items() if value is not None}
+    return jax.device_get(function(*operands, **attributes))
+
+
 def changed(plan, at, value):
     plan = plan.copy()
     plan[at] = value
@@ -44,6 +62,8 @@ def changed(plan, at, value):
 
 def test_good_arguments_are_taken():
     assert (call() == 5).all()
+    out, saturated = call_fixed_chain()
+    assert (out == 5).all() and saturated == [0]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +104,27 @@ def test_a_bad_argument_is_named(name, message, changes):
         call(**changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "changes"),
+    [
+        ("chain", "missing", {"chain": None}),
+        ("chain", "expected S64 but got F32", {"chain": np.float32(4)}),
+        *(("chain", "power of two from 2 to 256", {"chain": np.int64(n)}) for n in (-4, 0, 1, 3, 100, 512)),
+        ("bounded", "missing", {"bounded": None}),
+        ("bounded", "expected PRED but got S64", {"bounded": np.int64(1)}),
+        ("saturated", "type S32, not F32", {"saturated": jax.ShapeDtypeStruct((1,), jnp.float32)}),
+        ("saturated", "as many elements", {"saturated": jax.ShapeDtypeStruct((2,), jnp.int32)}),
+        ("saturated", "as many elements", {"saturated": jax.ShapeDtypeStruct((0,), jnp.int32)}),
+        ("plan", "truncated", {"plan": PLAN[:-1]}),
+    ],
+)
+def test_a_bad_argument_of_a_fixed_chain_is_named(name, message, changes):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=rf"(?s)INVALID_ARGUMENT: {name}: .*{message}"):
+        call_fixed_chain(**changes)
+
+
 def test_an_unknown_attribute_is_refused():
     with pytest.raises(jax.errors.JaxRuntimeError, match=re.escape("beside plan, isa, threads")):
         call(speed=np.int64(9))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="beside plan, chain, bounded, isa, threads"):
+        call_fixed_chain(speed=np.int64(9))
