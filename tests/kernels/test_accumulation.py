@@ -110,7 +110,7 @@ def test_certified_sums_are_exact_for_every_contraction_length(k):
     for data in oracle.ADVERSARIAL.values():
         rng = seed(k, data.__name__)
         for lhs_data, rhs_data in ((data, oracle.full_scale), (oracle.same_sign, data)):
-            lhs, rhs = lhs_data(rng, (7, k)), rhs_data(rng, (k, 66))
+            lhs, rhs = lhs_data(rng, (7, k)), rhs_data(rng, (k, 18))
             plan, operands = matmul(lhs, rhs)
             exact_lhs, exact_rhs = lhs.astype(np.float64), rhs.astype(np.float64)
             error = np.abs(native(plan, operands) - exact_lhs @ exact_rhs)

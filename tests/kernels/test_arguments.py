@@ -108,7 +108,7 @@ def test_a_bad_argument_is_named(name, message, changes):
     ("name", "message", "changes"),
     [
         ("chain", "missing", {"chain": None}),
-        ("chain", "expected S64 but got F32", {"chain": np.float32(4)}),
+        ("chain", "expected S64 but got F32", {"chain": np.float32(4.5)}),
         *(("chain", "power of two from 2 to 256", {"chain": np.int64(n)}) for n in (-4, 0, 1, 3, 100, 512)),
         ("bounded", "missing", {"bounded": None}),
         ("bounded", "expected PRED but got S64", {"bounded": np.int64(1)}),
