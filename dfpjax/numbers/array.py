@@ -1,6 +1,7 @@
 """`DFPArray`, a tensor in dynamic fixed point, and the functions that make one and read it."""
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -92,12 +93,20 @@ def _dequantize_jvp(primals, tangents):
     return _dequantize(*primals), tangents[0]  # straight-through, as quantize's
 
 
-def quantize(x, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array | None = None) -> DFPArray:
-    """Bring an array to dynamic fixed point with one exponent for the whole tensor (Das et al., 2018, §3).
+def quantize(
+    x,
+    bits: int = 16,
+    rounding: str = "nearest",
+    seed: int | jax.Array | None = None,
+    axis: int | Sequence[int] | None = None,
+) -> DFPArray:
+    """Bring an array to dynamic fixed point (Das et al., 2018, §3), with one exponent for the whole tensor
+    or, as the paper announces for the future, one for each slice.
 
     E = floor(log2(max|x|)) − (bits − 2) from this tensor, exactly; mantissa = round(x · 2^−E), clamped to
     ±(2^(bits−1) − 1). An all-zero tensor gets the smallest exponent. A NaN or infinity anywhere makes the
-    whole tensor NaN. The derivative is the identity (straight-through).
+    whole tensor NaN. The derivative is the identity (straight-through). With `axis`, all this holds for each
+    slice by itself.
 
     Arguments:
         x: real floating-point array of any shape; other than float32 it is converted to float32 first.
@@ -106,10 +115,13 @@ def quantize(x, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array
             bits is set) or "truncate" (toward zero). All act on magnitudes.
         seed: integer that the random bits of stochastic rounding are made from; required for it and
             refused otherwise.
+        axis: axis or axes along which every slice has an exponent of its own, negative ones counted from
+            the end; the exponent then has x's rank, with extent 1 on all other axes. None for one exponent,
+            a scalar.
 
     Raises:
-        TypeError: if `x` is not a real floating-point array.
-        ValueError: if `bits`, `rounding` or `seed` is not as said above.
+        TypeError: if `x` is not a real floating-point array, or `axis` not made of integers.
+        ValueError: if `bits`, `rounding`, `seed` or `axis` is not as said above.
     """
     quantizer = Quantizer(bits=bits, rounding=rounding)
     if (seed is None) == (rounding == "stochastic"):
@@ -124,8 +136,23 @@ def quantize(x, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"quantize: x must be a real floating-point array, got dtype {x.dtype}")
     seed = None if seed is None else _as_seed(seed)
-    values, exponent = quantize_array(x.astype(jnp.float32), quantizer, seed=seed)
-    return DFPArray(values, exponent.reshape(()))
+    slice_axes = () if axis is None else _as_axes(axis, x.ndim)
+    values, exponent = quantize_array(x.astype(jnp.float32), quantizer, slice_axes=slice_axes, seed=seed)
+    return DFPArray(values, exponent.reshape(()) if axis is None else exponent)
+
+
+def _as_axes(axis, ndim: int) -> tuple[int, ...]:
+    try:
+        axes = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError:
+        raise TypeError(f"quantize: axis must be an integer or several, got {axis!r}") from None
+    for one in axes:
+        if not -ndim <= one < ndim:
+            raise ValueError(f"quantize: axis {one} is not one of x's, which has {ndim}")
+    axes = tuple(sorted(one % ndim for one in axes))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"quantize: axis names one twice: {axis!r}")
+    return axes
 
 
 def _as_seed(seed) -> jax.Array:

@@ -96,6 +96,13 @@ class Contraction:
         exponent."""
         return tuple(axis for axis, label in enumerate(labels) if label in self.mapped)
 
+    def slice_axes(self, labels: tuple[int, ...]) -> tuple[int, ...]:
+        """Axes of an operand with these labels along which a slice can have an exponent of its own, for the
+        output has them too: free and batch axes. (A window's labels stand in one tensor alone.)"""
+        return tuple(
+            axis for axis, label in enumerate(labels) if label in self.out and label not in self.mapped
+        )
+
     def __repr__(self) -> str:
         def letters(labels):
             return "".join(chr(ord("a") + i) if i < 26 else f"_{i}" for i in labels)

@@ -19,6 +19,7 @@ from dfpjax import _compat
 from dfpjax.numbers.dtype import dfp16
 
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
+Granularity = Literal["tensor", "channel"]
 
 MIN_FLOAT_EXPONENT = -149
 """Exponent of float32's smallest positive number; an all-zero tensor gets the exponent that this number
@@ -42,12 +43,20 @@ class Quantizer:
     rounding: Rounding = "nearest"
     """`nearest` (ties to even), `stochastic`, `biased` or `truncate`; all act on magnitudes."""
 
+    granularity: Granularity = "tensor"
+    """`tensor`: one exponent. `channel`: one for each slice along the axes that the operation's output has
+    too, such as a kernel's output feature, an input's example, or a group."""
+
     def __post_init__(self):
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
             raise ValueError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
         if self.rounding not in get_args(Rounding):
             raise ValueError(
                 f"rounding must be one of {', '.join(get_args(Rounding))}, got {self.rounding!r}"
+            )
+        if self.granularity not in get_args(Granularity):
+            raise ValueError(
+                f"granularity must be one of {', '.join(get_args(Granularity))}, got {self.granularity!r}"
             )
 
 
@@ -95,12 +104,29 @@ def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(scaled, jnp.float32)
 
 
-def _shared_exponent(max_bits: jax.Array, bits: int) -> jax.Array:
-    """E = floor(log2(max|x|)) − (P − 2), from the bits of max|x| (§3.1)."""
-    biased = max_bits >> 23
-    subnormal_log2 = (31 - lax.clz(jnp.maximum(max_bits, 1))) + MIN_FLOAT_EXPONENT
+def _floor_log2(bits: jax.Array) -> jax.Array:
+    """floor(log2|x|) from the bits of |x|: that of float32's smallest number for zero, and
+    `NONFINITE_EXPONENT` for a NaN or an infinity."""
+    biased = bits >> 23
+    subnormal_log2 = (31 - lax.clz(jnp.maximum(bits, 1))) + MIN_FLOAT_EXPONENT
     log2 = jnp.where(biased == 0, subnormal_log2, biased - 127)
-    return jnp.where(biased == 255, NONFINITE_EXPONENT, log2 - (bits - 2))
+    return jnp.where(biased == 255, NONFINITE_EXPONENT, log2)
+
+
+def _shared_exponent(x: jax.Array, shift: jax.Array | None, bits: int, axes: tuple[int, ...]) -> jax.Array:
+    """E = floor(log2(max|x|)) − (P − 2) with the maximum over `axes` (§3.1), of x · 2^shift if there is a
+    shift."""
+    if shift is None:
+        return _floor_log2(_largest_magnitude_bits(x, axes)) - (bits - 2)
+    # Slices that are shifted alike come first: what is left is small.
+    alike = tuple(axis for axis in axes if shift.shape[axis] == 1)
+    largest = _largest_magnitude_bits(x, alike)
+    log2 = _floor_log2(largest)
+    shifted = jnp.where((largest == 0) | (log2 == NONFINITE_EXPONENT), log2, log2 + shift)
+    # A zero must not raise the maximum above what the numbers beside it have.
+    lowest = np.int32(-NONFINITE_EXPONENT)
+    log2 = jnp.max(jnp.where(largest == 0, lowest, shifted), axes, keepdims=True, initial=lowest)
+    return jnp.where(log2 == lowest, MIN_FLOAT_EXPONENT, log2) - (bits - 2)
 
 
 def _scaled(x: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -130,7 +156,7 @@ def _hash(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def _round(y: jax.Array, rounding: str, seed: jax.Array) -> jax.Array:
+def _round(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
     if rounding == "nearest":
         return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
     magnitude = jnp.abs(y)
@@ -139,67 +165,68 @@ def _round(y: jax.Array, rounding: str, seed: jax.Array) -> jax.Array:
     if rounding == "biased":
         below = below + (dropped >= 0.25)  # one of the two highest dropped bits is set
     elif rounding == "stochastic":
-        index = lax.iota(jnp.uint32, max(y.size, 1))[: y.size].reshape(y.shape)
-        random = _hash(index ^ _hash(seed))
         below = below + (random < (dropped * np.float32(2**32)).astype(jnp.uint32))
     return jnp.where(y < 0, -below, below)
 
 
-def _largest_magnitude_bits(x: jax.Array) -> jax.Array:
-    """Bits of max|x|, those of a NaN if there is one: int32 of x's rank, every extent 1.
+def _random_bits(seed: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """A hash of the seed and the flat index over `axes`: uint32 of that shape. The seed's extents are 1 on
+    these axes."""
+    index, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(axes):
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride & 0xFFFFFFFF)
+        stride *= shape[axis]
+    return _hash(index ^ _hash(seed))
+
+
+def _largest_magnitude_bits(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Bits of max|x| over `axes`, those of a NaN if there is one: int32 of x's rank, with extent 1 on them.
 
     A maximum of the bits would be all there is to it, but XLA for CPU has fast reductions for float32 alone
     (8 against 60 ms for 100 MB, jaxlib 0.10), and they skip NaNs and flush subnormal numbers. So NaNs are
     looked for by a sum, to which a finite number contributes nothing, and the bits are taken only where
     float32 would be too coarse.
     """
-    largest = jnp.max(jnp.abs(x), keepdims=True, initial=0)
+    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
     bits = lax.cond(
-        jnp.all(largest < np.float32(2.0**-100)),
-        lambda x, largest: jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), keepdims=True, initial=0),
+        jnp.any(largest < np.float32(2.0**-100)),
+        lambda x, largest: jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), axes, keepdims=True, initial=0),
         lambda x, largest: _float_bits(largest),
         x,
         largest,
     )
-    all_finite = jnp.sum(x * 0, keepdims=True) == 0
+    all_finite = jnp.sum(x * 0, axes, keepdims=True) == 0
     return jnp.where(all_finite, bits, np.int32(0x7FC00000))
 
 
-def _quantize(x: jax.Array, seed: jax.Array | None, *, quantizer: Quantizer):
-    """One tensor, one exponent."""
-    if quantizer.rounding == "stochastic" and seed is None:
-        seed = _seed_from_bits(x)
-    exponent = _shared_exponent(_largest_magnitude_bits(x), quantizer.bits)
-    limit = np.float32(2 ** (quantizer.bits - 1) - 1)
-    mantissa = lax.clamp(-limit, _round(_scaled(x, exponent), quantizer.rounding, seed), limit)
-    mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
-    return lax.convert_element_type(mantissa, dfp16), exponent
-
-
-def _seed_from_bits(x: jax.Array) -> jax.Array:
+def _seed_from_bits(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """A seed taken from the tensor itself, for stochastic rounding without any state.
 
     It changes from step to step, and the wrapped sum of the bits does not depend on the order of
     summation, so neither on sharding.
     """
-    return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), dtype=jnp.uint32)
+    return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), axes, dtype=jnp.uint32, keepdims=True)
 
 
-def _quantize_slices(x, *seed, quantizer: Quantizer, mapped_axes: tuple[int, ...]):
-    """Every slice along the mapped axes is a tensor of its own."""
-    (seed,) = seed or (None,)
-    if not mapped_axes:
-        return _quantize(x, None if seed is None else seed.reshape(()), quantizer=quantizer)
-    axis, *rest = mapped_axes
-    rest = tuple(other - (other > axis) for other in rest)
-    if seed is None:
-        seeds, seed_axis = (), ()
-    elif seed.shape[axis] == 1:
-        seeds, seed_axis = (jnp.squeeze(seed, axis),), (None,)
-    else:
-        seeds, seed_axis = (seed,), (axis,)
-    quantize = functools.partial(_quantize_slices, quantizer=quantizer, mapped_axes=rest)
-    return jax.vmap(quantize, (axis, *seed_axis), axis)(x, *seeds)
+def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: bool):
+    """Every slice along the mapped axes is a tensor of its own, and has an exponent for each of its slices
+    along the slice axes."""
+    more = list(more)
+    shift = more.pop(0) if shifted else None
+    seed = more.pop() if more else None
+    example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
+    sharing = tuple(axis for axis in example if axis not in slice_axes)
+    exponent = _shared_exponent(x, shift, quantizer.bits, sharing)
+    own = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
+    if shift is not None:  # 2^252 is more than any number needs, and 2^−252 leaves nothing of one
+        own = jnp.clip(own - shift, -252, 252)
+    random = None
+    if quantizer.rounding == "stochastic":
+        random = _random_bits(_seed_from_bits(x, example) if seed is None else seed, x.shape, example)
+    limit = np.float32(2 ** (quantizer.bits - 1) - 1)
+    mantissa = lax.clamp(-limit, _round(_scaled(x, own), quantizer.rounding, random), limit)
+    mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
+    return lax.convert_element_type(mantissa, dfp16), exponent
 
 
 # A primitive of its own rather than a function, so that traces stay short and readable; it lowers to
@@ -208,31 +235,42 @@ quantize_p = Primitive("dfp_quantize")
 quantize_p.multiple_results = True
 
 
-def quantize_array(x: jax.Array, quantizer: Quantizer, *, seed: jax.Array | None = None):
+def quantize_array(
+    x: jax.Array,
+    quantizer: Quantizer,
+    *,
+    slice_axes: tuple[int, ...] = (),
+    mapped_axes: tuple[int, ...] = (),
+    shift: jax.Array | None = None,
+    seed: jax.Array | None = None,
+):
     """Quantize a float32 array; the derivative is the identity (straight-through).
 
     Arguments:
         x: float32 of any shape, empty ones included.
-        quantizer: bits and rounding.
+        quantizer: bits and rounding; the granularity has become `slice_axes`.
+        slice_axes: axes along which each slice has an exponent of its own.
+        mapped_axes: axes that vmap added; each slice along them is a tensor by itself.
+        shift: int32 of x's rank, broadcastable: take x for x · 2^shift, which need not be within float32's
+            range.
         seed: uint32 scalar for stochastic rounding; without one it is taken from the tensor's own bits.
 
     Returns:
-        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis.
+        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis but
+        the slice and the mapped ones. Their value is mantissa · 2^(exponent − shift).
         Under vmap each example is a tensor of its own.
     """
-    seeds = () if seed is None else (jnp.reshape(seed, (1,) * x.ndim),)
-    operands = _compat.vary_together(x, *seeds)
-    return tuple(quantize_p.bind(*operands, quantizer=quantizer, mapped_axes=()))
-
-
-def quantize_slices(x: jax.Array, quantizer: Quantizer, mapped_axes: tuple[int, ...]):
-    """`quantize_array` of every slice along the axes that vmap added; the exponent has their extents."""
-    return tuple(quantize_p.bind(x, quantizer=quantizer, mapped_axes=mapped_axes))
+    more = [] if shift is None else [shift]
+    more += [] if seed is None else [jnp.reshape(seed, (1,) * x.ndim)]
+    operands = _compat.vary_together(x, *more)
+    params = {"mapped_axes": mapped_axes, "slice_axes": slice_axes, "shifted": shift is not None}
+    return tuple(quantize_p.bind(*operands, quantizer=quantizer, **params))
 
 
 @quantize_p.def_abstract_eval
-def _quantize_abstract_eval(x, *seed, quantizer, mapped_axes):
-    exponent_shape = tuple(size if axis in mapped_axes else 1 for axis, size in enumerate(x.shape))
+def _quantize_abstract_eval(x, *_, quantizer, mapped_axes, slice_axes, shifted):
+    kept = (*mapped_axes, *slice_axes)
+    exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
     return (
         x.update(dtype=dfp16, weak_type=False),
         _compat.result_aval(x, exponent_shape, np.dtype("int32")),
@@ -247,25 +285,26 @@ def _quantize_jvp(primals, tangents, **params):
     return (mantissa, exponent), (tangent, ad.Zero(jax.typeof(exponent).to_tangent_aval()))
 
 
-def _quantize_batch(operands, dims, *, quantizer, mapped_axes):
+def _quantize_batch(operands, dims, *, mapped_axes, slice_axes, **params):
     size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
-    x, *seed = (
+    x, *more = (
         jnp.expand_dims(x, 0) if dim is None else jnp.moveaxis(x, dim, 0)
         for x, dim in zip(operands, dims, strict=True)
     )  # fmt: skip
     x = jnp.broadcast_to(x, (size, *x.shape[1:]))
-    mapped_axes = (0, *(axis + 1 for axis in mapped_axes))
-    return quantize_p.bind(x, *seed, quantizer=quantizer, mapped_axes=mapped_axes), (0, 0)
+    params["mapped_axes"] = (0, *(axis + 1 for axis in mapped_axes))
+    params["slice_axes"] = tuple(axis + 1 for axis in slice_axes)
+    return quantize_p.bind(x, *more, **params), (0, 0)
 
 
-def _quantize_transpose(cotangents, x, *seed, **_):
+def _quantize_transpose(cotangents, x, *more, **_):
     """Where JAX transposes a linear program without differentiating it first: the identity, as the
     derivative is."""
-    return [cotangents[0], *(None for _ in seed)]
+    return [cotangents[0], *(None for _ in more)]
 
 
 quantize_p.def_impl(functools.partial(_compat.apply_primitive, quantize_p))
 ad.primitive_jvps[quantize_p] = _quantize_jvp
 ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
-mlir.register_lowering(quantize_p, mlir.lower_fun(_quantize_slices, multiple_results=True))
+mlir.register_lowering(quantize_p, mlir.lower_fun(_quantize, multiple_results=True))

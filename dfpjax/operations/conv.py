@@ -34,7 +34,7 @@ def conv_general_dilated(
         lhs, rhs: float32 arrays, the input and the kernel.
         window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             batch_group_count: as in JAX; padding may be negative.
-        quantizers: bits and rounding of the operands and of the cotangents.
+        quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
 

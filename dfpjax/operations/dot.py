@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.accumulation import Accumulation, check_roles, pre_shifted
 from dfpjax.numbers.contraction import Contraction, Shape
-from dfpjax.numbers.quantize import quantize_array
 from dfpjax.operations import primitives
+from dfpjax.operations.exponents import quantize_operand
 from dfpjax.operations.primitives import Backend
 
 
@@ -27,7 +27,7 @@ def dot_general(
     Arguments:
         lhs, rhs: float32 arrays.
         dimension_numbers: ((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch)), as in JAX.
-        quantizers: bits and rounding of the operands and of the cotangents.
+        quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
 
@@ -92,9 +92,13 @@ def quantized(
     """Operands and parameters of `contract_p`."""
     check_roles(accumulation, quantizers)
     quantizers = pre_shifted(quantizers, accumulation)
-    operands = (*quantize_array(problem.lhs, quantizers.lhs), *quantize_array(problem.rhs, quantizers.rhs))
+    contraction = problem.contraction
+    operands = (
+        *quantize_operand(problem.lhs, contraction, quantizers.lhs),
+        *quantize_operand(problem.rhs, contraction.swap(), quantizers.rhs),
+    )
     return operands, {
-        "contraction": problem.contraction,
+        "contraction": contraction,
         "cotangent": quantizers.cotangent,
         "accumulation": accumulation,
         "bits": (quantizers.lhs.bits, quantizers.rhs.bits),

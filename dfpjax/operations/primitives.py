@@ -27,8 +27,8 @@ from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.plan import make_plan
-from dfpjax.numbers.quantize import quantize_slices
 from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
+from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
 Backend = Literal["auto", "reference"]
 
@@ -52,9 +52,11 @@ def contract(*operands, **params) -> jax.Array:
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
 
-def contract_linear(*operands, **params) -> jax.Array:
-    """Bind `contract_linear_p`: (lhs in float32, rhs, rhs_exponent), and `contract`'s parameters."""
-    return contract_linear_p.bind(*_compat.vary_together(*operands), **params)
+def contract_linear(lhs, rhs, rhs_exponent, *, contraction: Contraction, **params) -> jax.Array:
+    """Bind `contract_linear_p`: lhs is float32; with `contract`'s parameters."""
+    lhs, contraction = map_with_exponents(lhs, contraction, rhs_exponent)
+    operands = _compat.vary_together(lhs, rhs, rhs_exponent)
+    return contract_linear_p.bind(*operands, contraction=contraction, **params)
 
 
 def _abstract_eval(lhs, *_, contraction: Contraction, **params):
@@ -114,9 +116,11 @@ def _contract(*operands, contraction, cotangent, accumulation, bits, backend, na
     return _run_fixed_chain(operands, contraction, accumulation.length, bits, native)[0]
 
 
-def _contract_linear(lhs, *rhs, contraction, cotangent, **params):
-    quantized = quantize_slices(lhs, cotangent, contraction.mapped_axes(contraction.lhs))
-    return _contract(*quantized, *rhs, contraction=contraction, cotangent=cotangent, **params)
+def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, **params):
+    rhs_exponent, shift = align(contraction, rhs_exponent)
+    quantized = quantize_operand(lhs, contraction, cotangent, shift)
+    params = {**params, "contraction": contraction, "cotangent": cotangent}
+    return _contract(*quantized, rhs, rhs_exponent, **params)
 
 
 def _saturated_chains(*operands, contraction, cotangent, accumulation, bits, backend, native):
@@ -180,8 +184,10 @@ def _contract_linear_jvp(primals, tangents, **params):
         terms.append(contract_linear(tangents[0], rhs, rhs_exponent, **of_lhs))
     if not _is_zero(tangents[1]):
         contraction = params["contraction"]
-        held = quantize_slices(lhs, params["cotangent"], contraction.mapped_axes(contraction.lhs))
-        terms.append(contract_linear(tangents[1], *held, **of_rhs))
+        _, shift = align(contraction, rhs_exponent)
+        held, exponent = quantize_operand(lhs, contraction, params["cotangent"], shift)
+        exponent = exponent if shift is None else exponent - shift
+        terms.append(contract_linear(tangents[1], held, exponent, **of_rhs))
     return out, _add(terms, out)
 
 
