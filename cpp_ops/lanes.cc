@@ -1,6 +1,7 @@
 // Runs a part of mode "lanes": no index is shared between operands, so nothing is reused and a
 // vectorised direct loop over the last G dimension is all there is to do.
 #include <algorithm>
+#include <numeric>
 
 #include "contract.h"
 #include "index.h"
@@ -56,7 +57,7 @@ class Lanes : public Job {
   float* partial(int64_t split, int64_t g, int64_t m) const {
     return partial_.as<float>() + ((split * outer_.G + g) * p_.M + m) * lanes_;
   }
-  void scale(int64_t g, int64_t m, int64_t lanes, float* row) const;
+  void scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const;
 
   const Part& p_;
   const KernelTable& kernels_;
@@ -96,7 +97,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kern
       a_k_(part.k, &Dim::stride_a, &part.windows),
       c_g_(outer_.g, &Dim::stride_c, nullptr),
       c_m_(part.m, &Dim::stride_c, nullptr),
-      scaling_(outer_, operands.ea, operands.eb),
+      scaling_(lanes_as_columns(part), operands.ea, operands.eb),
       splits_(ceil_div(ceil_div(part.K, kBlock), part.blocks_per_split)),
       ranges_(ceil_div(lanes_, kLaneRange)),
       workspaces_(static_cast<size_t>(threads)) {
@@ -176,18 +177,21 @@ void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t hi
     sums += t.lane;
     kernels_.lanes(sources, w->words.as<int32_t>(), round_up(t.lanes, kColumnQuantum),
                    static_cast<int>(k), static_cast<int>(t.lanes), first, sums);
-    if (last && splits_ == 1) scale(t.g, m, t.lanes, sums);
+    if (last && splits_ == 1) scale(t.g, m, t.lane, t.lanes, sums);
   }
 }
 
-void Lanes::scale(int64_t g, int64_t m, int64_t lanes, float* row) const {
+// Totals of (g, m), lanes [lane, lane + lanes), at row[0] and on.
+void Lanes::scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const {
   if (scaling_.is_factor()) {
     kernels_.combine(row, 0, 1, lanes, scaling_.factor(), row);
     return;
   }
-  // The lanes share their exponents.
-  const int64_t at = 0;
-  for (int64_t i = 0; i < lanes; ++i) scaling_.apply(g, m, 0, 1, &at, row + i);
+  constexpr int64_t kStep = 64;
+  int64_t at[kStep];
+  std::iota(at, at + kStep, 0);
+  for (int64_t i = 0; i < lanes; i += kStep)
+    scaling_.apply(g, m, lane + i, lane + std::min(i + kStep, lanes), at, row + i);
 }
 
 // Adds up the splits of one row of outer G x M, in ascending order.
@@ -195,7 +199,7 @@ void Lanes::combine(int64_t index) const {
   const int64_t g = index / p_.M, m = index % p_.M;
   float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
   kernels_.combine(partial(0, g, m), p_.G * p_.M, splits_, lanes_, 1.0f, row);
-  scale(g, m, lanes_, row);
+  scale(g, m, 0, lanes_, row);
 }
 
 }  // namespace

@@ -149,7 +149,7 @@ std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs
     if (p.N > 1) return "plan: lanes need an N of extent 1";
     if (p.g.empty()) return "plan: lanes need a G dimension";
     const Dim& d = p.g.back();
-    if (d.stride_a != 1 || d.stride_b != 1 || d.stride_c != 1 || d.exp_a != 0 || d.exp_b != 0)
+    if (d.stride_a != 1 || d.stride_b != 1 || d.stride_c != 1)
       return "plan: lanes need a last G dimension of unit strides";
   }
   if (p.G == 0 || p.M == 0 || p.N == 0) return "";

@@ -24,7 +24,8 @@ class Scaling {
  private:
   const int32_t* ea_;
   const int32_t* eb_;
-  Axis ea_g_, ea_m_, eb_g_, eb_n_;
+  Axis ea_g_, ea_m_, ea_n_, eb_g_, eb_n_;
+  bool rows_share_ea_;  // a row's columns have one A exponent; lanes may have one each
   bool is_factor_;
   float factor_;
 };

@@ -307,6 +307,14 @@ Case with_exponents(Case t) {
   return t;
 }
 
+Case with_lane_exponents(Case t) {
+  PartCode& p = t.parts[0];
+  t.name += " per-lane exponents";
+  p.g.back().exp_a = p.g.back().exp_b = 1;
+  t.exponents_a = t.exponents_b = p.g.back().extent;
+  return t;
+}
+
 void check_rejected(const std::string& name, const std::vector<int64_t>& code,
                     const std::string& part_of_message) {
   std::vector<Part> parts;
@@ -439,6 +447,8 @@ void run() {
   for (int64_t c : {1, 5, 16, 40, 300}) cases.push_back(depthwise({2, 6, 5, c, c, 3, 1, 1, 1}, 1));
   cases.push_back(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 1));  // several blocks and splits
   cases.push_back(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 9));
+  cases.push_back(with_lane_exponents(depthwise({2, 6, 5, 300, 300, 3, 1, 1, 1}, 1)));
+  cases.push_back(with_lane_exponents(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 1)));
 
   for (const Case& t : cases)
     for (Data kind : kAllData) check(t, kind, 3, &random);
@@ -457,7 +467,8 @@ void run() {
     for (const Case& t :
          {dot(1, 9, 20, 300, false, false, false, 1), dot(1, 9, 20, 300, false, false, false, 2),
           dot(1, 9, 20, 0, false, false, false, 1), depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1),
-          with_exponents(dot(1, 14, 70, 300, false, false, false, 1))})
+          with_exponents(dot(1, 14, 70, 300, false, false, false, 1)),
+          with_lane_exponents(depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1))})
       check(t, Data::kSmall, e, &random);
   std::printf("%zu cases, %d failures\n", cases.size(), failures);
   release_scratch();

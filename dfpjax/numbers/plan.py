@@ -295,7 +295,6 @@ def _runs_in_lanes(g: list[Dim], n: list[Dim], innermost_is_mapped: bool) -> boo
         and _extent(n) == 1
         and innermost.extent >= _MIN_LANES
         and (innermost.a, innermost.b, innermost.c) == (1, 1, 1)
-        and not (innermost.exponent_a or innermost.exponent_b)
     )
 
 

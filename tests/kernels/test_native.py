@@ -111,6 +111,46 @@ def test_exponents_along_free_axes():
     assert np.isnan(out[5]).all() and np.isfinite(np.delete(out, 5, axis=0)).all()
 
 
+SLICED = [
+    "3x3_strided",
+    "grouped",
+    "depthwise",
+    "depthwise_strided",
+    "batch_grouped",
+    "odd_layout",
+    "attention",
+]
+
+
+@pytest.mark.parametrize("which", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("name", SLICED)
+def test_exponents_of_every_slice(name, which):
+    """An exponent for each slice along the free and batch axes, of both operands at once."""
+    contraction, lhs_shape, rhs_shape = contractions(name)[which]
+    rng = np.random.default_rng(0)
+    exponents = []
+    for labels, shape in ((contraction.lhs, lhs_shape), (contraction.rhs, rhs_shape)):
+        axes = contraction.slice_axes(labels)
+        own = rng.integers(-40, 10, [size if a in axes else 1 for a, size in enumerate(shape)])
+        own.flat[0] = -170
+        exponents.append(own)
+    lhs, rhs = oracle.gaussian(rng, lhs_shape), oracle.gaussian(rng, rhs_shape)
+    plan, operands = problem(contraction, lhs, rhs, *exponents)
+    out = assert_same_on_every_isa(plan, operands)
+    # Not only alike: each output has the exponents of its own slices.
+    unscaled = reference(*problem(contraction, lhs, rhs)).astype(np.float64)
+    total = np.zeros([1] * out.ndim, np.int64)
+    for labels, own in zip((contraction.lhs, contraction.rhs), exponents, strict=True):
+        sizes = dict(zip(labels, own.shape, strict=True))
+        kept = [label for label in contraction.out if label in sizes]
+        axes = [labels.index(label) for label in kept]
+        rest = [axis for axis in range(own.ndim) if axis not in axes]
+        moved = own.transpose([*axes, *rest]).reshape([sizes[label] for label in kept])
+        total = total + moved.reshape([sizes.get(label, 1) for label in contraction.out])
+    with np.errstate(under="ignore"):
+        np.testing.assert_array_equal(out, np.ldexp(unscaled, total).astype(np.float32))
+
+
 @pytest.mark.parametrize("shapes", [((0, 5), (5, 3)), ((4, 5), (5, 0)), ((4, 0), (0, 3))])
 def test_empty(shapes):
     lhs, rhs = (np.zeros(shape, np.int16) for shape in shapes)
