@@ -150,10 +150,10 @@ def _power_of_two(exponent: jax.Array) -> jax.Array:
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    """A bijective mixing of 32-bit words (two xor-shift-multiply rounds)."""
+    """A bijective mixing of 32-bit words (two xor-shift-multiply rounds). Its high bits are the good ones,
+    and numbers are compared by these; without the first shift, neighbours would be measurably correlated."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-    return x ^ (x >> 16)
+    return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
 
 
 def _round(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
@@ -165,13 +165,16 @@ def _round(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
     if rounding == "biased":
         below = below + (dropped >= 0.25)  # one of the two highest dropped bits is set
     elif rounding == "stochastic":
-        below = below + (random < (dropped * np.float32(2**32)).astype(jnp.uint32))
+        # Compared as floats, of 31 bits: conversions to and from unsigned integers are slow on many CPUs.
+        threshold = lax.bitcast_convert_type(random >> 1, jnp.int32).astype(jnp.float32)
+        below = below + (threshold < dropped * np.float32(2**31))
     return jnp.where(y < 0, -below, below)
 
 
-def _random_bits(seed: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
-    """A hash of the seed and the flat index over `axes`: uint32 of that shape. The seed's extents are 1 on
-    these axes."""
+def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """A hash of the seed and the flat index, over `axes` where given: uint32 of that shape. The seed
+    broadcasts against it."""
+    axes = tuple(range(len(shape))) if axes is None else axes
     index, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(axes):
         index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride & 0xFFFFFFFF)
@@ -195,17 +198,8 @@ def _largest_magnitude_bits(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         x,
         largest,
     )
-    all_finite = jnp.sum(x * 0, axes, keepdims=True) == 0
+    all_finite = jnp.sum(x - x, axes, keepdims=True) == 0  # for x · 0 XLA would write a tensor of zeros
     return jnp.where(all_finite, bits, np.int32(0x7FC00000))
-
-
-def _seed_from_bits(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """A seed taken from the tensor itself, for stochastic rounding without any state.
-
-    It changes from step to step, and the wrapped sum of the bits does not depend on the order of
-    summation, so neither on sharding.
-    """
-    return jnp.sum(lax.bitcast_convert_type(x, jnp.uint32), axes, dtype=jnp.uint32, keepdims=True)
 
 
 def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: bool):
@@ -222,7 +216,10 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: 
         own = jnp.clip(own - shift, -252, 252)
     random = None
     if quantizer.rounding == "stochastic":
-        random = _random_bits(_seed_from_bits(x, example) if seed is None else seed, x.shape, example)
+        # Without a seed each number's own bits are one: they change when the number does, and no pass over
+        # the tensor is needed, so neither sharding nor vmap can matter.
+        seed = lax.bitcast_convert_type(x, jnp.uint32) if seed is None else seed
+        random = random_bits(x.shape, seed, example)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
     mantissa = lax.clamp(-limit, _round(_scaled(x, own), quantizer.rounding, random), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
@@ -253,7 +250,7 @@ def quantize_array(
         mapped_axes: axes that vmap added; each slice along them is a tensor by itself.
         shift: int32 of x's rank, broadcastable: take x for x · 2^shift, which need not be within float32's
             range.
-        seed: uint32 scalar for stochastic rounding; without one it is taken from the tensor's own bits.
+        seed: uint32 scalar for stochastic rounding; without one each number's own bits serve.
 
     Returns:
         (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis but
