@@ -73,10 +73,7 @@ def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
         int32 of the shape of the axes that vmap added; 0 for certified chains, and at most 2³¹ − 1.
     """
     if primitive is contract_linear_p:
-        lhs, *rhs = operands
-        contraction = params["contraction"]
-        axes = contraction.mapped_axes(contraction.lhs)
-        operands = (*quantize_slices(lhs, params["cotangent"], axes), *rhs)
+        operands = _all_quantized(*operands, params["contraction"], params["cotangent"])
     return saturated_chains_p.bind(*_compat.vary_together(*operands), **params)
 
 
@@ -117,10 +114,14 @@ def _contract(*operands, contraction, cotangent, accumulation, bits, backend, na
 
 
 def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, **params):
-    rhs_exponent, shift = align(contraction, rhs_exponent)
-    quantized = quantize_operand(lhs, contraction, cotangent, shift)
-    params = {**params, "contraction": contraction, "cotangent": cotangent}
-    return _contract(*quantized, rhs, rhs_exponent, **params)
+    operands = _all_quantized(lhs, rhs, rhs_exponent, contraction, cotangent)
+    return _contract(*operands, contraction=contraction, cotangent=cotangent, **params)
+
+
+def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: Quantizer):
+    """`contract_p`'s operands for those of `contract_linear_p`."""
+    common, shift = align(contraction, rhs_exponent)
+    return *quantize_operand(lhs, contraction, cotangent, shift), rhs, common
 
 
 def _saturated_chains(*operands, contraction, cotangent, accumulation, bits, backend, native):
