@@ -1,7 +1,8 @@
 """Every private JAX symbol that dfpjax needs, in one place.
 
 JAX keeps no compatibility promise for these names. When a new JAX release moves one of them, this file is
-the only one to mend. Checked against JAX 0.10.2.
+the only one to mend. `nox -s lowest newest` runs the tests with both ends of the releases that pyproject.toml
+allows; last with 0.10.0 and 0.11.2.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,6 @@ ExtendedDType = _dtypes.ExtendedDType
 extended = _dtypes.extended
 ShapedArray = _core.ShapedArray
 physical_aval = _core.physical_aval
-register_canonicalize_value_handler = _dtypes.register_canonicalize_value_handler
 pytype_aval_mappings = _core.pytype_aval_mappings
 shard_args = _pxla.shard_args
 shard_arg_handlers = _pxla.shard_arg_handlers
@@ -35,10 +35,20 @@ get_constant_handler = _mlir.get_constant_handler
 register_constant_handler = _mlir.register_constant_handler
 dispatch_registry = _tree_util.dispatch_registry
 
+
+def accept_as_value(kind: type) -> None:
+    """Have JAX take values of that class as they are."""
+    if hasattr(_dtypes, "register_canonicalize_value_handler"):  # not in JAX 0.10.0
+        _dtypes.register_canonicalize_value_handler(kind, None)
+    else:
+        _dtypes.canonicalize_value_handlers[kind] = lambda x: x
+
+
 # --- primitives -----------------------------------------------------------------------------------
 
 apply_primitive = _dispatch.apply_primitive
-vary_together = _core.auto_insert_reshard  # inside shard_map: operands vary over the same mesh axes
+# Inside shard_map: operands vary over the same mesh axes. Not by that name in JAX 0.10.0.
+vary_together = getattr(_core, "auto_insert_reshard", None) or _core.standard_insert_pvary
 
 
 def result_aval(operand, shape, dtype):
@@ -72,6 +82,11 @@ def trace(fun, avals, name: str):
     wrapped = _linear_util.wrap_init(lambda *args: [fun(*args)], debug_info=debug_info)
     jaxpr, _, consts = _partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
     return jaxpr, consts
+
+
+def newly_manual_axes(params: dict) -> frozenset:
+    """Mesh axes that a shard_map, given its parameters, makes manual."""
+    return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # before 0.10.2
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def _constant(value, aval):
 
 
 _compat.pytype_aval_mappings[DFP16Array] = lambda x: x.aval
-_compat.register_canonicalize_value_handler(DFP16Array, None)
+_compat.accept_as_value(DFP16Array)
 _compat.shard_arg_handlers[DFP16Array] = _shard_args
 _compat.register_constant_handler(DFP16Array, _constant)
 _compat.dispatch_registry.register_node(  # for jax.device_get

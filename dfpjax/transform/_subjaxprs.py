@@ -126,7 +126,7 @@ def _cond(eqn: JaxprEqn) -> list[SubJaxpr]:
 
 
 def _shard_map(eqn: JaxprEqn) -> list[SubJaxpr]:
-    mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+    mesh, manual = eqn.params["mesh"], _compat.newly_manual_axes(eqn.params)
     check_vma = eqn.params["check_vma"]
     return [
         SubJaxpr(
