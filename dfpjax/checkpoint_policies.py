@@ -4,6 +4,10 @@ JAX's policies tell operations by their primitive, and so find no dot product wh
 `dots_saveable` would save nothing. Those here find both. They are needed around a transformed function, as in
 `jax.checkpoint(dfpjax.mixed_precision(f), policy=dfpjax.checkpoint_policies.dots_saveable)`; a
 `jax.checkpoint` inside of `f` keeps the policy it has, which `mixed_precision` adapts.
+
+Where an operation is differentiated, its int16 operands and their exponents bear names: `LHS_NAME` the left
+operand (a convolution's input), `RHS_NAME` the right one (its kernel). JAX's policies on names find them, as
+`save_only_these_names(LHS_NAME)` or `save_and_offload_only_these_names`.
 """
 
 from collections.abc import Callable
@@ -16,6 +20,8 @@ from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.quantize import quantize_p
+from dfpjax.operations.primitives import LHS_NAME as LHS_NAME
+from dfpjax.operations.primitives import RHS_NAME as RHS_NAME
 from dfpjax.operations.primitives import contract_linear_p, contract_p
 
 CheckpointPolicy = Callable[..., Any]

@@ -6,7 +6,7 @@ quantized. The transpose of a contraction is a contraction, so fprop, dgrad and 
 any order, stay within the two (Das et al., 2018, §4.1).
 
 Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so
-residuals are 16 bits wide.
+residuals are 16 bits wide. The derivative names them for `jax.checkpoint`.
 
 With a `FixedChain`, `saturated_chains_p` gives the number of saturated chains of a contraction. It lowers to
 the same call of the native kernel, with both results, so XLA runs the kernel once for the two primitives.
@@ -19,6 +19,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -31,6 +32,12 @@ from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
 Backend = Literal["auto", "reference"]
+
+LHS_NAME = "dfp_lhs"
+"""The name of a left operand, mantissas and exponent, where the operation is differentiated."""
+
+RHS_NAME = "dfp_rhs"
+"""The same for a right operand."""
 
 contract_p = Primitive("dfp_contract")
 contract_linear_p = Primitive("dfp_contract_linear")
@@ -165,8 +172,10 @@ def linear_parts(contraction: Contraction, cotangent: Quantizer, bits, **params)
 
 
 def _contract_jvp(primals, tangents, **params):
-    lhs, lhs_exponent, rhs, rhs_exponent = primals
-    out = contract(*primals, **params)
+    # The result is computed from what has the names, so that where that is saved nothing is quantized again.
+    lhs, lhs_exponent = checkpoint_name(tuple(primals[:2]), LHS_NAME)
+    rhs, rhs_exponent = checkpoint_name(tuple(primals[2:]), RHS_NAME)
+    out = contract(lhs, lhs_exponent, rhs, rhs_exponent, **params)
     of_lhs, of_rhs = linear_parts(**params)
     terms = []
     if not _is_zero(tangents[0]):
