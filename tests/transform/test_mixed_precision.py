@@ -17,6 +17,7 @@ from forced import FORCED, forced
 from jax import lax
 from transform_helpers import floats, normal, primitives, quantized, relative_error
 
+from dfpjax import operations
 from dfpjax.policy import OpConfig, PerRole, Policy, Rule, policies
 from dfpjax.transform import mixed_precision
 
@@ -365,6 +366,49 @@ def test_traced_once_per_signature():
     assert len(calls) == 3
     transformed(W.astype(jnp.bfloat16), X)
     assert len(calls) == 4
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows at each compilation."""
+    seen = []
+
+    def listen(event, *_, **__):
+        if event.endswith("/backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def deep(w, x):
+    hidden = jax.jit(lambda x: jax.nn.relu(x @ w))(x)
+    return lax.scan(lambda x, _: (jax.nn.softmax(layer(w, x)), None), hidden, length=2)[0].sum()
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        lambda f: f,
+        jax.jit,
+        lambda f: jax.vmap(f, (None, 0)),
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: jax.jit(jax.vmap(jax.grad(f), (None, 0))),
+    ],
+)
+def test_second_call_rewrites_and_compiles_nothing(transformation, compilations, monkeypatch):
+    operation, rewritten = counted(operations.dot_general)
+    monkeypatch.setattr(operations, "dot_general", operation)
+    fun = transformation(mixed_precision(deep, FORCED))
+    args = W, jnp.stack([X, X])
+    fun(*args)
+    assert len(rewritten) == 2  # both sites, once
+    assert compilations
+    compilations.clear()
+    fun(*args)
+    assert len(rewritten) == 2
+    assert not compilations
 
 
 def test_traced_anew_where_the_environment_differs():
