@@ -7,6 +7,8 @@ allows; last with 0.10.0 and 0.11.2.
 
 from contextlib import ExitStack, contextmanager
 
+import jax
+import numpy as np
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
@@ -14,6 +16,7 @@ from jax._src import dtypes as _dtypes
 from jax._src import linear_util as _linear_util
 from jax._src import mesh as _mesh
 from jax._src import shard_map as _shard_map
+from jax._src import sharding_impls as _sharding_impls
 from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
 from jax._src.interpreters import mlir as _mlir
@@ -27,6 +30,8 @@ ExtendedDType = _dtypes.ExtendedDType
 extended = _dtypes.extended
 ShapedArray = _core.ShapedArray
 physical_aval = _core.physical_aval
+physical_sharding = _sharding_impls.physical_sharding
+logical_sharding = _sharding_impls.logical_sharding
 pytype_aval_mappings = _core.pytype_aval_mappings
 shard_args = _pxla.shard_args
 shard_arg_handlers = _pxla.shard_arg_handlers
@@ -56,6 +61,37 @@ def result_aval(operand, shape, dtype):
     does."""
     unsharded = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
     return operand.update(shape=tuple(shape), dtype=dtype, sharding=unsharded, weak_type=False)
+
+
+# --- partitioning ---------------------------------------------------------------------------------
+
+
+def partitioned_context(ctx):
+    """The context of a lowering in a module that XLA is to partition, and the devices to partition it over.
+
+    JAX does not say which devices these are, so that the lowering serves any; custom_partitioning wants to
+    see some, but its rules speak of them by their place alone. No devices on one device, inside shard_map,
+    and for jax.export, whose programs outlive the process that holds the rules.
+    """
+    module = ctx.module_context
+    axes = module.axis_context
+    if not isinstance(axes, _sharding_impls.ShardingContext) or module.lowering_parameters.for_export:
+        return ctx, ()
+    devices = tuple(jax.devices(module.platforms[0])[: axes.num_devices])
+    if len(devices) == 1 or len(devices) < axes.num_devices:
+        return ctx, ()
+    named = _sharding_impls.ShardingContext(len(devices), devices)
+    return ctx.replace(module_context=module.replace(axis_context=named)), devices
+
+
+def tile_assignment(sharding, rank: int) -> np.ndarray:
+    """The devices, numbered, in the order of the tiles that they hold of an array: of shape (number of tiles
+    along each axis, ..., replicas)."""
+    tiling = sharding._to_xla_hlo_sharding(rank)
+    if not tiling.is_tiled():
+        return np.arange(sharding.num_devices).reshape((1,) * rank + (-1,))
+    tiles = tiling.tile_assignment_dimensions()[:rank]
+    return np.array(tiling.tile_assignment_devices()).reshape((*tiles, -1))
 
 
 # --- transform ------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ from dfpjax import _compat, kernels
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.dtype import to_int16
 from dfpjax.numbers.plan import make_plan
 from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
+from dfpjax.operations import sharding
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
 Backend = Literal["auto", "reference"]
@@ -93,15 +95,19 @@ def _examples(contraction: Contraction) -> tuple[int, ...]:
     return contraction.out_shape[: len(contraction.mapped)]
 
 
-def _plan_and_operands(lhs, lhs_exponent, rhs, rhs_exponent, contraction: Contraction):
+def _planned(contraction: Contraction, lhs, lhs_exponent, rhs, rhs_exponent):
+    """The plan, and the operands as it takes them."""
     plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
-    a, b = (lax.convert_element_type(x, jnp.int16) for x in (lhs, rhs))
     if plan.swapped:
-        a, b, lhs_exponent, rhs_exponent = b, a, rhs_exponent, lhs_exponent
-    return plan, a, b, lhs_exponent, rhs_exponent
+        lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
+    return plan, lhs, rhs, lhs_exponent, rhs_exponent
 
 
-def _run_fixed_chain(operands, contraction: Contraction, length: int, bits, native: bool):
+def _run_certified(contraction: Contraction, *operands, native: bool):
+    return (kernels.contract if native else run_plan)(*_planned(contraction, *operands))
+
+
+def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, native: bool):
     """The result, and how many chains were saturated."""
     examples = _examples(contraction)
     chains = {"length": length, "examples": math.prod(examples)}
@@ -109,15 +115,25 @@ def _run_fixed_chain(operands, contraction: Contraction, length: int, bits, nati
         run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
     else:
         run = run_plan_fixed_chain
-    out, saturated = run(*_plan_and_operands(*operands, contraction), **chains)
+    out, saturated = run(*_planned(contraction, *operands), **chains)
     return out, saturated.reshape(examples)
 
 
-def _contract(*operands, contraction, cotangent, accumulation, bits, backend, native):
+def _contract(
+    lhs, lhs_exponent, rhs, rhs_exponent,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+):  # fmt: skip
+    operands = to_int16(lhs), lhs_exponent, to_int16(rhs), rhs_exponent
     native = native and backend == "auto"
-    if accumulation == "certified":
-        return (kernels.contract if native else run_plan)(*_plan_and_operands(*operands, contraction))
-    return _run_fixed_chain(operands, contraction, accumulation.length, bits, native)[0]
+    if accumulation != "certified":
+        # Not partitioned: the count of what is saturated is the whole contraction's.
+        return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[
+            0
+        ]
+    run = functools.partial(_run_certified, native=native)
+    if devices:
+        run = functools.partial(sharding.partitioned, run, devices)
+    return run(contraction, *operands)
 
 
 def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, **params):
@@ -131,19 +147,27 @@ def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: 
     return *quantize_operand(lhs, contraction, cotangent, shift), rhs, common
 
 
-def _saturated_chains(*operands, contraction, cotangent, accumulation, bits, backend, native):
+def _saturated_chains(
+    lhs, lhs_exponent, rhs, rhs_exponent,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+):  # fmt: skip
     if accumulation == "certified":
         return jnp.zeros(_examples(contraction), jnp.int32)
+    operands = to_int16(lhs), lhs_exponent, to_int16(rhs), rhs_exponent
     native = native and backend == "auto"
-    return _run_fixed_chain(operands, contraction, accumulation.length, bits, native)[1]
+    return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[1]
 
 
 def _register(primitive, abstract_eval, function):
+    def lower(ctx, *operands, native, **params):
+        ctx, devices = _compat.partitioned_context(ctx)
+        run = functools.partial(function, native=native, devices=devices)
+        return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
+
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     for platform, native in ((None, False), ("cpu", True)):
-        lowered = mlir.lower_fun(functools.partial(function, native=native), multiple_results=False)
-        mlir.register_lowering(primitive, lowered, platform=platform)
+        mlir.register_lowering(primitive, functools.partial(lower, native=native), platform=platform)
 
 
 _register(contract_p, _abstract_eval, _contract)

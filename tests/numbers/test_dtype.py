@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dfpjax import dfp16
-from dfpjax.numbers.dtype import DFP16Array
+from dfpjax.numbers.dtype import DFP16Array, from_int16, to_int16
 
 
 @pytest.fixture
 def mantissas():
-    return jax.lax.convert_element_type(jnp.arange(6, dtype=jnp.int16).reshape(2, 3), dfp16)
+    return from_int16(jnp.arange(6, dtype=jnp.int16).reshape(2, 3))
 
 
 def test_is_a_jax_array_of_int16_bits(mantissas):
@@ -34,14 +34,14 @@ def test_leaves_and_enters_jit(mantissas):
 
 
 def test_is_captured_as_a_constant(mantissas):
-    out = jax.jit(lambda: jax.lax.convert_element_type(mantissas, jnp.int16) + 1)()
+    out = jax.jit(lambda: to_int16(mantissas) + 1)()
     np.testing.assert_array_equal(out, np.arange(1, 7).reshape(2, 3))
 
 
 def test_scan_vmap_cond(mantissas):
     _, rows = jax.lax.scan(lambda c, row: (c, row), 0, mantissas)
     np.testing.assert_array_equal(rows, mantissas)
-    doubled = jax.vmap(lambda row: 2 * jax.lax.convert_element_type(row, jnp.int16))(mantissas)
+    doubled = jax.vmap(lambda row: 2 * to_int16(row))(mantissas)
     np.testing.assert_array_equal(doubled, 2 * np.arange(6).reshape(2, 3))
     chosen = jax.lax.cond(True, lambda x: x, lambda x: x[::-1], mantissas)
     np.testing.assert_array_equal(chosen, mantissas)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from transform_helpers import floats, normal, quantized, relative_error
 
+import dfpjax
 from dfpjax.transform import mixed_precision
 
 COUNT = len(jax.devices())
@@ -90,3 +91,30 @@ def test_pmap():
         jax.pmap(mixed_precision(dense, FORCED), in_axes=(None, 0)),
     ):
         assert 0 < relative_error(transformed(w, x), expected) < 1e-3
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("spec", [P("data"), P(None, "data"), P()])
+def test_without_jit(kind, spec):
+    mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        values = jax.device_put(normal(0, 2 * COUNT, 3 * COUNT), spec)
+        for q in (dfpjax.quantize(values), jax.jit(dfpjax.quantize)(values)):
+            assert jax.typeof(q.values) == jax.typeof(values).update(dtype=dfpjax.dfp16)
+            for x in (q.values, q.mantissa, q.dequantize()):
+                assert x.sharding.is_equivalent_to(values.sharding, 2)
+            np.testing.assert_array_equal(q.mantissa, dfpjax.quantize(np.asarray(values)).mantissa)
+            assert dfpjax.DFPArray(q.mantissa, q.exponent).values.sharding == q.values.sharding
+
+
+def test_without_jit_differentiated():
+    mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(AxisType.Auto,))
+    w, x = normal(0, 4, 4), normal(1, 2 * COUNT, 4)
+    placed = jax.device_put(w, NamedSharding(mesh, P())), jax.device_put(x, NamedSharding(mesh, P("data")))
+    transformed = mixed_precision(dense, FORCED)
+    expected = jax.grad(lambda w, x: transformed(w, x).sum(), (0, 1))(w, x)
+    for fun in (transformed, jax.jit(transformed)):  # jitted, the mantissas that are kept leave a program
+        actual = jax.grad(lambda w, x, fun=fun: fun(w, x).sum(), (0, 1))(*placed)
+        assert relative_error(actual, expected) < 1e-6
+    with jax.disable_jit():
+        assert relative_error(transformed(*placed), transformed(w, x)) < 1e-6

@@ -1,0 +1,189 @@
+"""Contractions over several devices: how XLA partitions one between the devices of a mesh.
+
+XLA cannot see into a native kernel and would gather its operands on every device. So where a program is
+partitioned, a contraction is lowered with a rule that says which axes may be split. It is the rule of an
+einsum:
+
+- an axis of the output that no window ties (batch, features, groups, what vmap added) is split between the
+  devices, and each computes its own part;
+- a contracted axis is split likewise; the parts of the sum are then added over the devices in float32, as
+  data-parallel training adds its weight gradients;
+- an axis of a window is kept whole on every device, and so is one whose size the devices do not divide.
+
+Every device makes a plan for what it holds. A result differs from one device's by the rounding of float32
+sums alone: the shared exponents are maxima over the whole tensor wherever it is, the mantissas are the same
+bits, but shards are cut into tiles and splits from where they begin, and the parts of a split contraction
+are added in another order. Along the axes of vmap, where each index is a problem of its own, the bits are
+the same.
+
+The rule lives in this process. So an exported program runs contractions replicated, and JAX's persistent
+compilation cache finds a partitioned program only in the process that compiled it. Do not set
+`jax_remove_custom_partitioning_ptr_from_cache_key`: without the pointer to its rule, a convolution's key
+does not tell its padding.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+from jax import lax
+from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dfpjax import _compat
+from dfpjax.numbers.contraction import Contraction
+
+Compute = Callable[..., jax.Array]
+"""(contraction, lhs, lhs_exponent, rhs, rhs_exponent) -> out."""
+
+Labels = tuple[int, ...]
+
+
+def partitioned(compute: Compute, devices: tuple, contraction: Contraction, *operands) -> jax.Array:
+    """`compute(contraction, *operands)`, for XLA to partition over these devices."""
+    labels = _labels(contraction, operands)
+
+    def sharding(mesh: Mesh, labels: Labels, split) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(split.get(label) for label in labels)))
+
+    def partition(_, operands, out):
+        # The output first: where the tensors disagree, its sharding decides.
+        mesh, split = _split(devices, [contraction.out, *labels], [out, *operands], _windowed(contraction))
+        out_sharding = sharding(mesh, contraction.out, split)
+        local = replace(contraction, out_shape=out_sharding.shard_shape(out.shape))
+        summed = tuple(axis for label in split if label not in contraction.out for axis in split[label])
+
+        def shard(*operands):
+            part = compute(local, *operands)
+            return lax.psum(part, summed) if summed else part
+
+        return mesh, shard, out_sharding, tuple(sharding(mesh, tensor, split) for tensor in labels)
+
+    def infer(_, operands, out):  # for the partitioner before Shardy
+        mesh, split = _split(devices, labels, operands, _windowed(contraction))
+        return sharding(mesh, contraction.out, split)
+
+    def whole(lhs, lhs_exponent, rhs, rhs_exponent):
+        return compute(contraction, lhs, lhs_exponent, rhs, rhs_exponent)
+
+    call = custom_partitioning(whole)
+    call.def_partition(
+        partition,
+        infer_sharding_from_operands=infer,
+        decode_shardings=False,  # JAX's own fails where one axis of the mesh splits two dimensions
+        sharding_rule=_rule(contraction, labels),
+    )
+    return call(*operands)
+
+
+def _labels(contraction: Contraction, operands) -> list[Labels]:
+    """Labels of each operand's axes. An exponent's axis of size 1 has a negative one of its own: it does not
+    have the label's size."""
+    fresh = itertools.count(-1, -1)
+    named = (contraction.lhs, contraction.lhs, contraction.rhs, contraction.rhs)
+    return [
+        tuple(label if size > 1 else next(fresh) for label, size in zip(labels, x.shape, strict=True))
+        for labels, x in zip(named, operands, strict=True)
+    ]
+
+
+def _windowed(contraction: Contraction) -> set[int]:
+    return {label for w in contraction.windows for label in (w.lhs, w.rhs, w.out)}
+
+
+def _rule(contraction: Contraction, labels: Sequence[Labels]) -> SdyShardingRule:
+    """What Shardy propagates shardings by."""
+
+    def name(label: int) -> str:
+        return f"label_{label}" if label >= 0 else f"one_{-label}"
+
+    tensors = [*labels, contraction.out]
+    order = list(dict.fromkeys(itertools.chain.from_iterable(tensors)))  # Shardy insists on it
+    windowed = _windowed(contraction)
+    contracted = {label for label in order if label >= 0} - windowed - {*contraction.out}
+    *operands, out = (tuple(map(name, tensor)) for tensor in tensors)
+    return SdyShardingRule(
+        tuple(operands),
+        (out,),
+        reduction_factors=tuple(name(label) for label in order if label in contracted),
+        need_replication_factors=tuple(name(label) for label in order if label in windowed),
+    )
+
+
+# --- shardings as axes of a mesh ------------------------------------------------------------------
+
+
+def _split(devices: tuple, labels: Sequence[Labels], tensors, whole: set[int]):
+    """A mesh of the devices, and the axes of it that each label is split over.
+
+    A label and an axis of the mesh are settled by the first tensor that uses them; XLA reshards those that
+    say otherwise, and those split along an axis that must be whole or that the devices do not divide.
+    """
+    mesh, dimensions = _mesh(devices, tensors)
+    split: dict[int, tuple[str, ...]] = {}
+    used: set[str] = set()
+    for tensor_labels, tensor, tensor_dimensions in zip(labels, tensors, dimensions, strict=True):
+        for label, size, axes in zip(tensor_labels, tensor.shape, tensor_dimensions, strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            if (
+                axes
+                and label not in split
+                and label not in whole
+                and not used & {*axes}
+                and size % parts == 0
+            ):
+                split[label] = axes
+                used |= {*axes}
+    return mesh, split
+
+
+def _mesh(devices: tuple, tensors):
+    """A mesh, and for each tensor the axes of it that each dimension is split over.
+
+    XLA's shardings know no axes; they number the devices. Every axis of this mesh has a prime size, for
+    Shardy may split a dimension over a part of an axis. Where primes differ, their order matters: the one by
+    which most dimensions can be told is taken.
+    """
+    best, most = None, -1
+    for sizes in sorted(set(itertools.permutations(_primes(len(devices))))):
+        mesh = Mesh(np.array(devices).reshape(sizes), tuple(f"axis_{i}" for i in range(len(sizes))))
+        dimensions = [_dimensions(mesh, tensor) for tensor in tensors]
+        told = sum(bool(axes) for tensor in dimensions for axes in tensor)
+        if told > most:
+            best, most = (mesh, dimensions), told
+    return best
+
+
+def _dimensions(mesh: Mesh, tensor) -> list[tuple[str, ...]]:
+    """The axes of the mesh that each dimension of a sharded tensor is split over."""
+    rank = len(tensor.shape)
+    tiles = _compat.tile_assignment(tensor.sharding, rank)
+    place = np.argsort(tiles, axis=None).reshape(mesh.axis_sizes)  # of each device among the tiles
+    return [_axes(mesh, coordinate) for coordinate in np.unravel_index(place, tiles.shape)[:rank]]
+
+
+def _axes(mesh: Mesh, coordinate: np.ndarray) -> tuple[str, ...]:
+    """The axes of the mesh, major first, that count up a coordinate given for each of its devices; none if
+    no axes do."""
+    steps = {
+        axis: coordinate.take(1, axis).flat[0] for axis in range(mesh.devices.ndim)
+    }  # from the first device to its neighbour
+    axes = sorted((axis for axis in steps if steps[axis]), key=steps.__getitem__, reverse=True)
+    counted = np.zeros_like(coordinate)
+    for axis in axes:
+        counted = counted * mesh.axis_sizes[axis] + np.indices(mesh.axis_sizes)[axis]
+    return tuple(mesh.axis_names[axis] for axis in axes) if np.array_equal(counted, coordinate) else ()
+
+
+def _primes(n: int) -> list[int]:
+    """Prime factors."""
+    primes, divisor = [], 2
+    while n > 1:
+        while n % divisor == 0:
+            primes.append(divisor)
+            n //= divisor
+        divisor += 1
+    return primes

@@ -1,0 +1,265 @@
+"""What XLA makes of operations over several devices: which collectives, and which values."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from forced import FORCED
+from jax import export, lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transform_helpers import normal, relative_error
+
+import dfpjax
+from dfpjax.transform import mixed_precision
+
+forced = functools.partial(mixed_precision, policy=FORCED)
+NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+MESHES = [AxisType.Auto, AxisType.Explicit]
+WIDTHS = {"f32": 4, "s32": 4, "s16": 2, "pred": 1}
+PARTITIONED, NATIVE = "CustomSPMDPartitioning", "dfpjax_contract_v1"
+
+
+def mesh_of(sizes, names, kind=AxisType.Auto):
+    devices = jax.devices()[: math.prod(sizes)]
+    return jax.make_mesh(sizes, names, devices=devices, axis_types=(kind,) * len(names))
+
+
+def collectives(compiled) -> dict[str, int]:
+    """Bytes that the results of each kind of collective have on one device, scalars left out."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found: dict[str, int] = {}
+    for types, kind in re.findall(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", compiled.as_text()):
+        for dtype, sizes in re.findall(r"(\w+)\[([\d,]+)\]", types):
+            size = math.prod(map(int, sizes.split(",")))
+            found[kind] = found.get(kind, 0) + WIDTHS[dtype] * size * (size > 1)
+    return {kind: total for kind, total in found.items() if total}
+
+
+def run(fun, mesh, specs, *args, **options):
+    """Compile and run with these shardings; the result, and the bytes of the collectives."""
+    placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(args, specs, strict=True)]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(fun, **options).lower(*placed).compile()
+        return compiled(*placed), collectives(compiled)
+
+
+def dense(x, w, v):
+    return jnp.tanh(x @ w) @ v
+
+
+def convolve(x, w, v):
+    hidden = jax.nn.relu(lax.conv_general_dilated(x, w, (1, 1), "SAME", **NHWC))
+    return lax.conv_general_dilated(hidden, v, (2, 2), "SAME", **NHWC)
+
+
+def step(fun):
+    """A training step: (x, w, v) -> (loss, new w, new v)."""
+
+    def stepped(x, *weights):
+        def loss(*weights):
+            return (forced(fun)(x, *weights) ** 2).mean()
+
+        value, gradients = jax.value_and_grad(loss, (0, 1))(*weights)
+        return value, *(w - 0.1 * g for w, g in zip(weights, gradients, strict=True))
+
+    return stepped
+
+
+DENSE = [(64, 40), (40, 24), (24, 12)]
+CONV = [(8, 6, 6, 4), (3, 3, 4, 10), (3, 3, 10, 12)]
+
+
+@pytest.mark.parametrize("kind", MESHES, ids=["auto", "explicit"])
+@pytest.mark.parametrize(("fun", "shapes"), [(dense, DENSE), (convolve, CONV)], ids=["dense", "conv"])
+def test_data_parallel_training_adds_weight_gradients_and_gathers_nothing(kind, fun, shapes):
+    args = [normal(i, *shape) for i, shape in enumerate(shapes)]
+    mesh = mesh_of((4,), ("data",), kind)
+    actual, moved = run(step(fun), mesh, [P("data"), P(), P()], *args)
+    assert moved == {"all-reduce": 4 * sum(w.size for w in args[1:])}
+    assert relative_error(actual, jax.jit(step(fun))(*args)) < 1e-6
+
+
+def test_tensor_parallel_layers_add_the_output_alone():
+    args = [normal(i, *shape) for i, shape in enumerate(DENSE)]
+    specs = [P("data"), P(None, "model"), P("model")]
+    actual, moved = run(forced(dense), mesh_of((2, 2), ("data", "model")), specs, *args)
+    assert moved == {"all-reduce": 4 * actual.size // 2}
+    assert actual.sharding.spec == P("data")
+    assert relative_error(actual, jax.jit(forced(dense))(*args)) < 1e-6
+    actual, moved = run(step(dense), mesh_of((2, 2), ("data", "model")), specs, *args)
+    assert set(moved) == {"all-reduce"}
+    assert relative_error(actual, jax.jit(step(dense))(*args)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("specs", "groups", "expected"),
+    [
+        ([P("data"), P(None, None, None, "model")], 1, {}),  # output features
+        ([P("data", None, None, "model"), P(None, None, "model")], 1, {"all-reduce": 4 * 4 * 6 * 6 * 8}),
+        ([P("data", None, None, "model"), P(None, None, None, "model")], 2, {}),
+        ([P("data", "model"), P()], 1, {"all-gather": 2 * 4 * 6 * 6 * 4}),  # of mantissas: windows are whole
+    ],
+    ids=["out", "in", "groups", "window"],
+)
+def test_convolutions(specs, groups, expected):
+    x, w = normal(0, 8, 6, 6, 4), normal(1, 3, 3, 4 // groups, 8)
+    fun = forced(
+        lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=groups, **NHWC)
+    )
+    actual, moved = run(fun, mesh_of((2, 2), ("data", "model")), specs, x, w)
+    assert moved == expected
+    assert relative_error(actual, jax.jit(fun)(x, w)) < 1e-6
+
+
+def product(x, w):
+    return x @ w
+
+
+@pytest.mark.parametrize(
+    ("sizes", "specs", "expected"),
+    [
+        ((2, 2), [P(("a", "b")), P()], {}),
+        ((2, 2), [P(("b", "a")), P()], {}),
+        ((1, 3), [P("b"), P()], {}),
+        ((4, 1), [P(None, "a"), P()], {"all-reduce": 4 * 24 * 36}),
+        ((4, 1), [P("a"), P("a")], {"all-gather": 2 * 24 * 36}),  # of the weights' mantissas
+    ],
+)
+def test_meshes_and_axes(sizes, specs, expected):
+    x, w = normal(0, 24, 24), normal(1, 24, 36)
+    actual, moved = run(forced(product), mesh_of(sizes, ("a", "b")), specs, x, w)
+    assert moved == expected
+    assert relative_error(actual, jax.jit(forced(product))(x, w)) < 1e-6
+
+
+def test_an_axis_of_the_mesh_split_over_two_dimensions():
+    def fun(x, w):
+        return jnp.einsum("gbk,gkn->bn", x.reshape(2, 8, 24), w)
+
+    x, w = normal(0, 16, 24), normal(1, 2, 24, 12)
+    actual, _ = run(forced(fun), mesh_of((4,), ("data",)), [P("data"), P()], x, w)
+    assert relative_error(actual, jax.jit(forced(fun))(x, w)) < 1e-6
+
+
+def test_sizes_that_the_devices_do_not_divide():
+    mesh = mesh_of((4,), ("data",))
+
+    @forced
+    def fun(x, w):
+        rows = lax.with_sharding_constraint(x[:13], NamedSharding(mesh, P("data")))
+        columns = lax.with_sharding_constraint(x[:, :23], NamedSharding(mesh, P(None, "data")))
+        return rows @ w, columns @ w[:23]
+
+    x, w = normal(0, 16, 24), normal(1, 24, 12)
+    actual, _ = run(fun, mesh, [P("data"), P()], x, w)
+    assert relative_error(actual, jax.jit(fun)(*map(np.asarray, (x, w)))) < 1e-6
+
+
+def test_the_exponent_is_that_of_the_whole_tensor():
+    x = normal(0, 16, 24).at[13].mul(2.0**12)  # the last shard's values are much larger
+    mesh = mesh_of((4,), ("data",))
+
+    def parts(x):
+        q = dfpjax.quantize(x)
+        return q.mantissa, q.exponent
+
+    actual, _ = run(parts, mesh, [P("data")], x)
+    jax.tree.map(np.testing.assert_array_equal, actual, jax.jit(parts)(x))
+    args = (x, normal(1, 24, 12), normal(2, 12, 8))
+    actual, _ = run(step(dense), mesh, [P("data"), P(), P()], *args)
+    assert relative_error(actual, jax.jit(step(dense))(*args)) < 1e-6
+
+
+def test_not_a_number_on_one_device_surfaces_on_all():
+    x = normal(0, 16, 24).at[3, 3].set(jnp.nan)
+    actual, _ = run(forced(product), mesh_of((4,), ("data",)), [P("data"), P()], x, normal(1, 24, 12))
+    assert np.isnan(actual).all()
+
+
+@pytest.mark.parametrize("spec", [P(), P("data")], ids=["weights shared", "weights mapped"])
+def test_examples_of_vmap_are_bit_identical(spec):
+    x, w = normal(0, 8, 5, 300), normal(1, *((8,) * len(spec)), 300, 12)
+    fun = jax.vmap(forced(product), (0, 0 if spec else None))
+    actual, moved = run(fun, mesh_of((4,), ("data",)), [P("data"), spec], x, w)
+    assert moved == {}
+    np.testing.assert_array_equal(actual, jax.jit(fun)(x, w))
+
+
+def test_loops_and_rematerialization():
+    @jax.checkpoint
+    def layer(carry, w):
+        return jnp.tanh(carry @ w), carry.sum()
+
+    def loss(x, w):
+        return forced(lambda x, w: lax.scan(layer, x, w))(x, w)[0].sum()
+
+    x, w = normal(0, 16, 24), normal(1, 3, 24, 24)
+    fun = jax.grad(loss, (0, 1))
+    actual, moved = run(fun, mesh_of((4,), ("data",)), [P("data"), P()], x, w)
+    assert set(moved) == {"all-reduce"}
+    assert relative_error(actual, jax.jit(fun)(x, w)) < 1e-6
+
+
+def test_donation():
+    mesh = mesh_of((4,), ("data",))
+    x, w = (
+        jax.device_put(normal(0, 16, 24), NamedSharding(mesh, P("data"))),
+        jax.device_put(np.asarray(normal(1, 24, 24)), NamedSharding(mesh, P())),
+    )
+
+    def update(w, x):
+        return w - 0.1 * forced(lambda w: x.T @ (x @ w))(w)
+
+    expected = jax.jit(update)(*map(np.asarray, (w, x)))
+    actual = jax.jit(update, donate_argnums=0)(w, x)
+    assert w.is_deleted()
+    assert relative_error(actual, expected) < 1e-6
+
+
+def test_without_shardy():
+    args = [normal(i, *shape) for i, shape in enumerate(DENSE)]
+    shardy = jax.config.jax_use_shardy_partitioner
+    jax.config.update("jax_use_shardy_partitioner", False)
+    try:
+        actual, moved = run(step(dense), mesh_of((4,), ("data",)), [P("data"), P(), P()], *args)
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", shardy)
+    assert set(moved) == {"all-reduce"}
+    assert relative_error(actual, jax.jit(step(dense))(*args)) < 1e-6
+
+
+def test_a_rule_only_where_xla_partitions():
+    x, w = normal(0, 16, 24), normal(1, 24, 12)
+    mesh = mesh_of((4,), ("data",))
+    fun = jax.jit(forced(product))
+
+    def lowered(fun, spec):
+        return fun.lower(jax.device_put(x, NamedSharding(mesh, spec)), w).as_text()
+
+    inside = jax.shard_map(forced(product), mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))
+    assert PARTITIONED in lowered(fun, P("data")) and NATIVE not in lowered(fun, P("data"))
+    for text in (fun.lower(x, w).as_text(), lowered(jax.jit(inside), P("data"))):
+        assert NATIVE in text and PARTITIONED not in text
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["mesh", "abstract mesh"])
+def test_exported_programs_hold_no_rule(abstract):
+    mesh = mesh_of((4,), ("data",))
+    x, w = normal(0, 16, 24), normal(1, 24, 12)
+    args = [
+        jax.ShapeDtypeStruct(
+            a.shape, a.dtype, sharding=NamedSharding(mesh.abstract_mesh if abstract else mesh, spec)
+        )
+        for a, spec in ((x, P("data")), (w, P()))
+    ]
+    check = export.DisabledSafetyCheck.custom_call(NATIVE)
+    fun = jax.jit(forced(product))
+    exported = export.export(fun, platforms=["cpu"], disabled_checks=[check])(*args)
+    assert exported.nr_devices == 4 and PARTITIONED not in exported.mlir_module()
+    actual, _ = run(exported.call, mesh, [P("data"), P()], x, w)
+    assert relative_error(actual, fun(x, w)) < 1e-6
