@@ -77,8 +77,10 @@ def partitioned_context(ctx):
     axes = module.axis_context
     if not isinstance(axes, _sharding_impls.ShardingContext) or module.lowering_parameters.for_export:
         return ctx, ()
+    if axes.num_devices == 1 or module.platforms[0] not in {device.platform for device in jax.devices()}:
+        return ctx, ()
     devices = tuple(jax.devices(module.platforms[0])[: axes.num_devices])
-    if len(devices) == 1 or len(devices) < axes.num_devices:
+    if len(devices) < axes.num_devices:
         return ctx, ()
     named = _sharding_impls.ShardingContext(len(devices), devices)
     return ctx.replace(module_context=module.replace(axis_context=named)), devices
