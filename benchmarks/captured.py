@@ -37,7 +37,9 @@ class Training:
         self._momentum = self._optimizer.init(self.variables["params"])
         self._cases: dict[str, Case] = {}
         labels = np.zeros(len(images), np.int32)
-        _, (_, seen) = jax.eval_shape(self._loss, self.variables["params"], {}, self.variables, images, labels)
+        _, (_, seen) = jax.eval_shape(
+            self._loss, self.variables["params"], {}, self.variables, images, labels
+        )
         if missing := [name for name in layers if name not in seen]:
             raise ValueError(f"Training: the model has no convolution or dense layer {', '.join(missing)}")
         self._zeros = {name: jnp.zeros(self._cases[name].out) for name in layers}

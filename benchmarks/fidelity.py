@@ -5,12 +5,13 @@
 The forward pass and both gradients of convolutions and dots are computed in every precision and compared
 with float64, on random tensors of several distributions and on those of ResNet-50 while it learns to tell
 photographs apart: they come with scikit-learn and, where it is installed, scikit-image. Prints Markdown
-tables; --out writes OUT.json and a chart, OUT.png. Takes some five minutes on four cores; --quick, with
-images of 64 pixels and fewer of everything, one.
+tables; --out writes OUT.json and a chart, OUT.png. Takes some five minutes on four cores; --quick, with a
+small network, images of 64 pixels and less of everything, less than one.
 """
 
 import argparse
 import importlib.util
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ from benchmarks.photographs import batches, photographs
 from benchmarks.precisions import PRECISIONS, exact_passes, passes
 from benchmarks.tensors import RANDOM, Operands, random_operands
 from dfpjax import runtime_info
+from dfpjax.training.models.resnet import Bottleneck, ResNet
 
+STAGES, QUICK_STAGES = (3, 4, 6, 3), (1, 1, 1, 1)
 # A stage's second block has its usual shapes; the first one of stage 2 has the strided ones.
 LAYERS = [
     "Conv_0",
@@ -37,6 +40,11 @@ LAYERS = [
     "Bottleneck_15/Conv_2",
     "Dense_0",
 ]
+QUICK_LAYERS = ["Conv_0", "Bottleneck_1/Conv_1", "Dense_0"]
+
+
+OPERANDS_OF = {"fprop": (0, 1), "dgrad": (2, 1), "wgrad": (0, 2)}
+"""Which of input, kernel and output gradient each pass takes."""
 
 
 def random_cases(batch: int, image: int) -> list:
@@ -51,26 +59,32 @@ def random_cases(batch: int, image: int) -> list:
     ]
 
 
-def random_families(batch: int, image: int) -> Iterator[Operands]:
+def say(text: str) -> None:
+    """Progress, which is worth reading while it is made."""
+    print(text, flush=True)
+
+
+def random_families(cases: list) -> Iterator[Operands]:
     for family in RANDOM:
-        for case in random_cases(batch, image):
+        say(f"random tensors: {family}")
+        for case in cases:
             yield random_operands(family, case)
 
 
-def captured_families(layers: list[str], *, batch: int, image: int, steps: int, say=print) -> Iterator[Operands]:
+def captured_families(
+    stages: tuple[int, ...], layers: list[str], *, batch: int, image: int, steps: int
+) -> Iterator[Operands]:
     """The layers' operands in the second step of training and in the last.
 
     Not in the first: there each block's last batch norm has scale zero, and inside the blocks no gradient.
     """
-    from dfpjax.training.models import ResNet50
-
     photos = photographs()
-    say(f"ResNet-50 learns to tell apart {', '.join(photos)}")
+    say(f"a residual network learns to tell apart {', '.join(photos)}")
     batch_of = batches(list(photos.values()), batch=batch, size=image)
     training = None
     for step in range(1, steps + 1):
         images, labels = next(batch_of)
-        training = training or Training(ResNet50(classes=1000), layers, images)
+        training = training or Training(ResNet(classes=1000, stages=stages, block=Bottleneck), layers, images)
         loss = training.step(images, labels)
         say(f"step {step}: loss {loss:.3f}")
         if step in (2, steps):
@@ -82,16 +96,19 @@ def measure(operands: Operands) -> list[Row]:
     tensors = (operands.x, operands.w, operands.dy)
     truths = exact_passes(operands.case, *tensors)
     results = {p.name: passes(operands.case, p, *tensors) for p in PRECISIONS}
-    x, w, dy = map(precisions.rms_over_max, tensors)
+    fills = [precisions.rms_over_max(tensor) for tensor in tensors]
+    lost = [precisions.share_lost(tensor) for tensor in tensors]
     rows = []
-    for which, pair in (("fprop", (x, w)), ("dgrad", (dy, w)), ("wgrad", (x, dy))):
+    for which, (one, other) in OPERANDS_OF.items():
         truth = truths[which]
         errors = {
             name: {
                 "relative": precisions.relative_error(result[which], truth),
                 "largest": precisions.largest_error(result[which], truth),
                 # The channels of a weight gradient are those of the input.
-                "channel": precisions.worst_channel_error(result[which], truth, -2 if which == "wgrad" else -1),
+                "channel": precisions.worst_channel_error(
+                    result[which], truth, -2 if which == "wgrad" else -1
+                ),
             }
             for name, result in results.items()
         }
@@ -100,7 +117,8 @@ def measure(operands: Operands) -> list[Row]:
             layer=operands.layer,
             operation=operands.case.name,
             which=which,
-            rms_over_max=pair,
+            rms_over_max=(fills[one], fills[other]),
+            lost=(lost[one], lost[other]),
             errors=errors,
         )
         rows.append(row)
@@ -111,7 +129,7 @@ def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small images and few steps: does it work?")
+    parser.add_argument("--quick", action="store_true", help="a small network, few steps: does it work?")
     parser.add_argument("--batch", type=int, help="images of a batch (default: 8, or 2 with --quick)")
     parser.add_argument("--steps", type=int, help="training steps (default: 40, or 3 with --quick)")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png")
@@ -135,15 +153,17 @@ def main(argv=None) -> list[Row]:
     arguments = parse(argv)
     start = time.perf_counter()
     sizes = {"batch": arguments.batch, "image": arguments.image}
-    layers = LAYERS[::4] if arguments.quick else LAYERS
-    rows = []
-    for operands in random_families(**sizes):
-        rows += measure(operands)
-    for operands in captured_families(layers, **sizes, steps=arguments.steps):
-        rows += measure(operands)
+    cases = random_cases(**sizes)
+    stages, layers = STAGES, LAYERS
+    if arguments.quick:
+        cases, stages, layers = cases[:1] + cases[-1:], QUICK_STAGES, QUICK_LAYERS
+    families = random_families(cases), captured_families(stages, layers, **sizes, steps=arguments.steps)
+    rows = [row for operands in itertools.chain(*families) for row in measure(operands)]
     minutes = (time.perf_counter() - start) / 60
 
-    print(f"\n{fidelity_results.summary(rows)}\n\n{fidelity_results.every_row(rows)}\n\n{minutes:.1f} minutes")
+    print(
+        f"\n{fidelity_results.summary(rows)}\n\n{fidelity_results.every_row(rows)}\n\n{minutes:.1f} minutes"
+    )
     if arguments.out:
         record = {
             "cpu": cpu_model(),

@@ -22,6 +22,8 @@ class Row:
     which: str
     rms_over_max: tuple[float, float]
     """Of the pass's two operands, root mean square over largest magnitude."""
+    lost: tuple[float, float]
+    """Of the two, the share of values that are too small for DFP-16 and become zero in it."""
     errors: dict[str, dict[str, float]]
     """Of each precision: `relative` error; `largest` error over the truth's root mean square; relative error
     of the worst `channel`."""
@@ -71,7 +73,13 @@ def summary(rows: list[Row]) -> str:
     """For each family and pass geometric means of the relative errors, and how DFP-16 compares with
     bfloat16 in the mean and at worst."""
     columns = ["tensors", "pass", "rms / max", *(p.name for p in PRECISIONS)]
-    columns += ["DFP-16 SQNR, dB", "bfloat16 : DFP-16", "least", "of the largest error", "of the worst channel"]
+    columns += [
+        "DFP-16 SQNR, dB",
+        "bfloat16 : DFP-16",
+        "least",
+        "of the largest error",
+        "of the worst channel",
+    ]
     cells = []
     for (family, which), group in by_family_and_pass(rows).items():
         errors = [geometric_mean(row.error(p.name) for row in group) for p in PRECISIONS]
@@ -114,7 +122,10 @@ def chart(rows: list[Row], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6.5))
     for position, precision in enumerate(PRECISIONS):
         points = [
-            (families.index(row.family) + 0.1 * (position - (len(PRECISIONS) - 1) / 2), row.error(precision.name))
+            (
+                families.index(row.family) + 0.1 * (position - (len(PRECISIONS) - 1) / 2),
+                row.error(precision.name),
+            )
             for row in rows
         ]
         left.scatter(*zip(*points, strict=True), s=9, label=precision.name)
@@ -129,9 +140,9 @@ def chart(rows: list[Row], path: Path) -> None:
         right.scatter(*zip(*points, strict=True), s=14, label=family)
     fills = sorted(row.fill for row in rows)
     ends = [fills[0], fills[-1]]
-    # Rounding to nearest is off by a step / √12 in rms. DFP-16's step is between 2^-15 and 2^-14 of the largest
-    # value; bfloat16's is 2^-7 of the power of two below each value, which in rms is 0.74 of the value if
-    # its logarithm is uniformly distributed.
+    # Rounding to nearest is off by a step / √12 in rms. DFP-16's step is between 2^-15 and 2^-14 of the
+    # largest value; bfloat16's is 2^-7 of the power of two below each value, which in rms is 0.74 of the
+    # value if its logarithm is uniformly distributed.
     lower, upper = ([0.74 * 2**p * fill for fill in ends] for p in (7, 8))
     right.fill_between(ends, lower, upper, color="gray", alpha=0.25, label="expected of rounding")
     right.axhline(CLAIM, color="black", linestyle="--", linewidth=1, label=f"{CLAIM} times")

@@ -1,6 +1,7 @@
 """Photographs that come with Python packages, as batches to train on."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ def photographs() -> dict[str, np.ndarray]:
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()
-    found = dict(zip(samples.filenames, samples.images, strict=True))
+    found = {Path(name).stem: image for name, image in zip(samples.filenames, samples.images, strict=True)}
     try:
         import skimage.data
     except ModuleNotFoundError:

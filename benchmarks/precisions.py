@@ -10,6 +10,7 @@ from jax import lax
 
 from benchmarks import shapes
 from benchmarks.contenders import PASSES, ours_and_jax
+from dfpjax import quantize
 from dfpjax.numbers import Quantizer, Quantizers
 
 Results = dict[str, np.ndarray]
@@ -77,7 +78,7 @@ def passes(case, precision: Precision, x, w, dy) -> Results:
 def _passes(case, precision: Precision, *operands):
     x, w, dy = map(precision.round, operands)
     y, transpose = jax.vjp(precision.operation(case), x, w)
-    return tuple(result.astype(jnp.float32) for result in (y, *transpose(dy)))
+    return y, *transpose(dy)
 
 
 def exact_passes(case, x, w, dy) -> Results:
@@ -130,3 +131,9 @@ def rms_over_max(x: np.ndarray) -> float:
     x = x.astype(np.float64)
     largest = np.abs(x).max()
     return float(np.sqrt(np.mean(x**2)) / largest) if largest else float("nan")
+
+
+def share_lost(x: np.ndarray) -> float:
+    """The share of a float32 array's non-zero values that become zero in DFP-16."""
+    mantissa = np.asarray(quantize(x).mantissa)
+    return float(np.mean((mantissa == 0) & (x != 0)))

@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks.shapes import Conv, Dot
 
 Case = Conv | Dot
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +27,8 @@ def _normal(rng, shape):
     return rng.standard_normal(shape)
 
 
-def _relu_normal(rng, shape):
-    return np.maximum(rng.standard_normal(shape), 0)
-
-
 def _student_t(rng, shape):
     return rng.standard_t(3, shape)
-
-
-def _relu_student_t(rng, shape):
-    return np.maximum(rng.standard_t(3, shape), 0)
 
 
 def _log_normal(rng, shape):
@@ -43,21 +36,21 @@ def _log_normal(rng, shape):
     return rng.choice([-1.0, 1.0], shape) * rng.lognormal(0, 1.5, shape)
 
 
-def _relu_log_normal(rng, shape):
-    return np.maximum(_log_normal(rng, shape), 0)
+def _relu(draw: Draw) -> Draw:
+    return lambda rng, shape: np.maximum(draw(rng, shape), 0)
 
 
-def _over_decades(draw: Callable) -> Callable:
+def _over_decades(draw: Draw) -> Draw:
     """The last axis's channels with scales from 1 to 1000, uniform in the logarithm."""
     return lambda rng, shape: draw(rng, shape) * 10 ** rng.uniform(0, 3, shape[-1])
 
 
 RANDOM = {
     "normal": (_normal, _normal),
-    "ReLU of normal": (_relu_normal, _normal),
-    "Student's t, 3 degrees": (_relu_student_t, _student_t),
-    "log-normal": (_relu_log_normal, _log_normal),
-    "channels over 3 decades": (_over_decades(_relu_normal), _over_decades(_normal)),
+    "ReLU of normal": (_relu(_normal), _normal),
+    "Student's t, 3 degrees": (_relu(_student_t), _student_t),
+    "log-normal": (_relu(_log_normal), _log_normal),
+    "channels over 3 decades": (_over_decades(_relu(_normal)), _over_decades(_normal)),
 }
 """Of each family the distribution of inputs and of output gradients. Kernels are normal in all of them."""
 

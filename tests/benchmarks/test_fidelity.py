@@ -1,0 +1,210 @@
+"""The fidelity benchmark measures what it says it does."""
+
+import itertools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+
+from benchmarks import fidelity, fidelity_results, photographs, precisions
+from benchmarks.captured import Training
+from benchmarks.contenders import PASSES, ours_and_jax
+from benchmarks.shapes import Conv, Dot
+from benchmarks.tensors import random_operands
+from dfpjax.training.models.resnet import Bottleneck, ResNet
+
+CASES = (
+    Conv(2, 16, 8, 3, 9),
+    Conv(2, 5, 8, 7, 12, 2),
+    Conv(2, 16, 8, 1, 8, 2),
+    Conv(1, 4, 6, 3, 8, 2),
+    Dot(m=64, k=256, n=48),
+    Dot(m=6, k=40, n=10, batch=3),
+)
+
+
+def normal(case):
+    operands = random_operands("normal", case)
+    return operands.x, operands.w, operands.dy
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_truth_agrees_with_jax_in_float64(case):
+    _, operation = ours_and_jax(case)
+    truth = precisions.exact_passes(case, *normal(case))
+    with jax.enable_x64(True):
+        x, w, dy = (jnp.asarray(operand, jnp.float64) for operand in normal(case))
+        y, transpose = jax.vjp(operation, x, w)
+        peers = dict(zip(PASSES, (y, *transpose(dy)), strict=True))
+        assert y.dtype == jnp.float64
+        for which in PASSES:
+            assert oracle.relative_error(truth[which], peers[which]) < 1e-14
+
+
+def test_a_grouped_convolution_has_no_truth():
+    case = Conv(1, 4, 4, 3, 8, groups=4)
+    with pytest.raises(ValueError, match=r"exact_passes: .* is grouped"):
+        precisions.exact_passes(case, *normal(case))
+
+
+@pytest.mark.parametrize("case", (CASES[0], CASES[4]), ids=lambda case: case.name)
+def test_errors_on_normal_data_are_in_the_order_of_the_bits(case):
+    for row in fidelity.measure(random_operands("normal", case)):
+        ordered = [row.error(name) for name in ("float32", "DFP-16", "DFP-14", "DFP-12", "DFP-8")]
+        assert all(2 * better < worse for better, worse in itertools.pairwise(ordered))
+        # Two bits are a factor of four; random errors of a small tensor leave some of it to chance.
+        assert 2.5 < ordered[2] / ordered[1] < 6 and 2.5 < ordered[3] / ordered[2] < 6
+        assert ordered[1] < row.error("DFP-16 stochastic") < 3 * ordered[1]
+        assert row.error("bfloat16") < row.error("bfloat16 results")
+        assert row.gain() == row.error("bfloat16") / row.error("DFP-16") > 16
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=lambda case: case.name)
+def test_bfloat16_is_of_the_operands_alone(case):
+    operands = normal(case)
+    rounded = [operand.astype(ml_dtypes.bfloat16).astype(np.float32) for operand in operands]
+    expected = precisions.exact_passes(case, *rounded)
+    actual = precisions.passes(case, precisions.BFLOAT16, *operands)
+    for which in PASSES:
+        assert oracle.relative_error(actual[which], expected[which]) < 1e-6
+
+
+def test_dynamic_fixed_point_quantizes_every_operand_of_every_pass():
+    case, precision = CASES[1], precisions.Precision("DFP-8", bits=8)
+    rounded = []
+    for operand in normal(case):
+        mantissa, exponent = oracle.quantize(operand, 8)
+        rounded.append(np.ldexp(mantissa.astype(np.float64), exponent))
+    expected = precisions.exact_passes(case, *rounded)
+    actual = precisions.passes(case, precision, *normal(case))
+    for which in PASSES:
+        assert oracle.relative_error(actual[which], expected[which]) < 1e-6
+
+
+def test_what_fills_its_range_less_gains_less():
+    normal_rows, heavy = (fidelity.measure(random_operands(f, CASES[4])) for f in ("normal", "log-normal"))
+    for one, other in zip(normal_rows, heavy, strict=True):
+        assert one.fill > 2 * other.fill
+        assert one.gain() > 2 * other.gain()
+
+
+def test_measures():
+    truth, actual = np.array([[3.0, 0.0], [4.0, 0.0]]), np.array([[3.0, 1.0], [5.0, 0.0]])
+    assert precisions.relative_error(actual, truth) == pytest.approx(math.sqrt(2) / 5)
+    assert precisions.largest_error(actual, truth) == pytest.approx(1 / 2.5)
+    assert precisions.worst_channel_error(actual, truth, -1) == pytest.approx(1 / 5)
+    assert precisions.worst_channel_error(actual, truth, 0) == pytest.approx(1 / 3)
+    assert precisions.rms_over_max(truth) == pytest.approx(2.5 / 4)
+    assert math.isnan(precisions.relative_error(actual, 0 * truth))
+    assert math.isnan(precisions.rms_over_max(0 * truth))
+
+
+def example_row(**changes):
+    errors = {p.name: {"relative": 1e-3, "largest": 1e-2, "channel": 1e-1} for p in precisions.PRECISIONS}
+    errors["bfloat16"] = {"relative": 0.02, "largest": 0.5, "channel": 0.1}
+    values = {"family": "f", "layer": "l", "operation": "o", "which": "fprop", "errors": errors}
+    return fidelity_results.Row(**{**values, "rms_over_max": (0.1, 0.1), "lost": (0.0, 0.25), **changes})
+
+
+def test_tables():
+    rows = [example_row(), example_row(which="dgrad", rms_over_max=(0.3, 0.05))]
+    assert rows[0].fill == pytest.approx(0.1)
+    assert rows[0].gain() == pytest.approx(20) and rows[0].gain("largest") == pytest.approx(50)
+    first, _, *lines = fidelity_results.summary(rows).splitlines()
+    assert len(lines) == 2 and all(line.count("|") == first.count("|") for line in lines)
+    assert lines[0].startswith("| f | fprop | 0.100 |") and lines[0].endswith("| 60 | 20 | 20 | 50 | 1.0 |")
+    assert "| l | o | dgrad | 0.300 | 0.050 |" in fidelity_results.every_row(rows)
+
+
+def test_a_chart_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    fidelity_results.chart([example_row(), example_row(family="g")], tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- tensors of a network -------------------------------------------------------------------------
+
+LAYERS = ["Conv_0", "Bottleneck_0/Conv_1", "Bottleneck_0/Conv_2", "Dense_0"]
+
+
+def test_captured_operands_are_those_of_the_step():
+    model = ResNet(classes=5, stages=(1,), block=Bottleneck, width=4)
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((3, 32, 32, 3)).astype(np.float32), np.array([0, 3, 1])
+    training = Training(model, LAYERS, images, learning_rate=0.1)
+    training.step(images, labels)
+    variables = training.variables
+    loss = training.step(images, labels)
+
+    def peer(params):
+        updated = {**variables, "params": params}
+        logits, _ = model.apply(updated, images, train=True, mutable=["batch_stats"])
+        return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(3), labels])
+
+    expected_loss, gradients = jax.jit(jax.value_and_grad(peer))(variables["params"])
+    assert loss == pytest.approx(float(expected_loss), rel=1e-5)
+    operands = training.operands("a family")
+    assert [o.layer for o in operands] == LAYERS
+    assert [o.case.name for o in operands] == [
+        "3→4 k7 s2 32²",
+        "4→4 k3 8²",
+        "4→16 k1 8²",
+        "dense 3×16×5",
+    ]
+    np.testing.assert_array_equal(operands[0].x, images)
+    for o in operands:
+        kernel, gradient = variables["params"], gradients
+        for part in o.layer.split("/"):
+            kernel, gradient = kernel[part], gradient[part]
+        np.testing.assert_array_equal(o.w, kernel["kernel"])
+        wgrad = precisions.exact_passes(o.case, o.x, o.w, o.dy)["wgrad"]
+        assert np.abs(gradient["kernel"]).max() > 0
+        assert oracle.relative_error(wgrad, gradient["kernel"]) < 1e-4
+
+
+def test_layers_that_cannot_be_captured_are_refused():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), padding="VALID")(x))
+            return x.mean((1, 2))
+
+    images = np.zeros((1, 8, 8, 3), np.float32)
+    with pytest.raises(ValueError, match=r"no convolution or dense layer Conv_1, BatchNorm_0$"):
+        Training(Model(), ["Conv_1", "BatchNorm_0"], images)
+    with pytest.raises(ValueError, match=r"layer Conv_0 makes .* choose convolutions that are square"):
+        Training(Model(), ["Conv_0"], images)
+
+
+def test_batches_are_crops_of_the_photographs():
+    plain = [np.full((40, 60, 3), value, np.uint8) for value in (0, 51, 255)]
+    images, labels = next(photographs.batches(plain, batch=7, size=32))
+    assert images.shape == (7, 32, 32, 3) and images.dtype == np.float32
+    assert len(set(labels)) > 1
+    for image, label in zip(images, labels, strict=True):
+        expected = (np.array([0, 0.2, 1])[label] - photographs.MEAN) / photographs.DEVIATION
+        np.testing.assert_allclose(image, np.broadcast_to(expected, image.shape), atol=1e-5)
+    again, _ = next(photographs.batches(plain, batch=7, size=32))
+    np.testing.assert_array_equal(images, again)
+
+
+def test_photographs_are_real():
+    found = photographs.photographs()
+    assert {"china", "flower"} <= set(found)
+    for photo in found.values():
+        assert photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3
+        assert photo.std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--steps=1"], "--steps at least 2"), (["--batch=-1"], "--batch")]
+)
+def test_wrong_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        fidelity.parse(arguments)
+    assert message in capsys.readouterr().err
