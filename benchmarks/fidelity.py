@@ -66,7 +66,6 @@ def say(text: str) -> None:
 
 def random_families(cases: list) -> Iterator[Operands]:
     for family in RANDOM:
-        say(f"random tensors: {family}")
         for case in cases:
             yield random_operands(family, case)
 
@@ -93,6 +92,7 @@ def captured_families(
 
 def measure(operands: Operands) -> list[Row]:
     """The errors of each precision in each pass of one operation."""
+    say(f"{operands.family}: {operands.case.name} {operands.layer}")
     tensors = (operands.x, operands.w, operands.dy)
     truths = exact_passes(operands.case, *tensors)
     results = {p.name: passes(operands.case, p, *tensors) for p in PRECISIONS}
