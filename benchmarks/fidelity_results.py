@@ -57,7 +57,7 @@ def _decibels(error: float) -> str:
 
 
 def _gain(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 def by_family_and_pass(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -130,6 +130,7 @@ def chart(rows: list[Row], path: Path) -> None:
         ]
         left.scatter(*zip(*points, strict=True), s=9, label=precision.name)
     left.set_yscale("log")
+    left.set_ylim(top=100)  # room for the legend
     left.set_ylabel("relative error")
     left.set_xticks(range(len(families)), families, rotation=25, ha="right")
     left.legend(fontsize="small", ncols=2)
