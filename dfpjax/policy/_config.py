@@ -3,7 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from dfpjax.numbers import Quantizer, Quantizers
+from dfpjax.numbers import Accumulation, Quantizer, Quantizers
+from dfpjax.numbers.accumulation import check_roles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,8 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 class OpConfig:
     """How an operation is computed in dynamic fixed point, and its gradients (Das et al., 2018, §4.1).
 
-    `bits` and `rounding` take one value for all roles, or a `PerRole`. A pass that is switched off runs in
-    float32, on the operands as they were before quantization.
+    `bits`, `rounding` and `granularity` take one value for all roles, or a `PerRole`. A pass that is switched
+    off runs in float32, on the operands as they were before quantization.
 
     Raises:
         ValueError: if a field is not one of the values named below.
@@ -49,6 +50,13 @@ class OpConfig:
 
     rounding: str | PerRole = "nearest"
     """`"nearest"` (ties to even), `"stochastic"`, `"biased"` or `"truncate"`."""
+
+    granularity: str | PerRole = "tensor"
+    """`"tensor"`: one exponent. `"channel"`: one for each slice along the axes that the result has too and no
+    window ties: output channels of a kernel, examples of an input, free and batch axes of a dot's operand."""
+
+    accumulation: Accumulation = "certified"
+    """`"certified"`: chains that cannot overflow, whatever the data. Or a `FixedChain`, the paper's way."""
 
     fprop: bool = True
     """Whether the operation itself is computed in dynamic fixed point."""
@@ -71,8 +79,11 @@ class OpConfig:
                 f"OpConfig: one of {', '.join(PASSES)} must be True; to keep an operation and its gradients "
                 "in float32, use None in place of an OpConfig"
             )
-        for role in ROLES:
-            self._quantizer(role)
+        quantizers = self.quantizers()
+        try:
+            check_roles(self.accumulation, quantizers)
+        except ValueError as error:
+            raise ValueError(f"OpConfig: {error}") from None
 
     def quantizers(self, lhs: Role = "lhs", rhs: Role = "rhs") -> Quantizers:
         """The quantizers that `dfpjax.operations` takes, for operands that play these roles."""
@@ -80,9 +91,10 @@ class OpConfig:
         return Quantizers(**{operand: self._quantizer(role) for operand, role in parts.items()})
 
     def _quantizer(self, role: str) -> Quantizer:
-        per_role = isinstance(self.bits, PerRole) or isinstance(self.rounding, PerRole)
+        values = {field.name: getattr(self, field.name) for field in fields(Quantizer)}
+        per_role = any(isinstance(value, PerRole) for value in values.values())
         try:
-            return Quantizer(bits=_of_role(self.bits, role), rounding=_of_role(self.rounding, role))
+            return Quantizer(**{name: _of_role(value, role) for name, value in values.items()})
         except ValueError as error:
             raise ValueError(f"OpConfig{f', {role}' if per_role else ''}: {error}") from None
 

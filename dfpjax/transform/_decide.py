@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dfpjax.numbers import Quantizers
+from dfpjax.numbers import Accumulation, Quantizers
 from dfpjax.policy._config import PASSES, OpConfig, Pass
 from dfpjax.policy._cost import objection
 from dfpjax.policy._policy import BoundPolicy
@@ -17,6 +17,7 @@ class Treatment:
     """How an operation is rewritten; the operands' quantizers are those of the roles that they play."""
 
     quantizers: Quantizers
+    accumulation: Accumulation
     passes: frozenset[Pass]
     """Which of the operation itself and its gradients are computed in dynamic fixed point."""
 
@@ -51,7 +52,9 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
         elif (passes := _passes(config, part.kind)) is None:
             reason = f"{_off(config, part.kind)} ({reason})"
         else:
-            treatment = Treatment(quantizers=config.quantizers(*part.roles), passes=passes)
+            treatment = Treatment(
+                quantizers=config.quantizers(*part.roles), accumulation=config.accumulation, passes=passes
+            )
     return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason)
 
 

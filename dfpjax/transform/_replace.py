@@ -66,6 +66,7 @@ def _operation(eqn: JaxprEqn, treatment: Treatment, backend: Backend) -> Callabl
         operation,
         **{name: params[name] for name in names},
         quantizers=treatment.quantizers,
+        accumulation=treatment.accumulation,
         backend=backend,
     )
 

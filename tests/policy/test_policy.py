@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfpjax.numbers import Quantizer
+from dfpjax.numbers import FixedChain, Quantizer
 from dfpjax.policy import OpConfig, PerRole, Policy, Position, Rule, policies
 from dfpjax.policy._rules import Operation
 
@@ -35,6 +35,24 @@ def test_config_per_role():
             {"rounding": "up"},
             r"OpConfig: rounding must be one of nearest, stochastic, biased, truncate, got 'up'",
         ),
+        ({"granularity": "row"}, r"OpConfig: granularity must be one of tensor, channel, got 'row'"),
+        (
+            {"granularity": PerRole(lhs="tensor", rhs="filter", cotangent="tensor")},
+            r"OpConfig, rhs: granularity must be one of tensor, channel, got 'filter'",
+        ),
+        (
+            {"accumulation": "saturating"},
+            r"OpConfig: accumulation must be \"certified\" or a FixedChain, got 'saturating'",
+        ),
+        (
+            {"accumulation": FixedChain(256, 2)},
+            r"OpConfig: .* the bound \(14 − 1\) \+ \(14 − 1\) \+ log2\(256\) = 34 ≤ 31 does not hold",
+        ),
+        (
+            {"bits": PerRole(lhs=12, rhs=12, cotangent=16), "accumulation": FixedChain(256)},
+            r"OpConfig: .*16-bit and 12-bit mantissas can overflow",
+        ),
+        ({"bits": 4, "accumulation": FixedChain(2, 3)}, r"OpConfig: .*pre_shift=3 leaves 1 of 4 bits"),
         ({"dgrad": 1}, r"OpConfig: dgrad must be True or False, got 1"),
         (
             {"fprop": False, "dgrad": False, "wgrad": False},

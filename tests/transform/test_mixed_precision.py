@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from forced import FORCED, forced
 from jax import lax
-from transform_helpers import floats, normal, primitives, quantized, relative_error
+from transform_helpers import equations, floats, normal, primitives, quantized, relative_error
 
 from dfpjax import operations
+from dfpjax.numbers import FixedChain
 from dfpjax.policy import OpConfig, PerRole, Policy, Rule, policies
 from dfpjax.transform import mixed_precision
 
@@ -207,6 +208,28 @@ def test_rules_choose_configurations():
     quantizers = [eqn.params["quantizer"].bits for eqn in jaxpr.eqns if eqn.primitive.name == "dfp_quantize"]
     assert quantizers == [6, 7]
     assert contract.params["cotangent"].bits == 8
+
+
+def test_granularity_and_accumulation_reach_the_operations():
+    """Small rows and columns keep their precision if they have exponents of their own."""
+    scales = 10.0 ** -np.arange(6)
+    x, w = normal(0, 6, 64) * scales[:, None].astype(np.float32), normal(1, 64, 6) * scales.astype(np.float32)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    chain = FixedChain(256, 2, saturate=True)
+    errors = {}
+    for name, fields in {
+        "tensor": {}, "channel": {"granularity": "channel"}, "chain": {"accumulation": chain},
+    }.items():  # fmt: skip
+        policy = Policy(default=OpConfig(force=True, **fields))
+        transformed = mixed_precision(jnp.matmul, policy)
+        errors[name] = np.abs(transformed(x, w) / exact - 1)[-1, -1]
+        (contract,) = (
+            eqn
+            for eqn in equations(jax.make_jaxpr(transformed)(x, w))
+            if eqn.primitive.name == "dfp_contract"
+        )
+        assert contract.params["accumulation"] == fields.get("accumulation", "certified")
+    assert errors["channel"] < 1e-3 < 0.1 < errors["tensor"]
 
 
 def test_paper_policy_holds_for_gradients_too():
