@@ -1,4 +1,4 @@
-"""What the tests of the transform share."""
+"""What the tests of the transform and the conformance matrix share."""
 
 from collections import Counter
 
