@@ -114,7 +114,7 @@ class Row:
             check_jaxpr(jaxpr.jaxpr)
         reference = self.float32.jaxpr(TRANSFORMATIONS[t.same_as] if t.same_as and not t.recomputes else t)
         assert floats(jaxpr) == 0, f"{floats(jaxpr)} operations are left in float32"
-        # Outer products, which sum nothing, stay in float32; as derivatives of rewritten ones they do not.
+        # Outer products, which sum nothing, stay in float32, but not as derivatives of what was rewritten.
         least, most, found = floats(reference), _contractions(reference), quantized(jaxpr)
         if t.inside and self.subject.program.recomputes_inside:
             most = found

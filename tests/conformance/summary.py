@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from conformance.kinds import CONV, DENSE
+from conformance.kinds import CONV, DENSE, KINDS
 from conformance.programs import PROGRAMS
 from conformance.transformations import TRANSFORMATIONS
 
@@ -49,10 +49,9 @@ def _matrix(rows: list[dict]) -> Iterator[str]:
     main = (DENSE.name, CONV.name)
     yield from ("", "Programs x transformations", _LEGEND)
     yield from _table([row for row in rows if row["kind"] in main], "program", list(PROGRAMS))
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for program in dict.fromkeys(row["program"] for row in rows if row["kind"] not in main):
         yield from ("", f"Kinds of operations x transformations, f = {program}")
-        yield from _table([row for row in rows if row["program"] == program], "kind", kinds)
+        yield from _table([row for row in rows if row["program"] == program], "kind", list(KINDS))
     yield from ("", "Not applicable: JAX's message, which each of these cells was seen to raise in float32")
     seen = {row["program"] for row in rows}
     for program in PROGRAMS.values():

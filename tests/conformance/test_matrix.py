@@ -9,7 +9,7 @@ For a cell, a transformation of a program around a kind of operation:
 - what is the same mathematically agrees, above all `mixed_precision(grad(f))` and `grad(mixed_precision(f))`;
 - `vmap` gives the bits of a loop over the examples, and adds no loop;
 - what JAX refuses in float32 is refused with and without `mixed_precision`, by the message that the table in
-  `programs.py` names. That the message comes is checked: such a cell cannot hide a failure.
+  `programs` names. That the message comes is checked: such a cell cannot hide a failure.
 
 Jaxprs are checked in the full product of programs and transformations, around a dot product and around a
 convolution, and for every kind of operation under all transformations of `PROGRAMS_OF_ALL_KINDS`. To compile
