@@ -36,4 +36,7 @@ def get_config() -> config_dict.ConfigDict:
     config.weight_decay = 1e-4
     config.label_smoothing = 0.0
 
+    # Steps; 0 records no statistics of the numbers in DFP16.
+    config.statistics_every = 0
+
     return config.lock()

@@ -1,7 +1,9 @@
 """dfpjax: mixed-precision training on CPUs with 16-bit dynamic fixed point.
 
 `mixed_precision(fun)` makes the convolutions and dot products of any JAX function run with int16 operands, in
-native kernels, with float32 results and gradients. `explain` says what became of each of them and why.
+native kernels, with float32 results and gradients. `explain` says what became of each of them and why,
+`with_statistics` how well the numbers of a step suit the format, and `sensitivity` which layers need their
+bits.
 """
 
 from pkgutil import extend_path
@@ -10,7 +12,13 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from dfpjax import checkpoint_policies as checkpoint_policies
+from dfpjax.insight import History as History
+from dfpjax.insight import LayerStatistics as LayerStatistics
+from dfpjax.insight import OperandStatistics as OperandStatistics
 from dfpjax.insight import explain as explain
+from dfpjax.insight import plot_mantissas as plot_mantissas
+from dfpjax.insight import sensitivity as sensitivity
+from dfpjax.insight import with_statistics as with_statistics
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import runtime_info as runtime_info
 from dfpjax.numbers import DFPArray as DFPArray

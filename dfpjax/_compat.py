@@ -99,6 +99,7 @@ def tile_assignment(sharding, rank: int) -> np.ndarray:
 # --- transform ------------------------------------------------------------------------------------
 
 eval_jaxpr = _core.eval_jaxpr
+UNSPECIFIED = _sharding_impls.UNSPECIFIED  # the sharding of a jit's result about which nothing was said
 without_named_axes = _core.filter_named_axis_effects
 trace_context = _config.trace_context  # hashable: the settings and environment that tracing depends on
 
@@ -115,9 +116,9 @@ def user_frames(traceback) -> list[tuple[str, int]]:
 
 
 def trace(fun, avals, name: str):
-    """Trace `fun`, a function of arrays that returns one array, to (jaxpr, consts)."""
+    """Trace `fun`, a function of arrays, to (jaxpr, consts); the jaxpr's outputs are its result's leaves."""
     debug_info = _linear_util.DebugInfo("dfpjax", name, None, None)
-    wrapped = _linear_util.wrap_init(lambda *args: [fun(*args)], debug_info=debug_info)
+    wrapped = _linear_util.wrap_init(lambda *args: _tree_util.tree_leaves(fun(*args)), debug_info=debug_info)
     jaxpr, _, consts = _partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
     return jaxpr, consts
 

@@ -129,22 +129,22 @@ def _shared_exponent(x: jax.Array, shift: jax.Array | None, bits: int, axes: tup
     return jnp.where(log2 == lowest, MIN_FLOAT_EXPONENT, log2) - (bits - 2)
 
 
-def _scaled(x: jax.Array, exponent: jax.Array) -> jax.Array:
+def scaled_down(x: jax.Array, exponent: jax.Array) -> jax.Array:
     """x · 2^−exponent, exact wherever the result is at least 2^−63 (everything below rounds to zero
     anyway)."""
     exponent = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
     magnitude_bits = _float_bits(x) & np.int32(0x7FFFFFFF)
     # 2^−exponent can lie outside of float32's range, so it is applied in two factors.
     first = -exponent // 2
-    normal = x * _power_of_two(first) * _power_of_two(-exponent - first)
+    normal = x * power_of_two(first) * power_of_two(-exponent - first)
     # XLA takes a subnormal x for zero; its bits are the integer x · 2^149.
-    integer = magnitude_bits.astype(jnp.float32) * _power_of_two(
+    integer = magnitude_bits.astype(jnp.float32) * power_of_two(
         jnp.maximum(MIN_FLOAT_EXPONENT - exponent, -126)
     )
     return jnp.where(magnitude_bits < (1 << 23), jnp.where(_float_bits(x) < 0, -integer, integer), normal)
 
 
-def _power_of_two(exponent: jax.Array) -> jax.Array:
+def power_of_two(exponent: jax.Array) -> jax.Array:
     """2^exponent for −126 ≤ exponent ≤ 127, from the bits: exp2 is not exact on every platform."""
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
@@ -221,7 +221,7 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: 
         seed = lax.bitcast_convert_type(x, jnp.uint32) if seed is None else seed
         random = random_bits(x.shape, seed, example)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
-    mantissa = lax.clamp(-limit, _round(_scaled(x, own), quantizer.rounding, random), limit)
+    mantissa = lax.clamp(-limit, _round(scaled_down(x, own), quantizer.rounding, random), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
     return from_int16(mantissa), exponent
 

@@ -48,6 +48,9 @@ class TrainConfig:
     weight_decay: float
     # Probability moved from the true class to all classes alike in the training loss; never in the test loss.
     label_smoothing: float
+    # Every so many steps, the first one included, the statistics of the layers in DFP16 are recorded; 0 for
+    # never.
+    statistics_every: int
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
@@ -63,6 +66,10 @@ class TrainConfig:
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        natural = isinstance(self.statistics_every, int) and self.statistics_every >= 0
+        _check("statistics_every", self.statistics_every, natural, "an integer of at least 0")
+        measurable = self.statistics_every == 0 or self.precision != "float32"
+        _check("statistics_every", self.statistics_every, measurable, "0 where the precision is float32")
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1")
 
     @classmethod

@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import jax
 
+from dfpjax import LayerStatistics
+
 from .config import TrainConfig
 from .data import DATASETS, Split, eval_batches, load_split, train_batches
 from .metrics import EpochMetrics, Result, Totals
 from .models import MODELS
 from .precision import with_precision
 from .report import Report
-from .state import TrainState, eval_step, optimizer, train_step
+from .state import TrainState, eval_step, measured_step, optimizer, train_step
+
+Statistics = dict[str, LayerStatistics]
 
 
 def train(config: TrainConfig, report: Report) -> list[Result]:
@@ -42,16 +46,20 @@ def train(config: TrainConfig, report: Report) -> list[Result]:
         return TrainState.create(apply_fn=apply, tx=tx, **variables)
 
     began = time.perf_counter()
+
     # Compiled by hand, and not by its first call, so that the first epoch's speed is that of the others.
-    step = train_step.lower(
-        jax.eval_shape(start, 0), *batch, label_smoothing=config.label_smoothing
-    ).compile()
+    def compiled(step: Callable) -> Callable:
+        state = jax.eval_shape(start, 0)
+        return step.lower(state, *batch, label_smoothing=config.label_smoothing).compile()
+
+    step = compiled(train_step)
+    measured = compiled(measured_step) if config.statistics_every else None
     report.compiled(time.perf_counter() - began)
 
     results = []
     for seed in config.seed:
         report.start_run(seed=seed, steps=steps)
-        results.append(_run(config, seed, start, step, train_split, test_split, report))
+        results.append(_run(config, seed, start, step, measured, train_split, test_split, report))
     report.finish(results)
     return results
 
@@ -61,6 +69,7 @@ def _run(
     seed: int,
     start: Callable[[int], TrainState],
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    measured: Callable[..., tuple[tuple[TrainState, dict[str, jax.Array]], Statistics]] | None,
     train_split: Split,
     test_split: Split,
     report: Report,
@@ -69,12 +78,18 @@ def _run(
     began = time.perf_counter()
     state = start(seed)
     epochs = []
+    number = 0
     for epoch in range(1, config.epochs + 1):
         train_totals = Totals()
         for images, labels in train_batches(
             train_split, batch_size=config.batch_size, seed=seed, epoch=epoch, max_shift=config.max_shift
         ):
-            state, step_metrics = step(state, images, labels)
+            if measured is not None and number % config.statistics_every == 0:
+                (state, step_metrics), layers = measured(state, images, labels)
+                report.statistics(layers, seed=seed, step=number)
+            else:
+                state, step_metrics = step(state, images, labels)
+            number += 1
             train_totals.add(step_metrics, len(labels))
             report.step(train_totals)
         images_per_second = train_totals.images_per_second

@@ -1,6 +1,7 @@
-"""What a run tells: a progress bar or plain lines, `metrics.jsonl`, and a table in the end."""
+"""What a run tells: a progress bar or plain lines, `metrics.jsonl`, statistics, and a table in the end."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 import math
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import dfpjax
+
 from .metrics import EpochMetrics, Result, Totals
 
 
@@ -20,8 +23,11 @@ class Report:
     """Writes to `console` and, if there is a `workdir`, to files there; a context manager.
 
     `workdir` is created where needed. `metrics.jsonl` gets one line per epoch, with the fields of
-    `EpochMetrics`, as soon as the epoch is over; `result.md` gets the final table. Files of an earlier run
-    are replaced. On a console that is no terminal there is no bar, only a line per epoch.
+    `EpochMetrics`, as soon as the epoch is over; `result.md` gets the final table. Where statistics are
+    recorded, `statistics.jsonl` gets a line per step, layer and operand, with the seed and the keys of
+    `dfpjax.History.to_dicts` (null for what is not finite), and `statistics_SEED.png` a plot of each run if
+    matplotlib is installed, however the run ends. Files of an earlier run are replaced. On a console that is
+    no terminal there is no bar, only a line per epoch.
     """
 
     def __init__(self, console: Console, workdir: Path | None = None) -> None:
@@ -39,11 +45,14 @@ class Report:
         )
         self._task: TaskID | None = None
         self._metrics_file: TextIO | None = None
+        self._histories: dict[int, dfpjax.History] = {}
 
     def __enter__(self) -> Self:
         if self._workdir is not None:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._metrics_file = open(self._workdir / "metrics.jsonl", "w", buffering=1)  # by lines
+            for outdated in self._workdir.glob("statistics*"):
+                outdated.unlink()
         self._progress.start()
         return self
 
@@ -51,6 +60,9 @@ class Report:
         self._progress.stop()
         if self._metrics_file is not None:
             self._metrics_file.close()
+        if importlib.util.find_spec("matplotlib"):
+            for seed, history in self._histories.items():
+                history.plot(self._workdir / f"statistics_{seed}.png")
 
     def compiled(self, seconds: float) -> None:
         """The training step has been compiled."""
@@ -73,6 +85,16 @@ class Report:
             accuracy=totals.accuracy,
             images_per_second=totals.images_per_second,
         )
+
+    def statistics(self, layers: dict[str, dfpjax.LayerStatistics], *, seed: int, step: int) -> None:
+        """The statistics of a training step of that seed's run."""
+        if self._workdir is None:
+            return
+        history = self._histories.setdefault(seed, dfpjax.History())
+        with open(self._workdir / "statistics.jsonl", "a") as file:
+            for record in history.add(step, layers):
+                finite = {key: None if _is_not_finite(value) else value for key, value in record.items()}
+                print(json.dumps({"seed": seed} | finite), file=file)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """An epoch and its evaluation are over."""
@@ -97,6 +119,10 @@ class Report:
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def results_table(results: list[Result]) -> Table:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax.training import train_state
 
+import dfpjax
+
 from .config import TrainConfig
 
 
@@ -45,8 +47,7 @@ def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 
     }
 
 
-@partial(jax.jit, static_argnames="label_smoothing", donate_argnames="state")
-def train_step(
+def _step(
     state: TrainState, images: jax.Array, labels: jax.Array, *, label_smoothing: float
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on images `float32[N, H, W, C]` and labels `int32[N]`.
@@ -63,6 +64,14 @@ def train_step(
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+
+
+_compiled = partial(jax.jit, static_argnames="label_smoothing", donate_argnames="state")
+
+train_step = _compiled(_step)
+
+measured_step = _compiled(dfpjax.with_statistics(_step, dfpjax.Policy(default=None)))
+"""`train_step`, with the statistics of what it computes in DFP16 beside its result."""
 
 
 @jax.jit

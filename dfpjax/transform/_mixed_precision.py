@@ -7,7 +7,7 @@ from typing import Any, get_args, overload
 
 import jax
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.source_info_util import new_name_stack
 
 from dfpjax import _compat
@@ -81,22 +81,8 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
         return functools.partial(mixed_precision, policy=policy, backend=backend)
     if not callable(fun):
         raise TypeError(f"mixed_precision: fun must be callable, got {fun!r}")
-    programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
     policy = Policy() if policy is None else policy
-
-    @functools.wraps(fun)
-    def transformed(*args, **kwargs):
-        leaves, in_tree = jax.tree.flatten((args, kwargs))
-        key = _key(leaves, in_tree)
-
-        def make():
-            return _program(fun, args, kwargs, policy, backend)
-
-        program = make() if key is None else programs.get_or_make(key, make, Program.is_closed)
-        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays_of(leaves))
-        return program.traced.results(arrays)
-
-    return transformed
+    return running(fun, lambda args, kwargs: rewritten_call(fun, args, kwargs, policy, backend))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +92,51 @@ class Program:
     traced: Traced
     jaxpr: ClosedJaxpr
 
+    def results(self, arrays: Sequence[Any]) -> Any:
+        """What a call returns, given the jaxpr's outputs."""
+        return self.traced.results(arrays)
+
     def is_closed(self) -> bool:
         """Whether it may be used again: it closes over no tracer, which would be another one next time."""
         return not any(isinstance(const, Tracer) for const in self.jaxpr.consts)
+
+
+def running(fun: Callable, make: Callable[[tuple, dict], Program]) -> Callable:
+    """The function, called as `fun` is, that makes a program of its arguments or takes one made before, and
+    runs it."""
+    programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
+
+    @functools.wraps(fun)
+    def transformed(*args, **kwargs):
+        leaves, in_tree = jax.tree.flatten((args, kwargs))
+        key = _key(leaves, in_tree)
+        if key is None:
+            program = make(args, kwargs)
+        else:
+            program = programs.get_or_make(key, lambda: make(args, kwargs), Program.is_closed)
+        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays_of(leaves))
+        return program.results(arrays)
+
+    return transformed
 
 
 def survey_call(fun: Callable, args: tuple, kwargs: dict) -> tuple[Traced, Body]:
     """Trace `fun(*args, **kwargs)` and find its convolutions and dot products."""
     leaves, in_tree = jax.tree.flatten((args, kwargs))
     traced = trace(fun, leaves, in_tree)
+    return traced, survey_jaxpr(traced.jaxpr.jaxpr, fun, args, kwargs)
+
+
+def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, args: tuple, kwargs: dict) -> Body:
+    """Find the convolutions and dot products of `fun(*args, **kwargs)`, given as a jaxpr."""
+    leaves = jax.tree.leaves((args, kwargs))
     paths = argument_paths(fun, args, kwargs)
     array_paths = [path for path, leaf in zip(paths, leaves, strict=True) if is_array(leaf)]
-    return traced, survey(traced.jaxpr.jaxpr, array_paths, Scope(stack=new_name_stack()))
+    return survey(jaxpr, array_paths, Scope(stack=new_name_stack()))
 
 
-def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, backend: Backend) -> Program:
+def rewritten_call(fun: Callable, args: tuple, kwargs: dict, policy: Policy, backend: Backend) -> Program:
+    """Trace `fun(*args, **kwargs)` and rewrite it."""
     traced, body = survey_call(fun, args, kwargs)
     if traced.lost:
         raise ValueError(_lost_changes(fun, traced.lost))

@@ -1,13 +1,14 @@
 """What replaces a convolution or dot product: the equations that compute it in dynamic fixed point."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 from jax.extend.source_info_util import user_context
 from jax.sharding import AxisType
@@ -28,14 +29,22 @@ def inlined(site: Site, treatment: Treatment, backend: Backend) -> list[JaxprEqn
     name = site.operation.name or eqn.primitive.name
     try:
         with user_context(source.traceback), eqn.ctx.manager:
-            fun = _operation(eqn, treatment, backend)
-            jaxpr, consts = _compat.trace(fun, [v.aval for v in eqn.invars], name)
-            if consts:  # not every jaxpr can hold constants, but a jitted call can
-                jaxpr, _ = _compat.trace(jax.jit(fun), [v.aval for v in eqn.invars], name)
+            jaxpr = without_constants(_operation(eqn, treatment, backend), [v.aval for v in eqn.invars], name)
     except Exception as error:
         raise layer_error(site, error) from error
     (result,) = jaxpr.outvars
-    rename = {**dict(zip(jaxpr.invars, eqn.invars, strict=True)), result: eqn.outvars[0]}
+    return renamed(jaxpr, eqn, {**dict(zip(jaxpr.invars, eqn.invars, strict=True)), result: eqn.outvars[0]})
+
+
+def without_constants(fun: Callable, avals: Sequence[Any], name: str) -> Jaxpr:
+    """Trace a function to a jaxpr that holds no constants: not every one may, but a jitted call in it may."""
+    jaxpr, consts = _compat.trace(fun, avals, name)
+    return _compat.trace(jax.jit(fun), avals, name)[0] if consts else jaxpr
+
+
+def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> list[JaxprEqn]:
+    """The equations of a jaxpr with other variables, as if they stood where `eqn` stands."""
+    source = eqn.source_info
     return [
         inner.replace(
             invars=[v if isinstance(v, Literal) else rename.get(v, v) for v in inner.invars],

@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 import os
@@ -61,6 +62,20 @@ def test_a_seed_decides_everything_and_several_make_a_row_each(make_config, tmp_
     assert rows[-1][3].strip() == f"{mean:.2%}"
 
 
+def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_path):
+    (plain,), _ = _train(make_config(precision="dfp16"), tmp_path)
+    assert not list(tmp_path.glob("statistics*"))
+    (result,), _ = _train(make_config(precision="dfp16", statistics_every=3), tmp_path)
+    assert (result.test_loss, result.test_accuracy) == (plain.test_loss, plain.test_accuracy)
+    records = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
+    assert sorted({record["step"] for record in records}) == [0, 3, 6]  # of 8 steps
+    assert {record["operand"] for record in records} == {"input", "weight", "output_gradient"}
+    assert all(record["layer"].startswith("ResNet/Basic_") and record["seed"] == 0 for record in records)
+    assert all(record["sqnr_db"] is None or record["sqnr_db"] > 50 for record in records)
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "statistics_0.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_totals_do_not_depend_on_how_the_images_were_batched():
     logits = np.random.default_rng(0).normal(size=(50, 10)).astype(np.float32)
     labels = np.arange(50, dtype=np.int32) % 10
@@ -103,7 +118,10 @@ def test_too_large_a_batch_is_an_error(make_config):
         ("momentum", 1.0, "momentum is 1.0; it must be from 0 to below 1"),
         ("weight_decay", -0.1, "weight_decay is -0.1; it must be at least 0"),
         ("label_smoothing", float("nan"), "label_smoothing is nan; it must be from 0 to below 1"),
-        ("epoch", 3, "no such field: epoch; the fields are precision, seed, model, .*, label_smoothing"),
+        ("statistics_every", -1, "statistics_every is -1; it must be an integer of at least 0"),
+        ("statistics_every", 0.5, "statistics_every is 0.5; it must be an integer of at least 0"),
+        ("statistics_every", 10, "statistics_every is 10; it must be 0 where the precision is float32"),
+        ("epoch", 3, "no such field: epoch; the fields are precision, seed, model, .*, statistics_every"),
     ],
 )
 def test_a_wrong_field_or_value_is_an_error_that_names_the_valid_ones(make_config, field, value, message):

@@ -1,0 +1,68 @@
+"""Pictures with matplotlib, which is only imported when one is drawn."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dfpjax.numbers import DFPArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(caller: str, width: float, height: float) -> "Figure":
+    """A figure of that size in inches, without any global state of `matplotlib.pyplot`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(
+            f"{caller} draws with matplotlib, which is not installed: pip install 'dfpjax[bench]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def finished(figure: "Figure", path: str | Path | None) -> "Figure":
+    """The figure, saved if there is a path."""
+    if path is not None:
+        figure.savefig(path, dpi=100)
+    return figure
+
+
+def in_natural_order(names) -> list[str]:
+    """Names without repetition, `Conv_2` before `Conv_10`."""
+
+    def key(name: str):
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+    return sorted(set(names), key=key)
+
+
+def plot_mantissas(q: DFPArray, path: str | Path | None = None, *, bits: int = 16) -> "Figure":
+    """Histogram of the mantissas of a tensor: how much of its range it uses.
+
+    Arguments:
+        q: a concrete array, not a tracer.
+        path: file to write the picture to, if any; its suffix is the format.
+        bits: bits of a mantissa, which give the range.
+
+    Raises:
+        TypeError: if `q` is not a `DFPArray`.
+        ImportError: if matplotlib is not installed.
+    """
+    if not isinstance(q, DFPArray):
+        raise TypeError(f"plot_mantissas: q must be a DFPArray, as dfpjax.quantize gives it, got {type(q)}")
+    figure = new_figure("plot_mantissas", 7, 3.5)
+    axes = figure.add_subplot()
+    limit = 2 ** (bits - 1) - 1
+    edges = np.linspace(-limit - 0.5, limit + 0.5, min(2 * limit + 1, 255) + 1)
+    axes.hist(np.asarray(q.mantissa).ravel(), bins=edges, log=True)
+    exponent = np.asarray(q.exponent)
+    of_slices = "" if exponent.size == 1 else ", the largest of its slices"
+    axes.set(xlabel=f"mantissa (exponent {exponent.max()}{of_slices})", ylabel="elements")
+    return finished(figure, path)

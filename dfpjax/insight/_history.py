@@ -1,0 +1,130 @@
+"""`History`: the statistics of many steps."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from dfpjax.insight._figures import finished, in_natural_order, new_figure
+from dfpjax.insight._statistics import LayerStatistics, OperandStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OPERANDS = {"input": "input", "weight": "weight", "output_gradient": "output gradient"}
+_MEASURES = {"exponent": "exponent", "sqnr_db": "SQNR (dB)"}
+_VALUES = ("exponent", "rms_over_max", "sqnr_db", "zeros", "clamped")
+_ERRORS = ("error", "dgrad_error", "wgrad_error")
+
+
+class History:
+    """Collects what `with_statistics` gives, step by step: `history.add(step, statistics)`."""
+
+    def __init__(self):
+        self._records: list[dict[str, Any]] = []
+
+    def add(self, step: int, statistics: Mapping[str, LayerStatistics]) -> list[dict[str, Any]]:
+        """Add the statistics of a step, after waiting for them.
+
+        Arguments:
+            step: any number.
+            statistics: what `with_statistics` returned beside the function's output.
+
+        Returns:
+            The records added, as `to_dicts` has them.
+
+        Raises:
+            TypeError: if that is something else, or not computed yet, as under `jax.jit`.
+        """
+        if not isinstance(statistics, Mapping) or not all(
+            isinstance(layer, LayerStatistics) for layer in statistics.values()
+        ):
+            raise TypeError(
+                f"History.add: statistics must be the dict that with_statistics gives, got {statistics!r}"
+            )
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(statistics)):
+            raise TypeError(
+                "History.add: the statistics are being traced; return them from the jitted function first"
+            )
+        added = [
+            record for name, layer in jax.device_get(statistics).items() for record in _records(name, layer)
+        ]
+        self._records += [{"step": step} | record for record in added]
+        return self._records[len(self._records) - len(added) :]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A dictionary of plain values for each step, layer and operand, for a data frame or JSON.
+
+        Keys: step, layer, operand ("input", "weight" or "output_gradient"), bits, the fields of
+        `OperandStatistics`, and the layer's errors, None where they were not measured. The layers of a `scan`
+        are told apart as `layer[0]`, `layer[1]`.
+        """
+        return [dict(record) for record in self._records]
+
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Exponent and SQNR of every layer's operands over the steps, where they are neither all zero nor
+        not finite.
+
+        Arguments:
+            path: file to write the picture to, if any; its suffix is the format.
+
+        Raises:
+            ValueError: if nothing has been added.
+            ImportError: if matplotlib is not installed.
+        """
+        if not self._records:
+            raise ValueError("History.plot: nothing has been added")
+        layers = in_natural_order(record["layer"] for record in self._records)
+        operands = [name for name in _OPERANDS if any(r["operand"] == name for r in self._records)]
+        figure = new_figure("History.plot", 10, 1.2 + 2.4 * len(operands))
+        from matplotlib import colormaps
+        from matplotlib.ticker import MaxNLocator
+
+        colours = colormaps["viridis"](np.linspace(0, 0.95, len(layers)))
+        grid = figure.subplots(len(operands), len(_MEASURES), sharex=True, squeeze=False)
+        for row, operand in zip(grid, operands, strict=True):
+            for axes, (measure, label) in zip(row, _MEASURES.items(), strict=True):
+                for layer, colour in zip(layers, colours, strict=True):
+                    points = [
+                        (r["step"], r[measure])
+                        for r in self._records
+                        if (r["layer"], r["operand"]) == (layer, operand) and _can_be_shown(r, measure)
+                    ]
+                    marker = "o" if len(points) == 1 else None
+                    axes.plot(*np.reshape(points, (-1, 2)).T, color=colour, lw=1, marker=marker, label=layer)
+                if measure == "exponent":
+                    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+                axes.set(ylabel=label, title=_OPERANDS[operand])
+                axes.grid(alpha=0.3)
+        for axes in grid[-1]:
+            axes.set_xlabel("step")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        columns = -(-len(layers) // 40)
+        figure.legend(handles, labels, loc="outside right upper", fontsize=7, ncols=columns)
+        return finished(figure, path)
+
+
+def _records(name: str, layer: LayerStatistics) -> Iterator[dict[str, Any]]:
+    for operand in _OPERANDS:
+        statistics: OperandStatistics | None = getattr(layer, operand)
+        if statistics is None:
+            continue
+        for index in np.ndindex(np.shape(statistics.exponent)):
+            yield {
+                "layer": name + "".join(f"[{i}]" for i in index),
+                "operand": operand,
+                "bits": statistics.bits,
+                **{value: np.asarray(getattr(statistics, value))[index].item() for value in _VALUES},
+                **{error: _at(getattr(layer, error), index) for error in _ERRORS},
+            }
+
+
+def _can_be_shown(record: dict[str, Any], measure: str) -> bool:
+    """Not that of a tensor of zeros, the exponent of which means nothing, or of one that is not finite."""
+    return record["rms_over_max"] > 0 and np.isfinite(record[measure])
+
+
+def _at(error: np.ndarray | None, index: tuple[int, ...]) -> float | None:
+    return None if error is None else np.asarray(error)[index].item()

@@ -1,0 +1,52 @@
+"""What is measured of an operation, as functions of its arrays through which no gradient flows."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dfpjax.insight._shadow import contract_float32
+from dfpjax.insight._statistics import OperandStatistics, operand_statistics, relative_error
+from dfpjax.numbers import Quantizer
+from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.dtype import from_int16, to_int16
+from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
+from dfpjax.operations.exponents import align, quantize_operand
+
+
+def of_quantized(x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int) -> OperandStatistics:
+    """The statistics of x, quantized to mantissa · 2^exponent."""
+    return operand_statistics(lax.stop_gradient(x), to_int16(mantissa), exponent, bits=bits)
+
+
+def of_cotangent(
+    x: jax.Array, rhs_exponent: jax.Array, *, contraction: Contraction, cotangent: Quantizer, **_: object
+) -> OperandStatistics:
+    """The statistics of what `dfp_contract_linear` quantizes when it runs, given its parameters.
+
+    It is quantized here too; XLA finds that it is the same.
+    """
+    x = lax.stop_gradient(x)
+    _, shift = align(contraction, rhs_exponent)
+    mantissa, exponent = quantize_operand(x, contraction, cotangent, shift)
+    exponent = exponent if shift is None else exponent - shift
+    return of_quantized(x, mantissa, exponent, bits=cotangent.bits)
+
+
+def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Contraction) -> jax.Array:
+    """The relative error of a result, given the operands as they were before quantization."""
+    out, lhs, rhs = map(lax.stop_gradient, (out, lhs, rhs))
+    return relative_error(out, contract_float32(lhs, rhs, contraction))
+
+
+def not_computed(like) -> jax.Array:
+    """What stands for a measure that was not computed, of the type of a jaxpr's atom: NaN, or an exponent
+    below all others."""
+    is_float = jnp.issubdtype(like.aval.dtype, jnp.floating)
+    return jnp.full(like.aval.shape, jnp.nan if is_float else MIN_FLOAT_EXPONENT - 14, like.aval.dtype)
+
+
+def without_gradient(x: jax.Array) -> jax.Array:
+    """`lax.stop_gradient`, for mantissas too."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return from_int16(to_int16(x))
+    return lax.stop_gradient(x)

@@ -1,0 +1,145 @@
+"""Which layer each operation of a program belongs to, and what its operands are there."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jax.extend.core import Var
+
+from dfpjax.policy._config import Pass, Role
+from dfpjax.policy._passes import Layers
+from dfpjax.policy._rules import Operation
+from dfpjax.transform._contractions import QUANTIZED
+from dfpjax.transform._errors import source_line
+from dfpjax.transform._survey import Body, Site
+
+OperandName = Literal["input", "weight", "output_gradient"]
+
+_OPERANDS: dict[Role, OperandName] = {"lhs": "input", "rhs": "weight", "cotangent": "output_gradient"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """An operation in dynamic fixed point, as part of a layer."""
+
+    layer: str
+    """The layer's name, else the path of its parameter, else its source line; `#1`, `#2` follow where several
+    layers would have the same."""
+
+    kind: Pass | None
+    operands: tuple[OperandName | None, OperandName | None]
+    """What lhs and rhs are in the layer; None where it is not known."""
+
+
+def places(body: Body) -> dict[Site, Place]:
+    """The place of every operation that is in dynamic fixed point and known to be part of one layer."""
+    sites = _sites(body)
+    layers = Layers(site.operation for site in sites)
+    layer_of = _layers(sites)
+    found: dict[Site, tuple[Operation, Place]] = {}
+    for site in sites:
+        if site.eqn.primitive.name not in QUANTIZED:
+            continue
+        operation = site.operation
+        part = layers.part(operation)
+        layer = _only_one(operation, part.layer, layer_of)
+        if layer is None:
+            continue
+        operands = tuple(_OPERANDS[role] for role in part.roles)
+        if part.kind is None:
+            is_linear = site.eqn.primitive.name == "dfp_contract_linear"
+            operands = ("output_gradient" if is_linear else None, None)
+        found[site] = layer, Place(layer="", kind=part.kind, operands=operands)
+    names = _names(sites, {layer: None for layer, _ in found.values()})
+    return {
+        site: Place(layer=names[layer], kind=place.kind, operands=place.operands)
+        for site, (layer, place) in found.items()
+    }
+
+
+def _sites(body: Body) -> list[Site]:
+    """The operations that layers consist of."""
+    sites = [
+        site
+        for site in body.sites()
+        # Not a tangent's, which `jax.jvp` puts beside the forward operation that it belongs to.
+        if site.operation.derived or site.eqn.primitive.name != "dfp_contract_linear"
+    ]
+    used = set(_used(body))
+    # A gradient's forward operation may be needed for its operands alone.
+    known = {_name(site) for site in used if not site.operation.derived}
+    for site in sites:
+        if not site.operation.derived and _name(site) not in known:
+            known.add(_name(site))
+            used.add(site)
+    return [site for site in sites if site in used]
+
+
+def _used(body: Body) -> Iterator[Site]:
+    """The operations whose results are used. Derivatives leave others behind, which XLA drops."""
+    needed = {v for v in body.jaxpr.outvars if isinstance(v, Var)}
+    used = set()
+    for index, eqn in reversed([*enumerate(body.jaxpr.eqns)]):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            used.add(index)
+            needed.update(v for v in eqn.invars if isinstance(v, Var))
+    for index, entry in body.found.items():
+        if index not in used:
+            continue
+        if isinstance(entry, Site):
+            yield entry
+        else:
+            for _, inner in entry.inside:
+                yield from _used(inner)
+
+
+def _layers(sites: Sequence[Site]) -> dict[Operation, Operation]:
+    """The layer of each operation of the forward pass: its operation, or that which it repeats."""
+    forward = [site.operation for site in sites if not site.operation.derived]
+    layer_of = {operation: operation for operation in forward}
+    repeated: dict[str, list[Operation]] = defaultdict(list)
+    for site in sites:
+        if site.operation.recomputed:
+            repeated[_name(site)].append(site.operation)
+    originals: dict[str, list[Operation]] = defaultdict(list)
+    for site in sites:
+        if not site.operation.derived:
+            originals[_name(site)].append(site.operation)
+    for name, operations in repeated.items():
+        same = originals.get(name, operations)
+        if len(same) == 1:
+            same = same * len(operations)
+        if len(same) == len(operations):  # repeated in order
+            layer_of.update(zip(operations, same, strict=True))
+    return layer_of
+
+
+def _only_one(
+    operation: Operation, candidates: Sequence[Operation], layer_of: dict[Operation, Operation]
+) -> Operation | None:
+    """The layer that all of the candidates are part of, or else those that share an operand with it."""
+    sharing = [c for c in candidates if not ({*operation.operands} - {None}).isdisjoint(c.operands)]
+    for some in (candidates, sharing):
+        layers = {layer_of.get(candidate) for candidate in some}
+        if len(layers) == 1:
+            return layers.pop()
+    return None
+
+
+def _name(site: Site) -> str:
+    operation = site.operation
+    return operation.name or next(iter(operation.paths), "") or source_line(site.eqn) or "(no name)"
+
+
+def _names(sites: Sequence[Site], layers: dict[Operation, None]) -> dict[Operation, str]:
+    """A name of its own for each layer, in program order."""
+    of_name: dict[str, list[Operation]] = defaultdict(list)
+    for site in sites:
+        if site.operation in layers:
+            of_name[_name(site)].append(site.operation)
+    return {
+        operation: name if len(operations) == 1 else f"{name}#{number}"
+        for name, operations in of_name.items()
+        for number, operation in enumerate(operations, start=1)
+    }

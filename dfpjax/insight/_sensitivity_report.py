@@ -1,0 +1,134 @@
+"""What `sensitivity` returns: the errors that each layer causes, and the policy that follows from them."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dfpjax.insight._figures import finished, new_figure
+from dfpjax.insight._report import table
+from dfpjax.policy import OpConfig, Policy, Rule
+from dfpjax.policy._rules import Position
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSensitivity:
+    """What becomes of loss and gradient when one layer alone is computed in dynamic fixed point."""
+
+    layer: str
+    """The layer's name, else the path of its parameter, else its position."""
+
+    pattern: str | Position
+    """For a `Rule` that matches this layer alone."""
+
+    config: OpConfig
+    """The policy's configuration of the layer."""
+
+    bits: tuple[int, ...]
+    """Bits of its mantissas, in descending order; the errors belong to them."""
+
+    gradient_errors: tuple[float, ...]
+    """Norm of what the loss's gradient differs by from the one in float32, over that one's norm."""
+
+    loss_errors: tuple[float, ...]
+    """Likewise for the loss."""
+
+    def rule(self, bits: int | None) -> Rule:
+        """The rule that computes this layer with so many bits, or keeps it in float32 for None."""
+        return Rule(self.pattern, None if bits is None else replace(self.config, bits=bits, force=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityReport:
+    """The layers of a program, ranked by the error that they cause. Prints as a table."""
+
+    layers: tuple[LayerSensitivity, ...]
+    """The most sensitive one, by the gradient's error at the fewest bits, first."""
+
+    base: Policy
+    """The policy that was given."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A dictionary of plain values for each layer and number of bits, for a data frame or JSON."""
+        return [
+            {"layer": layer.layer, "bits": bits, "gradient_error": gradient, "loss_error": loss}
+            for layer in self.layers
+            for bits, gradient, loss in zip(layer.bits, layer.gradient_errors, layer.loss_errors, strict=True)
+        ]
+
+    def policy(self, budget: float) -> Policy:
+        """A policy that gives each layer few bits, within a bound on the gradient's error.
+
+        The errors of the layers are taken for independent: their root of the sum of squares stays within the
+        budget. Every layer starts in float32; as long as the budget allows it, the layer for which that adds
+        least gets fewer bits. What was not measured stays as the policy given to `sensitivity` has it.
+
+        Arguments:
+            budget: relative error of the gradient, at least 0; with 0 all layers stay in float32.
+
+        Raises:
+            ValueError: if the budget is negative or not a number.
+        """
+        if not budget >= 0:
+            raise ValueError(
+                f"SensitivityReport.policy: budget must be a number of at least 0, got {budget!r}"
+            )
+        levels = dict.fromkeys(self.layers, -1)  # an index of `bits`; −1 for float32
+
+        def square(layer: LayerSensitivity, level: int) -> float:
+            return layer.gradient_errors[level] ** 2 if level >= 0 else 0.0
+
+        def total(levels: dict[LayerSensitivity, int]) -> float:
+            return math.sqrt(sum(square(layer, level) for layer, level in levels.items()))
+
+        while True:
+            lower = [
+                (square(layer, level + 1) - square(layer, level), index, layer)
+                for index, (layer, level) in enumerate(levels.items())
+                if level + 1 < len(layer.bits) and total({**levels, layer: level + 1}) <= budget
+            ]
+            if not lower:
+                break
+            _, _, layer = min(lower, key=lambda entry: entry[:2])
+            levels[layer] += 1
+        rules = [layer.rule(layer.bits[level] if level >= 0 else None) for layer, level in levels.items()]
+        return replace(self.base, rules=(*rules, *self.base.rules))
+
+    def plot(self, path: str | Path | None = None) -> "Figure":
+        """Heat map of the gradient's error by layer and bits.
+
+        Arguments:
+            path: file to write the picture to, if any; its suffix is the format.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+        """
+        bits = self.layers[0].bits
+        errors = np.array([layer.gradient_errors for layer in self.layers])
+        figure = new_figure("SensitivityReport.plot", 3.5 + 0.9 * len(bits), 1.5 + 0.28 * len(self.layers))
+        from matplotlib.colors import LogNorm
+
+        axes = figure.add_subplot()
+        smallest = errors[errors > 0].min(initial=1.0)
+        shown = np.maximum(errors, smallest)
+        image = axes.imshow(shown, norm=LogNorm(smallest, max(shown.max(), 2 * smallest)), aspect="auto")
+        axes.set_xticks(range(len(bits)), bits)
+        axes.set_yticks(range(len(self.layers)), [layer.layer for layer in self.layers], fontsize=7)
+        axes.set_xlabel("bits of a mantissa")
+        figure.colorbar(image, label="relative error of the gradient")
+        return finished(figure, path)
+
+    def __str__(self) -> str:
+        bits = self.layers[0].bits
+        header = ("layer", *(f"{count} bits" for count in bits), f"loss, {bits[-1]} bits")
+        rows = [
+            (layer.layer, *(f"{error:.1e}" for error in (*layer.gradient_errors, layer.loss_errors[-1])))
+            for layer in self.layers
+        ]
+        lines = table(header, rows, right=range(1, len(header)))
+        return "\n".join(["relative error of the gradient, each layer alone in dynamic fixed point", *lines])

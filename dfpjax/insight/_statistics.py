@@ -1,0 +1,126 @@
+"""What `with_statistics` tells of a layer, and the formulas (after Das et al., 2018, §3)."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dfpjax.numbers.quantize import NONFINITE_THRESHOLD, power_of_two, scaled_down
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["exponent", "rms_over_max", "sqnr_db", "zeros", "clamped"],
+    meta_fields=["bits"],
+)
+@dataclass(frozen=True, kw_only=True)
+class OperandStatistics:
+    """How well dynamic fixed point suits one tensor. A pytree of arrays; they are scalars, but for the axes
+    that `vmap` and `scan` give them.
+
+    Of a tensor with a NaN or an infinity, and of one that was not computed, all floats are NaN.
+    """
+
+    exponent: jax.Array
+    """int32: the shared exponent; the largest where slices have one each."""
+
+    rms_over_max: jax.Array
+    """float32: root mean square over largest magnitude. Far below 1 where outliers take up the range."""
+
+    sqnr_db: jax.Array
+    """float32: signal to quantization noise, 10 · log10(Σx² / Σ(x − q)²); inf if nothing is lost."""
+
+    zeros: jax.Array
+    """float32: share of the values other than zero that are rounded to zero."""
+
+    clamped: jax.Array
+    """float32: share of the mantissas at the largest magnitude, 2^(bits−1) − 1."""
+
+    bits: int
+    """Bits of a mantissa, its sign included; not an array."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["input", "weight", "output_gradient", "error", "dgrad_error", "wgrad_error"],
+    meta_fields=[],
+)
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """One layer: a convolution or dot product with its gradients.
+
+    None stands for what the program does not have or does not show. The errors are those of the shadow mode:
+    the norm of what a result differs by from the one computed in float32 on the operands as they were before
+    quantization, over that one's norm; float32.
+    """
+
+    input: OperandStatistics | None = None
+    """The left operand."""
+
+    weight: OperandStatistics | None = None
+    """The right operand."""
+
+    output_gradient: OperandStatistics | None = None
+    """The cotangent that comes back to the layer, where the program has its backward pass."""
+
+    error: jax.Array | None = None
+    """Of the operation itself."""
+
+    dgrad_error: jax.Array | None = None
+    """Of the gradient with respect to `input`."""
+
+    wgrad_error: jax.Array | None = None
+    """Of the gradient with respect to `weight`."""
+
+
+def operand_statistics(
+    x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int
+) -> OperandStatistics:
+    """The statistics of a tensor x that was quantized to mantissa · 2^exponent.
+
+    Arguments:
+        x: float32.
+        mantissa: int16 of x's shape.
+        exponent: int32, broadcastable against x.
+        bits: bits of a mantissa.
+    """
+    largest_exponent = jnp.max(exponent)
+    # In units of the last place nothing overflows, and subnormal numbers, which XLA takes for zero, are seen.
+    in_ulps = scaled_down(x, exponent)
+    m = mantissa.astype(jnp.float32)
+    noise = in_ulps - m
+    values = in_ulps
+    if exponent.size > 1:  # slices have units of their own; a slice too small to count may vanish
+        unit = power_of_two(jnp.maximum(exponent - largest_exponent, -126))
+        noise, values = noise * unit, values * unit
+    is_nonzero = lax.bitcast_convert_type(x, jnp.int32) & np.int32(0x7FFFFFFF) != 0
+    signal, lost = jnp.sum(values * values), jnp.sum(noise * noise)
+    largest = jnp.max(jnp.abs(values), initial=0)
+    nonzero = jnp.sum(is_nonzero, dtype=jnp.float32)
+    zeros = jnp.sum(is_nonzero & (mantissa == 0), dtype=jnp.float32) / jnp.maximum(nonzero, 1)
+    size = max(x.size, 1)
+    clamped = jnp.sum(jnp.abs(m) == np.float32(2 ** (bits - 1) - 1), dtype=jnp.float32) / size
+    rms_over_max = jnp.sqrt(signal / size) / jnp.where(largest == 0, 1, largest)
+    sqnr_db = jnp.where(lost == 0, jnp.inf, 10 * jnp.log10(signal / lost))
+    finite = largest_exponent < NONFINITE_THRESHOLD
+    return OperandStatistics(
+        exponent=largest_exponent,
+        rms_over_max=jnp.where(finite, rms_over_max, jnp.nan),
+        sqnr_db=jnp.where(finite, sqnr_db, jnp.nan),
+        zeros=jnp.where(finite, zeros, jnp.nan),
+        clamped=jnp.where(finite, clamped, jnp.nan),
+        bits=bits,
+    )
+
+
+def relative_error(actual: jax.Array, expected: jax.Array) -> jax.Array:
+    """‖actual − expected‖ / ‖expected‖; 0 where they are equal."""
+    # Scaled by a power of two, so that no square overflows or vanishes.
+    largest = jnp.max(jnp.abs(expected), initial=0)
+    scale = jnp.where(largest > 0, jnp.exp2(-jnp.floor(jnp.log2(largest))), 1)
+    actual, expected = actual * scale, expected * scale
+    difference = jnp.sum(jnp.square(actual - expected))
+    return jnp.where(difference == 0, 0, jnp.sqrt(difference / jnp.sum(jnp.square(expected))))

@@ -1,0 +1,164 @@
+"""`sensitivity`: which layers need their bits."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from dfpjax.insight._sensitivity_report import LayerSensitivity, SensitivityReport
+from dfpjax.policy import OpConfig, Policy
+from dfpjax.policy._rules import Position
+from dfpjax.transform._decide import decide
+from dfpjax.transform._mixed_precision import mixed_precision, survey_call
+from dfpjax.transform._trace import is_array
+
+
+def sensitivity(
+    loss_fn: Callable,
+    *args: Any,
+    policy: Policy | None = None,
+    bits: Iterable[int] = (16, 12, 10, 8),
+    layers: str | None = None,
+    **kwargs: Any,
+) -> SensitivityReport:
+    """Rank the layers of a loss function by the error that dynamic fixed point causes in each.
+
+    Each layer alone is computed in dynamic fixed point, with each number of bits, and all else in float32;
+    what loss and gradient (with respect to the first argument) then differ by is the layer's error. The
+    number of bits is part of a program, so one is compiled and run for each layer and number of bits: for a
+    deep network that takes its while, and `layers` limits it.
+
+    Arguments:
+        loss_fn: a function that returns a scalar; `jax.grad` must be able to differentiate it.
+        *args, **kwargs: its arguments, with parameters and data to measure at.
+        policy: says which layers run in dynamic fixed point at all, as for `mixed_precision`, and how they
+            round; the default policy leaves out what is too small to gain.
+        bits: bits of a mantissa, each from 2 to 16.
+        layers: a regular expression, searched in a layer's name and in its parameter's path; None for all.
+
+    Returns:
+        A report: `.layers`, the most sensitive first; `.policy(budget)` proposes a policy; `.plot()` draws a
+        heat map; `print(report)` shows a table.
+
+    Raises:
+        TypeError: if `policy` is not a `Policy`, `layers` not a string, or an argument is missing.
+        ValueError: if `bits` or `layers` is not as said above, no layer is left to be measured, or the
+            gradient in float32 is zero or not finite.
+    """
+    if not args:
+        raise TypeError(
+            "sensitivity: the gradient is taken with respect to loss_fn's first argument; pass it"
+        )
+    if policy is not None and not isinstance(policy, Policy):
+        raise TypeError(f"sensitivity: policy must be a dfpjax.Policy, got {policy!r}")
+    policy = Policy() if policy is None else policy
+    bits = _checked_bits(bits)
+    chosen = _layers(loss_fn, args, kwargs, policy, _compiled(layers))
+    if not chosen:
+        among = f" among those that {layers!r} matches" if layers is not None else ""
+        raise ValueError(
+            f"sensitivity: the policy has no layer{among} run in dynamic fixed point; dfpjax.explain says why"
+        )
+    exact = _value_and_grad(loss_fn, args, kwargs)
+    if not np.isfinite(exact[1]).all() or not exact[1].any():
+        raise ValueError(
+            "sensitivity: the gradient in float32 is zero or not finite; there is no relative error"
+        )
+    measured = [_measured(layer, bits, exact, loss_fn, args, kwargs) for layer in chosen]
+    ranked = sorted(measured, key=lambda layer: -layer.gradient_errors[-1])
+    return SensitivityReport(layers=tuple(ranked), base=policy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    name: str
+    pattern: str | Position
+    config: OpConfig
+
+
+def _layers(fun, args, kwargs, policy: Policy, wanted: re.Pattern) -> list[_Layer]:
+    """The layers that the policy computes in dynamic fixed point and that are wanted."""
+    _, body = survey_call(fun, args, kwargs)
+    bound = body.bind(policy)
+    found: dict[str | Position, _Layer] = {}
+    positions: dict[str, int] = {}
+    for site in body.sites():
+        operation = site.operation
+        if site.obstacle is not None or operation.derived:
+            continue
+        index = positions.setdefault(operation.primitive, 0)
+        positions[operation.primitive] += 1
+        if decide(site, bound).treatment is None:
+            continue
+        known_as = [text for text in (operation.name, *operation.paths) if text]
+        if not any(map(wanted.search, known_as or [""])):
+            continue
+        pattern = rf"^{re.escape(known_as[0])}$" if known_as else Position(operation.primitive, index)
+        name = known_as[0] if known_as else f"{operation.primitive} {index}"
+        config = bound.decide(operation).config
+        found.setdefault(pattern, _Layer(name=name, pattern=pattern, config=config))
+    return list(found.values())
+
+
+def _measured(layer: _Layer, bits: tuple[int, ...], exact, loss_fn, args, kwargs) -> LayerSensitivity:
+    result = LayerSensitivity(
+        layer=layer.name,
+        pattern=layer.pattern,
+        config=layer.config,
+        bits=bits,
+        gradient_errors=(),
+        loss_errors=(),
+    )
+    errors = []
+    for count in bits:
+        alone = Policy(rules=[result.rule(count)], default=None)
+        actual = _value_and_grad(mixed_precision(loss_fn, alone), args, kwargs)
+        errors.append([_relative_error(a, b) for a, b in zip(actual, exact, strict=True)])
+    loss_errors, gradient_errors = zip(*errors, strict=True)
+    return replace(result, gradient_errors=gradient_errors, loss_errors=loss_errors)
+
+
+def _value_and_grad(fun: Callable, args: tuple, kwargs: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient, each as one vector in float64."""
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+
+    @jax.jit
+    def of_arrays(arrays):
+        remaining = iter(arrays)
+        args, kwargs = treedef.unflatten([next(remaining) if is_array(leaf) else leaf for leaf in leaves])
+        return jax.value_and_grad(fun)(*args, **kwargs)
+
+    value, gradient = of_arrays([leaf for leaf in leaves if is_array(leaf)])
+    gradients = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
+    return np.asarray(value, np.float64).ravel(), np.concatenate(gradients)
+
+
+def _relative_error(actual: np.ndarray, exact: np.ndarray) -> float:
+    difference = np.linalg.norm(actual - exact)
+    return float(difference / np.linalg.norm(exact)) if difference else 0.0
+
+
+def _checked_bits(bits: Iterable[int]) -> tuple[int, ...]:
+    try:
+        values = tuple(sorted(set(bits), reverse=True))
+        for count in values:
+            OpConfig(bits=count)
+    except (TypeError, ValueError):
+        values = ()
+    if not values:
+        raise ValueError(f"sensitivity: bits must be one or more integers from 2 to 16, got {bits!r}")
+    return values
+
+
+def _compiled(layers: str | None) -> re.Pattern:
+    if layers is not None and not isinstance(layers, str):
+        raise TypeError(f"sensitivity: layers must be a regular expression or None, got {layers!r}")
+    try:
+        return re.compile(layers or "")
+    except re.error as error:
+        raise ValueError(
+            f"sensitivity: layers={layers!r} is not a valid regular expression: {error}"
+        ) from None
