@@ -25,9 +25,7 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import jaxlib
-from jax import lax
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +38,7 @@ from benchmarks.timing import best_seconds
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
+from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.plan import make_plan
 from dfpjax.numbers.quantize import quantize_array
 
@@ -56,7 +55,7 @@ def contenders(lhs_shape, rhs_shape, contraction, threads: int) -> Contenders:
 
     def operands(bits: int):
         quantize = jax.jit(functools.partial(quantize_array, quantizer=Quantizer(bits=bits)))
-        lhs, rhs = ((lax.convert_element_type(q, jnp.int16), e) for q, e in map(quantize, drawn))
+        lhs, rhs = ((to_integers(q), e) for q, e in map(quantize, drawn))
         a, b = (rhs, lhs) if plan.swapped else (lhs, rhs)
         return a[0], b[0], a[1], b[1]
 

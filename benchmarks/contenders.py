@@ -11,11 +11,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from benchmarks import shapes
 from dfpjax import kernels
 from dfpjax.numbers import Quantizer
+from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.plan import make_plan
 from dfpjax.numbers.quantize import quantize_array
 from dfpjax.operations import conv_general_dilated, dot_general
@@ -72,7 +72,7 @@ def contract(contraction, threads: int):
 
     def run(lhs, lhs_exponent, rhs, rhs_exponent):
         plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
-        lhs, rhs = (lax.convert_element_type(x, jnp.int16) for x in (lhs, rhs))
+        lhs, rhs = to_integers(lhs), to_integers(rhs)
         if plan.swapped:
             lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
         return kernels.contract(plan, lhs, rhs, lhs_exponent, rhs_exponent, threads=threads)

@@ -8,14 +8,14 @@ from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import OperandStatistics, operand_statistics, relative_error
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.dtype import from_int16, to_int16
+from dfpjax.numbers.dtype import from_integers, to_integers
 from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
 from dfpjax.operations.exponents import align, quantize_operand
 
 
 def of_quantized(x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int) -> OperandStatistics:
     """The statistics of x, quantized to mantissa · 2^exponent."""
-    return operand_statistics(lax.stop_gradient(x), to_int16(mantissa), exponent, bits=bits)
+    return operand_statistics(lax.stop_gradient(x), to_integers(mantissa), exponent, bits=bits)
 
 
 def of_cotangent(
@@ -48,5 +48,5 @@ def not_computed(like) -> jax.Array:
 def without_gradient(x: jax.Array) -> jax.Array:
     """`lax.stop_gradient`, for mantissas too."""
     if jnp.issubdtype(x.dtype, jax.dtypes.extended):
-        return from_int16(to_int16(x))
+        return from_integers(to_integers(x))
     return lax.stop_gradient(x)

@@ -7,5 +7,6 @@ from dfpjax.numbers.array import DFPArray as DFPArray
 from dfpjax.numbers.array import dequantize as dequantize
 from dfpjax.numbers.array import quantize as quantize
 from dfpjax.numbers.dtype import dfp16 as dfp16
+from dfpjax.numbers.dtype import dfp32 as dfp32
 from dfpjax.numbers.quantize import Quantizer as Quantizer
 from dfpjax.numbers.quantize import Quantizers as Quantizers

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpjax.numbers.dtype import dfp16, from_int16, to_int16
+from dfpjax.numbers.dtype import dfp16, from_integers, to_integers
 from dfpjax.numbers.quantize import Quantizer, quantize_array, scale_by_power_of_two
 
 
@@ -31,7 +31,7 @@ class DFPArray:
 
     def __init__(self, mantissa, exponent):
         if mantissa.dtype == np.dtype("int16"):
-            mantissa = from_int16(jnp.asarray(mantissa))
+            mantissa = from_integers(jnp.asarray(mantissa))
         elif mantissa.dtype != dfp16:
             raise TypeError(
                 f"DFPArray: mantissa must be of dtype int16 or dfp16, got {mantissa.dtype}; "
@@ -43,7 +43,7 @@ class DFPArray:
     @property
     def mantissa(self) -> jax.Array:
         """The mantissas as int16, of the tensor's shape."""
-        return to_int16(self.values)
+        return to_integers(self.values)
 
     shape = property(lambda self: self.values.shape)
     ndim = property(lambda self: self.values.ndim)
@@ -83,7 +83,7 @@ jax.tree_util.register_pytree_with_keys(
 
 @jax.custom_jvp
 def _dequantize(values, exponent):
-    mantissa = to_int16(values).astype(jnp.float32)
+    mantissa = to_integers(values).astype(jnp.float32)
     return scale_by_power_of_two(mantissa, exponent)
 
 

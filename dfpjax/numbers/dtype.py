@@ -1,13 +1,13 @@
-"""The JAX dtype ``dfp16``: int16 mantissas whose tangents are float32.
+"""The JAX dtypes ``dfp16`` and ``dfp32``: integer mantissas whose tangents are float32.
 
-An int16 array has no tangent in JAX, so a chain rule through quantized operands would be cut silently. An
-*extended* dtype says what to do instead: it is int16 in memory and in XLA, and its tangent dtype is
-float32. JAX's PRNG keys are built the same way.
+An integer array has no tangent in JAX, so a chain rule through quantized operands would be cut silently. An
+*extended* dtype says what to do instead: it is int16 (or int32) in memory and in XLA, and its tangent dtype
+is float32. JAX's PRNG keys are built the same way.
 
-To JAX an element is an int16 array of shape (1,), so the *physical* array has one more axis than the one we
-see: JAX 0.10.2 finds an array's sharding from the physical one's by cutting off the element's axes, and cuts
-off all of them where the element has none. XLA sees through axes of size 1; `from_int16` and `to_int16` add
-and remove it.
+To JAX an element is an array of shape (1,), so the *physical* array has one more axis than the one we see:
+JAX 0.10.2 finds an array's sharding from the physical one's by cutting off the element's axes, and cuts off
+all of them where the element has none. XLA sees through axes of size 1; `from_integers` and `to_integers`
+add and remove it.
 """
 
 import jax
@@ -21,10 +21,14 @@ class dfp16_scalar(_compat.extended):
     """Abstract scalar type of `dfp16`, for ``jnp.issubdtype(x.dtype, dfp16_scalar)``."""
 
 
-class DFP16Array(jax.Array):
-    """A concrete array of dtype `dfp16`: what JAX hands out for such a value outside of a trace.
+class dfp32_scalar(_compat.extended):
+    """Abstract scalar type of `dfp32`."""
 
-    ``numpy.asarray`` gives the int16 mantissas. Like JAX's own key arrays it implements the container half
+
+class MantissaArray(jax.Array):
+    """A concrete array of dtype `dfp16` or `dfp32`: what JAX hands out for such a value outside of a trace.
+
+    ``numpy.asarray`` gives the integers. Like JAX's own key arrays it implements the container half
     of `jax.Array` and leaves arithmetic out: bare mantissas mean nothing without their exponent (see
     `dfpjax.DFPArray`).
     """
@@ -34,7 +38,7 @@ class DFP16Array(jax.Array):
         self._physical = mantissa.reshape(*mantissa.shape, 1)
 
     @classmethod
-    def _of(cls, physical) -> "DFP16Array":
+    def _of(cls, physical) -> "MantissaArray":
         array = cls.__new__(cls)
         array._physical = jnp.asarray(physical)  # device_get hands in a NumPy array
         return array
@@ -47,22 +51,22 @@ class DFP16Array(jax.Array):
         return np.asarray(self._physical, dtype=dtype, copy=copy)[..., 0]
 
     def __reduce__(self):
-        return DFP16Array, (np.asarray(self),)
+        return MantissaArray, (np.asarray(self),)
 
     def __repr__(self) -> str:
-        return f"DFP16Array({np.asarray(self)}, dtype=dfp16)"
+        return f"MantissaArray({np.asarray(self)}, dtype={self.dtype})"
 
     def __len__(self) -> int:
         return len(self._physical)
 
     def __iter__(self):
-        return (DFP16Array(row) for row in self._mantissa)
+        return (MantissaArray(row) for row in self._mantissa)
 
     def __getitem__(self, index):
-        return DFP16Array(self._mantissa[index])
+        return MantissaArray(self._mantissa[index])
 
     def __bool__(self):
-        raise TypeError("mantissas of dtype dfp16 have no truth value without their exponent")
+        raise TypeError(f"mantissas of dtype {self.dtype} have no truth value without their exponent")
 
     def block_until_ready(self):
         self._physical.block_until_ready()
@@ -81,34 +85,34 @@ class DFP16Array(jax.Array):
         return self._physical.devices()
 
     def addressable_data(self, index: int):
-        return DFP16Array._of(self._physical.addressable_data(index))
+        return MantissaArray._of(self._physical.addressable_data(index))
 
     def on_device_size_in_bytes(self) -> int:
         return self._physical.on_device_size_in_bytes()
 
     def reshape(self, *args, **kwargs):
-        return DFP16Array(self._mantissa.reshape(*args, **kwargs))
+        return MantissaArray(self._mantissa.reshape(*args, **kwargs))
 
     def transpose(self, *args):
-        return DFP16Array(self._mantissa.transpose(*args))
+        return MantissaArray(self._mantissa.transpose(*args))
 
     def squeeze(self, axis=None):
-        return DFP16Array(self._mantissa.squeeze(axis))
+        return MantissaArray(self._mantissa.squeeze(axis))
 
     def ravel(self):
-        return DFP16Array(self._mantissa.ravel())
+        return MantissaArray(self._mantissa.ravel())
 
     T = property(lambda self: self.transpose())
     aval = property(lambda self: _aval(self))
     shape = property(lambda self: self._physical.shape[:-1])
     ndim = property(lambda self: self._physical.ndim - 1)
     size = property(lambda self: self._physical.size)
-    dtype = property(lambda self: dfp16)
-    itemsize = property(lambda self: 2)
+    dtype = property(lambda self: _MANTISSA_DTYPES[self._physical.dtype])
+    itemsize = property(lambda self: self._physical.itemsize)
     nbytes = property(lambda self: self._physical.nbytes)
     weak_type = property(lambda self: False)
     device = property(lambda self: self._physical.device)
-    sharding = property(lambda self: _compat.logical_sharding(self.shape, dfp16, self._physical.sharding))
+    sharding = property(lambda self: _logical_sharding(self))
     committed = property(lambda self: self._physical.committed)
     _committed = property(lambda self: self._physical.committed)
     is_fully_addressable = property(lambda self: self._physical.is_fully_addressable)
@@ -118,11 +122,11 @@ class DFP16Array(jax.Array):
 class _Rules:
     """What JAX asks an extended dtype (the protocol of ``dtype._rules``)."""
 
-    allow_conversion = True  # convert_element_type between dfp16 and int16 is the identity on the bits
+    allow_conversion = True  # convert_element_type from or to the integers is the identity on the bits
 
     @staticmethod
     def physical_element_aval(dtype):
-        return _compat.ShapedArray((1,), np.dtype("int16"))
+        return _compat.ShapedArray((1,), dtype.integer)
 
     @staticmethod
     def tangent_dtype(dtype):
@@ -130,11 +134,11 @@ class _Rules:
 
     @staticmethod
     def full(shape, fill_value, dtype):
-        return from_int16(jnp.full(shape, fill_value, jnp.int16))
+        return from_integers(jnp.full(shape, fill_value, dtype.integer))
 
     @staticmethod
     def zero(dtype):
-        return from_int16(jnp.zeros((), jnp.int16))
+        return from_integers(jnp.zeros((), dtype.integer))
 
     @staticmethod
     def physical_const(value):
@@ -144,7 +148,7 @@ class _Rules:
     def result_handler(sticky_device, aval):
         def handler(_, buffer):
             buffer.aval = _compat.ShapedArray(buffer.shape, buffer.dtype)
-            return DFP16Array._of(buffer)
+            return MantissaArray._of(buffer)
 
         return handler
 
@@ -152,45 +156,54 @@ class _Rules:
     def global_sharded_result_handler(aval, sharding, committed):
         make = _compat.global_result_handlers[_compat.ShapedArray]
         physical = _compat.physical_sharding(aval, sharding)
-        return make(_compat.physical_aval(aval), physical, committed).wrap(DFP16Array._of)
+        return make(_compat.physical_aval(aval), physical, committed).wrap(MantissaArray._of)
 
     @staticmethod
     def make_sharded_array(aval, sharding, arrays, committed):
         make = _compat.global_result_handlers[_compat.ShapedArray]
         physical = _compat.physical_sharding(aval, sharding)
         handler = make(_compat.physical_aval(aval), physical, committed)
-        return DFP16Array._of(handler([array._physical for array in arrays]))
+        return MantissaArray._of(handler([array._physical for array in arrays]))
 
 
-class DFP16DType(_compat.ExtendedDType):
-    """The class of `dfp16`; it has one value."""
+class MantissaDType(_compat.ExtendedDType):
+    """The class of `dfp16` and `dfp32`."""
 
     _rules = _Rules
-    type = dfp16_scalar
-    name = "dfp16"
-    itemsize = 2
+
+    def __init__(self, name: str, integer: str, scalar: type):
+        self.name = name
+        self.integer = np.dtype(integer)
+        """What a mantissa is in memory."""
+        self._scalar = scalar
+
+    type = property(lambda self: self._scalar)
+    itemsize = property(lambda self: self.integer.itemsize)
 
     def __repr__(self) -> str:
         return self.name
 
     def __hash__(self) -> int:
-        return hash(DFP16DType)
+        return hash((MantissaDType, self.name))
 
     def __eq__(self, other) -> bool:
-        return type(other) is DFP16DType
+        return type(other) is MantissaDType and self.name == other.name
 
 
-dfp16 = DFP16DType()
+dfp16 = MantissaDType("dfp16", "int16", dfp16_scalar)
+dfp32 = MantissaDType("dfp32", "int32", dfp32_scalar)
+_MANTISSA_DTYPES = {dtype.integer: dtype for dtype in (dfp16, dfp32)}
 
 
-def from_int16(mantissa: jax.Array) -> jax.Array:
-    """An int16 array with dtype `dfp16`."""
-    return jax.lax.convert_element_type(mantissa.reshape(*mantissa.shape, 1), dfp16)
+def from_integers(mantissa: jax.Array) -> jax.Array:
+    """An int16 array with dtype `dfp16`, an int32 array with dtype `dfp32`."""
+    dtype = _MANTISSA_DTYPES[mantissa.dtype]
+    return jax.lax.convert_element_type(mantissa.reshape(*mantissa.shape, 1), dtype)
 
 
-def to_int16(values: jax.Array) -> jax.Array:
-    """A `dfp16` array with dtype int16."""
-    return jax.lax.convert_element_type(values, np.dtype("int16")).reshape(values.shape)
+def to_integers(values: jax.Array) -> jax.Array:
+    """A `dfp16` array with dtype int16, a `dfp32` array with dtype int32."""
+    return jax.lax.convert_element_type(values, values.dtype.integer).reshape(values.shape)
 
 
 def _shard_args(arrays, shardings, layouts, copy_semantics):
@@ -202,16 +215,20 @@ def _constant(value, aval):
     return _compat.get_constant_handler(type(value._physical))(value._physical, aval)
 
 
-def _aval(value: DFP16Array):
+def _logical_sharding(value: MantissaArray):
+    return _compat.logical_sharding(value.shape, value.dtype, value._physical.sharding)
+
+
+def _aval(value: MantissaArray):
     physical = value._physical.aval
     sharding = physical.sharding.update(spec=physical.sharding.spec[:-1])
-    return physical.update(shape=value.shape, dtype=dfp16, sharding=sharding)
+    return physical.update(shape=value.shape, dtype=value.dtype, sharding=sharding)
 
 
-_compat.pytype_aval_mappings[DFP16Array] = _aval
-_compat.accept_as_value(DFP16Array)
-_compat.shard_arg_handlers[DFP16Array] = _shard_args
-_compat.register_constant_handler(DFP16Array, _constant)
+_compat.pytype_aval_mappings[MantissaArray] = _aval
+_compat.accept_as_value(MantissaArray)
+_compat.shard_arg_handlers[MantissaArray] = _shard_args
+_compat.register_constant_handler(MantissaArray, _constant)
 _compat.dispatch_registry.register_node(  # for jax.device_get
-    DFP16Array, lambda x: ((x._physical,), None), lambda _, children: DFP16Array._of(children[0])
+    MantissaArray, lambda x: ((x._physical,), None), lambda _, children: MantissaArray._of(children[0])
 )

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
-from dfpjax.numbers.dtype import dfp16, from_int16
+from dfpjax.numbers.dtype import dfp16, from_integers
 
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 Granularity = Literal["tensor", "channel"]
@@ -223,7 +223,7 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: 
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
     mantissa = lax.clamp(-limit, _round(scaled_down(x, own), quantizer.rounding, random), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
-    return from_int16(mantissa), exponent
+    return from_integers(mantissa), exponent
 
 
 # A primitive of its own rather than a function, so that traces stay short and readable; it lowers to

@@ -27,7 +27,7 @@ from dfpjax import _compat, kernels
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.dtype import to_int16
+from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.plan import make_plan
 from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
 from dfpjax.operations import sharding
@@ -123,7 +123,7 @@ def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
     *, contraction, cotangent, accumulation, bits, backend, native, devices,
 ):  # fmt: skip
-    operands = to_int16(lhs), lhs_exponent, to_int16(rhs), rhs_exponent
+    operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
@@ -153,7 +153,7 @@ def _saturated_chains(
 ):  # fmt: skip
     if accumulation == "certified":
         return jnp.zeros(_examples(contraction), jnp.int32)
-    operands = to_int16(lhs), lhs_exponent, to_int16(rhs), rhs_exponent
+    operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
     return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[1]
 

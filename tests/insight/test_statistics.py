@@ -11,7 +11,7 @@ from jax.extend.core import Literal
 from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import operand_statistics, relative_error
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.dtype import to_int16
+from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.quantize import NONFINITE_EXPONENT, quantize_array
 from dfpjax.operations.primitives import contract_linear_p, contract_p
 from dfpjax.policy import OpConfig, Policy
@@ -36,7 +36,7 @@ def oracle(x, mantissa, exponent, bits):
 
 def statistics_of(x, bits, slice_axes=()):
     mantissa, exponent = quantize_array(jnp.asarray(x), Quantizer(bits=bits), slice_axes=slice_axes)
-    mantissa = to_int16(mantissa)
+    mantissa = to_integers(mantissa)
     actual = operand_statistics(jnp.asarray(x), mantissa, exponent, bits=bits)
     return actual, oracle(x, mantissa, exponent, bits)
 
@@ -90,7 +90,7 @@ def test_slices_with_exponents_of_their_own():
 def test_nothing_but_zeros(shape):
     x = jnp.zeros(shape)
     mantissa, exponent = quantize_array(x, Quantizer())
-    actual = operand_statistics(x, to_int16(mantissa), exponent, bits=16)
+    actual = operand_statistics(x, to_integers(mantissa), exponent, bits=16)
     assert (actual.rms_over_max, actual.zeros, actual.clamped) == (0, 0, 0)
     assert actual.sqnr_db == np.inf
 
@@ -99,7 +99,7 @@ def test_nothing_but_zeros(shape):
 def test_what_is_not_finite_shows(value):
     x = jnp.ones((4, 4)).at[1, 2].set(value)
     mantissa, exponent = quantize_array(x, Quantizer())
-    actual = operand_statistics(x, to_int16(mantissa), exponent, bits=16)
+    actual = operand_statistics(x, to_integers(mantissa), exponent, bits=16)
     assert actual.exponent >= NONFINITE_EXPONENT // 2
     assert np.isnan([actual.rms_over_max, actual.sqnr_db, actual.zeros, actual.clamped]).all()
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dfpjax import dfp16
-from dfpjax.numbers.dtype import DFP16Array, from_int16, to_int16
+from dfpjax.numbers.dtype import MantissaArray, from_integers, to_integers
 
 
 @pytest.fixture
 def mantissas():
-    return from_int16(jnp.arange(6, dtype=jnp.int16).reshape(2, 3))
+    return from_integers(jnp.arange(6, dtype=jnp.int16).reshape(2, 3))
 
 
 def test_is_a_jax_array_of_int16_bits(mantissas):
@@ -29,19 +29,19 @@ def test_tangents_are_float32(mantissas):
 def test_leaves_and_enters_jit(mantissas):
     out = jax.jit(lambda x: (x, x.T, x[0], jnp.concatenate([x, x])))(mantissas)
     assert [x.shape for x in out] == [(2, 3), (3, 2), (3,), (4, 3)]
-    assert all(isinstance(x, DFP16Array) for x in out)
+    assert all(isinstance(x, MantissaArray) for x in out)
     np.testing.assert_array_equal(out[1], np.arange(6).reshape(2, 3).T)
 
 
 def test_is_captured_as_a_constant(mantissas):
-    out = jax.jit(lambda: to_int16(mantissas) + 1)()
+    out = jax.jit(lambda: to_integers(mantissas) + 1)()
     np.testing.assert_array_equal(out, np.arange(1, 7).reshape(2, 3))
 
 
 def test_scan_vmap_cond(mantissas):
     _, rows = jax.lax.scan(lambda c, row: (c, row), 0, mantissas)
     np.testing.assert_array_equal(rows, mantissas)
-    doubled = jax.vmap(lambda row: 2 * to_int16(row))(mantissas)
+    doubled = jax.vmap(lambda row: 2 * to_integers(row))(mantissas)
     np.testing.assert_array_equal(doubled, 2 * np.arange(6).reshape(2, 3))
     chosen = jax.lax.cond(True, lambda x: x, lambda x: x[::-1], mantissas)
     np.testing.assert_array_equal(chosen, mantissas)

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import dfpjax
 from dfpjax.numbers import Quantizer
+from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.quantize import quantize_array, random_bits
 
 # Too late if another test module has computed something on import.
@@ -69,7 +70,7 @@ def test_seeds_are_not_correlated():
 def test_without_a_seed_the_numbers_themselves_serve(scale):
     units = (np.random.default_rng(0).random(2**18) * scale).astype(np.float32)
     units[-1] = 2**14
-    quantize = jax.jit(lambda x: as_integers(quantize_array(x, Quantizer(rounding="stochastic"))[0]))
+    quantize = jax.jit(lambda x: to_integers(quantize_array(x, Quantizer(rounding="stochastic"))[0]))
     first = np.asarray(quantize(units))
     np.testing.assert_array_equal(first, quantize(units))
     fraction = units.astype(np.float64) % 1
@@ -87,10 +88,6 @@ def test_without_a_seed_the_numbers_themselves_serve(scale):
         assert abs(products.sum()) < SIGMA * np.sqrt((products**2).sum())
 
 
-def as_integers(mantissa):
-    return jax.lax.convert_element_type(mantissa, jnp.int16)
-
-
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("slice_axes", [(), (1,)])
 @pytest.mark.parametrize("spec", [("data",), (None, "data"), (None, None, "data")])
@@ -105,7 +102,7 @@ def test_sharding_does_not_change_a_bit(spec, slice_axes, seed):
         mantissa, exponent = quantize_array(
             x, Quantizer(rounding="stochastic"), slice_axes=slice_axes, seed=seed
         )
-        return as_integers(mantissa), exponent
+        return to_integers(mantissa), exponent
 
     mesh = jax.make_mesh((4,), ("data",))
     sharded = quantize(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))))
