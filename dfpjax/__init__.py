@@ -12,6 +12,7 @@ from pkgutil import extend_path
 __path__ = extend_path(__path__, __name__)
 
 from dfpjax import checkpoint_policies as checkpoint_policies
+from dfpjax import numpy as numpy
 from dfpjax.insight import History as History
 from dfpjax.insight import LayerStatistics as LayerStatistics
 from dfpjax.insight import OperandStatistics as OperandStatistics
@@ -21,10 +22,12 @@ from dfpjax.insight import sensitivity as sensitivity
 from dfpjax.insight import with_statistics as with_statistics
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import runtime_info as runtime_info
+from dfpjax.numbers import DFP32Array as DFP32Array
 from dfpjax.numbers import DFPArray as DFPArray
 from dfpjax.numbers import FixedChain as FixedChain
 from dfpjax.numbers import dequantize as dequantize
 from dfpjax.numbers import dfp16 as dfp16
+from dfpjax.numbers import dfp32 as dfp32
 from dfpjax.numbers import quantize as quantize
 from dfpjax.policy import OpConfig as OpConfig
 from dfpjax.policy import PerRole as PerRole

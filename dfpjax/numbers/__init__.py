@@ -3,6 +3,7 @@
 
 from dfpjax.numbers.accumulation import Accumulation as Accumulation
 from dfpjax.numbers.accumulation import FixedChain as FixedChain
+from dfpjax.numbers.array import DFP32Array as DFP32Array
 from dfpjax.numbers.array import DFPArray as DFPArray
 from dfpjax.numbers.array import dequantize as dequantize
 from dfpjax.numbers.array import quantize as quantize

@@ -1,90 +1,146 @@
-"""`DFPArray`, a tensor in dynamic fixed point, and the functions that make one and read it."""
+"""`DFPArray` and `DFP32Array`, tensors in dynamic fixed point, and the functions that make and read them."""
 
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpjax.numbers.dtype import dfp16, from_integers, to_integers
-from dfpjax.numbers.quantize import Quantizer, quantize_array, scale_by_power_of_two
+from dfpjax.numbers.dtype import MantissaDType, dfp16, dfp32, from_integers, to_integers
+from dfpjax.numbers.operators import Operators
+from dfpjax.numbers.printing import describe
+from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT, Quantizer, quantize_array, scale_by_power_of_two
+from dfpjax.numbers.wide import bit_length, magnitude, shift_right, widen
+
+MIN_NORMAL_EXPONENT = -126
+"""Exponent of float32's smallest normal number."""
 
 
-@dataclass(frozen=True, init=False, eq=False)
-class DFPArray:
-    """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018,
-    §3.1).
-
-    A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with
-    dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it.
-
-    Arguments:
-        mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
-        exponent: int32; a scalar for one exponent per tensor, or any shape that broadcasts against the
-            mantissa.
-    """
+class _DynamicFixedPoint(Operators):
+    """What `DFPArray` and `DFP32Array` have in common."""
 
     values: jax.Array
     exponent: jax.Array
+    dtype: ClassVar[MantissaDType]
 
     def __init__(self, mantissa, exponent):
-        if mantissa.dtype == np.dtype("int16"):
+        name, dtype = type(self).__name__, type(self).dtype
+        if mantissa.dtype == dtype.integer:
             mantissa = from_integers(jnp.asarray(mantissa))
-        elif mantissa.dtype != dfp16:
+        elif mantissa.dtype != dtype:
             raise TypeError(
-                f"DFPArray: mantissa must be of dtype int16 or dfp16, got {mantissa.dtype}; "
-                "use dfpjax.quantize to make one of floating-point values"
+                f"{name}: mantissa must be of dtype {dtype.integer} or {dtype}, got {mantissa.dtype}; "
+                "use dfpjax.quantize to make a DFPArray of floating-point values"
+            )
+        exponent = jnp.asarray(exponent, jnp.int32)
+        padded = (1,) * (mantissa.ndim - exponent.ndim) + exponent.shape
+        if len(padded) > mantissa.ndim or any(
+            e not in (1, m) for e, m in zip(padded, mantissa.shape, strict=True)
+        ):
+            raise ValueError(
+                f"{name}: exponent must broadcast to the mantissa's shape {mantissa.shape}, "
+                f"got shape {exponent.shape}"
             )
         object.__setattr__(self, "values", mantissa)
-        object.__setattr__(self, "exponent", jnp.asarray(exponent, jnp.int32))
+        object.__setattr__(self, "exponent", exponent)
 
     @property
     def mantissa(self) -> jax.Array:
-        """The mantissas as int16, of the tensor's shape."""
+        """The mantissas as integers (int16 or int32), of the tensor's shape."""
         return to_integers(self.values)
 
     shape = property(lambda self: self.values.shape)
     ndim = property(lambda self: self.values.ndim)
     size = property(lambda self: self.values.size)
-    dtype = property(lambda self: dfp16)
 
     def dequantize(self) -> jax.Array:
-        """mantissa · 2^exponent as float32, rounded once where it is subnormal; NaN for a non-finite
-        tensor."""
+        """mantissa · 2^exponent as float32, rounded once; NaN for a non-finite tensor."""
         return _dequantize(self.values, jnp.asarray(self.exponent))
 
     def __repr__(self) -> str:
-        return f"DFPArray(mantissa={self.values!r}, exponent={self.exponent!r})"
+        return describe(self)
 
 
-def _unflatten(_, children) -> DFPArray:
-    # JAX unflattens placeholders and tangents too, which __init__ would refuse.
-    array = object.__new__(DFPArray)
-    for name, child in zip(("values", "exponent"), children, strict=True):
-        object.__setattr__(array, name, child)
-    return array
+def _pytree(cls):
+    """Register as a pytree of values and exponent."""
+
+    def flatten_with_keys(array):
+        keys = jax.tree_util.GetAttrKey("mantissa"), jax.tree_util.GetAttrKey("exponent")
+        return tuple(zip(keys, (array.values, array.exponent), strict=True)), None
+
+    def unflatten(_, children):
+        # JAX unflattens placeholders and tangents too, which __init__ would refuse.
+        array = object.__new__(cls)
+        for name, child in zip(("values", "exponent"), children, strict=True):
+            object.__setattr__(array, name, child)
+        return array
+
+    def flatten(array):
+        return (array.values, array.exponent), None
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
-jax.tree_util.register_pytree_with_keys(
-    DFPArray,
-    lambda array: (
-        (
-            (jax.tree_util.GetAttrKey("mantissa"), array.values),
-            (jax.tree_util.GetAttrKey("exponent"), array.exponent),
-        ),
-        None,
-    ),
-    _unflatten,
-    lambda array: ((array.values, array.exponent), None),
-)
+@_pytree
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class DFPArray(_DynamicFixedPoint):
+    """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018,
+    §3.1).
+
+    A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with
+    dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it. The operators
+    `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers: a sum of two DFPArrays
+    is a DFPArray, a product a `DFP32Array`.
+
+    Arguments:
+        mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
+        exponent: int32; a scalar for one exponent per tensor, or any shape that broadcasts to the
+            mantissa's.
+    """
+
+    values: jax.Array
+    exponent: jax.Array
+    dtype: ClassVar[MantissaDType] = dfp16
+
+
+@_pytree
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class DFP32Array(_DynamicFixedPoint):
+    """A DFP-32 accumulator: what products of `DFPArray`s are (Das et al., 2018, §3.1).
+
+    Like `DFPArray`, with int32 mantissas in ±(2^31 − 1) of dtype `dfpjax.dfp32`. It can be added to, and
+    `dfpjax.numpy.down_convert` brings it back to DFP-16.
+
+    Arguments:
+        mantissa: array of dtype `dfp32` or int32 (−2^31 is not a mantissa).
+        exponent: int32; a scalar, or any shape that broadcasts to the mantissa's.
+    """
+
+    values: jax.Array
+    exponent: jax.Array
+    dtype: ClassVar[MantissaDType] = dfp32
 
 
 @jax.custom_jvp
 def _dequantize(values, exponent):
-    mantissa = to_integers(values).astype(jnp.float32)
-    return scale_by_power_of_two(mantissa, exponent)
+    if values.dtype == dfp32:
+        return _dequantize_accumulator(values, exponent)
+    return scale_by_power_of_two(to_integers(values).astype(jnp.float32), exponent)
+
+
+@jax.jit
+def _dequantize_accumulator(values, exponent):
+    mantissa = widen(to_integers(values))
+    # A subnormal result has fewer than float32's 24 bits. To be rounded once it is rounded here, and what is
+    # left is exact.
+    is_subnormal = bit_length(magnitude(mantissa)) + exponent <= MIN_NORMAL_EXPONENT
+    drop = jnp.where(is_subnormal, jnp.maximum(MIN_FLOAT_EXPONENT - exponent, 0), 0)
+    rounded = shift_right(mantissa, drop, "nearest").astype(jnp.float32)
+    return scale_by_power_of_two(rounded, exponent + drop)
 
 
 @_dequantize.defjvp
@@ -123,18 +179,12 @@ def quantize(
         ValueError: if `bits`, `rounding`, `seed` or `axis` is not as said above.
     """
     quantizer = Quantizer(bits=bits, rounding=rounding)
-    if (seed is None) == (rounding == "stochastic"):
-        raise ValueError(
-            'quantize: rounding="stochastic" needs a seed'
-            if seed is None
-            else f'quantize: seed is for rounding="stochastic", which this is not (rounding={rounding!r})'
-        )
-    if isinstance(x, DFPArray):
-        raise TypeError("quantize: x is a DFPArray already; call x.dequantize() first")
+    seed = rounding_seed("quantize", rounding, seed)
+    if isinstance(x, _DynamicFixedPoint):
+        raise TypeError(f"quantize: x is a {type(x).__name__} already; call x.dequantize() first")
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"quantize: x must be a real floating-point array, got dtype {x.dtype}")
-    seed = None if seed is None else _as_seed(seed)
     slice_axes = () if axis is None else _as_axes(axis, x.ndim)
     values, exponent = quantize_array(x.astype(jnp.float32), quantizer, slice_axes=slice_axes, seed=seed)
     return DFPArray(values, exponent.reshape(()) if axis is None else exponent)
@@ -154,12 +204,19 @@ def _as_axes(axis, ndim: int) -> tuple[int, ...]:
     return axes
 
 
-def _as_seed(seed) -> jax.Array:
-    if isinstance(seed, jax.Array | np.ndarray):
-        return jnp.asarray(seed).astype(jnp.uint32)
+def rounding_seed(function: str, rounding: str, seed: int | jax.Array | None) -> jax.Array | None:
+    """The seed argument of a function that rounds, as uint32; checked that it is there just when needed."""
+    if (seed is None) == (rounding == "stochastic"):
+        raise ValueError(
+            f'{function}: rounding="stochastic" needs a seed'
+            if seed is None
+            else f'{function}: seed is for rounding="stochastic", which this is not (rounding={rounding!r})'
+        )
+    if seed is None or isinstance(seed, jax.Array | np.ndarray):
+        return None if seed is None else jnp.asarray(seed).astype(jnp.uint32)
     return jnp.uint32(operator.index(seed) & 0xFFFFFFFF)
 
 
-def dequantize(x: DFPArray) -> jax.Array:
+def dequantize(x: DFPArray | DFP32Array) -> jax.Array:
     """`x.dequantize()`: a float32 array of x's shape."""
     return x.dequantize()

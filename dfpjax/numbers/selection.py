@@ -1,0 +1,111 @@
+"""Functions that choose among mantissas, which are ordered as the values are."""
+
+import functools
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dfpjax.numbers.arithmetic import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.dtype import from_integers, to_integers
+from dfpjax.numbers.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.straight_through import straight_through
+from dfpjax.numbers.structure import padded
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0), exactly; the derivative at 0 is 0."""
+    check_operand("relu", "x", x)
+    zero = from_integers(jnp.zeros_like(x.mantissa))
+    return type(x)(lax.select(x.mantissa > 0, x.values, zero), x.exponent)
+
+
+def maximum(
+    a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None
+) -> Tensor:
+    """The larger of two tensors, element by element, aligned as in `add`; arguments and errors as `add`'s."""
+    check_operand("maximum", "a", a)
+    check_operand("maximum", "b", b)
+    seed = check_rounding("maximum", rounding, seed)
+    return straight_through(functools.partial(_maximum, rounding=rounding), jnp.maximum, (a, b), seed)
+
+
+def max_pool(
+    x: Tensor,
+    window_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    padding: str | Sequence[tuple[int, int]] = "VALID",
+) -> Tensor:
+    """Maximum over windows, exactly; with the arguments of `flax.linen.max_pool`.
+
+    The derivative goes to the first of the largest elements of each window. Padding contributes nothing.
+
+    Arguments:
+        x: DFPArray or DFP32Array of shape (…, *spatial, features); its exponents must not vary along the
+            spatial axes.
+        window_shape: extents of the window, one for each spatial axis.
+        strides: steps between windows; 1 unless given.
+        padding: "VALID", "SAME" or a pair (before, after) for each spatial axis, smaller than the window.
+
+    Raises:
+        TypeError: if `x` is not a tensor in dynamic fixed point.
+        ValueError: if the other arguments do not fit x's shape or each other.
+    """
+    check_operand("max_pool", "x", x)
+    window = tuple(map(operator.index, window_shape))
+    strides = (1,) * len(window) if strides is None else tuple(map(operator.index, strides))
+    first = x.ndim - 1 - len(window)
+    if first < 0 or len(strides) != len(window) or min(window + strides, default=1) < 1:
+        raise ValueError(
+            f"max_pool: window_shape {window} and strides {strides} must be positive and have one extent for "
+            f"each spatial axis, of which shape {x.shape} has at most {max(x.ndim - 1, 0)}"
+        )
+    spatial = x.shape[first:-1]
+    exponent = padded_exponent(x)
+    if any(extent > 1 for extent in exponent.shape[first:-1]):
+        raise ValueError(
+            f"max_pool: the exponents of x (shape {x.exponent.shape}) vary along the spatial axes; quantize "
+            "it with one exponent along them"
+        )
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(spatial, window, strides, padding)
+    if len(padding) != len(window) or any(
+        not 0 <= width < w for pair, w in zip(padding, window, strict=True) for width in pair
+    ):
+        raise ValueError(
+            "max_pool: padding must be a pair for each spatial axis, from 0 to less than the window's extent "
+            f"(window_shape {window}), got {padding}"
+        )
+    values = x.values
+    # Axis by axis, the last one first: then the first of equal elements wins in row-major order.
+    for position in reversed(range(len(window))):
+        values = _pool_axis(values, first + position, window[position], strides[position], padding[position])
+    return type(x)(values, exponent)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _pool_axis(values: jax.Array, axis: int, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = padding
+    values = padded(values, jnp.iinfo(values.dtype.integer).min, widths)  # below all mantissas
+    last = values.shape[axis] - window
+    if last < 0:
+        raise ValueError(
+            f"max_pool: the window's extent {window} exceeds axis {axis}, padded to {values.shape[axis]}"
+        )
+    largest = lax.slice_in_dim(values, 0, last + 1, stride, axis)
+    for offset in range(1, window):
+        other = lax.slice_in_dim(values, offset, offset + last + 1, stride, axis)
+        largest = lax.select(to_integers(other) > to_integers(largest), other, largest)
+    return largest
+
+
+@functools.partial(jax.jit, static_argnames="rounding")
+def _maximum(a, b, seed, *, rounding):
+    kind = common_kind(a, b)
+    a, b = (x if isinstance(x, kind) else widened(x) for x in (a, b))
+    exponent = jnp.maximum(dominance(a), dominance(b))
+    larger = jnp.maximum(*(aligned(x, exponent, rounding, seed) for x in (a, b)))
+    return settled(kind, larger, exponent)

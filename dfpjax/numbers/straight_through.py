@@ -1,0 +1,35 @@
+"""Derivatives of functions that compute on integers."""
+
+import functools
+
+import jax
+
+
+def straight_through(integer, real, tensors: tuple, *others):
+    """integer(*tensors, *others), with the derivative of real(*values) at the values of the tensors.
+
+    That is the derivative with all rounding taken for the identity, as `quantize`'s.
+
+    Arguments:
+        integer: a function that returns one DFPArray or DFP32Array.
+        real: the function of float32 arrays that it approximates.
+        tensors: DFPArrays and DFP32Arrays.
+        others: operands without derivatives.
+    """
+    # Bare integers have no tangents, so there is nothing in the integer program to differentiate.
+    without_tangents = [type(x)(x.mantissa, x.exponent) for x in tensors]
+    out = integer(*without_tangents, *others)
+    return type(out)(_with_derivative(real, out.values, tensors), out.exponent)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _with_derivative(real, values, tensors):
+    return values
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(real, primals, tangents):
+    values, tensors = primals
+    dequantized = [x.dequantize() for x in tensors]
+    _, tangent = jax.jvp(real, dequantized, [x.values for x in tangents[1]])
+    return _with_derivative(real, values, tensors), tangent

@@ -1,0 +1,276 @@
+"""Functions that move mantissas about and change none, except to align what is joined.
+
+An exponent that a whole axis shares stays shared; exponents of slices follow their slices.
+"""
+
+import functools
+import operator
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dfpjax.numbers.arithmetic import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
+from dfpjax.numbers.straight_through import straight_through
+
+Shape = Sequence[int]
+
+
+def reshape(x: Tensor, shape: int | Shape) -> Tensor:
+    """`numpy.reshape` in row-major order.
+
+    Where an axis with exponents of its own is merged with one without, the exponents are repeated over both.
+    """
+    check_operand("reshape", "x", x)
+    values = jnp.reshape(x.values, shape)
+    exponent = padded_exponent(x)
+    if exponent.ndim:
+        exponent = _reshaped_exponent(exponent, x.shape, values.shape)
+    return type(x)(values, exponent)
+
+
+def ravel(x: Tensor) -> Tensor:
+    """x as a vector, in row-major order."""
+    check_operand("ravel", "x", x)
+    return reshape(x, (x.size,))
+
+
+def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
+    """`numpy.transpose`: axes in the order given, or reversed."""
+    return _both("transpose", x, lambda array: jnp.transpose(array, axes))
+
+
+def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
+    """`numpy.swapaxes`."""
+    return _both("swapaxes", x, lambda array: jnp.swapaxes(array, axis1, axis2))
+
+
+def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
+    """`numpy.moveaxis`."""
+    return _both("moveaxis", x, lambda array: jnp.moveaxis(array, source, destination))
+
+
+def expand_dims(x: Tensor, axis: int | Sequence[int]) -> Tensor:
+    """`numpy.expand_dims`."""
+    return _both("expand_dims", x, lambda array: jnp.expand_dims(array, axis))
+
+
+def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+    """`numpy.squeeze`: without the given axes of extent 1, or all of them."""
+    check_operand("squeeze", "x", x)
+    if axis is None:
+        axis = tuple(position for position, extent in enumerate(x.shape) if extent == 1)
+    if any(x.shape[position] != 1 for position in np.atleast_1d(axis).astype(int)):
+        raise ValueError(f"squeeze: axis {axis} of shape {x.shape} has an extent other than 1")
+    return _both("squeeze", x, lambda array: jnp.squeeze(array, axis))
+
+
+def flip(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+    """`numpy.flip`: reversed along the given axes, or all of them."""
+    return _both("flip", x, lambda array: jnp.flip(array, axis))
+
+
+def broadcast_to(x: Tensor, shape: int | Shape) -> Tensor:
+    """`numpy.broadcast_to`."""
+    check_operand("broadcast_to", "x", x)
+    return type(x)(jnp.broadcast_to(x.values, shape), x.exponent)
+
+
+def index(x: Tensor, key) -> Tensor:
+    """x[key] with integers, slices, None, ... and integer arrays, as JAX arrays are indexed: a position
+    outside of the array is clamped to it.
+
+    Raises:
+        TypeError: for boolean masks if x has exponents per slice.
+    """
+    check_operand("index", "x", x)
+    exponent = padded_exponent(x)
+    if exponent.ndim:
+        exponent = exponent[_exponent_key(key, exponent.shape)]
+    return type(x)(x.values[key], exponent)
+
+
+def take(x: Tensor, indices, axis: int) -> Tensor:
+    """Elements at `indices`, an integer or integer array, along an axis; indexed as `x[...]` is."""
+    check_operand("take", "x", x)
+    return index(x, (slice(None),) * _axis("take", axis, x.ndim) + (jnp.asarray(indices),))
+
+
+def pad(x: Tensor, pad_width) -> Tensor:
+    """`numpy.pad` with zeros, whose exponents are the smallest where each has its own.
+
+    Arguments:
+        x: DFPArray or DFP32Array.
+        pad_width: one number for all, a pair (before, after) for all, or a pair for every axis.
+    """
+    check_operand("pad", "x", x)
+    widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2))
+    if (widths < 0).any():
+        raise ValueError(f"pad: pad_width must not be negative, got {pad_width}")
+    values = padded(x.values, 0, widths)
+    exponent = padded_exponent(x)
+    if exponent.ndim:
+        own = np.asarray(exponent.shape) > 1
+        exponent = jnp.pad(exponent, widths * own[:, None], constant_values=_smallest_exponent(x))
+    return type(x)(values, exponent)
+
+
+def padded(values: jax.Array, fill: int, widths: Sequence[tuple[int, int]]) -> jax.Array:
+    """Mantissas with others around them, all equal to `fill`. (JAX 0.10.2 cannot lower `lax.pad` for elements
+    that have axes.)"""
+
+    def block(axis, width):
+        return jnp.full((*values.shape[:axis], int(width), *values.shape[axis + 1 :]), fill, values.dtype)
+
+    for axis, (before, after) in enumerate(widths):
+        if before or after:
+            values = lax.concatenate([block(axis, before), values, block(axis, after)], axis)
+    return values
+
+
+def concatenate(
+    arrays: Sequence[Tensor],
+    axis: int = 0,
+    *,
+    rounding: str = "nearest",
+    seed: int | jax.Array | None = None,
+) -> Tensor:
+    """Join tensors along an axis.
+
+    They are aligned as in an addition: E is the largest exponent and the mantissas of the others are shifted
+    right. If exponents vary along the axis, though, every tensor keeps its own and nothing is shifted.
+
+    Arguments:
+        arrays: DFPArrays or DFP32Arrays; if any is a DFP32Array the result is one.
+        axis: along which to join.
+        rounding, seed: as for `add`.
+
+    Raises:
+        TypeError: if an element of `arrays` is not a tensor in dynamic fixed point.
+        ValueError: if `arrays` is empty, ranks differ, or `rounding` or `seed` is not as for `add`.
+    """
+    arrays = _check_arrays("concatenate", arrays)
+    axis = _axis("concatenate", axis, arrays[0].ndim)
+    seed = check_rounding("concatenate", rounding, seed)
+    join = functools.partial(_concatenate, axis=axis, rounding=rounding)
+    return straight_through(join, lambda *values: jnp.concatenate(values, axis), arrays, seed)
+
+
+def stack(
+    arrays: Sequence[Tensor],
+    axis: int = 0,
+    *,
+    rounding: str = "nearest",
+    seed: int | jax.Array | None = None,
+) -> Tensor:
+    """Join tensors along a new axis; arguments and errors as for `concatenate`."""
+    arrays = _check_arrays("stack", arrays)
+    axis = _axis("stack", axis, arrays[0].ndim + 1)
+    return concatenate([expand_dims(x, axis) for x in arrays], axis, rounding=rounding, seed=seed)
+
+
+def _both(function: str, x: Tensor, change) -> Tensor:
+    """The same change of axes for the mantissas and for exponents of slices."""
+    check_operand(function, "x", x)
+    exponent = padded_exponent(x)
+    return type(x)(change(x.values), change(exponent) if exponent.ndim else exponent)
+
+
+def _axis(function: str, axis: int, ndim: int) -> int:
+    axis = operator.index(axis)
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{function}: axis {axis} is not one of {ndim} axes")
+    return axis % ndim
+
+
+def _smallest_exponent(x: Tensor) -> int:
+    """An all-zero tensor's."""
+    return MIN_FLOAT_EXPONENT - (8 * x.dtype.itemsize - 2)
+
+
+def _check_arrays(function: str, arrays: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    arrays = tuple(arrays)
+    for position, x in enumerate(arrays):
+        check_operand(function, f"arrays[{position}]", x)
+    if not arrays or len({x.ndim for x in arrays}) > 1:
+        raise ValueError(
+            f"{function}: needs one or more arrays of the same rank, got shapes {[x.shape for x in arrays]}"
+        )
+    return arrays
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "rounding"))
+def _concatenate(*operands, axis, rounding):
+    *arrays, seed = operands
+    kind = common_kind(*arrays)
+    arrays = [x if isinstance(x, kind) else widened(x) for x in arrays]
+    if any(padded_exponent(x).shape[axis : axis + 1] not in ((), (1,)) for x in arrays):
+        return kind(
+            jnp.concatenate([x.mantissa for x in arrays], axis),
+            jnp.concatenate(_exponents_along(axis, arrays), axis),
+        )
+    exponent = functools.reduce(jnp.maximum, map(dominance, arrays))
+    seeds = [None if seed is None else seed + position for position in range(len(arrays))]
+    mantissas = [aligned(x, exponent, rounding, seed) for x, seed in zip(arrays, seeds, strict=True)]
+    return settled(kind, jnp.concatenate(mantissas, axis), exponent)
+
+
+def _exponents_along(axis: int, arrays: Sequence[Tensor]) -> list[jax.Array]:
+    """The exponents of arrays, one for each position along the axis, alike in the other extents."""
+    exponents = [jnp.reshape(e, e.shape or (1,) * x.ndim) for x in arrays for e in (padded_exponent(x),)]
+    others = jnp.broadcast_shapes(*((*e.shape[:axis], 1, *e.shape[axis + 1 :]) for e in exponents))
+    return [
+        jnp.broadcast_to(e, (*others[:axis], x.shape[axis], *others[axis + 1 :]))
+        for e, x in zip(exponents, arrays, strict=True)
+    ]
+
+
+def _reshaped_exponent(exponent: jax.Array, old: Shape, new: Shape) -> jax.Array:
+    if 0 in old:
+        return jnp.zeros((1,) * len(new), jnp.int32)
+    spread, reshaped = [1] * len(old), [1] * len(new)
+    for before, after in _groups(old, new):
+        if max(exponent.shape[before], default=1) > 1:
+            spread[before], reshaped[after] = old[before], new[after]
+    return jnp.broadcast_to(exponent, spread).reshape(reshaped)
+
+
+def _groups(old: Shape, new: Shape) -> Iterator[tuple[slice, slice]]:
+    """Runs of axes, as short as can be, that hold the same elements before and after a reshape."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start = i, j
+        i, j = min(i + 1, len(old)), min(j + 1, len(new))
+        while (have := int(np.prod(old[start[0] : i]))) != (want := int(np.prod(new[start[1] : j]))):
+            i, j = (i + 1, j) if have < want else (i, j + 1)
+        yield slice(start[0], i), slice(start[1], j)
+
+
+def _exponent_key(key, exponent_shape: Shape) -> tuple:
+    """The index that finds the exponents of x[key]: anywhere along a shared axis lies the one exponent."""
+    key = key if isinstance(key, tuple) else (key,)
+    if any(isinstance(entry, bool) or jnp.issubdtype(getattr(entry, "dtype", int), bool) for entry in key):
+        raise TypeError(
+            "index: x has exponents per slice, which a boolean mask does not keep; use integer indices"
+        )
+    consumed = sum(entry is not None and entry is not Ellipsis for entry in key)
+    rest = (slice(None),) * (len(exponent_shape) - consumed)
+    if not any(entry is Ellipsis for entry in key):
+        key = (*key, Ellipsis)
+    where = next(position for position, entry in enumerate(key) if entry is Ellipsis)
+    extents = iter(exponent_shape)
+    return tuple(
+        entry if entry is None or next(extents) > 1 else _shared(entry)
+        for entry in (*key[:where], *rest, *key[where + 1 :])
+    )
+
+
+def _shared(entry):
+    """An index of the same kind into an axis of extent 1."""
+    if isinstance(entry, slice):
+        return slice(None)
+    return np.zeros((1,) * np.ndim(entry), int) if np.ndim(entry) or hasattr(entry, "dtype") else 0

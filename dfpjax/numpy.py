@@ -1,0 +1,39 @@
+"""Functions of `DFPArray` and `DFP32Array` that compute on the integers, named as NumPy's where it has them.
+
+```python
+import dfpjax.numpy as dnp
+
+a, b = dfpjax.quantize(x), dfpjax.quantize(w)
+y = dnp.down_convert(a @ b)  # DFP-16 · DFP-16 → DFP-32 → DFP-16
+z = dnp.relu(y + dfpjax.quantize(bias))
+```
+
+Arithmetic: §3.1 of Das et al., 2018, with straight-through derivatives (see
+`dfpjax.numbers.arithmetic`). Structure: mantissas are moved and exponents follow; only what is joined or
+compared is aligned, with one rounding.
+"""
+
+from dfpjax.numbers.arithmetic import absolute as absolute
+from dfpjax.numbers.arithmetic import add as add
+from dfpjax.numbers.arithmetic import down_convert as down_convert
+from dfpjax.numbers.arithmetic import fma as fma
+from dfpjax.numbers.arithmetic import matmul as matmul
+from dfpjax.numbers.arithmetic import multiply as multiply
+from dfpjax.numbers.arithmetic import negative as negative
+from dfpjax.numbers.arithmetic import subtract as subtract
+from dfpjax.numbers.selection import max_pool as max_pool
+from dfpjax.numbers.selection import maximum as maximum
+from dfpjax.numbers.selection import relu as relu
+from dfpjax.numbers.structure import broadcast_to as broadcast_to
+from dfpjax.numbers.structure import concatenate as concatenate
+from dfpjax.numbers.structure import expand_dims as expand_dims
+from dfpjax.numbers.structure import flip as flip
+from dfpjax.numbers.structure import moveaxis as moveaxis
+from dfpjax.numbers.structure import pad as pad
+from dfpjax.numbers.structure import ravel as ravel
+from dfpjax.numbers.structure import reshape as reshape
+from dfpjax.numbers.structure import squeeze as squeeze
+from dfpjax.numbers.structure import stack as stack
+from dfpjax.numbers.structure import swapaxes as swapaxes
+from dfpjax.numbers.structure import take as take
+from dfpjax.numbers.structure import transpose as transpose

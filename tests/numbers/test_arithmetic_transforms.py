@@ -1,0 +1,154 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.sharding import PartitionSpec
+from tensors import make
+
+import dfpjax
+import dfpjax.numpy as dnp
+from dfpjax import DFP32Array, DFPArray
+from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+
+
+def everything(a, b):
+    return dnp.down_convert(a @ b.T), a * b, a + b, dnp.fma(a, b, a - b)
+
+
+def test_jit_gives_the_same_bits():
+    rng = np.random.default_rng(0)
+    a, b = (dfpjax.quantize(rng.standard_normal((3, 4)).astype(np.float32)) for _ in range(2))
+    eager, jitted = everything(a, b), jax.jit(everything)(a, b)
+    jax.tree.map(np.testing.assert_array_equal, eager, jitted)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_vmap_is_the_loop(mapped):
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(-32767, 32768, (5, 3, 4)).astype(np.int16) for _ in range(2))
+    exponent = np.array([0, -9, 4, NONFINITE_EXPONENT, 30]) if mapped else np.array(-7)
+    a[1] = 0
+    x = jax.tree.unflatten(jax.tree.structure(make(DFPArray, a, 0)), (jnp.asarray(a), jnp.asarray(exponent)))
+    x = jax.tree.map(lambda leaf: leaf, x)
+    axes = jax.tree.unflatten(jax.tree.structure(x), (0, 0 if mapped else None))
+    y = make(DFPArray, b[0], 3)
+
+    def one(x, y):
+        return everything(DFPArray(x.values, x.exponent), y)
+
+    batched = jax.vmap(one, in_axes=(axes, None))(x, y)
+    one = jax.jit(one)
+    for i in range(5):
+        expected = one(make(DFPArray, a[i], exponent[i] if mapped else exponent), y)
+        jax.tree.map(
+            lambda actual, expected, i=i: np.testing.assert_array_equal(actual[i], expected),
+            batched,
+            expected,
+        )
+
+
+@pytest.mark.parametrize("mapped_seed", [True, False])
+def test_stochastic_rounding_under_vmap_is_the_loop(mapped_seed):
+    m = np.random.default_rng(0).integers(-(2**30), 2**30, (4, 50))
+    seeds = jnp.arange(4, dtype=jnp.uint32)
+
+    def one(m, seed):
+        return dnp.down_convert(DFP32Array(m, 0), rounding="stochastic", seed=seed).mantissa
+
+    m = jnp.asarray(m, jnp.int32)
+    batched = jax.vmap(one, (0, 0 if mapped_seed else None))(m, seeds if mapped_seed else seeds[2])
+    loop = [one(m[i], seeds[i if mapped_seed else 2]) for i in range(4)]
+    np.testing.assert_array_equal(batched, jnp.stack(loop))
+
+
+REAL = {
+    "multiply": (lambda a, b: a * b, lambda x, y: x * y),
+    "add": (lambda a, b: a + b, lambda x, y: x + y),
+    "subtract": (lambda a, b: a - b, lambda x, y: x - y),
+    "matmul": (lambda a, b: a @ b.T, lambda x, y: x @ y.T),
+    "fma": (lambda a, b: dnp.fma(a, b, a), lambda x, y: x * y + x),
+    "maximum": (dnp.maximum, jnp.maximum),
+    "chain": (lambda a, b: dnp.down_convert(-(a * b)) * abs(a) + b, lambda x, y: -(x * y) * abs(x) + y),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_derivatives_are_straight_through(name):
+    integer, real = REAL[name]
+    rng = np.random.default_rng(0)
+    x, y, shift = (jnp.asarray(rng.standard_normal((3, 3)), jnp.float32) for _ in range(3))
+    x, y = dfpjax.quantize(x).dequantize(), dfpjax.quantize(y).dequantize()  # nothing left to round
+
+    def of_integers(x, y):
+        return (integer(dfpjax.quantize(x), dfpjax.quantize(y)).dequantize() * shift).sum()
+
+    def of_reals(x, y):
+        return (real(x, y) * shift).sum()
+
+    gradients = [jax.jit(jax.grad(f, (0, 1)))(x, y) for f in (of_integers, of_reals)]
+    assert oracle.relative_error(*gradients) < 1e-4
+    forward = [jax.jit(jax.jacfwd(f, (0, 1)))(x, y) for f in (of_integers, of_reals)]
+    assert oracle.relative_error(*forward) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["matmul", "chain"])
+def test_second_derivatives(name):
+    integer, real = REAL[name]
+    x, y = (jnp.asarray([[0.5, -2.0], [1.5, 0.25]]) + offset for offset in (0.0, 1.0))
+
+    def of_integers(x, y):
+        return (integer(dfpjax.quantize(x), dfpjax.quantize(y)).dequantize() ** 2).sum()
+
+    hessians = [
+        jax.jit(jax.hessian(f, (0, 1)))(x, y) for f in (of_integers, lambda x, y: (real(x, y) ** 2).sum())
+    ]
+    assert oracle.relative_error(*hessians) < 1e-3
+
+
+def test_derivatives_outside_of_jit():
+    x, y = jnp.array([1.0, 0.5]), jnp.array([3.0, -4.0])
+
+    def product(x, y):
+        return (dfpjax.quantize(x) @ dfpjax.quantize(y)).dequantize()
+
+    gradients = jax.grad(product, (0, 1))(x, y)
+    np.testing.assert_array_equal(gradients, [y, x])
+    _, tangent = jax.jvp(product, (x, y), (y, x))
+    assert tangent == 1 + 0.25 + 9 + 16
+
+
+def test_derivatives_with_vmap_inside_and_outside():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)
+
+    def one(x):
+        q = dfpjax.quantize(x)
+        return dnp.down_convert(q * q + q).dequantize().sum()
+
+    expected = 2 * dfpjax.quantize(x).dequantize() + 1
+    outside, inside = jax.vmap(jax.grad(one)), jax.grad(lambda x: jax.vmap(one)(x).sum())
+    np.testing.assert_allclose(jax.jit(outside)(x), expected, rtol=1e-3)
+    np.testing.assert_allclose(jax.jit(inside)(x), expected, rtol=1e-3)
+
+
+def test_inside_shard_map():
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((4, 600), (600, 3)))
+
+    def f(x, w):
+        q, r = dfpjax.quantize(x), dfpjax.quantize(w)
+        return dnp.max_pool(dnp.relu(dnp.down_convert(q @ r + q @ r)), (2,), (2,), [(1, 0)]).dequantize()
+
+    specs = {"in_specs": (PartitionSpec("d"), PartitionSpec()), "out_specs": PartitionSpec("d")}
+    sharded = jax.shard_map(f, mesh=mesh, **specs)
+    np.testing.assert_array_equal(jax.jit(sharded)(x, w), f(x, w))
+    gradients = [jax.jit(jax.grad(lambda x, w, g=g: g(x, w).sum(), (0, 1)))(x, w) for g in (sharded, f)]
+    assert oracle.relative_error(*gradients) < 1e-5
+
+
+def test_integers_are_what_a_program_computes_on():
+    q = dfpjax.quantize(jnp.ones((3, 3)))
+    text = str(jax.make_jaxpr(lambda a: dnp.down_convert(a @ a + a * a))(q))
+    assert "f32" not in text and "dfp32" in text
