@@ -1,10 +1,11 @@
-"""What a run tells: a progress bar or plain lines, `metrics.jsonl`, statistics, and a table in the end."""
+"""What a run tells: a progress bar or plain lines, files of metrics and statistics, a table in the end."""
 
 import dataclasses
 import importlib.util
 import io
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Self, TextIO
@@ -13,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from tensorboardX import SummaryWriter
 
 import dfpjax
 
@@ -26,8 +28,9 @@ class Report:
     `EpochMetrics`, as soon as the epoch is over; `result.md` gets the final table. Where statistics are
     recorded, `statistics.jsonl` gets a line per step, layer and operand, with the seed and the keys of
     `dfpjax.History.to_dicts` (null for what is not finite), and `statistics_SEED.png` a plot of each run if
-    matplotlib is installed, however the run ends. Files of an earlier run are replaced. On a console that is
-    no terminal there is no bar, only a line per epoch.
+    matplotlib is installed, however the run ends. `tensorboard/seed_SEED` has both for TensorBoard, metrics
+    by epoch and statistics by step. Files of an earlier run are replaced. On a console that is no terminal
+    there is no bar, only a line per epoch.
     """
 
     def __init__(self, console: Console, workdir: Path | None = None) -> None:
@@ -46,6 +49,7 @@ class Report:
         self._task: TaskID | None = None
         self._metrics_file: TextIO | None = None
         self._histories: dict[int, dfpjax.History] = {}
+        self._boards: dict[int, SummaryWriter] = {}
 
     def __enter__(self) -> Self:
         if self._workdir is not None:
@@ -53,6 +57,7 @@ class Report:
             self._metrics_file = open(self._workdir / "metrics.jsonl", "w", buffering=1)  # by lines
             for outdated in self._workdir.glob("statistics*"):
                 outdated.unlink()
+            shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
         self._progress.start()
         return self
 
@@ -60,6 +65,8 @@ class Report:
         self._progress.stop()
         if self._metrics_file is not None:
             self._metrics_file.close()
+        for board in self._boards.values():
+            board.close()
         if importlib.util.find_spec("matplotlib"):
             for seed, history in self._histories.items():
                 history.plot(self._workdir / f"statistics_{seed}.png")
@@ -95,6 +102,7 @@ class Report:
             for record in history.add(step, layers):
                 finite = {key: None if _is_not_finite(value) else value for key, value in record.items()}
                 print(json.dumps({"seed": seed} | finite), file=file)
+                self._log(seed, step, f"{record['layer']}/{record['operand']}", record)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """An epoch and its evaluation are over."""
@@ -106,6 +114,7 @@ class Report:
         )
         if self._metrics_file is not None:
             print(json.dumps(dataclasses.asdict(metrics)), file=self._metrics_file)
+            self._log(metrics.seed, metrics.epoch, "metrics", dataclasses.asdict(metrics))
 
     def finish(self, results: list[Result]) -> None:
         """All runs are over: shows the table."""
@@ -116,6 +125,14 @@ class Report:
             console = Console(file=io.StringIO(), width=100)
             console.print(table)
             (self._workdir / "result.md").write_text(console.file.getvalue().strip() + "\n")
+
+    def _log(self, seed: int, step: int, group: str, values: dict[str, object]) -> None:
+        """The numbers among the values, for TensorBoard."""
+        if seed not in self._boards:
+            self._boards[seed] = SummaryWriter(str(self._workdir / "tensorboard" / f"seed_{seed}"))
+        for name, value in values.items():
+            if isinstance(value, int | float) and name not in ("seed", "step", "epoch"):
+                self._boards[seed].add_scalar(f"{group}/{name}", value, step)
 
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 
 from dfpjax.training import Report, TrainConfig, train
 from dfpjax.training.metrics import Totals
@@ -26,6 +28,20 @@ def _train(config: TrainConfig, workdir: Path | None = None) -> tuple[list, str]
     with Report(console, workdir) as report:
         results = train(config, report)
     return results, console.file.getvalue()
+
+
+def _scalars(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) by name, from TensorBoard's event files: length, checksum, event, checksum, and so on."""
+    scalars = {}
+    for file in directory.glob("events*"):
+        content = file.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = event_pb2.Event.FromString(content[12 : 12 + length])
+            for value in event.summary.value:
+                scalars.setdefault(value.tag, []).append((event.step, value.simple_value))
+            content = content[12 + length + 4 :]
+    return scalars
 
 
 def _metrics(workdir: Path) -> list[dict]:
@@ -72,6 +88,12 @@ def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_p
     assert {record["operand"] for record in records} == {"input", "weight", "output_gradient"}
     assert all(record["layer"].startswith("ResNet/Basic_") and record["seed"] == 0 for record in records)
     assert all(record["sqnr_db"] is None or record["sqnr_db"] > 50 for record in records)
+    scalars = _scalars(tmp_path / "tensorboard" / "seed_0")
+    assert [step for step, _ in scalars["metrics/test_loss"]] == [1, 2]
+    assert scalars["metrics/test_loss"][-1][1] == pytest.approx(result.test_loss, rel=1e-6)
+    layer = records[0]["layer"]
+    recorded = [(r["step"], r["exponent"]) for r in records if (r["layer"], r["operand"]) == (layer, "input")]
+    assert scalars[f"{layer}/input/exponent"] == recorded
     if importlib.util.find_spec("matplotlib"):
         assert (tmp_path / "statistics_0.png").read_bytes().startswith(b"\x89PNG")
 
