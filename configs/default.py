@@ -7,7 +7,8 @@ def get_config() -> config_dict.ConfigDict:
     """A configuration with every field; other files change some of them."""
     config = config_dict.ConfigDict()
 
-    # float32, dfp16 (dfpjax's default policy) or dfp16_paper (first convolution and classifier stay float32).
+    # float32, bfloat16 (the model's arithmetic; parameters stay float32), dfp16 (dfpjax's default policy) or
+    # dfp16_paper (first convolution and classifier stay float32).
     config.precision = "float32"
     # A tuple: one run for each seed, so that `--config.seed=0,1,2` makes three.
     config.seed = (0,)
@@ -22,6 +23,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.epochs = 90
     config.batch_size = 64
+    # Parts a batch is computed in, one after the other; more take less memory.
+    config.accumulate = 1
     # Nothing is kept for a backward pass, so an evaluation step can take more images.
     config.eval_batch_size = 512
     # Pixels; 0 trains on the images as they are.
@@ -32,6 +35,14 @@ def get_config() -> config_dict.ConfigDict:
     # own.
     config.learning_rate = 0.1
     config.warmup = 0.1
+    # constant, cosine, polynomial or step. Parts of a run are shares and not epochs, so that a shorter run
+    # has the same course.
+    config.schedule = "cosine"
+    # For step: the learning rate is multiplied by decay_factor after each of these shares of the run.
+    config.boundaries = ()
+    config.decay_factor = 0.1
+    # For polynomial.
+    config.power = 1.0
     config.momentum = 0.9
     config.weight_decay = 1e-4
     config.label_smoothing = 0.0

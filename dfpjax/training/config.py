@@ -1,12 +1,15 @@
 """The configuration of a training run, checked before anything else happens."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from .data import DATASETS
 from .models import MODELS
 from .precision import PRECISIONS
+
+SCHEDULES = ("constant", "cosine", "polynomial", "step")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,16 +35,27 @@ class TrainConfig:
     test_split: str
     # Passes over the training split.
     epochs: int
-    # Images in a training step.
+    # Images that make one update of the parameters.
     batch_size: int
+    # Equal parts of a batch, each a training step with batch statistics of its own; the parameters change
+    # after the last one, by the mean of the gradients. More parts take less memory.
+    accumulate: int
     # Images in an evaluation step.
     eval_batch_size: int
     # Augmentation moves each training image by up to so many pixels along each axis.
     max_shift: int
-    # The highest learning rate, reached after the warm-up and followed by a cosine down to zero.
+    # The highest learning rate, reached after the warm-up.
     learning_rate: float
-    # Share of all steps in which the learning rate rises linearly from zero.
+    # Share of all updates in which the learning rate rises linearly from zero.
     warmup: float
+    # The learning rate after the warm-up, one of `SCHEDULES`: "constant"; "cosine" and "polynomial" go down
+    # to zero; "step" is multiplied by `decay_factor` at each of `boundaries`.
+    schedule: str
+    # For "step" alone: shares of all updates.
+    boundaries: tuple[float, ...]
+    decay_factor: float
+    # For "polynomial" alone: that of the share of updates that are left.
+    power: float
     # Momentum of SGD.
     momentum: float
     # So many times each kernel is added to its gradient; biases and batch-norm parameters do not decay.
@@ -61,9 +75,15 @@ class TrainConfig:
         _check("seed", self.seed, natural, "a tuple of one or more integers of at least 0")
         for field in ("epochs", "batch_size", "eval_batch_size"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
+        divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
+        _check("accumulate", self.accumulate, divides, f"a divisor of batch_size, which is {self.batch_size}")
         _check("max_shift", self.max_shift, self.max_shift >= 0, "at least 0")
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_boundaries(self)
+        _check("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
+        _check("power", self.power, self.power > 0, "above 0")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         natural = isinstance(self.statistics_every, int) and self.statistics_every >= 0
@@ -94,6 +114,19 @@ class TrainConfig:
 def _check(field: str, value: Any, valid: bool, wanted: str) -> None:
     if not valid:
         raise ValueError(f"{field} is {value!r}; it must be {wanted}")
+
+
+def _check_boundaries(config: TrainConfig) -> None:
+    """Only where they count, so that another schedule can be tried without taking them away."""
+    if config.schedule != "step":
+        return
+    boundaries = config.boundaries if isinstance(config.boundaries, tuple) else ()
+    shares = (config.warmup, *boundaries, 1)
+    ascending = all(isinstance(share, float | int) for share in shares) and all(
+        earlier < later for earlier, later in itertools.pairwise(shares)
+    )
+    wanted = "a tuple of one or more ascending shares of all updates, above warmup and below 1"
+    _check("boundaries", config.boundaries, len(boundaries) > 0 and ascending, wanted)
 
 
 def _check_choice(field: str, value: str, choices: Any) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from dfpjax import LayerStatistics
 
@@ -13,9 +14,10 @@ from .config import TrainConfig
 from .data import DATASETS, Split, eval_batches, load_split, train_batches
 from .metrics import EpochMetrics, Result, Totals
 from .models import MODELS
-from .precision import with_precision
+from .optimizer import optimizer
+from .precision import model_dtype, with_precision
 from .report import Report
-from .state import TrainState, eval_step, measured_step, optimizer, train_step
+from .state import TrainState, eval_step, measured_step, train_step
 
 Statistics = dict[str, LayerStatistics]
 
@@ -29,21 +31,32 @@ def train(config: TrainConfig, report: Report) -> list[Result]:
     builder = DATASETS[config.dataset](config.data_dir)
     train_split = load_split(builder, config.train_split)
     test_split = load_split(builder, config.test_split)
-    steps = config.epochs * (len(train_split) // config.batch_size)
-    if steps == 0:
+    # A step takes one part of a batch.
+    step_size = config.batch_size // config.accumulate
+    steps = config.epochs * (len(train_split) // step_size)
+    updates = steps // config.accumulate
+    if updates == 0:
         raise ValueError(f"batch_size is {config.batch_size}; train_split has {len(train_split)} images only")
 
-    model = MODELS[config.model](classes=builder.info.features["label"].num_classes)
+    model = MODELS[config.model](
+        classes=builder.info.features["label"].num_classes, dtype=model_dtype(config.precision)
+    )
     # All seeds share these two, and with them the compiled step.
     apply = with_precision(model.apply, config.precision)
-    tx = optimizer(config, steps=steps)
+    tx = optimizer(config, updates=updates)
 
-    batch = next(train_batches(train_split, batch_size=config.batch_size, seed=0, epoch=0))
+    batch = next(train_batches(train_split, batch_size=step_size, seed=0, epoch=0))
 
     @jax.jit
     def start(seed: int) -> TrainState:
         variables = model.init(jax.random.key(seed), batch[0], train=False)
-        return TrainState.create(apply_fn=apply, tx=tx, **variables)
+        return TrainState.create(
+            apply_fn=apply,
+            tx=tx,
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            seed=jnp.int32(seed),
+        )
 
     began = time.perf_counter()
 
@@ -82,7 +95,11 @@ def _run(
     for epoch in range(1, config.epochs + 1):
         train_totals = Totals()
         for images, labels in train_batches(
-            train_split, batch_size=config.batch_size, seed=seed, epoch=epoch, max_shift=config.max_shift
+            train_split,
+            batch_size=config.batch_size // config.accumulate,
+            seed=seed,
+            epoch=epoch,
+            max_shift=config.max_shift,
         ):
             if measured is not None and number % config.statistics_every == 0:
                 (state, step_metrics), layers = measured(state, images, labels)

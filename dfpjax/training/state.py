@@ -10,32 +10,17 @@ from flax.training import train_state
 
 import dfpjax
 
-from .config import TrainConfig
+# Of each auxiliary head's loss in the sum that is differentiated (Szegedy et al., arXiv 1409.4842, §5).
+AUXILIARY_WEIGHT = 0.3
 
 
 class TrainState(train_state.TrainState):
     """Parameters, optimizer state and batch-norm statistics, all float32 in every precision."""
 
+    # Empty for a model without batch norm.
     batch_stats: Any
-
-
-def optimizer(config: TrainConfig, *, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum; over so many steps the learning rate rises linearly and falls along a cosine."""
-    learning_rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=int(config.warmup * steps),
-        decay_steps=steps,
-    )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=_kernels),
-        optax.sgd(learning_rate, momentum=config.momentum),
-    )
-
-
-def _kernels(params: Any) -> Any:
-    """True for each kernel, false for biases and batch-norm scales, which gain nothing from decay."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    # int32[], that of the run.
+    seed: jax.Array
 
 
 def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
@@ -52,15 +37,27 @@ def _step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on images `float32[N, H, W, C]` and labels `int32[N]`.
 
-    Returns the next state and the `step_metrics` of the batch before the step. `state` is donated.
+    The loss is the mean cross-entropy, and 0.3 times that of each auxiliary head the model has. What dropout
+    drops is a function of the run's seed and of the step, so a run that is resumed goes on as it would have.
+
+    Returns the next state and the `step_metrics` of the batch before the step, auxiliary heads left out.
+    `state` is donated.
     """
+    dropout = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats}, images, train=True, mutable=["batch_stats"]
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats", "auxiliary"],
+            rngs={"dropout": dropout},
         )
         metrics = step_metrics(logits, labels, label_smoothing)
-        return metrics["loss"] / len(labels), (metrics, updates["batch_stats"])
+        loss = metrics["loss"]
+        for auxiliary in jax.tree.leaves(updates.get("auxiliary", {})):
+            loss += AUXILIARY_WEIGHT * step_metrics(auxiliary, labels, label_smoothing)["loss"]
+        return loss / len(labels), (metrics, updates.get("batch_stats", {}))
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
@@ -76,6 +73,6 @@ measured_step = _compiled(dfpjax.with_statistics(_step, dfpjax.Policy(default=No
 
 @jax.jit
 def eval_step(state: TrainState, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """The `step_metrics` of a batch, with the running statistics of batch norm."""
+    """The `step_metrics` of a batch, with the running statistics of batch norm and without dropout."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return step_metrics(state.apply_fn(variables, images, train=False), labels)

@@ -5,13 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from dfpjax.training.models import MODELS, DigitsResNet, ResNet50
+from dfpjax.training.models import MODELS, VGG16, AlexNet, DigitsResNet, GoogLeNet, ResNet50
+from dfpjax.training.models.googlenet import Inception
+from dfpjax.training.models.normalization import local_response_norm
 from dfpjax.training.models.resnet import Basic, Bottleneck
 
 
 def _shapes(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+
+def _outputs(model: nn.Module, layer: type[nn.Module], image_shape: tuple[int, ...]) -> dict:
+    """The shape of what each layer of this type makes of an image, by the layer's name."""
+    apply = partial(
+        model.apply, train=False, capture_intermediates=lambda module, _: isinstance(module, layer)
+    )
+    images = jnp.zeros((1, *image_shape))
+    _, state = jax.eval_shape(apply, _shapes(model, image_shape), images)
+    return {name: calls["__call__"][0].shape for name, calls in state["intermediates"].items()}
+
+
+def _main(variables: dict) -> dict:
+    """The parameters without those of auxiliary heads."""
+    params = variables["params"].items()
+    return {"params": {name: layer for name, layer in params if not name.startswith("Auxiliary")}}
 
 
 def _parameters(variables: dict) -> int:
@@ -34,11 +53,8 @@ def test_resnet50_is_the_published_one():
 
 def test_resnet50_halves_the_image_five_times():
     model = ResNet50(classes=1000)
-    is_block = lambda module, _: isinstance(module, Bottleneck)  # noqa: E731
-    apply = partial(model.apply, train=False, capture_intermediates=is_block)
-    _, state = jax.eval_shape(apply, _shapes(model, (224, 224, 3)), jnp.zeros((1, 224, 224, 3)))
-    blocks = state["intermediates"]
-    shapes = [blocks[f"Bottleneck_{last}"]["__call__"][0].shape for last in (2, 6, 12, 15)]
+    blocks = _outputs(model, Bottleneck, (224, 224, 3))
+    shapes = [blocks[f"Bottleneck_{last}"] for last in (2, 6, 12, 15)]
     assert shapes == [(1, 56, 56, 256), (1, 28, 28, 512), (1, 14, 14, 1024), (1, 7, 7, 2048)]
 
 
@@ -75,7 +91,129 @@ def test_batch_statistics_change_in_training_alone():
     jax.eval_shape(partial(model.apply, train=False), variables, x)
 
 
+def test_vgg16_is_the_published_one():
+    model = VGG16(classes=1000)
+    variables = _shapes(model, (224, 224, 3))
+    assert _parameters(variables) == 138_357_544
+    assert len(_kernels(variables)) == 16
+    shapes = _outputs(model, nn.Conv, (224, 224, 3))
+    last = [shapes[f"Conv_{index}"] for index in (1, 3, 6, 9, 12)]
+    assert last == [
+        (1, 224, 224, 64),
+        (1, 112, 112, 128),
+        (1, 56, 56, 256),
+        (1, 28, 28, 512),
+        (1, 14, 14, 512),
+    ]
+
+
+@pytest.mark.parametrize("size", [224, 227])
+def test_alexnet_is_the_published_one(size):
+    model = AlexNet(classes=1000)
+    variables = _shapes(model, (size, size, 3))
+    assert _parameters(variables) == 60_965_224
+    # The kernels of grouped convolutions see half of the channels before them.
+    inputs = [variables["params"][f"Conv_{index}"]["kernel"].shape[2] for index in range(5)]
+    assert inputs == [3, 48, 256, 192, 192]
+    shapes = _outputs(model, nn.Conv, (size, size, 3))
+    channels = (384, 384, 256)
+    assert [*shapes.values()] == [(1, 55, 55, 96), (1, 27, 27, 256), *((1, 13, 13, c) for c in channels)]
+    assert variables["params"]["Dense_0"]["kernel"].shape == (6 * 6 * 256, 4096)
+
+
+def test_googlenet_is_the_published_one():
+    model = GoogLeNet(classes=1000)
+    variables = _shapes(model, (224, 224, 3))
+    # Those of Caffe's replication; the paper rounds table 1, without the auxiliary heads, to 6.8 million.
+    assert _parameters(variables) == 13_378_280
+    assert _parameters(_main(variables)) == 6_998_552
+    channels = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    sizes = [28] * 2 + [14] * 5 + [7] * 2
+    shapes = _outputs(model, Inception, (224, 224, 3))
+    assert [*shapes.values()] == [(1, s, s, c) for s, c in zip(sizes, channels, strict=True)]
+    for name, inner in (("Auxiliary_0", 512), ("Auxiliary_1", 528)):
+        head = variables["params"][name]
+        assert head["Conv_0"]["kernel"].shape == (1, 1, inner, 128)
+        assert head["Dense_0"]["kernel"].shape == (4 * 4 * 128, 1024)
+
+
+def test_auxiliary_heads_are_for_training():
+    model = MODELS["googlenet_digits"](classes=10)
+    variables = _shapes(model, (8, 8, 1))
+    assert set(variables) == {"params"}
+    images = jnp.zeros((3, 8, 8, 1))
+
+    def apply(variables: dict, train: bool) -> tuple[jax.Array, dict]:
+        rngs = {"dropout": jax.random.key(0)}
+        return model.apply(variables, images, train=train, mutable=["auxiliary"], rngs=rngs)
+
+    logits, state = jax.eval_shape(partial(apply, train=True), variables)
+    assert [leaf.shape for leaf in jax.tree.leaves((logits, state))] == [(3, 10), (3, 10)]
+    _, state = jax.eval_shape(partial(apply, train=False), variables)
+    assert jax.tree.leaves(state) == []
+    # In evaluation not even their parameters are needed.
+    jax.eval_shape(partial(model.apply, train=False), _main(variables), images)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 3, 3, 7), 5), ((4, 2), 5), ((1, 9), 3), ((3, 8), 1)])
+def test_local_response_norm_is_that_of_its_paper(shape, size):
+    x = np.random.default_rng(0).normal(scale=20, size=shape)
+    k, alpha, beta = 2.0, 1e-2, 0.75
+    expected = np.empty_like(x)
+    for channel in range(shape[-1]):
+        first, last = max(0, channel - size // 2), min(shape[-1] - 1, channel + size // 2)
+        total = (x[..., first : last + 1] ** 2).sum(axis=-1)
+        expected[..., channel] = x[..., channel] / (k + alpha * total) ** beta
+    y = local_response_norm(jnp.float32(x), size=size, k=k, alpha=alpha, beta=beta)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+
+
+def test_local_response_norm_has_the_constants_of_alexnet():
+    y = local_response_norm(jnp.full((1, 5), 100.0))
+    np.testing.assert_allclose(y[0, 2], 100 / (2 + 1e-4 * 5 * 100**2) ** 0.75, rtol=1e-6)
+    with pytest.raises(ValueError, match="size is 4; it must be odd"):
+        local_response_norm(jnp.zeros((1, 5)), size=4)
+
+
+def _image_shape(name: str) -> tuple[int, int, int]:
+    """The smallest that all the networks for photographs take, or that of the digits."""
+    return (8, 8, 1) if "digits" in name else (80, 80, 3)
+
+
+def _contractions(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """All convolutions and dot products, those of inner functions included."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            found.append(equation)
+        inner = [value for value in equation.params.values() if isinstance(value, ClosedJaxpr)]
+        found += [contraction for closed in inner for contraction in _contractions(closed.jaxpr)]
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_takes_any_number_of_classes(name):
-    variables = _shapes(MODELS[name](classes=7), (32, 32, 3))
-    assert variables["params"]["Dense_0"]["kernel"].shape[-1] == 7
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_model_computes_in_its_dtype(name, dtype):
+    model = MODELS[name](classes=7, dtype=dtype)
+    variables = _shapes(model, _image_shape(name))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    images = jnp.zeros((2, *_image_shape(name)))
+    traced = jax.make_jaxpr(partial(model.apply, train=False))(variables, images)
+    (logits,) = traced.out_avals
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    contractions = _contractions(traced.jaxpr)
+    assert len(contractions) == len(_kernels(_main(variables)))
+    operands = [operand for contraction in contractions for operand in contraction.invars]
+    assert {operand.aval.dtype for operand in operands} == {np.dtype(dtype)}
+
+
+def test_digits_networks_are_small():
+    sizes = {
+        name: _parameters(_shapes(MODELS[name](classes=10), (8, 8, 1))) for name in MODELS if "digits" in name
+    }
+    assert sizes == {
+        "alexnet_digits": 170_298,
+        "digits_resnet": 308_074,
+        "googlenet_digits": 243_512,
+        "vgg_digits": 173_162,
+    }

@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from tensorboardX.proto import event_pb2
 
 from dfpjax.training import Report, TrainConfig, train
 from dfpjax.training.metrics import Totals
-from dfpjax.training.precision import PRECISIONS, with_precision
+from dfpjax.training.precision import PRECISIONS, model_dtype, with_precision
 from dfpjax.training.state import step_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,12 @@ def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_p
         assert (tmp_path / "statistics_0.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_batch_may_be_trained_on_in_parts(make_config, tmp_path):
+    _train(make_config(accumulate=2, train_split="train[:256]", warmup=0.0), tmp_path)
+    first, second = _metrics(tmp_path)
+    assert second["train_loss"] < 0.8 * first["train_loss"]
+
+
 def test_totals_do_not_depend_on_how_the_images_were_batched():
     logits = np.random.default_rng(0).normal(size=(50, 10)).astype(np.float32)
     labels = np.arange(50, dtype=np.int32) % 10
@@ -124,8 +131,8 @@ def test_too_large_a_batch_is_an_error(make_config):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("precision", "fp8", "precision is 'fp8'; it must be one of float32, dfp16, dfp16_paper"),
-        ("model", "vgg", "model is 'vgg'; it must be one of digits_resnet, resnet50"),
+        ("precision", "fp8", "precision is 'fp8'; it must be one of float32, bfloat16, dfp16, dfp16_paper"),
+        ("model", "vgg", "model is 'vgg'; it must be one of alexnet, googlenet, resnet50, vgg16, "),
         ("dataset", "mnist", "dataset is 'mnist'; it must be one of digits"),
         ("seed", (), r"seed is \(\); it must be a tuple of one or more integers of at least 0"),
         ("seed", 3, "seed is 3; it must be a tuple"),
@@ -134,9 +141,14 @@ def test_too_large_a_batch_is_an_error(make_config):
         ("epochs", 0, "epochs is 0; it must be at least 1"),
         ("batch_size", -1, "batch_size is -1; it must be at least 1"),
         ("eval_batch_size", 0, "eval_batch_size is 0; it must be at least 1"),
+        ("accumulate", 0, "accumulate is 0; it must be a divisor of batch_size, which is 32"),
+        ("accumulate", 5, "accumulate is 5; it must be a divisor of batch_size, which is 32"),
         ("max_shift", -1, "max_shift is -1; it must be at least 0"),
         ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
         ("warmup", 1.0, "warmup is 1.0; it must be from 0 to below 1"),
+        ("schedule", "steps", "schedule is 'steps'; it must be one of constant, cosine, polynomial, step"),
+        ("decay_factor", 0.0, "decay_factor is 0.0; it must be above 0 and at most 1"),
+        ("power", 0.0, "power is 0.0; it must be above 0"),
         ("momentum", 1.0, "momentum is 1.0; it must be from 0 to below 1"),
         ("weight_decay", -0.1, "weight_decay is -0.1; it must be at least 0"),
         ("label_smoothing", float("nan"), "label_smoothing is nan; it must be from 0 to below 1"),
@@ -149,6 +161,15 @@ def test_too_large_a_batch_is_an_error(make_config):
 def test_a_wrong_field_or_value_is_an_error_that_names_the_valid_ones(make_config, field, value, message):
     with pytest.raises(ValueError, match=message):
         make_config(**{field: value})
+
+
+@pytest.mark.parametrize("boundaries", [(), 0.5, ("a",), (0.5, 0.4), (0.5, 1.0), (0.1, 0.5)])
+def test_wrong_boundaries_are_an_error_where_they_count(make_config, boundaries):
+    changes = {"boundaries": boundaries, "warmup": 0.1}
+    make_config(**changes, schedule="cosine")
+    wanted = "it must be a tuple of one or more ascending shares of all updates, above warmup and below 1"
+    with pytest.raises(ValueError, match=f"boundaries is {re.escape(repr(boundaries))}; {wanted}"):
+        make_config(**changes, schedule="step")
 
 
 def test_a_missing_field_is_an_error():
@@ -184,11 +205,14 @@ def test_precisions():
         return [np.array_equal(output, expected) for output, expected in pairs]
 
     assert with_precision(fun, "float32") is fun
+    assert with_precision(fun, "bfloat16") is fun  # the model has its dtype
+    assert model_dtype("bfloat16") == jnp.bfloat16
+    assert {model_dtype(precision) for precision in PRECISIONS if precision != "bfloat16"} == {jnp.float32}
     assert exact("dfp16") == [False, False, False]
     assert exact("dfp16_paper") == [True, False, True]  # the first convolution and the last dot product
     for output, expected in zip(outputs["dfp16"], outputs["float32"], strict=True):
         np.testing.assert_allclose(output, expected, atol=1e-3)
-    with pytest.raises(ValueError, match="it must be one of float32, dfp16, dfp16_paper"):
+    with pytest.raises(ValueError, match="it must be one of float32, bfloat16, dfp16, dfp16_paper"):
         with_precision(fun, "fp8")
 
 
@@ -215,7 +239,7 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
     ("argument", "message"),
     [
         ("--config.precison=dfp16", "no such field: precison; the fields are precision, seed"),
-        ("--config.precision=fp8", "it must be one of float32, dfp16, dfp16_paper"),
+        ("--config.precision=fp8", "it must be one of float32, bfloat16, dfp16, dfp16_paper"),
         ("--config.epochs=many", "many"),
     ],
 )

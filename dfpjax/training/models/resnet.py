@@ -5,7 +5,7 @@ activation comes after the addition. Two later habits are followed because every
 assumes them: the stride of a bottleneck sits on its 3×3 convolution, and the last batch-norm scale of each
 block starts at zero so that the block starts as the identity (Goyal et al., arXiv 1706.02677, §5.1).
 
-Everything here is plain float32 Flax: which operations run in int16 is decided outside, by
+Everything here is plain Flax: which operations run in int16 is decided outside, by
 `dfpjax.mixed_precision(model.apply)`. Layers keep Flax's automatic names, so that a policy's patterns read
 `Conv_0`, `Bottleneck_3/Conv_1`, `Dense_0`.
 """
@@ -16,14 +16,23 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # He et al., "Delving Deep into Rectifiers": the variance follows the outgoing connections.
 _kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
-def _conv(channels: int, size: int, stride: int = 1) -> nn.Conv:
+def _conv(channels: int, size: int, stride: int = 1, *, dtype: DTypeLike) -> nn.Conv:
     """A convolution with symmetric padding; batch norm follows it, so it needs no bias."""
-    return nn.Conv(channels, (size, size), stride, padding=size // 2, use_bias=False, kernel_init=_kaiming)
+    return nn.Conv(
+        channels,
+        (size, size),
+        stride,
+        padding=size // 2,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=_kaiming,
+    )
 
 
 class Basic(nn.Module):
@@ -32,15 +41,17 @@ class Basic(nn.Module):
     channels: int
     stride: int = 1
     norm: Callable[..., nn.Module] = nn.BatchNorm
+    dtype: DTypeLike = jnp.float32
     expansion = 1  # output channels of the block per channel of its 3×3 convolutions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _conv(self.channels, 3, self.stride)(x)
+        conv = partial(_conv, dtype=self.dtype)
+        y = conv(self.channels, 3, self.stride)(x)
         y = nn.relu(self.norm()(y))
-        y = _conv(self.channels, 3)(y)
+        y = conv(self.channels, 3)(y)
         y = self.norm(scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.norm))
+        return nn.relu(y + _shortcut(x, y, partial(conv, stride=self.stride), self.norm))
 
 
 class Bottleneck(nn.Module):
@@ -49,24 +60,28 @@ class Bottleneck(nn.Module):
     channels: int
     stride: int = 1
     norm: Callable[..., nn.Module] = nn.BatchNorm
+    dtype: DTypeLike = jnp.float32
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _conv(self.channels, 1)(x)
+        conv = partial(_conv, dtype=self.dtype)
+        y = conv(self.channels, 1)(x)
         y = nn.relu(self.norm()(y))
-        y = _conv(self.channels, 3, self.stride)(y)
+        y = conv(self.channels, 3, self.stride)(y)
         y = nn.relu(self.norm()(y))
-        y = _conv(self.channels * self.expansion, 1)(y)
+        y = conv(self.channels * self.expansion, 1)(y)
         y = self.norm(scale_init=nn.initializers.zeros)(y)
-        return nn.relu(y + _shortcut(x, y, self.stride, self.norm))
+        return nn.relu(y + _shortcut(x, y, partial(conv, stride=self.stride), self.norm))
 
 
-def _shortcut(x: jax.Array, y: jax.Array, stride: int, norm: Callable[..., nn.Module]) -> jax.Array:
+def _shortcut(
+    x: jax.Array, y: jax.Array, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
+) -> jax.Array:
     """`x` itself where it has the shape of `y`, otherwise its projection. For use in a compact method."""
     if x.shape == y.shape:
         return x
-    return norm()(_conv(y.shape[-1], 1, stride)(x))
+    return norm()(conv(y.shape[-1], 1)(x))
 
 
 class ResNet(nn.Module):
@@ -83,6 +98,7 @@ class ResNet(nn.Module):
     width: int = 64  # channels of the stem, and of the first stage before expansion
     large_stem: bool = True
     norm_momentum: float = 0.9
+    dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters, statistics and logits are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -91,17 +107,20 @@ class ResNet(nn.Module):
         With `train=True` batch norm uses the statistics of the batch and updates its running ones, so the
         caller passes `mutable=["batch_stats"]` and keeps what comes back.
         """
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=self.norm_momentum)
-        x = _conv(self.width, 7, 2)(x) if self.large_stem else _conv(self.width, 3)(x)
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=self.norm_momentum, dtype=self.dtype
+        )
+        conv = partial(_conv, dtype=self.dtype)
+        x = conv(self.width, 7, 2)(x) if self.large_stem else conv(self.width, 3)(x)
         x = nn.relu(norm()(x))
         if self.large_stem:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                x = self.block(self.width * 2**stage, stride, norm)(x)
+                x = self.block(self.width * 2**stage, stride, norm, self.dtype)(x)
         x = jnp.mean(x, axis=(1, 2))
-        return nn.Dense(self.classes)(x)
+        return nn.Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 # For 8×8 images: 32, 64 and 128 channels at 8, 4 and 2 pixels.

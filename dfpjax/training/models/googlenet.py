@@ -1,0 +1,162 @@
+"""GoogLeNet, the first Inception network, for images in NHWC.
+
+Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), table 1 and §5. Two auxiliary heads
+in the middle of the network are part of the training loss alone. The paper does not say how it
+normalizes, starts and pads: the normalization is AlexNet's, kernels and biases start as in Caffe's
+published replication, and strided layers round up, which the sizes of table 1 ask for.
+
+Everything is plain Flax with automatic names (`Conv_0`, `Inception_3/Conv_2`, `Auxiliary_0/Dense_0`): which
+operations run in int16 is decided outside, by `dfpjax.mixed_precision(model.apply)`.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from .normalization import local_response_norm
+
+_FIRST_WIDTH = 64  # channels of the published stem; `width` scales all others by its ratio to this
+
+# Uniform, of variance 1/fan_in.
+_xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+_Conv = partial(nn.Conv, kernel_init=_xavier, bias_init=nn.initializers.constant(0.2))
+_Dense = partial(nn.Dense, kernel_init=_xavier)
+
+
+class Branches(NamedTuple):
+    """Channels of one Inception module, in the columns' order of table 1."""
+
+    one: int
+    three_reduce: int
+    three: int
+    five_reduce: int
+    five: int
+    pool: int
+
+
+# Modules 3a and 3b; 4a to 4e; 5a and 5b.
+STAGES = (
+    (Branches(64, 96, 128, 16, 32, 32), Branches(128, 128, 192, 32, 96, 64)),
+    (
+        Branches(192, 96, 208, 16, 48, 64),
+        Branches(160, 112, 224, 24, 64, 64),
+        Branches(128, 128, 256, 24, 64, 64),
+        Branches(112, 144, 288, 32, 64, 64),
+        Branches(256, 160, 320, 32, 128, 128),
+    ),
+    (Branches(256, 160, 320, 32, 128, 128), Branches(384, 192, 384, 48, 128, 128)),
+)
+
+
+class Inception(nn.Module):
+    """1×1, 3×3 and 5×5 convolutions and a pool, side by side: `[N, H, W, C]` to the channels of all."""
+
+    branches: Branches
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def conv(channels: int, size: int, inputs: jax.Array) -> jax.Array:
+            return nn.relu(_Conv(channels, (size, size), dtype=self.dtype)(inputs))
+
+        branches = self.branches
+        one = conv(branches.one, 1, x)
+        three = conv(branches.three, 3, conv(branches.three_reduce, 1, x))
+        five = conv(branches.five, 5, conv(branches.five_reduce, 1, x))
+        pooled = conv(branches.pool, 1, nn.max_pool(x, (3, 3), padding="SAME"))
+        return jnp.concatenate([one, three, five, pooled], axis=-1)
+
+
+class Auxiliary(nn.Module):
+    """A classifier of an inner layer: `[N, H, W, C]` to logits `float32[N, classes]`."""
+
+    classes: int
+    width: int  # channels of its convolution
+    pool: int  # pixels of its average pool along each axis
+    stride: int  # of that pool
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.avg_pool(x, (self.pool, self.pool), strides=(self.stride, self.stride))
+        x = nn.relu(_Conv(self.width, (1, 1), dtype=self.dtype)(x))
+        x = x.reshape(len(x), -1)
+        x = nn.relu(_Dense(self.width * 8, dtype=self.dtype, bias_init=nn.initializers.constant(0.2))(x))
+        x = nn.Dropout(0.7, deterministic=not train)(x)
+        return _Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+class GoogLeNet(nn.Module):
+    """A classifier: stem, stages of Inception modules with a pool between, global average, one dense layer.
+
+    `large_stem` is the stem for photographs, an eighth of their size; otherwise one 3×3 convolution that
+    keeps the size, for images of a few pixels.
+    """
+
+    classes: int
+    stages: tuple[tuple[Branches, ...], ...] = STAGES
+    # An auxiliary head follows each of these modules, counted through all stages.
+    auxiliary_after: tuple[int, ...] = (2, 5)
+    auxiliary_pool: tuple[int, int] = (5, 3)  # its size and its stride
+    width: int = _FIRST_WIDTH  # channels of the first convolution, a multiple of 8; scales all others
+    large_stem: bool = True
+    dropout: float = 0.4
+    dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
+
+        With `train=True` units are dropped, so the caller passes `rngs={"dropout": key}`, and the logits
+        of the auxiliary heads are sown into the collection `auxiliary`, which the caller makes mutable.
+        """
+        pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="SAME")
+        conv = partial(_Conv, dtype=self.dtype)
+        if self.large_stem:
+            x = nn.relu(conv(self.width, (7, 7), 2, padding=3)(x))
+            x = local_response_norm(pool(x))
+            x = nn.relu(conv(self.width, (1, 1))(x))
+            x = nn.relu(conv(3 * self.width, (3, 3))(x))
+            x = pool(local_response_norm(x))
+        else:
+            x = local_response_norm(nn.relu(conv(self.width, (3, 3))(x)))
+
+        module = 0
+        for stage, modules in enumerate(self.stages):
+            if stage > 0:
+                x = pool(x)
+            for branches in modules:
+                x = Inception(self._scaled(branches), self.dtype)(x)
+                if module in self.auxiliary_after:
+                    self._auxiliary(x, train)
+                module += 1
+
+        x = jnp.mean(x, axis=(1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return _Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
+
+    def _auxiliary(self, x: jax.Array, train: bool) -> None:
+        """The logits of a head at `x`, sown in training, computed nowhere else. For the compact method."""
+        if not (train or self.is_initializing()):
+            return
+        logits = Auxiliary(self.classes, 2 * self.width, *self.auxiliary_pool, self.dtype)(x, train=train)
+        if train:
+            self.sow("auxiliary", "logits", logits)
+
+    def _scaled(self, branches: Branches) -> Branches:
+        return Branches(*(channels * self.width // _FIRST_WIDTH for channels in branches))
+
+
+# For 8×8 images: modules 3a and 3b at 8, 4a and 4e at 4 and 5b at 2 pixels, of a quarter of the channels.
+DigitsGoogLeNet = partial(
+    GoogLeNet,
+    stages=(STAGES[0], (STAGES[1][0], STAGES[1][4]), STAGES[2][1:]),
+    auxiliary_after=(2,),
+    auxiliary_pool=(2, 2),
+    width=16,
+    large_stem=False,
+)
