@@ -13,7 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from dfpjax.training import Report, TrainConfig, train
+from dfpjax.training import DatasetError, Report, TrainConfig, train
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file; --config.FIELD=VALUE changes a field."
@@ -40,11 +40,13 @@ def main(argv: Sequence[str]) -> None:
         config = TrainConfig.from_dict(_CONFIG.value)
     except ValueError as error:
         sys.exit(f"train.py: {error}")
-    # Preparing a dataset takes a second and deserves no more than a line.
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()
     with Report(Console(), Path(_WORKDIR.value) if _WORKDIR.value else None) as report:
-        train(config, report)
+        try:
+            train(config, report)
+        except DatasetError as error:
+            sys.exit(f"train.py: {error}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def get_config() -> config_dict.ConfigDict:
 
     config.model = "digits_resnet"
     config.dataset = "digits"
-    # None: where tensorflow-datasets keeps its data, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    # None: where tensorflow-datasets keeps its data, $TFDS_DATA_DIR or ~/tensorflow_datasets. The dataset
+    # image_folder needs a folder.
     config.data_dir = config_dict.placeholder(str)
     # TFDS split expressions; "train[:256]" makes a quick trial.
     config.train_split = "train"
@@ -27,8 +28,14 @@ def get_config() -> config_dict.ConfigDict:
     config.accumulate = 1
     # Nothing is kept for a backward pass, so an evaluation step can take more images.
     config.eval_batch_size = 512
-    # Pixels; 0 trains on the images as they are.
+    # Pixels; None takes the images of the dataset whole, and needs them to be of one size.
+    config.image_size = config_dict.placeholder(int)
+    # Augmentation: the smallest part to be cut out (with image_size), mirroring, and pixels to move by.
+    config.min_crop_area = 0.08
+    config.flip = False
     config.max_shift = 0
+    # 0: a thread reads the images, which is enough for small ones.
+    config.workers = 0
 
     # The published recipe of ResNet (SGD, momentum 0.9, weight decay 1e-4, a warm-up), with a
     # cosine in place of its three steps. It is the same in every precision: DFP16 needs no setting of its

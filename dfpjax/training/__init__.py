@@ -4,6 +4,7 @@ This package uses the public API of `dfpjax` only, and nothing in `dfpjax` depen
 """
 
 from .config import TrainConfig as TrainConfig
+from .data import DatasetError as DatasetError
 from .loop import EpochMetrics as EpochMetrics
 from .loop import Result as Result
 from .loop import train as train

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from .data import DATASETS
+from .data import DATASET_NAMES, is_dataset
 from .models import MODELS
 from .precision import PRECISIONS
 
@@ -25,10 +25,10 @@ class TrainConfig:
     seed: tuple[int, ...]
     # One of `MODELS`.
     model: str
-    # One of `DATASETS`.
+    # One of `DATASETS`, or "tfds:NAME" for any image classification dataset of tensorflow-datasets.
     dataset: str
     # Directory of the prepared datasets; None for that of tensorflow-datasets, `$TFDS_DATA_DIR` or its
-    # default.
+    # default. For "image_folder", the folder that has `train` and `val` in it.
     data_dir: str | None
     # What is trained on and what is tested on, as TFDS split expressions such as "train" or "train[:256]".
     train_split: str
@@ -42,8 +42,18 @@ class TrainConfig:
     accumulate: int
     # Images in an evaluation step.
     eval_batch_size: int
+    # Height and width of the images the network gets, cut out of the dataset's and scaled; None takes them
+    # as they are.
+    image_size: int | None
+    # With `image_size`, augmentation cuts out a random part of at least this share of a training image.
+    min_crop_area: float
+    # Augmentation mirrors half of the training images.
+    flip: bool
     # Augmentation moves each training image by up to so many pixels along each axis.
     max_shift: int
+    # Processes that read and augment images, started anew for each evaluation; with 0 a thread of the
+    # training process does. The batches are the same with any number.
+    workers: int
     # The highest learning rate, reached after the warm-up.
     learning_rate: float
     # Share of all updates in which the learning rate rises linearly from zero.
@@ -69,7 +79,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("model", self.model, MODELS)
-        _check_choice("dataset", self.dataset, DATASETS)
+        _check("dataset", self.dataset, is_dataset(self.dataset), f"one of {', '.join(DATASET_NAMES)}")
         seeds = self.seed if isinstance(self.seed, tuple) else ()
         natural = len(seeds) > 0 and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
         _check("seed", self.seed, natural, "a tuple of one or more integers of at least 0")
@@ -77,7 +87,11 @@ class TrainConfig:
             _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
         divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
         _check("accumulate", self.accumulate, divides, f"a divisor of batch_size, which is {self.batch_size}")
-        _check("max_shift", self.max_shift, self.max_shift >= 0, "at least 0")
+        valid_size = self.image_size is None or self.image_size >= 1
+        _check("image_size", self.image_size, valid_size, "None or at least 1")
+        _check("min_crop_area", self.min_crop_area, 0 < self.min_crop_area <= 1, "above 0 and at most 1")
+        for field in ("max_shift", "workers"):
+            _check(field, getattr(self, field), getattr(self, field) >= 0, "at least 0")
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
         _check_choice("schedule", self.schedule, SCHEDULES)

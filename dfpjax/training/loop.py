@@ -1,17 +1,20 @@
 """The training loop: for each seed, epochs of steps, each epoch followed by an evaluation."""
 
+import contextlib
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dfpjax import LayerStatistics
 
 from .config import TrainConfig
-from .data import DATASETS, Split, eval_batches, load_split, train_batches
+from .data import PADDING, Batch, Dataset, load_dataset
 from .metrics import EpochMetrics, Result, Totals
 from .models import MODELS
 from .optimizer import optimizer
@@ -25,31 +28,23 @@ Statistics = dict[str, LayerStatistics]
 def train(config: TrainConfig, report: Report) -> list[Result]:
     """Trains a model for each seed, telling `report` as it goes, and returns one result for each.
 
-    **Raises:** `ValueError` if the training split has no full batch, or for an unknown split;
+    **Raises:** `DatasetError` if the dataset is not there, or cannot be used as `config` asks;
     `FloatingPointError` if the loss of an epoch is not finite.
     """
-    builder = DATASETS[config.dataset](config.data_dir)
-    train_split = load_split(builder, config.train_split)
-    test_split = load_split(builder, config.test_split)
+    dataset = load_dataset(config)
     # A step takes one part of a batch.
+    updates = config.epochs * dataset.steps_per_epoch(config.batch_size)
+    steps = updates * config.accumulate
     step_size = config.batch_size // config.accumulate
-    steps = config.epochs * (len(train_split) // step_size)
-    updates = steps // config.accumulate
-    if updates == 0:
-        raise ValueError(f"batch_size is {config.batch_size}; train_split has {len(train_split)} images only")
 
-    model = MODELS[config.model](
-        classes=builder.info.features["label"].num_classes, dtype=model_dtype(config.precision)
-    )
+    model = MODELS[config.model](classes=dataset.classes, dtype=model_dtype(config.precision))
     # All seeds share these two, and with them the compiled step.
     apply = with_precision(model.apply, config.precision)
     tx = optimizer(config, updates=updates)
 
-    batch = next(train_batches(train_split, batch_size=step_size, seed=0, epoch=0))
-
     @jax.jit
     def start(seed: int) -> TrainState:
-        variables = model.init(jax.random.key(seed), batch[0], train=False)
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, *dataset.image_shape)), train=False)
         return TrainState.create(
             apply_fn=apply,
             tx=tx,
@@ -62,8 +57,10 @@ def train(config: TrainConfig, report: Report) -> list[Result]:
 
     # Compiled by hand, and not by its first call, so that the first epoch's speed is that of the others.
     def compiled(step: Callable) -> Callable:
+        images = jax.ShapeDtypeStruct((step_size, *dataset.image_shape), np.float32)
+        labels = jax.ShapeDtypeStruct((step_size,), np.int32)
         state = jax.eval_shape(start, 0)
-        return step.lower(state, *batch, label_smoothing=config.label_smoothing).compile()
+        return step.lower(state, images, labels, label_smoothing=config.label_smoothing).compile()
 
     step = compiled(train_step)
     measured = compiled(measured_step) if config.statistics_every else None
@@ -72,7 +69,7 @@ def train(config: TrainConfig, report: Report) -> list[Result]:
     results = []
     for seed in config.seed:
         report.start_run(seed=seed, steps=steps)
-        results.append(_run(config, seed, start, step, measured, train_split, test_split, report))
+        results.append(_run(config, seed, start, step, measured, dataset, report))
     report.finish(results)
     return results
 
@@ -83,8 +80,7 @@ def _run(
     start: Callable[[int], TrainState],
     step: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
     measured: Callable[..., tuple[tuple[TrainState, dict[str, jax.Array]], Statistics]] | None,
-    train_split: Split,
-    test_split: Split,
+    dataset: Dataset,
     report: Report,
 ) -> Result:
     """All epochs of one seed."""
@@ -92,46 +88,40 @@ def _run(
     state = start(seed)
     epochs = []
     number = 0
-    for epoch in range(1, config.epochs + 1):
-        train_totals = Totals()
-        for images, labels in train_batches(
-            train_split,
-            batch_size=config.batch_size // config.accumulate,
-            seed=seed,
-            epoch=epoch,
-            max_shift=config.max_shift,
-        ):
-            if measured is not None and number % config.statistics_every == 0:
-                (state, step_metrics), layers = measured(state, images, labels)
-                report.statistics(layers, seed=seed, step=number)
-            else:
-                state, step_metrics = step(state, images, labels)
-            number += 1
-            train_totals.add(step_metrics, len(labels))
-            report.step(train_totals)
-        images_per_second = train_totals.images_per_second
-        if not math.isfinite(train_totals.loss):
-            raise FloatingPointError(
-                f"the training loss of epoch {epoch}, seed {seed}, is {train_totals.loss}"
-            )
+    with contextlib.closing(dataset.train_batches(config.batch_size, seed=seed)) as train_batches:
+        for epoch in range(1, config.epochs + 1):
+            train_totals = Totals()
+            batches = itertools.islice(train_batches, dataset.steps_per_epoch(config.batch_size))
+            for images, labels in _parts(batches, config.accumulate):
+                if measured is not None and number % config.statistics_every == 0:
+                    (state, step_metrics), layers = measured(state, images, labels)
+                    report.statistics(layers, seed=seed, step=number)
+                else:
+                    state, step_metrics = step(state, images, labels)
+                number += 1
+                train_totals.add(step_metrics, len(labels))
+                report.step(train_totals)
+            images_per_second = train_totals.images_per_second
+            if not math.isfinite(train_totals.loss):
+                raise FloatingPointError(
+                    f"the training loss of epoch {epoch}, seed {seed}, is {train_totals.loss}"
+                )
 
-        test_totals = Totals()
-        for images, labels in eval_batches(test_split, batch_size=config.eval_batch_size):
-            test_totals.add(eval_step(state, images, labels), len(labels))
-        epochs.append(
-            EpochMetrics(
-                precision=config.precision,
-                seed=seed,
-                epoch=epoch,
-                train_loss=train_totals.loss,
-                train_accuracy=train_totals.accuracy,
-                test_loss=test_totals.loss,
-                test_accuracy=test_totals.accuracy,
-                images_per_second=images_per_second,
-                seconds=time.perf_counter() - began,
+            test_totals = _evaluate(state, dataset, config.eval_batch_size)
+            epochs.append(
+                EpochMetrics(
+                    precision=config.precision,
+                    seed=seed,
+                    epoch=epoch,
+                    train_loss=train_totals.loss,
+                    train_accuracy=train_totals.accuracy,
+                    test_loss=test_totals.loss,
+                    test_accuracy=test_totals.accuracy,
+                    images_per_second=images_per_second,
+                    seconds=time.perf_counter() - began,
+                )
             )
-        )
-        report.epoch(epochs[-1])
+            report.epoch(epochs[-1])
     return Result(
         precision=config.precision,
         seed=seed,
@@ -140,3 +130,17 @@ def _run(
         images_per_second=statistics.median(metrics.images_per_second for metrics in epochs),
         seconds=epochs[-1].seconds,
     )
+
+
+def _parts(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The equal parts of each batch, one after the other."""
+    for images, labels in batches:
+        yield from zip(np.split(images, count), np.split(labels, count), strict=True)
+
+
+def _evaluate(state: TrainState, dataset: Dataset, batch_size: int) -> Totals:
+    """Over the whole test split."""
+    totals = Totals()
+    for images, labels in dataset.test_batches(min(batch_size, dataset.test_size)):
+        totals.add(eval_step(state, images, labels), np.count_nonzero(labels != PADDING))
+    return totals

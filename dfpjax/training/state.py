@@ -24,10 +24,14 @@ class TrainState(train_state.TrainState):
 
 
 def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
-    """Sums over the batch: `loss` float32[] (cross-entropy) and `correct` int32[]."""
+    """Sums over the batch: `loss` float32[] (cross-entropy) and `correct` int32[].
+
+    Images whose label is negative fill up the batch and count for nothing.
+    """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, targets)
     return {
-        "loss": jnp.sum(optax.softmax_cross_entropy(logits, targets)),
+        "loss": jnp.sum(losses, where=labels >= 0),
         "correct": jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32),
     }
 

@@ -3,9 +3,10 @@ from pathlib import Path
 from runpy import run_path
 
 import pytest
+from tensorflow_datasets.core import DatasetBuilder
 
 from dfpjax.training import TrainConfig
-from dfpjax.training.data import Digits, prepared_digits
+from dfpjax.training.data.digits import prepared_digits
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +18,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def digits(data_dir: str) -> Digits:
+def digits(data_dir: str) -> DatasetBuilder:
     return prepared_digits(data_dir)
 
 

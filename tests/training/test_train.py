@@ -118,6 +118,22 @@ def test_totals_do_not_depend_on_how_the_images_were_batched():
     assert whole.loss == pytest.approx(float(cross_entropies.mean()), rel=1e-6)
 
 
+def test_images_that_fill_up_a_batch_count_for_nothing():
+    logits = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    labels = np.arange(8, dtype=np.int32)
+    expected = step_metrics(jnp.array(logits[:5]), jnp.array(labels[:5]), 0.1)
+    metrics = step_metrics(jnp.array(logits), jnp.array([*labels[:5], -1, -1, -1]), 0.1)
+    assert metrics["correct"] == expected["correct"]
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
+
+
+def test_evaluation_does_not_depend_on_how_the_images_are_batched(make_config):
+    (expected,), _ = _train(make_config(epochs=1, test_split="test[:50]", eval_batch_size=50))
+    (result,), _ = _train(make_config(epochs=1, test_split="test[:50]", eval_batch_size=20))
+    assert result.test_loss == pytest.approx(expected.test_loss, rel=1e-5)
+    assert result.test_accuracy == expected.test_accuracy
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(make_config):
     with pytest.raises(FloatingPointError, match="the training loss of epoch 1, seed 0, is nan"):
         _train(make_config(learning_rate=1e30, warmup=0.0))
@@ -133,7 +149,12 @@ def test_too_large_a_batch_is_an_error(make_config):
     [
         ("precision", "fp8", "precision is 'fp8'; it must be one of float32, bfloat16, dfp16, dfp16_paper"),
         ("model", "vgg", "model is 'vgg'; it must be one of alexnet, googlenet, resnet50, vgg16, "),
-        ("dataset", "mnist", "dataset is 'mnist'; it must be one of digits"),
+        (
+            "dataset",
+            "mnist",
+            "dataset is 'mnist'; it must be one of digits, fake_imagenet, image_folder, .*, tfds:NAME",
+        ),
+        ("dataset", "tfds:", "dataset is 'tfds:'; it must be one of digits"),
         ("seed", (), r"seed is \(\); it must be a tuple of one or more integers of at least 0"),
         ("seed", 3, "seed is 3; it must be a tuple"),
         ("seed", (-1,), r"seed is \(-1,\); it must be"),
@@ -143,6 +164,9 @@ def test_too_large_a_batch_is_an_error(make_config):
         ("eval_batch_size", 0, "eval_batch_size is 0; it must be at least 1"),
         ("accumulate", 0, "accumulate is 0; it must be a divisor of batch_size, which is 32"),
         ("accumulate", 5, "accumulate is 5; it must be a divisor of batch_size, which is 32"),
+        ("image_size", 0, "image_size is 0; it must be None or at least 1"),
+        ("min_crop_area", 0.0, "min_crop_area is 0.0; it must be above 0 and at most 1"),
+        ("workers", -1, "workers is -1; it must be at least 0"),
         ("max_shift", -1, "max_shift is -1; it must be at least 0"),
         ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
         ("warmup", 1.0, "warmup is 1.0; it must be from 0 to below 1"),
@@ -241,10 +265,19 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
         ("--config.precison=dfp16", "no such field: precison; the fields are precision, seed"),
         ("--config.precision=fp8", "it must be one of float32, bfloat16, dfp16, dfp16_paper"),
         ("--config.epochs=many", "many"),
+        (
+            "--config.dataset=imagenet2012",
+            "train.py: imagenet2012 is not prepared in the folder of",
+        ),
+        (
+            "--config.dataset=image_folder",
+            "train.py: data_dir is None; image_folder expects data_dir",
+        ),
+        ("--config.train_split=trian", "train.py: Unknown split 'trian'"),
     ],
 )
 def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):
-    finished = _run_script(argument, data_dir=data_dir)
+    finished = _run_script(*argument.split(), data_dir=data_dir)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr

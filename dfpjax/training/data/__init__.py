@@ -1,11 +1,51 @@
-"""Datasets and batches. `DATASETS` maps the names a configuration may use to tensorflow-datasets builders."""
+"""Datasets and batches. `DATASETS` maps the names a configuration may use to functions that make a source."""
 
-from .digits import Digits as Digits
-from .digits import prepared_digits as prepared_digits
-from .pipeline import Split as Split
-from .pipeline import eval_batches as eval_batches
-from .pipeline import load_split as load_split
-from .pipeline import train_batches as train_batches
+from collections.abc import Callable
+from functools import partial
 
-# Each is a function of the data directory (or None) that returns a prepared builder.
-DATASETS = {"digits": prepared_digits}
+from .digits import digits_source
+from .fake import fake_source
+from .folder import folder_source
+from .pipeline import PADDING as PADDING
+from .pipeline import Batch as Batch
+from .pipeline import Dataset as Dataset
+from .prepared import prepared_source
+from .source import DataConfig as DataConfig
+from .source import DatasetError as DatasetError
+from .source import Source as Source
+
+DATASETS: dict[str, Callable[[DataConfig], Source]] = {
+    "digits": digits_source,
+    "fake_imagenet": fake_source,
+    "image_folder": folder_source,
+    "imagenet2012": partial(prepared_source, "imagenet2012"),
+}
+
+# In front of the name of any other dataset that tensorflow-datasets has prepared.
+_PREPARED = "tfds:"
+DATASET_NAMES = (*DATASETS, f"{_PREPARED}NAME")
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a configuration may use this name; `DATASET_NAMES` lists them, with a placeholder."""
+    return name in DATASETS or (name.startswith(_PREPARED) and name != _PREPARED)
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The dataset a configuration names, with its augmentation.
+
+    **Raises:** `DatasetError` if it is not there or cannot be used as `config` asks; the message says what to
+    do.
+    """
+    if config.dataset.startswith(_PREPARED):
+        source = prepared_source(config.dataset.removeprefix(_PREPARED), config)
+    else:
+        source = DATASETS[config.dataset](config)
+    return Dataset(
+        source=source,
+        image_size=config.image_size,
+        min_crop_area=config.min_crop_area,
+        flip=config.flip,
+        max_shift=config.max_shift,
+        workers=config.workers,
+    )

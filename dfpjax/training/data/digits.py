@@ -1,12 +1,19 @@
 """scikit-learn's handwritten digits as a tensorflow-datasets builder, without TensorFlow or a download."""
 
+import contextlib
+import io
 from collections.abc import Iterator
 from typing import Any
 
+import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
+from .prepared import read_split
+from .source import DataConfig, Source
+
+_WHITE = 16
 _TEST_EVERY = 4  # one in four images of each digit is for testing
 
 
@@ -37,7 +44,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            metadata=tfds.core.MetadataDict(white=16),
             homepage="https://doi.org/10.24432/C50P49",
         )
 
@@ -79,7 +85,9 @@ def prepared_digits(data_dir: str | None = None) -> Digits:
 
     digits = builder()
     try:
-        digits.download_and_prepare()  # does nothing if the files are there
+        # Does nothing if the files are there. Otherwise TFDS prints that it downloads, which it does not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            digits.download_and_prepare()
     except OSError:
         # TFDS writes into a directory of its own and renames that in the end, which fails if another process
         # was faster; the files of that process are complete then.
@@ -87,3 +95,25 @@ def prepared_digits(data_dir: str | None = None) -> Digits:
             raise
     # A builder reads its splits when it is made, and the first one may be older than the files.
     return builder()
+
+
+def digits_source(config: DataConfig) -> Source:
+    """The digits, written under `config.data_dir` if they are not there yet; pixels become 0 to 1.
+
+    **Raises:** `DatasetError` for an unknown split; `OSError` as `prepared_digits` does.
+    """
+    builder = prepared_digits(config.data_dir)
+
+    def in_memory(split: str) -> grain.MapDataset:
+        # A small network takes longer to read an example than to learn from it.
+        return grain.MapDataset.source(list(read_split(builder, split)))
+
+    features = builder.info.features
+    return Source(
+        classes=features["label"].num_classes,
+        image_shape=features["image"].shape,
+        mean=np.zeros(1, np.float32),
+        deviation=np.full(1, _WHITE, np.float32),
+        train=in_memory(config.train_split),
+        test=in_memory(config.test_split),
+    )

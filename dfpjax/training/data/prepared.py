@@ -1,0 +1,89 @@
+"""Datasets that tensorflow-datasets has prepared, read without TensorFlow."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import read_only_builder
+
+from .images import decode
+from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, DatasetError, Example, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedExamples:
+    """The examples of a TFDS data source whose images are encoded files, or arrays."""
+
+    records: Sequence[dict[str, Any]]
+    encoded: bool
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self.records[index]
+        image = decode(record["image"]) if self.encoded else record["image"]
+        return Example(image, int(record["label"]))
+
+
+def read_split(builder: tfds.core.DatasetBuilder, split: str) -> grain.MapDataset:
+    """A split, given as any TFDS split expression, of a prepared dataset with features `image` and `label`.
+
+    **Raises:** `DatasetError` for an unknown split; the message names the splits there are.
+    """
+    encoded = isinstance(builder.info.features["image"], tfds.features.Image)
+    # Our own decoder makes RGB of whatever the files hold.
+    decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    try:
+        records = builder.as_data_source(split, decoders=decoders)
+    except (AssertionError, ValueError) as error:
+        raise DatasetError(str(error)) from error
+    return grain.MapDataset.source(PreparedExamples(records, encoded))
+
+
+def prepared_source(name: str, config: DataConfig) -> Source:
+    """A dataset of photographs that the user has prepared; `name` may include a TFDS config and version.
+
+    **Raises:** `DatasetError` if it is not there, cannot be read without TensorFlow or does not hold images
+    and classes; the message says which command prepares it.
+    """
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=config.data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise DatasetError(_not_found(name, config.data_dir)) from error
+    features = builder.info.features
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise DatasetError(
+            f"{name} is prepared as {', '.join(sorted(formats))}, which is not read in random order; convert"
+            f" it with `tfds convert_format --dataset_version_dir={builder.data_path}"
+            " --out_file_format=array_record`"
+        )
+    wanted = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in wanted.items()):
+        found = ", ".join(f"{key} ({type(features[key]).__name__})" for key in features)
+        raise DatasetError(
+            f"{name} is no image classification dataset: it needs the features image (Image) and label"
+            f" (ClassLabel), and has {found}"
+        )
+    shape = features["image"].shape
+    return Source(
+        classes=features["label"].num_classes,
+        image_shape=None if None in shape[:2] else (*shape[:2], 3),
+        mean=IMAGENET_MEAN,
+        deviation=IMAGENET_DEVIATION,
+        train=read_split(builder, config.train_split),
+        test=read_split(builder, config.test_split),
+    )
+
+
+def _not_found(name: str, data_dir: str | None) -> str:
+    manual = " --manual_dir=FOLDER_OF_THE_DOWNLOADED_ARCHIVES" if name.startswith("imagenet2012") else ""
+    place = f" --data_dir={data_dir}" if data_dir else ""
+    return (
+        f"{name} is not prepared in {data_dir or 'the folder of tensorflow-datasets'}; prepare it with"
+        f" `tfds build {name} --file_format=array_record{manual}{place}`, which needs TensorFlow although"
+        " training does not, or set data_dir"
+    )

@@ -1,0 +1,75 @@
+"""What a dataset is read from: examples in random access, and what has to be known of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+IMAGENET_MEAN = 255 * np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_DEVIATION = 255 * np.array([0.229, 0.224, 0.225], np.float32)
+"""Of red, green and blue in the pixels of ImageNet's training images; taken for all photographs."""
+
+
+class DatasetError(ValueError):
+    """A dataset cannot be used as the configuration asks; the message says what to do."""
+
+
+class DataConfig(Protocol):
+    """What data depend on; `TrainConfig` says what each field means."""
+
+    dataset: str
+    data_dir: str | None
+    train_split: str
+    test_split: str
+    image_size: int | None
+    min_crop_area: float
+    flip: bool
+    max_shift: int
+    workers: int
+
+
+class Example(NamedTuple):
+    """One image and its class."""
+
+    # uint8[H, W, C].
+    image: np.ndarray
+    label: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """The two splits a run uses, as they are stored: neither shuffled nor processed."""
+
+    # Labels are from 0 to below this.
+    classes: int
+    # Height, width and channels; None if images differ in size, and then they are RGB.
+    image_shape: tuple[int, int, int] | None
+    # Of the pixels in each channel, float32[C]: what images are normalised with.
+    mean: np.ndarray
+    deviation: np.ndarray
+    # Of `Example`. Worker processes get copies of these.
+    train: grain.MapDataset
+    test: grain.MapDataset
+
+
+def select(split: str, splits: Mapping[str, Sequence[Example] | Any]) -> grain.MapDataset:
+    """The examples that a TFDS split expression such as "train[:256]" names.
+
+    **Raises:** `DatasetError` if it names no split there is, or is no such expression.
+    """
+    sizes = {
+        name: tfds.core.SplitInfo(
+            name=name, shard_lengths=[len(examples)], num_bytes=0, filename_template=None
+        )
+        for name, examples in splits.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (AssertionError, ValueError) as error:
+        raise DatasetError(str(error)) from error
+    return grain.MapDataset.concatenate(
+        [grain.MapDataset.source(splits[part.splitname])[part.from_ : part.to] for part in parts]
+    )
