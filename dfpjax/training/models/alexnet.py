@@ -76,4 +76,5 @@ DigitsAlexNet = partial(
     large_stem=False,
     kernel_init=nn.initializers.he_normal(),
     bias=0.0,
+    dropout=0.2,
 )

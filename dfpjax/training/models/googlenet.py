@@ -23,8 +23,7 @@ _FIRST_WIDTH = 64  # channels of the published stem; `width` scales all others b
 
 # Uniform, of variance 1/fan_in.
 _xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-_Conv = partial(nn.Conv, kernel_init=_xavier, bias_init=nn.initializers.constant(0.2))
-_Dense = partial(nn.Dense, kernel_init=_xavier)
+_Conv = partial(nn.Conv, bias_init=nn.initializers.constant(0.2))
 
 
 class Branches(NamedTuple):
@@ -57,11 +56,13 @@ class Inception(nn.Module):
 
     branches: Branches
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(channels: int, size: int, inputs: jax.Array) -> jax.Array:
-            return nn.relu(_Conv(channels, (size, size), dtype=self.dtype)(inputs))
+            layer = _Conv(channels, (size, size), dtype=self.dtype, kernel_init=self.kernel_init)
+            return nn.relu(layer(inputs))
 
         branches = self.branches
         one = conv(branches.one, 1, x)
@@ -79,15 +80,17 @@ class Auxiliary(nn.Module):
     pool: int  # pixels of its average pool along each axis
     stride: int  # of that pool
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = nn.avg_pool(x, (self.pool, self.pool), strides=(self.stride, self.stride))
-        x = nn.relu(_Conv(self.width, (1, 1), dtype=self.dtype)(x))
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        x = nn.relu(_Conv(self.width, (1, 1), dtype=self.dtype, kernel_init=self.kernel_init)(x))
         x = x.reshape(len(x), -1)
-        x = nn.relu(_Dense(self.width * 8, dtype=self.dtype, bias_init=nn.initializers.constant(0.2))(x))
+        x = nn.relu(dense(self.width * 8, bias_init=nn.initializers.constant(0.2))(x))
         x = nn.Dropout(0.7, deterministic=not train)(x)
-        return _Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
+        return dense(self.classes)(x).astype(jnp.float32)
 
 
 class GoogLeNet(nn.Module):
@@ -106,6 +109,7 @@ class GoogLeNet(nn.Module):
     large_stem: bool = True
     dropout: float = 0.4
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
+    kernel_init: nn.initializers.Initializer = _xavier
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -115,7 +119,7 @@ class GoogLeNet(nn.Module):
         of the auxiliary heads are sown into the collection `auxiliary`, which the caller makes mutable.
         """
         pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="SAME")
-        conv = partial(_Conv, dtype=self.dtype)
+        conv = partial(_Conv, dtype=self.dtype, kernel_init=self.kernel_init)
         if self.large_stem:
             x = nn.relu(conv(self.width, (7, 7), 2, padding=3)(x))
             x = local_response_norm(pool(x))
@@ -130,20 +134,24 @@ class GoogLeNet(nn.Module):
             if stage > 0:
                 x = pool(x)
             for branches in modules:
-                x = Inception(self._scaled(branches), self.dtype)(x)
+                x = Inception(self._scaled(branches), self.dtype, self.kernel_init)(x)
                 if module in self.auxiliary_after:
                     self._auxiliary(x, train)
                 module += 1
 
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return _Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
+        dense = nn.Dense(self.classes, dtype=self.dtype, kernel_init=self.kernel_init)
+        return dense(x).astype(jnp.float32)
 
     def _auxiliary(self, x: jax.Array, train: bool) -> None:
         """The logits of a head at `x`, sown in training, computed nowhere else. For the compact method."""
         if not (train or self.is_initializing()):
             return
-        logits = Auxiliary(self.classes, 2 * self.width, *self.auxiliary_pool, self.dtype)(x, train=train)
+        head = Auxiliary(
+            self.classes, 2 * self.width, *self.auxiliary_pool, dtype=self.dtype, kernel_init=self.kernel_init
+        )
+        logits = head(x, train=train)
         if train:
             self.sow("auxiliary", "logits", logits)
 
@@ -159,4 +167,6 @@ DigitsGoogLeNet = partial(
     auxiliary_pool=(2, 2),
     width=16,
     large_stem=False,
+    dropout=0.2,
+    kernel_init=nn.initializers.he_uniform(),
 )
