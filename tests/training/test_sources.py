@@ -79,10 +79,8 @@ def _centre(photograph: np.ndarray, size: int) -> np.ndarray:
     def weights(length: int, start: float, extent: float) -> np.ndarray:
         scale = extent / size
         centres = start + scale * (np.arange(size) + 0.5)
-        # The filter does not reach out of the box it is given.
-        inside = (np.arange(length) + 1 > start) & (np.arange(length) < start + extent)
         distances = np.abs(np.arange(length) + 0.5 - centres[:, None]) / max(scale, 1)
-        table = np.maximum(0, 1 - distances) * (inside | True)
+        table = np.maximum(0, 1 - distances)
         return table / table.sum(axis=1, keepdims=True)
 
     height, width, _ = photograph.shape
@@ -157,9 +155,7 @@ def test_a_dataset_that_is_not_prepared_is_an_error_that_says_how_to(make_config
 
 
 def test_a_dataset_without_images_is_an_error(digits, make_config):
-    with pytest.raises(
-        DatasetError, match=r"digits is no image .* and has image \(Tensor\), label \(ClassLabel\)"
-    ):
+    with pytest.raises(DatasetError, match=r"digits is no image .* and has .*image \(Tensor\)"):
         load_dataset(make_config(dataset="tfds:digits"))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -107,9 +108,10 @@ class Dataset:
         batches = self.source.test.map(self._test_example).batch(
             batch_size, batch_fn=partial(padded_batch, batch_size=batch_size)
         )
-        return self._read(batches)
+        # Grain 0.2.18 leaves the last batch of a worker that comes to its end in shared memory for good.
+        return self._read(batches.repeat(), count=len(batches))
 
-    def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
+    def _read(self, batches: grain.MapDataset, count: int | None = None) -> Iterator[Batch]:
         dataset = batches.to_iter_dataset(_READ)
         if self.workers > 0:
             # Grain looks at flags of its own when it starts a process: wherever absl's parser has not run,
@@ -119,7 +121,10 @@ class Dataset:
             options = grain.MultiprocessingOptions(num_workers=self.workers)
             dataset = dataset.mp_prefetch(options)
         with contextlib.closing(iter(dataset)) as iterator:
-            yield from iterator
+            for images, labels in itertools.islice(iterator, count):
+                # Workers leave a batch in shared memory, of which there is little, and JAX may hold on to
+                # what it was given for longer than we do.
+                yield np.array(images), np.array(labels)
 
     def _train_example(self, example: Example, random: np.random.Generator) -> Example:
         image, label = example
