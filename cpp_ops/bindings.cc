@@ -87,10 +87,11 @@ int chain_length(Arguments* arguments) {
   return 2;
 }
 
-// What both handlers do; `saturated` is null for certified chains.
+// What all handlers do. `saturated` is null for certified chains, `lengths` where their lengths are
+// not asked for.
 ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
-               ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated, ffi::ThreadPool pool,
-               ffi::Dictionary attributes) {
+               ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated,
+               const ffi::AnyBuffer* lengths, ffi::ThreadPool pool, ffi::Dictionary attributes) {
   try {
     Arguments arguments(attributes);
     const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
@@ -111,6 +112,8 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
     } else if (attributes.size() > 3) {
       arguments.complain("there is an attribute beside plan, isa, threads");
     }
+    float* const shares =
+        lengths != nullptr ? arguments.buffer<ffi::F32>("lengths", *lengths) : nullptr;
     if (threads < 0) arguments.complain("threads: must not be negative");
     arguments.complain(
         check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
@@ -123,15 +126,21 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
     const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
     std::vector<Part> parts;
     arguments.complain(decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts));
-    SaturationCounts saturations(saturated != nullptr ? size(*saturated) : 0);
+    Counts saturations(saturated != nullptr ? size(*saturated) : 0, 1);
     if (saturated != nullptr && !saturations.fits(parts))
       arguments.complain("saturated: must have as many elements as there are examples in G");
+    Counts macs(lengths != nullptr ? size(*lengths) / kChainLengths : 0, kChainLengths);
+    if (lengths != nullptr && (size(*lengths) % kChainLengths != 0 || !macs.fits(parts)))
+      arguments.complain("lengths: must have " + std::to_string(kChainLengths) +
+                         " elements for each of the examples in G");
     if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
     chains.saturated = &saturations;
+    if (lengths != nullptr) chains.lengths = &macs;
     XlaExecutor executor(&pool, threads);
     if (!run_plan(parts, operands, chains, *kernels, executor))
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
     if (counts != nullptr) saturations.write(counts);
+    if (shares != nullptr) macs.write_shares(shares);
     return ffi::Error::Success();
   } catch (const std::bad_alloc&) {
     return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
@@ -141,13 +150,19 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
 ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                     ffi::Result<ffi::AnyBuffer> c, ffi::ThreadPool pool,
                     ffi::Dictionary attributes) {
-  return run(a, b, ea, eb, c, nullptr, pool, attributes);
+  return run(a, b, ea, eb, c, nullptr, nullptr, pool, attributes);
 }
 
 ffi::Error fixed_chain(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                        ffi::Result<ffi::AnyBuffer> c, ffi::Result<ffi::AnyBuffer> saturated,
                        ffi::ThreadPool pool, ffi::Dictionary attributes) {
-  return run(a, b, ea, eb, c, &*saturated, pool, attributes);
+  return run(a, b, ea, eb, c, &*saturated, nullptr, pool, attributes);
+}
+
+ffi::Error chain_lengths(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
+                         ffi::Result<ffi::AnyBuffer> c, ffi::Result<ffi::AnyBuffer> lengths,
+                         ffi::ThreadPool pool, ffi::Dictionary attributes) {
+  return run(a, b, ea, eb, c, nullptr, &*lengths, pool, attributes);
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
@@ -171,10 +186,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, fixed_chain,
                                   .Ctx<ffi::ThreadPool>()
                                   .Attrs());
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(chain_lengths_v1, chain_lengths,
+                              ffi::Ffi::Bind()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attrs());
+
 nb::dict registrations() {
   nb::dict result;
   result["dfpjax_contract_v1"] = nb::capsule(reinterpret_cast<void*>(contract_v1));
   result["dfpjax_fixed_chain_v1"] = nb::capsule(reinterpret_cast<void*>(fixed_chain_v1));
+  result["dfpjax_chain_lengths_v1"] = nb::capsule(reinterpret_cast<void*>(chain_lengths_v1));
   return result;
 }
 

@@ -16,6 +16,13 @@ inline int chain_pairs(const Norms& row, const Norms& column) {
   return 1;
 }
 
+// Which of the lengths 256, 128, ..., 2 so many words are.
+inline int chain_index(int pairs) {
+  int index = 0;
+  while (kBlock / 2 >> index > pairs) ++index;
+  return index;
+}
+
 }  // namespace dfpjax
 
 #endif  // DFPJAX_CERTIFICATE_H_

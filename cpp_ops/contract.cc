@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <new>
+#include <numeric>
 
 #include "index.h"
 #include "packing.h"
@@ -80,21 +81,33 @@ class Empty : public Job {
 std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const Chains& chains,
                               const KernelTable& kernels, int threads) {
   if (part.K == 0) return std::make_unique<Empty>(part, operands);
-  if (part.mode == Mode::kLanes && chains.length == 0)
+  if (part.mode == Mode::kLanes && chains.length == 0) {
+    if (chains.lengths != nullptr)
+      for (int64_t g = 0; g < part.G; ++g)
+        chains.lengths->add(part, g, kChainLengths - 1, part.M * part.N * part.K);
     return make_lanes(part, operands, kernels, threads);
+  }
   return make_tiles(part, operands, chains, kernels, threads);
 }
 
 }  // namespace
 
-bool SaturationCounts::fits(const std::vector<Part>& parts) const {
-  const auto examples = static_cast<int64_t>(counts_.size());
-  return std::all_of(parts.begin(), parts.end(), [examples](const Part& part) {
-    return examples > 0 && part.G % examples == 0;
-  });
+bool Counts::fits(const std::vector<Part>& parts) const {
+  return std::all_of(parts.begin(), parts.end(),
+                     [this](const Part& part) { return examples_ > 0 && part.G % examples_ == 0; });
 }
 
-void SaturationCounts::write(int32_t* to) const {
+void Counts::write_shares(float* to) const {
+  for (auto low = counts_.begin(); low != counts_.end(); low += kinds_) {
+    const auto high = low + kinds_;
+    const auto total = static_cast<double>(std::accumulate(low, high, int64_t{0}));
+    to = std::transform(low, high, to, [total](int64_t count) {
+      return total == 0 ? 0.0f : static_cast<float>(static_cast<double>(count) / total);
+    });
+  }
+}
+
+void Counts::write(int32_t* to) const {
   for (const auto& count : counts_)
     *to++ =
         static_cast<int32_t>(std::min<int64_t>(count.load(), std::numeric_limits<int32_t>::max()));

@@ -21,23 +21,30 @@ struct Operands {
   float* c;
 };
 
-// Counts saturated chains, for each of the examples that make up G, evenly and in order.
-class SaturationCounts {
+// Counts things of one kind or of several, for each of the examples that make up G, evenly and in
+// order.
+class Counts {
  public:
-  explicit SaturationCounts(int64_t examples) : counts_(static_cast<size_t>(examples)) {
+  Counts(int64_t examples, int64_t kinds)
+      : examples_(examples), kinds_(kinds), counts_(static_cast<size_t>(examples * kinds)) {
     for (auto& count : counts_) count = 0;
   }
   // Whether the G of every part can be divided so.
   bool fits(const std::vector<Part>& parts) const;
   // Integers: the sum does not depend on who adds first.
-  void add(const Part& part, int64_t g, int64_t count) {
-    const int64_t groups = part.G / static_cast<int64_t>(counts_.size());
-    counts_[static_cast<size_t>(g / groups)].fetch_add(count, std::memory_order_relaxed);
+  void add(const Part& part, int64_t g, int64_t kind, int64_t count) {
+    const int64_t example = g / (part.G / examples_);
+    counts_[static_cast<size_t>(example * kinds_ + kind)].fetch_add(count,
+                                                                    std::memory_order_relaxed);
   }
-  // Writes the counts; those that are too large as the largest int32.
+  // Writes the counts, all kinds of one example after the other; those that are too large as the
+  // largest int32.
   void write(int32_t* to) const;
+  // The same as shares of what was counted for the example; zeros if that is nothing.
+  void write_shares(float* to) const;
 
  private:
+  int64_t examples_, kinds_;
   std::vector<std::atomic<int64_t>> counts_;
 };
 
@@ -46,7 +53,10 @@ struct Chains {
   int length = 0;  // products: a power of two up to kBlock; 0 for the longest that is certified
   // The rest is for chains of a given length.
   bool bounded = false;  // mantissas are too small for any sum to leave int32: nothing is checked
-  SaturationCounts* saturated = nullptr;
+  Counts* saturated = nullptr;
+  // For certified chains, unless it is null: the multiply-accumulates that are done with each of
+  // the kChainLengths lengths, the longest first.
+  Counts* lengths = nullptr;
 };
 
 // Runs a decoded plan. Returns false if there was not enough memory.

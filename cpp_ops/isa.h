@@ -18,6 +18,7 @@ inline constexpr int kNorms = 7;
 struct Norms {
   int32_t chunk[kNorms];
 };
+inline constexpr int kChainLengths = kNorms + 1;  // chains of 2 need no norm
 
 // One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block.
 // Mantissas come in 32-bit words of two consecutive k.

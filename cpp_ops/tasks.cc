@@ -71,8 +71,17 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
     }
   }
   if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
-  if (w->saturated > 0) chains_.saturated->add(p_, task.g, w->saturated);
+  report_counts(task, w);
+}
+
+void Tiles::report_counts(const Task& task, Workspace* w) const {
+  if (w->saturated > 0) chains_.saturated->add(p_, task.g, 0, w->saturated);
   w->saturated = 0;
+  if (chains_.lengths == nullptr) return;
+  for (int i = 0; i < kChainLengths; ++i) {
+    chains_.lengths->add(p_, task.g, i, w->lengths[i]);
+    w->lengths[i] = 0;
+  }
 }
 
 // The chain of a cell; sums that could leave int32 are saturated.
@@ -139,6 +148,8 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     cell.a = a.words + local * kTileRows * a.row_stride;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
     choose_chain(a_norms[local], b_norms, &cell, w);
+    if (chains_.lengths != nullptr)
+      w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
     w->next_a.step();
     w->next_b.step();
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);

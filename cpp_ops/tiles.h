@@ -46,8 +46,9 @@ class Tiles : public Job {
     float* sums_of(int64_t panel, int64_t tile) const {
       return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
     }
-    int64_t tiles;          // of a panel of sums
-    int64_t saturated = 0;  // chains of the task
+    int64_t tiles;                        // of a panel of sums
+    int64_t saturated = 0;                // chains of the task
+    int64_t lengths[kChainLengths] = {};  // its multiply-accumulates, if they are counted
   };
   struct Block {
     int64_t k, size;
@@ -60,6 +61,7 @@ class Tiles : public Job {
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
   void choose_chain(const Norms& row, const Norms& column, CellArgs* cell, Workspace* w) const;
+  void report_counts(const Task& task, Workspace* w) const;
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
   void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,

@@ -16,6 +16,7 @@ from dfpjax import numpy as numpy
 from dfpjax.insight import History as History
 from dfpjax.insight import LayerStatistics as LayerStatistics
 from dfpjax.insight import OperandStatistics as OperandStatistics
+from dfpjax.insight import PerPass as PerPass
 from dfpjax.insight import explain as explain
 from dfpjax.insight import plot_mantissas as plot_mantissas
 from dfpjax.insight import sensitivity as sensitivity

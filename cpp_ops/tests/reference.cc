@@ -78,8 +78,8 @@ float scale(float total, int64_t e) {
       std::ldexp(static_cast<double>(total), static_cast<int>(std::clamp<int64_t>(e, -400, 400))));
 }
 
-int64_t run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain) {
-  int64_t saturated = 0;
+void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
+               ReferenceCounts* counts) {
   Matrix a(p.M, std::vector<int32_t>(p.K)), b(p.N, std::vector<int32_t>(p.K));
   for (int64_t k = 0; k < p.K; ++k) {
     Position at = start(p, g);
@@ -109,6 +109,8 @@ int64_t run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain) 
                                 : p.mode == Mode::kLanes
                                     ? 2
                                     : chain_length(a, m0, m1, b, n0, n1, k0, k1);
+          const auto index = static_cast<size_t>(std::log2(kBlock / chain));
+          counts->lengths[index] += (m1 - m0) * (n1 - n0) * (k1 - k0);
           for (int64_t m = m0; m < m1; ++m)
             for (int64_t n = n0; n < n1; ++n)
               for (int64_t c = k0; c < k1; c += chain) {
@@ -116,7 +118,7 @@ int64_t run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain) 
                 for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
                 if (sum != static_cast<int32_t>(sum)) {
                   if (fixed_chain == 0) std::abort();  // the certificate is wrong
-                  ++saturated;
+                  ++counts->saturated;
                   sum = std::clamp<int64_t>(sum, std::numeric_limits<int32_t>::min(),
                                             std::numeric_limits<int32_t>::max());
                 }
@@ -135,16 +137,15 @@ int64_t run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain) 
               scale(totals[(m - m0) * (n1 - n0) + n - n0], int64_t{x.ea[at.ea]} + x.eb[at.eb]);
         }
     }
-  return saturated;
 }
 
 }  // namespace
 
-int64_t run_reference(const std::vector<Part>& parts, const Operands& operands, int chain) {
-  int64_t saturated = 0;
+ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& operands, int chain) {
+  ReferenceCounts counts;
   for (const Part& p : parts)
-    for (int64_t g = 0; g < p.G; ++g) saturated += run_group(p, operands, g, chain);
-  return saturated;
+    for (int64_t g = 0; g < p.G; ++g) run_group(p, operands, g, chain, &counts);
+  return counts;
 }
 
 }  // namespace dfpjax

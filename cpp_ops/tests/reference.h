@@ -2,15 +2,20 @@
 #ifndef DFPJAX_TESTS_REFERENCE_H_
 #define DFPJAX_TESTS_REFERENCE_H_
 
+#include <array>
 #include <vector>
 
 #include "contract.h"
 
 namespace dfpjax {
 
-// Chains of `chain` products, saturated, or certified ones if it is 0. Returns how many were
-// saturated.
-int64_t run_reference(const std::vector<Part>& parts, const Operands& operands, int chain);
+struct ReferenceCounts {
+  int64_t saturated = 0;                         // chains
+  std::array<int64_t, kChainLengths> lengths{};  // multiply-accumulates with chains of 256, ..., 2
+};
+
+// Chains of `chain` products, saturated, or certified ones if it is 0.
+ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& operands, int chain);
 
 }  // namespace dfpjax
 

@@ -27,8 +27,8 @@ from dfpjax.transform._survey import Body, Call, Site
 
 Atom = Var | Literal
 
-Target = tuple[str, str]
-"""A layer, and the field of `LayerStatistics`."""
+Target = tuple[str, ...]
+"""A layer, the field of `LayerStatistics`, and the pass where the field is a `PerPass`."""
 
 Measured = dict[Target, Any]
 """For each target a pytree, the leaves of which are atoms of a jaxpr."""
@@ -152,6 +152,8 @@ class _Writer:
 
     def operation(self, eqn: JaxprEqn, place: Place) -> None:
         """A contraction in dynamic fixed point."""
+        if place.kind is not None and place.is_used:
+            eqn = self._chains(place, eqn)
         self._eqns.append(eqn)
         for index, (factor, name) in enumerate(zip(factors(eqn), place.operands, strict=True)):
             target = (place.layer, name)
@@ -183,6 +185,17 @@ class _Writer:
             self._measure(target, value)
         elif (index := _known(self._inputs, mantissa)) is not None:
             self._elsewhere[target] = _Elsewhere(index=index, lengths=lengths)
+
+    def _chains(self, place: Place, eqn: JaxprEqn) -> JaxprEqn:
+        """Measure the chains of an operation. Returns its equation as it has to be for one run of the kernel
+        to do for both."""
+        certified = eqn.params["accumulation"] == "certified"
+        target = (place.layer, "chains" if certified else "saturated", place.kind)
+        if target in self._collector.done:
+            return eqn
+        measure = functools.partial(_measures.of_chains, primitive=eqn.primitive, **eqn.params)
+        self._measure(target, self._inline(measure, eqn.invars, eqn))
+        return eqn.replace(params=eqn.params | {"counted": True}) if certified else eqn
 
     def _error(self, target: Target, eqn: JaxprEqn) -> None:
         """Measure what the result differs by from a contraction of the operands before quantization."""
@@ -312,7 +325,16 @@ class _Writer:
 
     def _missing(self, measured: Measured, eqn: JaxprEqn) -> Measured:
         """What is given in place of statistics that were not computed."""
-        return self._inline(lambda: jax.tree.map(_measures.not_computed, measured), [], eqn)
+
+        def missing():
+            return {
+                target: jax.tree.map(
+                    functools.partial(_measures.not_computed, count="saturated" in target[1:]), value
+                )
+                for target, value in measured.items()
+            }
+
+        return self._inline(missing, [], eqn)
 
 
 def _known(of: dict, atom: Atom) -> Any:

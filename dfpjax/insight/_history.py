@@ -9,6 +9,7 @@ import numpy as np
 
 from dfpjax.insight._figures import finished, in_natural_order, new_figure
 from dfpjax.insight._statistics import LayerStatistics, OperandStatistics
+from dfpjax.numbers.plan import CHAINS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,8 +59,9 @@ class History:
         """A dictionary of plain values for each step, layer and operand, for a data frame or JSON.
 
         Keys: step, layer, operand ("input", "weight" or "output_gradient"), bits, the fields of
-        `OperandStatistics`, and the layer's errors, None where they were not measured. The layers of a `scan`
-        are told apart as `layer[0]`, `layer[1]`.
+        `OperandStatistics`; and of the layer, None where they were not measured, its errors, the shares of
+        chains ("fprop chain 256", …, "wgrad chain 2") and how many were saturated ("fprop saturated", …). The
+        layers of a `scan` are told apart as `layer[0]`, `layer[1]`.
         """
         return [dict(record) for record in self._records]
 
@@ -118,7 +120,18 @@ def _records(name: str, layer: LayerStatistics) -> Iterator[dict[str, Any]]:
                 "bits": statistics.bits,
                 **{value: np.asarray(getattr(statistics, value))[index].item() for value in _VALUES},
                 **{error: _at(getattr(layer, error), index) for error in _ERRORS},
+                **_chains(layer, index),
             }
+
+
+def _chains(layer: LayerStatistics, index: tuple[int, ...]) -> dict[str, float | int | None]:
+    shares = {
+        f"{name} chain {length}": _at(of_pass, (*index, place))
+        for name, of_pass in layer.chains._asdict().items()
+        for place, length in enumerate(CHAINS)
+    }
+    counts = {f"{name} saturated": _at(n, index) for name, n in layer.saturated._asdict().items()}
+    return shares | counts
 
 
 def _can_be_shown(record: dict[str, Any], measure: str) -> bool:
@@ -126,5 +139,5 @@ def _can_be_shown(record: dict[str, Any], measure: str) -> bool:
     return record["rms_over_max"] > 0 and np.isfinite(record[measure])
 
 
-def _at(error: np.ndarray | None, index: tuple[int, ...]) -> float | None:
-    return None if error is None else np.asarray(error)[index].item()
+def _at(measure: np.ndarray | None, index: tuple[int, ...]) -> float | int | None:
+    return None if measure is None else np.asarray(measure)[index].item()

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.extend.core import Primitive
 
 from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import OperandStatistics, operand_statistics, relative_error
@@ -11,6 +13,7 @@ from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.dtype import from_integers, to_integers
 from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
 from dfpjax.operations.exponents import align, quantize_operand
+from dfpjax.operations.primitives import chain_lengths, saturated_chains
 
 
 def of_quantized(x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int) -> OperandStatistics:
@@ -38,11 +41,30 @@ def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Co
     return relative_error(out, contract_float32(lhs, rhs, contraction))
 
 
-def not_computed(like) -> jax.Array:
-    """What stands for a measure that was not computed, of the type of a jaxpr's atom: NaN, or an exponent
-    below all others."""
+def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> jax.Array:
+    """The lengths of the chains of an equation in dynamic fixed point, or how many were saturated with a
+    `FixedChain`, over all axes that vmap added.
+
+    Arguments:
+        operands, primitive, params: the equation's.
+    """
+    operands = [without_gradient(x) for x in operands]
+    if params["accumulation"] == "certified":
+        lengths = chain_lengths(primitive, *operands, **params)
+        return jnp.mean(lengths, axis=range(lengths.ndim - 1))  # every example has as many products
+    saturated = saturated_chains(primitive, *operands, **params)
+    most = np.int32(2**31 - 1)
+    return lax.reduce(
+        saturated, np.int32(0), lambda x, y: lax.min(x, most - y) + y, tuple(range(saturated.ndim))
+    )
+
+
+def not_computed(like, *, count: bool) -> jax.Array:
+    """What stands for a measure that was not computed, of the type of a jaxpr's atom: NaN, a count of −1, or
+    an exponent below all others."""
     is_float = jnp.issubdtype(like.aval.dtype, jnp.floating)
-    return jnp.full(like.aval.shape, jnp.nan if is_float else MIN_FLOAT_EXPONENT - 14, like.aval.dtype)
+    missing = jnp.nan if is_float else -1 if count else MIN_FLOAT_EXPONENT - 14
+    return jnp.full(like.aval.shape, missing, like.aval.dtype)
 
 
 def without_gradient(x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jax.extend.core import Var
@@ -31,10 +31,14 @@ class Place:
     operands: tuple[OperandName | None, OperandName | None]
     """What lhs and rhs are in the layer; None where it is not known."""
 
+    is_used: bool
+    """Whether its result is used; else its operands alone are."""
+
 
 def places(body: Body) -> dict[Site, Place]:
     """The place of every operation that is in dynamic fixed point and known to be part of one layer."""
-    sites = _sites(body)
+    used = set(_used(body))
+    sites = _sites(body, used)
     layers = Layers(site.operation for site in sites)
     layer_of = _layers(sites)
     found: dict[Site, tuple[Operation, Place]] = {}
@@ -50,30 +54,27 @@ def places(body: Body) -> dict[Site, Place]:
         if part.kind is None:
             is_linear = site.eqn.primitive.name == "dfp_contract_linear"
             operands = ("output_gradient" if is_linear else None, None)
-        found[site] = layer, Place(layer="", kind=part.kind, operands=operands)
+        found[site] = layer, Place(layer="", kind=part.kind, operands=operands, is_used=site in used)
     names = _names(sites, {layer: None for layer, _ in found.values()})
-    return {
-        site: Place(layer=names[layer], kind=place.kind, operands=place.operands)
-        for site, (layer, place) in found.items()
-    }
+    return {site: replace(place, layer=names[layer]) for site, (layer, place) in found.items()}
 
 
-def _sites(body: Body) -> list[Site]:
-    """The operations that layers consist of."""
+def _sites(body: Body, used: set[Site]) -> list[Site]:
+    """The operations that layers consist of, given those whose results are used."""
     sites = [
         site
         for site in body.sites()
         # Not a tangent's, which `jax.jvp` puts beside the forward operation that it belongs to.
         if site.operation.derived or site.eqn.primitive.name != "dfp_contract_linear"
     ]
-    used = set(_used(body))
+    wanted = set(used)
     # A gradient's forward operation may be needed for its operands alone.
     known = {_name(site) for site in used if not site.operation.derived}
     for site in sites:
         if not site.operation.derived and _name(site) not in known:
             known.add(_name(site))
-            used.add(site)
-    return [site for site in sites if site in used]
+            wanted.add(site)
+    return [site for site in sites if site in wanted]
 
 
 def _used(body: Body) -> Iterator[Site]:

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +44,29 @@ class OperandStatistics:
     """Bits of a mantissa, its sign included; not an array."""
 
 
+class PerPass(NamedTuple):
+    """A measure of each of a layer's passes; None where the program does not have or show it."""
+
+    fprop: jax.Array | None = None
+    """Of the operation itself."""
+
+    dgrad: jax.Array | None = None
+    """Of the gradient with respect to `input`."""
+
+    wgrad: jax.Array | None = None
+    """Of the gradient with respect to `weight`."""
+
+
+_NOT_MEASURED = PerPass()
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["input", "weight", "output_gradient", "error", "dgrad_error", "wgrad_error"],
+    data_fields=[
+        "input", "weight", "output_gradient", "error", "dgrad_error", "wgrad_error", "chains", "saturated"
+    ],
     meta_fields=[],
-)
+)  # fmt: skip
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
     """One layer: a convolution or dot product with its gradients.
@@ -74,6 +93,15 @@ class LayerStatistics:
 
     wgrad_error: jax.Array | None = None
     """Of the gradient with respect to `weight`."""
+
+    chains: PerPass = _NOT_MEASURED
+    """float32[8]: how long the chains are that certified accumulation has chosen, as shares of the
+    multiply-accumulates that are done with chains of 256, 128, 64, 32, 16, 8, 4 and 2 products. They add up
+    to 1. None with a `FixedChain`."""
+
+    saturated: PerPass = _NOT_MEASURED
+    """int32: how many chains of a `FixedChain` were saturated, at most 2³¹ − 1; −1 where the operation was
+    not computed. None with certified accumulation."""
 
 
 def operand_statistics(

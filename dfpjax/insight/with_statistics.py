@@ -10,7 +10,7 @@ from jax.tree_util import PyTreeDef
 
 from dfpjax.insight._collect import Measured, collect
 from dfpjax.insight._places import places
-from dfpjax.insight._statistics import LayerStatistics
+from dfpjax.insight._statistics import LayerStatistics, PerPass
 from dfpjax.policy import Policy
 from dfpjax.transform._mixed_precision import Program, rewritten_call, running, survey_jaxpr
 
@@ -19,8 +19,12 @@ def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool
     """Transform a function as `mixed_precision` does, and have it return statistics beside its result.
 
     The statistics say layer by layer how well dynamic fixed point suits the tensors of this very call:
-    exponents, quantization noise, what is rounded to zero or clamped. Their cost is that of a few more passes
-    over the operands; a training program may well run a step with them every now and then.
+    exponents, quantization noise, what is rounded to zero or clamped, and how products are summed: the
+    lengths of certified chains, or how many of a `FixedChain` were saturated. Their cost is that of a few
+    more passes over the operands; a training program may well run a step with them every now and then. Under
+    `jit` the kernels count chains as they compute. Without it, inside of functions with a custom derivative,
+    and in programs that are partitioned between devices, there on each device, the operation is computed once
+    more for the count.
 
     `fun` may hold its backward pass, as `with_statistics(jax.value_and_grad(loss))` does: then the gradients
     that come back to the layers are measured too. `jax.value_and_grad(with_statistics(loss), has_aux=True)`
@@ -85,6 +89,9 @@ def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, shadow: b
 
 def _by_layer(measured: Measured) -> dict[str, LayerStatistics]:
     fields: dict[str, dict[str, Any]] = defaultdict(dict)
-    for (layer, field), value in measured.items():
+    for (layer, field, *of_pass), value in measured.items():
+        if of_pass:
+            before = fields[layer].get(field, PerPass())
+            value = before._replace(**{of_pass[0]: value})
         fields[layer][field] = value
     return {layer: LayerStatistics(**values) for layer, values in fields.items()}

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfpjax import _native
-from dfpjax.numbers.plan import Plan
+from dfpjax.numbers.plan import CHAINS, Plan
 
 # The targets' names carry a version: a program serialized with jax.export outlives the library that made it.
-_CERTIFIED, _FIXED_CHAIN = "dfpjax_contract_v1", "dfpjax_fixed_chain_v1"
+_CERTIFIED, _CHAIN_LENGTHS = "dfpjax_contract_v1", "dfpjax_chain_lengths_v1"
+_FIXED_CHAIN = "dfpjax_fixed_chain_v1"
 
 for _name, _capsule in _native.registrations().items():
     jax.ffi.register_ffi_target(_name, _capsule, platform="cpu")
@@ -40,6 +41,38 @@ def contract(
     """
     call = jax.ffi.ffi_call(_CERTIFIED, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
     return call(a, b, exponent_a, exponent_b, **_attributes(plan, isa, threads))
+
+
+def contract_chain_lengths(
+    plan: Plan,
+    a: jax.Array,
+    b: jax.Array,
+    exponent_a: jax.Array,
+    exponent_b: jax.Array,
+    *,
+    examples: int = 1,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Run a plan with certified chains, and tell how long they are.
+
+    Arguments:
+        plan, a, b, exponent_a, exponent_b, isa, threads: as `contract` takes them.
+        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+
+    Returns:
+        `contract`'s float32 of shape `plan.out_shape`, and the share of each example's multiply-accumulates
+        that is done with chains of each length, in the order of `CHAINS`: float32[examples, len(CHAINS)].
+        The products with padding are among them, what only fills up a tile is not. They are counted as
+        integers; `dfpjax.numbers.reference.run_plan_chain_lengths` gives the same to float32's precision.
+    """
+    results = [
+        jax.ShapeDtypeStruct(plan.out_shape, jnp.float32),
+        jax.ShapeDtypeStruct((examples, len(CHAINS)), jnp.float32),
+    ]
+    call = jax.ffi.ffi_call(_CHAIN_LENGTHS, results)
+    out, lengths = call(a, b, exponent_a, exponent_b, **_attributes(plan, isa, threads))
+    return out, lengths
 
 
 def contract_fixed_chain(

@@ -42,6 +42,27 @@ def run_plan(
     return out
 
 
+def run_plan_chain_lengths(
+    plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array, *, examples: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Run a plan with certified chains, and tell how long they are.
+
+    Arguments:
+        plan, a, b, exponent_a, exponent_b: as `run_plan` takes them.
+        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+
+    Returns:
+        float32 of shape `plan.out_shape`, and the share of each example's multiply-accumulates that is done
+        with chains of each length, in the order of `CHAINS`: float32[examples, len(CHAINS)]. Shares add up to
+        1, or are all 0 if there is nothing to compute; they are exact to float32's precision.
+    """
+    out, macs = _run(plan, a, b, exponent_a, exponent_b, 0)
+    counts = jnp.zeros((examples, len(CHAINS)), jnp.float32)
+    for groups in macs:
+        counts += groups.reshape(examples, -1, len(CHAINS)).sum(axis=1)
+    return out, counts / jnp.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+
 def run_plan_fixed_chain(
     plan: Plan,
     a: jax.Array,
@@ -71,21 +92,21 @@ def run_plan_fixed_chain(
 
 
 def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Array, list[jax.Array]]:
-    """The result, and for each part how many chains were saturated: int32[g]. A length of 0 stands for
-    certified chains."""
+    """The result, and for each part how many chains were saturated, int32[g]. A length of 0 stands for
+    certified chains and gives the multiply-accumulates by chain length: float32[g, len(CHAINS)]."""
     out = jnp.zeros(math.prod(plan.out_shape), jnp.float32)
-    saturated = []
+    counts = []
     for part in plan.parts:
         g, m, n = (tuple(d.extent for d in dims) for dims in (part.g, part.m, part.n))
         if 0 in (*g, *m, *n):
             continue
         total, count = _sum(part, a.ravel(), b.ravel(), length)
-        saturated.append(count)
+        counts.append(count)
         free = (*part.g, *part.m, *part.n)
         exponent = _take(exponent_a, free, "exponent_a") + _take(exponent_b, free, "exponent_b")
         address = part.base_c + _addresses(free, "c")
         out = out.at[address.ravel()].set(scale_by_power_of_two(total.reshape(*g, *m, *n), exponent).ravel())
-    return out.reshape(plan.out_shape), saturated
+    return out.reshape(plan.out_shape), counts
 
 
 def _addresses(dims, field: str, offset: int = 0) -> np.ndarray:
@@ -132,13 +153,15 @@ def _pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _sum(part: Part, a: jax.Array, b: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Σ_k A · B as float32[g, m, n], not yet scaled, and the number of saturated chains of each g."""
+    """Σ_k A · B as float32[g, m, n], not yet scaled, and the counts of each g."""
     a = _matrix(a, part.g, part.m, part.k, "a", part.base_a, part.bounds)
     b = _matrix(b, part.g, part.n, part.k, "b", part.base_b)
     g, m, k = a.shape
     n = b.shape[1]
+    counts = jnp.zeros(g, jnp.int32) if length else jnp.zeros((g, len(CHAINS)), jnp.float32)
     if k == 0:
-        return jnp.zeros((g, m, n), jnp.float32), jnp.zeros(g, jnp.int32)
+        return jnp.zeros((g, m, n), jnp.float32), counts
+    macs = np.einsum("k,m,n->kmn", _extents(k, BLOCK), _extents(m, ROW_TILE), _extents(n, COLUMN_TILE))
     a = _pad_to_multiple(_pad_to_multiple(a, 1, ROW_TILE), 2, BLOCK).reshape(
         g, -1, ROW_TILE, -(-k // BLOCK), BLOCK
     )
@@ -147,27 +170,37 @@ def _sum(part: Part, a: jax.Array, b: jax.Array, length: int) -> tuple[jax.Array
     a, b = jnp.moveaxis(a, 3, 0), jnp.moveaxis(b, 3, 0)  # blocks first
 
     zero = jnp.zeros((g, a.shape[2] * ROW_TILE, b.shape[2] * COLUMN_TILE), jnp.float32)
-    total, saturated = None, jnp.zeros(g, jnp.int32)
+    total = None
     add_block = functools.partial(_add_block_fixed_chain, length) if length else _add_block
     for start in range(0, a.shape[0], part.blocks_per_split):
         stop = start + part.blocks_per_split
-        (partial, saturated), _ = lax.scan(
+        (partial, counts), _ = lax.scan(
             lambda sums, block: (add_block(part, sums, *block), None),
-            (zero, saturated),
-            (a[start:stop], b[start:stop]),
+            (zero, counts),
+            (a[start:stop], b[start:stop], macs[start:stop].astype(np.float32)),
         )
         total = partial if total is None else total + partial
-    return total[:, :m, :n], saturated
+    return total[:, :m, :n], counts
 
 
-def _add_block(part: Part, sums, a: jax.Array, b: jax.Array):
-    """Add one block's certified chain sums to the running sums.
+def _extents(size: int, step: int) -> np.ndarray:
+    """Of the tiles or blocks that an axis is cut in."""
+    starts = np.arange(0, size, step)
+    return np.minimum(starts + step, size) - starts
 
-    a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256].
+
+def _add_block(part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
+    """Add one block's certified chain sums to the running sums, and its products to the counts.
+
+    a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256]; macs, the multiply-accumulates of
+    each tile, is float32[row tiles, column tiles].
     """
-    running, saturated = sums
+    running, counts = sums
     g = a.shape[0]
-    chain = jnp.full((), 2) if part.lanes else _chain_length(a, b)
+    tiles = (g, *macs.shape)
+    chain = jnp.full(tiles, CHAINS[-1]) if part.lanes else _chain_length(a, b)
+    counts = counts + jnp.where(chain[..., None] == np.array(CHAINS), macs[..., None], 0).sum(axis=(1, 2))
+    chain = jnp.repeat(jnp.repeat(chain, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
     a_pairs = jnp.moveaxis(a.reshape(g, -1, BLOCK // 2, 2), 2, 0)
     b_pairs = jnp.moveaxis(b.reshape(g, -1, BLOCK // 2, 2), 2, 0)
 
@@ -182,14 +215,14 @@ def _add_block(part: Part, sums, a: jax.Array, b: jax.Array):
     ends = jnp.arange(2, BLOCK + 1, 2)
     sums = (running, jnp.zeros(running.shape, jnp.int32))
     (running, _), _ = lax.scan(add_pair, sums, (ends, a_pairs, b_pairs))
-    return running, saturated
+    return running, counts
 
 
-def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.Array):
+def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
     """Add one block's saturated chain sums to the running sums, and their number to the counts.
 
-    a and b are as `_add_block` takes them. A's mantissas are split in two bytes, high · 2^8 + low, so that
-    the sums of either stay inside int32 for 256 products.
+    a, b and macs are as `_add_block` takes them. A's mantissas are split in two bytes, high · 2^8 + low, so
+    that the sums of either stay inside int32 for 256 products.
     """
     g = a.shape[0]
     chains = [jnp.moveaxis(x.reshape(g, -1, BLOCK // length, length), 2, 0) for x in (a, b)]
@@ -212,11 +245,10 @@ def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.A
 
 
 def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The longest certified chain of each tile, spread over the tile's elements: int32[g, rows, columns]."""
+    """The longest certified chain of each tile: int32[g, row tiles, column tiles]."""
     product = _norms(a)[:, :, None, :] * _norms(b)[:, None, :, :]
     certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # 2 cannot overflow
-    chain = jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first, that is the longest
-    return jnp.repeat(jnp.repeat(chain, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
+    return jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first, that is the longest
 
 
 def _norms(x: jax.Array) -> jax.Array:

@@ -8,8 +8,11 @@ any order, stay within the two (Das et al., 2018, §4.1).
 Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so
 residuals are 16 bits wide. The derivative names them for `jax.checkpoint`.
 
-With a `FixedChain`, `saturated_chains_p` gives the number of saturated chains of a contraction. It lowers to
-the same call of the native kernel, with both results, so XLA runs the kernel once for the two primitives.
+What only the kernels know has primitives of its own: with a `FixedChain`, `saturated_chains_p` gives the
+number of saturated chains of a contraction, with certified accumulation `chain_lengths_p` how long they are.
+They lower to a call of the native kernel with both results. The contraction lowers to the same call with a
+`FixedChain`, and with certified accumulation if it has the parameter `counted`; so XLA runs the kernel once for
+the two primitives.
 """
 
 import functools
@@ -28,8 +31,8 @@ from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
 from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.plan import make_plan
-from dfpjax.numbers.reference import run_plan, run_plan_fixed_chain
+from dfpjax.numbers.plan import CHAINS, make_plan
+from dfpjax.numbers.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
 from dfpjax.operations import sharding
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
@@ -44,6 +47,7 @@ RHS_NAME = "dfp_rhs"
 contract_p = Primitive("dfp_contract")
 contract_linear_p = Primitive("dfp_contract_linear")
 saturated_chains_p = Primitive("dfp_saturated_chains")
+chain_lengths_p = Primitive("dfp_chain_lengths")
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -56,7 +60,8 @@ def contract(*operands, **params) -> jax.Array:
         operands: (lhs, lhs_exponent, rhs, rhs_exponent).
         params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
             lhs's and rhs's mantissas; backend. The bits are what the products take: any shift of the
-            accumulation has gone into them.
+            accumulation has gone into them. And counted, if given: whether `chain_lengths` is asked for the
+            same operands, so that one run of the kernel had better do for both.
     """
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
@@ -81,13 +86,37 @@ def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
     Returns:
         int32 of the shape of the axes that vmap added; 0 for certified chains, and at most 2³¹ − 1.
     """
+    return _bind_beside(saturated_chains_p, primitive, *operands, **params)
+
+
+def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
+    """How long the chains of an equation of `contract_p` or `contract_linear_p` are.
+
+    Arguments:
+        primitive, operands, params: the equation's, with certified accumulation.
+
+    Returns:
+        float32 of the shape of the axes that vmap added and one more, of `CHAINS`: the share of the
+        multiply-accumulates that is done with chains of each length.
+    """
+    assert params["accumulation"] == "certified"
+    return _bind_beside(chain_lengths_p, primitive, *operands, **params)
+
+
+def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
+    """Bind a primitive that measures an equation of `primitive`."""
     if primitive is contract_linear_p:
         operands = _all_quantized(*operands, params["contraction"], params["cotangent"])
-    return saturated_chains_p.bind(*_compat.vary_together(*operands), **params)
+    params = {name: value for name, value in params.items() if name != "counted"}
+    return measure.bind(*_compat.vary_together(*operands), **params)
 
 
 def _abstract_saturated_chains(lhs, *_, contraction: Contraction, **params):
     return _compat.result_aval(lhs, _examples(contraction), jnp.dtype("int32"))
+
+
+def _abstract_chain_lengths(lhs, *_, contraction: Contraction, **params):
+    return _compat.result_aval(lhs, (*_examples(contraction), len(CHAINS)), jnp.dtype("float32"))
 
 
 def _examples(contraction: Contraction) -> tuple[int, ...]:
@@ -107,6 +136,14 @@ def _run_certified(contraction: Contraction, *operands, native: bool):
     return (kernels.contract if native else run_plan)(*_planned(contraction, *operands))
 
 
+def _run_counting(contraction: Contraction, *operands, native: bool):
+    """The result with certified chains, and their lengths."""
+    examples = _examples(contraction)
+    run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
+    out, lengths = run(*_planned(contraction, *operands), examples=math.prod(examples))
+    return out, lengths.reshape(*examples, len(CHAINS))
+
+
 def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, native: bool):
     """The result, and how many chains were saturated."""
     examples = _examples(contraction)
@@ -121,7 +158,7 @@ def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, nat
 
 def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices, counted=False,
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
@@ -131,6 +168,8 @@ def _contract(
             0
         ]
     run = functools.partial(_run_certified, native=native)
+    if counted and not devices:
+        return _run_counting(contraction, *operands, native=native)[0]
     if devices:
         run = functools.partial(sharding.partitioned, run, devices)
     return run(contraction, *operands)
@@ -158,6 +197,15 @@ def _saturated_chains(
     return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[1]
 
 
+def _chain_lengths(
+    lhs, lhs_exponent, rhs, rhs_exponent,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+):  # fmt: skip
+    # Not partitioned either.
+    operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
+    return _run_counting(contraction, *operands, native=native and backend == "auto")[1]
+
+
 def _register(primitive, abstract_eval, function):
     def lower(ctx, *operands, native, **params):
         ctx, devices = _compat.partitioned_context(ctx)
@@ -173,6 +221,7 @@ def _register(primitive, abstract_eval, function):
 _register(contract_p, _abstract_eval, _contract)
 _register(contract_linear_p, _abstract_eval, _contract_linear)
 _register(saturated_chains_p, _abstract_saturated_chains, _saturated_chains)
+_register(chain_lengths_p, _abstract_chain_lengths, _chain_lengths)
 
 
 # --- differentiation ------------------------------------------------------------------------------
@@ -225,8 +274,8 @@ def _contract_linear_jvp(primals, tangents, **params):
     return out, _add(terms, out)
 
 
-def _saturated_chains_jvp(primals, tangents, **params):
-    out = saturated_chains_p.bind(*primals, **params)
+def _constant_jvp(primitive, primals, tangents, **params):
+    out = primitive.bind(*primals, **params)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
@@ -258,9 +307,10 @@ def _contract_transpose(ct, lhs, lhs_exponent, rhs, rhs_exponent, **params):
 
 ad.primitive_jvps[contract_p] = _contract_jvp
 ad.primitive_jvps[contract_linear_p] = _contract_linear_jvp
-ad.primitive_jvps[saturated_chains_p] = _saturated_chains_jvp
 ad.primitive_transposes[contract_p] = _contract_transpose
 ad.primitive_transposes[contract_linear_p] = _contract_linear_transpose
+for _measure in (saturated_chains_p, chain_lengths_p):
+    ad.primitive_jvps[_measure] = functools.partial(_constant_jvp, _measure)
 
 
 # --- batching -------------------------------------------------------------------------------------
@@ -303,5 +353,6 @@ def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params
 
 
 batching.primitive_batchers[contract_p] = functools.partial(_quantized_batch, contract)
-batching.primitive_batchers[saturated_chains_p] = functools.partial(_quantized_batch, saturated_chains_p.bind)
 batching.primitive_batchers[contract_linear_p] = _contract_linear_batch
+for _measure in (saturated_chains_p, chain_lengths_p):
+    batching.primitive_batchers[_measure] = functools.partial(_quantized_batch, _measure.bind)
