@@ -158,6 +158,28 @@ def add_saturated_chains(products, length, split=2**62):
     return total, int((sums != exact).sum())
 
 
+def chain_shares(a, b):
+    """The shares of a matrix product's multiply-accumulates that are certified for chains of 256, 128, …, 2.
+
+    Arguments:
+        a, b: integer matrices [m, k] and [k, n]; 6 rows of the one meet 64 columns of the other.
+    """
+
+    def norm(x, length):
+        padded = np.pad(x, ((0, 0), (0, 256 - x.shape[1])))
+        pairs = (padded.astype(np.int64) ** 2).reshape(len(x), -1, 2).sum(axis=2) // 256 + 1
+        return int(pairs.reshape(len(x), -1, length // 2).sum(axis=2).max())
+
+    lengths = [2**i for i in range(8, 0, -1)]
+    macs = dict.fromkeys(lengths, 0)
+    starts = (range(0, size, step) for size, step in zip((*a.shape, b.shape[1]), (6, 256, 64), strict=True))
+    for m, k, n in itertools.product(*starts):
+        rows, columns = a[m : m + 6, k : k + 256], b[k : k + 256, n : n + 64].T
+        certified = [c for c in lengths[:-1] if norm(rows, c) * norm(columns, c) < 2**46 - 2**30]
+        macs[certified[0] if certified else 2] += len(rows) * len(columns) * rows.shape[1]
+    return np.array([*macs.values()]) / (a.shape[0] * b.size)
+
+
 def fixed_chain(contraction, a, b, length):
     """A contraction with chains of one length: float32 of the output's shape, and the saturated chains."""
     out, saturated = np.full(contraction.out_shape, np.nan, np.float32), 0

@@ -52,11 +52,13 @@ def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> j
     if params["accumulation"] == "certified":
         lengths = chain_lengths(primitive, *operands, **params)
         return jnp.mean(lengths, axis=range(lengths.ndim - 1))  # every example has as many products
-    saturated = saturated_chains(primitive, *operands, **params)
+    return sum_of_counts(saturated_chains(primitive, *operands, **params))
+
+
+def sum_of_counts(counts: jax.Array) -> jax.Array:
+    """Of int32 that are not negative, at most 2³¹ − 1."""
     most = np.int32(2**31 - 1)
-    return lax.reduce(
-        saturated, np.int32(0), lambda x, y: lax.min(x, most - y) + y, tuple(range(saturated.ndim))
-    )
+    return lax.reduce(counts, np.int32(0), lambda x, y: lax.min(x, most - y) + y, tuple(range(counts.ndim)))
 
 
 def not_computed(like, *, count: bool) -> jax.Array:

@@ -11,8 +11,8 @@ residuals are 16 bits wide. The derivative names them for `jax.checkpoint`.
 What only the kernels know has primitives of its own: with a `FixedChain`, `saturated_chains_p` gives the
 number of saturated chains of a contraction, with certified accumulation `chain_lengths_p` how long they are.
 They lower to a call of the native kernel with both results. The contraction lowers to the same call with a
-`FixedChain`, and with certified accumulation if it has the parameter `counted`; so XLA runs the kernel once for
-the two primitives.
+`FixedChain`, and with certified accumulation if it has the parameter `counted`; so XLA runs the kernel once
+for the two primitives.
 """
 
 import functools

@@ -140,7 +140,7 @@ def test_no_gradient_flows_through_statistics():
     def of_statistics(x):
         _, statistics = dfpjax.with_statistics(two_layers, FORCED, shadow=True)(PARAMS, x)
         floats = [leaf for leaf in jax.tree.leaves(statistics) if leaf.dtype == jnp.float32]
-        return sum(floats)
+        return sum(map(jnp.sum, floats))
 
     assert of_statistics(X) > 100
     np.testing.assert_array_equal(jax.grad(of_statistics)(X), 0)
@@ -254,7 +254,8 @@ def test_scan():
     assert_statistics_of(first.weight, *SCANNED["w"])
     assert_statistics_of(second.weight, *[SCANNED["fixed"]] * 3)
     assert_statistics_of(jax.tree.map(lambda leaf: leaf[0], first.input), X)
-    assert {leaf.shape for leaf in jax.tree.leaves(statistics)} == {(3,)}
+    assert {leaf.shape for leaf in jax.tree.leaves((first.input, first.weight))} == {(3,)}
+    assert first.chains.fprop.shape == second.chains.fprop.shape == (3, 8)
 
 
 @pytest.mark.parametrize("inner", [False, True])

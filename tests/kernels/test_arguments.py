@@ -54,6 +54,22 @@ def call_fixed_chain(**changes):
     return jax.device_get(function(*operands, **attributes))
 
 
+def call_chain_lengths(**changes):
+    """The same with certified chains; `lengths` is the second result."""
+    arguments = {
+        "lengths": jax.ShapeDtypeStruct((1, 8), jnp.float32),
+        "plan": PLAN,
+        "isa": "",
+        "threads": np.int64(0),
+        **changes,
+    }
+    operands = jnp.ones((4, 5), jnp.int16), jnp.ones((5, 3), jnp.int16), *(jnp.zeros((), jnp.int32),) * 2
+    results = [jax.ShapeDtypeStruct((4, 3), jnp.float32), arguments.pop("lengths")]
+    function = jax.ffi.ffi_call("dfpjax_chain_lengths_v1", results)
+    attributes = {name: value for name, value in arguments.items() if value is not None}
+    return jax.device_get(function(*operands, **attributes))
+
+
 def changed(plan, at, value):
     plan = plan.copy()
     plan[at] = value
@@ -64,6 +80,8 @@ def test_good_arguments_are_taken():
     assert (call() == 5).all()
     out, saturated = call_fixed_chain()
     assert (out == 5).all() and saturated == [0]
+    out, lengths = call_chain_lengths()
+    assert (out == 5).all() and lengths.tolist() == [[1, 0, 0, 0, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -123,8 +141,28 @@ def test_a_bad_argument_of_a_fixed_chain_is_named(name, message, changes):
         call_fixed_chain(**changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "message", "changes"),
+    [
+        ("lengths", "type F32, not S32", {"lengths": jax.ShapeDtypeStruct((1, 8), jnp.int32)}),
+        *(
+            ("lengths", "8 elements for each of the examples", {"lengths": jax.ShapeDtypeStruct(shape, "f")})
+            for shape in ((0, 8), (7,), (9,), (2, 8))
+        ),
+        ("plan", "truncated", {"plan": PLAN[:-1]}),
+        ("isa", "sse9.*portable", {"isa": "sse9"}),
+        ("threads", "negative", {"threads": np.int64(-1)}),
+    ],
+)
+def test_a_bad_argument_of_chain_lengths_is_named(name, message, changes):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=rf"(?s)INVALID_ARGUMENT: {name}: .*{message}"):
+        call_chain_lengths(**changes)
+
+
 def test_an_unknown_attribute_is_refused():
     with pytest.raises(jax.errors.JaxRuntimeError, match=re.escape("beside plan, isa, threads")):
         call(speed=np.int64(9))
     with pytest.raises(jax.errors.JaxRuntimeError, match="beside plan, chain, bounded, isa, threads"):
         call_fixed_chain(speed=np.int64(9))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=re.escape("beside plan, isa, threads")):
+        call_chain_lengths(speed=np.int64(9))

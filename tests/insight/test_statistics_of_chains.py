@@ -1,0 +1,172 @@
+"""What `with_statistics` tells of the chains that products are summed in."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from forced import FORCED, forced
+from jax import lax
+
+import dfpjax
+from dfpjax import FixedChain
+from dfpjax.insight import PerPass
+from dfpjax.operations import dot_general, saturated_chains
+from dfpjax.policy import OpConfig, Policy, Rule
+
+MATMUL = (((1,), (0,)), ((), ()))
+NOTHING = PerPass(None, None, None)
+
+
+def dense(name, w, x):
+    with jax.named_scope(name):
+        return x @ w
+
+
+def loss(params, x):
+    """Of two layers, the first of which has rows of very different sizes."""
+    hidden = jnp.tanh(dense("first", params["first"], x))
+    return jnp.sum(dense("second", params["second"], hidden) ** 2)
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {"first": normal(0, 300, 40), "second": normal(1, 40, 8)}
+X = normal(2, 40, 300) * 2.0 ** -jnp.arange(40.0)[:, None]
+
+
+def shares(lhs, rhs):
+    """Of the product of two matrices, with the larger one of the result's axes in tiles of 6."""
+    a, b = (oracle.quantize(x)[0] for x in (lhs, rhs))
+    return oracle.chain_shares(a, b)
+
+
+def one_share(length):
+    return [float(length == other) for other in (256, 128, 64, 32, 16, 8, 4, 2)]
+
+
+def saturating(length=256):
+    return Policy(default=OpConfig(accumulation=FixedChain(length, saturate=True), force=True))
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_every_pass_has_the_lengths_of_its_chains(jit):
+    fun = dfpjax.with_statistics(jax.value_and_grad(loss), FORCED)
+    _, statistics = (jax.jit(fun) if jit else fun)(PARAMS, X)
+    first = statistics["first"].chains
+    np.testing.assert_allclose(first.fprop, shares(X, PARAMS["first"]), rtol=1e-6)
+    assert np.count_nonzero(first.fprop) > 1
+    assert first.dgrad is None  # nobody asks for it
+    for chains in (first.fprop, first.wgrad, *statistics["second"].chains):
+        assert chains.shape == (8,)
+        np.testing.assert_allclose(chains.sum(), 1, rtol=1e-6)
+    assert [layer.saturated for layer in statistics.values()] == [NOTHING] * 2
+
+
+def test_the_kernels_run_no_more_often():
+    def runs(fun):
+        program = jax.jit(fun).lower(PARAMS, X).compile().as_text()
+        return program.count('custom_call_target="dfpjax_')
+
+    gradient = jax.value_and_grad(loss)
+    assert (
+        runs(dfpjax.with_statistics(gradient, FORCED)) == runs(dfpjax.mixed_precision(gradient, FORCED)) == 5
+    )
+    assert runs(dfpjax.with_statistics(gradient, saturating())) == 5
+
+
+def test_saturated_chains_are_counted_instead():
+    params, x = jax.tree.map(jnp.abs, (PARAMS, X))
+    policy = saturating()
+    _, statistics = jax.jit(dfpjax.with_statistics(jax.value_and_grad(loss), policy))(params, x)
+    accumulation = policy.default.accumulation
+    expected = saturated_chains(
+        dot_general, x, params["first"], dimension_numbers=MATMUL, accumulation=accumulation
+    )
+    assert statistics["first"].saturated.fprop == expected.fprop > 0
+    assert statistics["first"].saturated.dgrad is None
+    assert statistics["second"].saturated.wgrad.dtype == jnp.int32
+    assert [layer.chains for layer in statistics.values()] == [NOTHING] * 2
+
+
+def test_a_pass_in_float32_has_no_chains():
+    policy = forced(Rule("first", None), Rule("second", OpConfig(fprop=False, force=True)))
+    fun = jax.value_and_grad(dfpjax.mixed_precision(loss, policy))
+    _, statistics = dfpjax.with_statistics(fun, Policy(default=None))(PARAMS, X)
+    chains = statistics["second"].chains
+    assert chains.fprop is None
+    assert chains.dgrad.shape == chains.wgrad.shape == (8,)
+
+
+def scanned(x, ws):
+    def body(x, w):
+        return jnp.tanh(dense("layer", w, x)), None
+
+    return lax.scan(body, x, ws)[0]
+
+
+@pytest.mark.parametrize(("policy", "field"), [(FORCED, "chains"), (saturating(), "saturated")])
+def test_a_scan_stacks_them(policy, field):
+    x = jnp.abs(normal(0, 20, 64))
+    ws = jnp.abs(normal(1, 3, 64, 64)) * (normal(2, 3, 64, 64) > jnp.array([-9, 2, 9])[:, None, None])
+    _, statistics = jax.jit(dfpjax.with_statistics(scanned, policy))(x, ws)
+    actual = getattr(statistics["layer"], field).fprop
+    run = dfpjax.mixed_precision(lambda x, w: jnp.tanh(x @ w), policy)
+    for i, w in enumerate(ws):
+        one_layer = dfpjax.with_statistics(lambda x, w: dense("layer", w, x), policy)(x, w)[1]
+        np.testing.assert_array_equal(actual[i], getattr(one_layer["layer"], field).fprop)
+        x = run(x, w)
+    assert (actual[0] != actual[2]).any()
+
+
+@pytest.mark.parametrize("policy", [FORCED, saturating()])
+def test_a_branch_that_is_not_taken(policy):
+    def fun(taken, w, x):
+        return lax.cond(taken, lambda x: dense("layer", w, x), lambda x: x[:, :8], x)
+
+    _, statistics = dfpjax.with_statistics(fun, policy)(False, normal(0, 64, 8), normal(1, 9, 64))
+    layer = statistics["layer"]
+    assert layer.saturated.fprop == -1 if policy is not FORCED else np.isnan(layer.chains.fprop).all()
+
+
+def test_what_vmap_adds_inside_is_one_operation():
+    xs = jnp.stack([X, jnp.ones_like(X), 0 * X])
+    fun = jax.vmap(dfpjax.mixed_precision(lambda x, w: dense("layer", w, x), FORCED), (0, None))
+    _, statistics = dfpjax.with_statistics(fun, Policy(default=None))(xs, PARAMS["first"])
+    each = [shares(x, PARAMS["first"]) for x in xs]
+    np.testing.assert_allclose(statistics["layer"].chains.fprop, np.mean(each, axis=0), rtol=1e-6)
+
+
+def test_vmap_outside_gives_each_example_its_own():
+    xs = jnp.stack([X, jnp.ones_like(X), 0 * X])
+    fun = dfpjax.with_statistics(lambda w, x: dense("layer", w, x), FORCED)
+    _, statistics = jax.jit(jax.vmap(fun, (None, 0)))(PARAMS["first"], xs)
+    for actual, x in zip(statistics["layer"].chains.fprop, xs, strict=True):
+        np.testing.assert_allclose(actual, shares(x, PARAMS["first"]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", [FORCED, saturating()])
+def test_records_have_plain_keys(policy):
+    history = dfpjax.History()
+    _, statistics = dfpjax.with_statistics(scanned, policy)(
+        jnp.ones((20, 64)), jnp.stack([jnp.ones((64, 64)), jnp.zeros((64, 64))])
+    )
+    records = history.add(0, statistics)
+    json.dumps(records)
+    first, second = (r for r in records if r["operand"] == "input")
+    assert (first["layer"], second["layer"]) == ("layer[0]", "layer[1]")
+    if policy is FORCED:
+        lengths = (256, 128, 64, 32, 16, 8, 4, 2)
+        assert [first[f"fprop chain {n}"] for n in lengths] == shares(
+            np.ones((20, 64)), np.ones((64, 64))
+        ).tolist()
+        assert [second[f"fprop chain {n}"] for n in lengths] == one_share(256)
+        assert first["fprop saturated"] is None
+    else:
+        assert (first["fprop saturated"], second["fprop saturated"]) == (20 * 64, 0)
+        assert first["fprop chain 256"] is None
+    assert first["dgrad chain 2"] is first["wgrad saturated"] is None
