@@ -10,10 +10,8 @@ def get_config() -> config_dict.ConfigDict:
     config = default.get_config()
     config.dataset = "imagenet2012"
     config.test_split = "validation"
-    # Fields of the input pipeline.
-    with config.unlocked():
-        config.image_size = 224
-        config.flip = True
+    config.image_size = 224
+    config.flip = True
     # An evaluation step of VGG-16 takes 26 MB an image for its largest two layers alone.
     config.eval_batch_size = 64
     return config
