@@ -13,6 +13,7 @@ from jax import lax
 import dfpjax
 from dfpjax import FixedChain
 from dfpjax.insight import PerPass
+from dfpjax.insight._measures import sum_of_counts
 from dfpjax.operations import dot_general, saturated_chains
 from dfpjax.policy import OpConfig, Policy, Rule
 
@@ -73,10 +74,9 @@ def test_the_kernels_run_no_more_often():
         return program.count('custom_call_target="dfpjax_')
 
     gradient = jax.value_and_grad(loss)
-    assert (
-        runs(dfpjax.with_statistics(gradient, FORCED)) == runs(dfpjax.mixed_precision(gradient, FORCED)) == 5
-    )
-    assert runs(dfpjax.with_statistics(gradient, saturating())) == 5
+    for policy in (FORCED, saturating()):
+        assert runs(dfpjax.mixed_precision(gradient, policy)) == 5
+        assert runs(dfpjax.with_statistics(gradient, policy)) == 5
 
 
 def test_saturated_chains_are_counted_instead():
@@ -141,6 +141,26 @@ def test_what_vmap_adds_inside_is_one_operation():
     np.testing.assert_allclose(statistics["layer"].chains.fprop, np.mean(each, axis=0), rtol=1e-6)
 
 
+def test_what_vmap_adds_inside_is_saturated_together():
+    policy = saturating()
+    xs = jnp.stack([jnp.ones((20, 64)), jnp.zeros((20, 64)), -jnp.ones((20, 64))])
+    fun = jax.vmap(dfpjax.mixed_precision(lambda x, w: dense("layer", w, x), policy), (0, None))
+    _, statistics = dfpjax.with_statistics(fun, Policy(default=None))(xs, jnp.ones((64, 8)))
+    assert statistics["layer"].saturated.fprop == 2 * 20 * 8
+
+
+def test_a_sum_of_counts_does_not_wrap():
+    most = 2**31 - 1
+    for counts, total in (
+        ([3, 4, 0], 7),
+        ([most - 1, 1], most),
+        ([most, 5, most], most),
+        ([2**30] * 9, most),
+    ):
+        assert sum_of_counts(jnp.array(counts, jnp.int32)) == total
+    assert sum_of_counts(jnp.int32(3)) == 3
+
+
 def test_vmap_outside_gives_each_example_its_own():
     xs = jnp.stack([X, jnp.ones_like(X), 0 * X])
     fun = dfpjax.with_statistics(lambda w, x: dense("layer", w, x), FORCED)
@@ -161,9 +181,8 @@ def test_records_have_plain_keys(policy):
     assert (first["layer"], second["layer"]) == ("layer[0]", "layer[1]")
     if policy is FORCED:
         lengths = (256, 128, 64, 32, 16, 8, 4, 2)
-        assert [first[f"fprop chain {n}"] for n in lengths] == shares(
-            np.ones((20, 64)), np.ones((64, 64))
-        ).tolist()
+        full_scale = shares(np.ones((20, 64)), np.ones((64, 64)))
+        assert [first[f"fprop chain {n}"] for n in lengths] == full_scale.tolist() != one_share(256)
         assert [second[f"fprop chain {n}"] for n in lengths] == one_share(256)
         assert first["fprop saturated"] is None
     else:
