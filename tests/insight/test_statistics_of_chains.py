@@ -9,6 +9,8 @@ import oracle
 import pytest
 from forced import FORCED, forced
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dfpjax
 from dfpjax import FixedChain
@@ -189,3 +191,12 @@ def test_records_have_plain_keys(policy):
         assert (first["fprop saturated"], second["fprop saturated"]) == (20 * 64, 0)
         assert first["fprop chain 256"] is None
     assert first["dgrad chain 2"] is first["wgrad saturated"] is None
+
+
+def test_a_partitioned_program_has_the_lengths_of_the_whole_operation():
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(X, NamedSharding(mesh, P("batch")))
+    params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
+    output, statistics = jax.jit(dfpjax.with_statistics(loss, FORCED))(params, x)
+    assert output == jax.jit(dfpjax.mixed_precision(loss, FORCED))(params, x)
+    np.testing.assert_allclose(statistics["first"].chains.fprop, shares(X, PARAMS["first"]), rtol=1e-6)
