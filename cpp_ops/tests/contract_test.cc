@@ -396,6 +396,30 @@ void check_alignments() {
   }
 }
 
+// Two examples of two groups each, and what each of them counts.
+void check_counts() {
+  const Case t = dot(4, 1, 1, 1, false, false, false, 1);
+  const std::vector<int64_t> code = encode(t.parts);
+  std::vector<Part> parts;
+  decode_plan(code.data(), static_cast<int64_t>(code.size()), {t.a, t.b, t.c, 1, 1}, &parts);
+  constexpr int64_t kMany = int64_t{3} << 40;
+  Counts counts(2, 3);
+  counts.add(parts[0], 0, 0, 1);
+  counts.add(parts[0], 1, 0, kMany - 1);
+  counts.add(parts[0], 1, 2, kMany / 3);
+  std::array<int32_t, 6> written;
+  std::array<float, 6> shares;
+  counts.write(written.data());
+  counts.write_shares(shares.data());
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  const bool ok = written == std::array<int32_t, 6>{kMost, 0, kMost, 0, 0, 0} &&
+                  shares == std::array<float, 6>{0.75f, 0, 0.25f, 0, 0, 0} && counts.fits(parts) &&
+                  !Counts(3, 1).fits(parts) && !Counts(0, 1).fits(parts);
+  if (ok) return;
+  std::printf("FAIL counts of examples\n");
+  ++failures;
+}
+
 // Tasks cover what they should, and every way to cut a part is taken by one of the cases below.
 void check_blockings() {
   const auto expect = [](bool ok, const char* what) {
@@ -422,6 +446,7 @@ void run() {
   std::mt19937 random(1);
   check_validation();
   check_alignments();
+  check_counts();
   check_blockings();
 
   std::vector<Case> cases;
