@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import shapes
+from benchmarks.arguments import prepare_output
 from benchmarks.contenders import Contenders, normal
 from benchmarks.environment import use_allocator
 from benchmarks.kernels import CORES, choose, cpu_model, passes
@@ -123,11 +124,7 @@ def parse(argv) -> argparse.Namespace:
     arguments.cases = choose([arguments.suite], arguments.only, arguments.batch)
     if not arguments.cases:
         parser.error(f"no shape's name contains {arguments.only!r}")
-    if arguments.out:  # before anything is measured
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            parser.error(f"--out {arguments.out}: {arguments.out.parent} is not a directory")
+    prepare_output(parser, arguments.out)
     return arguments
 
 

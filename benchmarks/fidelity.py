@@ -10,7 +10,6 @@ small network, images of 64 pixels and less of everything, less than one.
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import time
@@ -21,6 +20,7 @@ import jax
 import jaxlib
 
 from benchmarks import fidelity_results, precisions, shapes
+from benchmarks.arguments import prepare_output
 from benchmarks.captured import Training
 from benchmarks.fidelity_results import Row
 from benchmarks.kernels import CORES, cpu_model
@@ -139,13 +139,7 @@ def parse(argv) -> argparse.Namespace:
     if arguments.batch < 1 or arguments.steps < 2:
         parser.error("--batch must be at least 1 and --steps at least 2")
     arguments.image = 64 if arguments.quick else 224
-    if arguments.out:  # before anything is measured
-        if not importlib.util.find_spec("matplotlib"):
-            parser.error("--out draws its chart with matplotlib: pip install '.[bench]'")
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            parser.error(f"--out {arguments.out}: {arguments.out.parent} is not a directory")
+    prepare_output(parser, arguments.out, draws="chart")
     return arguments
 
 

@@ -14,7 +14,6 @@ measures how the kernel alone gains from threads instead.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ import jaxlib
 from rich.console import Console
 
 from benchmarks import contenders, results, shapes
+from benchmarks.arguments import prepare_output
 from benchmarks.contenders import ONEDNN, PASSES, XLA, Torch
 from benchmarks.environment import use_allocator
 from benchmarks.results import Row
@@ -124,13 +124,7 @@ def parse(argv) -> argparse.Namespace:
     arguments.cases = choose(arguments.suite or list(shapes.SUITES), arguments.only, arguments.batch)
     if not arguments.cases:
         parser.error(f"no shape's name contains {arguments.only!r}")
-    if arguments.out:  # before anything is measured
-        if not importlib.util.find_spec("matplotlib"):
-            parser.error("--out draws its charts with matplotlib: pip install '.[bench]'")
-        try:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            parser.error(f"--out {arguments.out}: {arguments.out.parent} is not a directory")
+    prepare_output(parser, arguments.out, draws="charts")
     try:
         runtime_info()
     except ValueError as error:

@@ -164,9 +164,8 @@ def _contract(
     native = native and backend == "auto"
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
-        return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[
-            0
-        ]
+        length = accumulation.length
+        return _run_fixed_chain(contraction, *operands, length=length, bits=bits, native=native)[0]
     run = functools.partial(_run_certified, native=native)
     if counted and not devices:
         return _run_counting(contraction, *operands, native=native)[0]

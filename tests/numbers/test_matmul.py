@@ -14,13 +14,15 @@ def assert_matmul(a, b, rounding="nearest", ea=-9, eb=4):
     assert_tensor(actual, *exact.down_convert(a.astype(np.int64) @ b.astype(np.int64), ea + eb, 32, rounding))
 
 
-@pytest.mark.parametrize("data", oracle.DATA)
-@pytest.mark.parametrize("k", [0, 1, 2, 3, 255, 256, 257, 512, 1000])
+LENGTHS = (0, 1, 2, 3, 255, 256, 257, 512, 1000)
+
+
+@pytest.mark.parametrize(
+    ("data", "k"), [(data, k) for data in oracle.DATA for k in LENGTHS if (data, k) != ("one_outlier", 0)]
+)
 def test_matmul_is_exact_within_one_rounding(data, k):
     rng = np.random.default_rng(k)
     shape_a, shape_b = (3, k), (k, 5)
-    if data == "one_outlier" and k == 0:
-        pytest.skip("no outlier among no elements")
     for rounding in exact.ROUNDINGS:
         assert_matmul(oracle.DATA[data](rng, shape_a), oracle.DATA[data](rng, shape_b), rounding)
 
