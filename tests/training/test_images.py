@@ -1,4 +1,5 @@
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -111,33 +112,44 @@ def test_where_no_random_box_fits_the_largest_in_the_middle_is_taken(height, wid
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
-def test_shifts_cover_their_range_and_no_more(most):
-    image = np.zeros((8, 8, 1), np.uint8)
-    image[3, 4] = 1
-    random = np.random.default_rng(0)
-    offsets = set()
-    for _ in range(500):
-        shifted = random_shift(image, most, random)
-        assert (shifted.shape, shifted.sum()) == ((8, 8, 1), 1)
-        row, column, _ = (int(index[0]) for index in np.nonzero(shifted))
-        offsets.add((row - 3, column - 4))
+def test_each_image_of_a_batch_is_shifted_by_an_offset_of_its_own(most):
+    images = np.zeros((2500, 8, 9, 1), np.uint8)
+    images[:, 3, 4] = 1
+    shifted = random_shift(images, most, np.random.default_rng(0))
+    assert (shifted.shape, shifted.dtype) == (images.shape, np.uint8)
+    numbers, rows, columns, _ = np.nonzero(shifted)
+    np.testing.assert_array_equal(numbers, range(2500))
     reach = range(-most, most + 1)
-    assert offsets == {(down, right) for down in reach for right in reach}
+    counts = Counter(zip(rows - 3, columns - 4, strict=True))
+    assert counts.keys() == {(down, right) for down in reach for right in reach}
+    # Every offset is as likely: six standard deviations.
+    expected = 2500 / len(reach) ** 2
+    assert max(abs(count - expected) for count in counts.values()) <= 6 * np.sqrt(expected)
 
 
-def test_half_of_the_images_are_mirrored():
-    random = np.random.default_rng(0)
+def test_what_is_shifted_out_of_an_image_is_gone():
+    images = np.stack([CHINA[:5, :7], FLOWER[:5, :7]])
+    for shifted, image in zip(random_shift(images, 3, np.random.default_rng(3)), images, strict=True):
+        padded = np.pad(image, ((3, 3), (3, 3), (0, 0)))
+        views = [padded[top : top + 5, left : left + 7] for top in range(7) for left in range(7)]
+        assert sum(np.array_equal(shifted, view) for view in views) == 1
+
+
+def test_half_of_the_images_of_a_batch_are_mirrored():
+    images = np.tile(np.stack([CHINA[:2, :3], FLOWER[:2, :3]]), (500, 1, 1, 1))
+    flipped = random_flip(images, np.random.default_rng(0))
+    assert (flipped.shape, flipped.dtype) == (images.shape, np.uint8)
     mirrored = 0
-    for _ in range(1000):
-        image = random_flip(CHINA[:2, :3], random)
-        mirrored += np.array_equal(image, np.fliplr(CHINA[:2, :3]))
-        assert np.array_equal(image, np.fliplr(CHINA[:2, :3])) or np.array_equal(image, CHINA[:2, :3])
+    for image, original in zip(flipped, images, strict=True):
+        mirrored += np.array_equal(image, np.fliplr(original))
+        assert np.array_equal(image, np.fliplr(original)) or np.array_equal(image, original)
     assert 450 < mirrored < 550
 
 
 def test_normalisation():
     mean, deviation = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
-    normal = normalize(CHINA, mean, deviation)
+    images = np.stack([CHINA, FLOWER])
+    normal = normalize(images, mean, deviation)
     assert normal.dtype == np.float32
-    expected = (CHINA.astype(np.float64) - [1, 2, 3]) / [4, 5, 6]
+    expected = (images.astype(np.float64) - [1, 2, 3]) / [4, 5, 6]
     np.testing.assert_allclose(normal, expected, rtol=1e-6, atol=1e-6)

@@ -1,7 +1,8 @@
 import contextlib
+import dataclasses
 import itertools
+from collections import Counter
 
-import grain
 import numpy as np
 import pytest
 
@@ -10,10 +11,9 @@ from dfpjax.training.data import PADDING, Dataset, Source
 from dfpjax.training.data.source import Example
 
 
-def _numbered(count: int) -> grain.MapDataset:
+def _numbered(count: int) -> list[Example]:
     """Images whose every pixel is the image's number, counted from 1."""
-    numbers = range(1, count + 1)
-    return grain.MapDataset.source([Example(np.full((8, 8, 1), n, np.uint8), n) for n in numbers])
+    return [Example(np.full((8, 8, 1), n, np.uint8), n) for n in range(1, count + 1)]
 
 
 def _dataset(train: int = 22, test: int = 22, **settings) -> Dataset:
@@ -73,11 +73,34 @@ def test_an_image_is_augmented_afresh_each_time():
     assert len(views) > 10
 
 
+def test_images_of_a_batch_are_augmented_independently():
+    """Every view of an image comes with every view of the next one."""
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
+    source = dataclasses.replace(_dataset().source, image_shape=(4, 4, 1), train=[Example(image, 0)] * 5)
+    views = Counter()
+    for images, _ in _train(Dataset(source=source, flip=True, max_shift=1), 200):
+        mirrored = [bool(np.max(np.diff(view[1:3, 1:3, 0])) < 0) for view in images]
+        shifted = [int(view[1, 1, 0]) // 4 for view in images]
+        views.update(zip(mirrored, mirrored[1:], shifted, shifted[1:], strict=False))
+    # 800 pairs of views, each of three shifts down and two directions.
+    assert len(views) == 36
+    assert min(views.values()) > 5
+
+
 @pytest.mark.parametrize("start_step", [1, 3, 4, 5, 11, 16])
 def test_a_run_may_begin_at_any_step(start_step):
     dataset = _dataset(max_shift=2)
     later = _train(dataset, 6, seed=3, start_step=start_step)
     _assert_equal(later, _train(dataset, start_step + 6, seed=3)[start_step:])
+
+
+def test_a_run_may_begin_where_no_run_has_come_to():
+    dataset = _dataset(max_shift=2)
+    (before,) = _train(dataset, 1, seed=3)
+    later = _train(dataset, 4, seed=3, start_step=4 * 10**9)
+    assert len(set(_labels(later))) == 20
+    assert _labels(later)[:5] != _labels([before])
+    _assert_equal(later[2:], _train(dataset, 2, seed=3, start_step=4 * 10**9 + 2))
 
 
 def test_worker_processes_change_nothing():

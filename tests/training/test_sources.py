@@ -10,6 +10,7 @@ from sklearn.datasets import load_sample_images
 
 from dfpjax.training import DatasetError
 from dfpjax.training.data import load_dataset
+from dfpjax.training.data.source import select
 
 CHINA, FLOWER = load_sample_images().images
 MEAN, DEVIATION = (255 * np.array(v) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -265,6 +266,25 @@ def test_fake_images_are_the_same_for_ever_and_tell_their_class(make_config):
     assert distances[0] < 3 < 20 < distances[1:].min()
     # No photograph of its own is that of another split.
     assert not np.array_equal(dataset.source.train[0].image, dataset.source.test[0].image)
+
+
+@pytest.mark.parametrize(
+    ("split", "numbers"),
+    [
+        ("train", range(10)),
+        ("test", [100, 101, 102]),
+        ("train[3:5]", [3, 4]),
+        ("train[-2:]+test[1:]", [8, 9, 101, 102]),
+        ("test[:50%]+train[:10%]+test[2:]", [100, 101, 0, 102]),
+        ("train[5:5]", []),
+    ],
+)
+def test_a_split_expression_selects_examples_in_its_order(split, numbers):
+    splits = {"train": list(range(10)), "test": [100, 101, 102]}
+    selected = select(split, splits)
+    assert [selected[index] for index in range(len(selected))] == list(numbers)
+    with pytest.raises(IndexError, match=f"there are {len(selected)} examples"):
+        selected[len(selected)]
 
 
 def test_fake_images_without_a_split_are_an_error(make_config):

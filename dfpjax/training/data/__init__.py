@@ -12,6 +12,8 @@ from .pipeline import Dataset as Dataset
 from .prepared import prepared_source
 from .source import DataConfig as DataConfig
 from .source import DatasetError as DatasetError
+from .source import Example as Example
+from .source import Examples as Examples
 from .source import Source as Source
 
 DATASETS: dict[str, Callable[[DataConfig], Source]] = {

@@ -5,13 +5,12 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from .prepared import read_split
-from .source import DataConfig, Source
+from .source import DataConfig, Example, Source
 
 _WHITE = 16
 _TEST_EVERY = 4  # one in four images of each digit is for testing
@@ -104,9 +103,9 @@ def digits_source(config: DataConfig) -> Source:
     """
     builder = prepared_digits(config.data_dir)
 
-    def in_memory(split: str) -> grain.MapDataset:
-        # A small network takes longer to read an example than to learn from it.
-        return grain.MapDataset.source(list(read_split(builder, split)))
+    def in_memory(split: str) -> list[Example]:
+        # To read an example from its file takes longer than a small network learns from it.
+        return list(read_split(builder, split))
 
     features = builder.info.features
     return Source(

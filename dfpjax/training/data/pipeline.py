@@ -1,17 +1,22 @@
-"""From a source to batches with Grain: every batch is a pure function of the seed and its number."""
+"""From a source to batches with Grain: every batch is a pure function of the seed and its number.
+
+What Grain passes around are whole batches, made from their numbers. Its own shuffling, mapping and batching
+handle one example at a time, and for small images that takes longer than to train on them.
+"""
 
 import contextlib
 import dataclasses
+import functools
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import grain
 import numpy as np
 from absl import flags
 
-from .images import centre_box, normalize, random_box, random_flip, random_shift, resize
-from .source import DatasetError, Example, Source
+from .images import Box, centre_box, normalize, random_box, random_flip, random_shift, resize
+from .source import DatasetError, Examples, Source
 
 PADDING = -1
 """Label of an image that only fills up a batch and counts for nothing."""
@@ -22,6 +27,9 @@ Batch = tuple[np.ndarray, np.ndarray]
 # A batch of 256 images of 224×224 pixels has 154 MB: in each process no more than one is being made while
 # another waits (Grain's defaults are meant for single examples and would keep hundreds).
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+
+# What random numbers are for: the same seed gives other ones for each.
+_SHUFFLE, _AUGMENTATION = range(2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,22 +100,13 @@ class Dataset:
         **Raises:** `DatasetError` if the split has no full batch.
         """
         self.steps_per_epoch(batch_size)  # for its error
-        # Grain wants 32 bits; and its shuffle of seed 1 must not be that of seed 0 an epoch later.
-        (seed,) = np.random.SeedSequence(seed).generate_state(1)
-        batches = (
-            self.source.train.seed(int(seed))
-            .shuffle()
-            .random_map(self._train_example)
-            .batch(batch_size, drop_remainder=True)
-            .repeat()
-        )
-        return self._read(batches[start_step:])
+        steps = grain.MapDataset.range(start_step, sys.maxsize)
+        return self._read(steps.map(functools.partial(self._train_batch, batch_size=batch_size, seed=seed)))
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every test image once, in order; the last batch is filled up with images labelled `PADDING`."""
-        batches = self.source.test.map(self._test_example).batch(
-            batch_size, batch_fn=partial(padded_batch, batch_size=batch_size)
-        )
+        numbers = grain.MapDataset.range(-(-self.test_size // batch_size))
+        batches = numbers.map(functools.partial(self._test_batch, batch_size=batch_size))
         # Grain 0.2.18 leaves the last batch of a worker that comes to its end in shared memory for good.
         return self._read(batches.repeat(), count=len(batches))
 
@@ -126,34 +125,61 @@ class Dataset:
                 # what it was given for longer than we do.
                 yield np.array(images), np.array(labels)
 
-    def _train_example(self, example: Example, random: np.random.Generator) -> Example:
-        image, label = example
+    def _train_batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
+        epoch, number = divmod(step, self.steps_per_epoch(batch_size))
+        order = _order(self.train_size, seed, epoch)
+        images, labels = _read_examples(self.source.train, order[number * batch_size :][:batch_size])
+        random = _generator(seed, _AUGMENTATION, step)
         if self.image_size is not None:
-            box = random_box(*image.shape[:2], self.min_crop_area, random)
-            image = resize(image, self.image_size, box)
+            boxes = [random_box(*image.shape[:2], self.min_crop_area, random) for image in images]
+            images = self._resized(images, boxes)
+        stacked = np.stack(images)
         if self.flip:
-            image = random_flip(image, random)
+            stacked = random_flip(stacked, random)
         if self.max_shift > 0:
-            image = random_shift(image, self.max_shift, random)
-        return self._finished(image, label)
+            stacked = random_shift(stacked, self.max_shift, random)
+        return self._normalized(stacked), labels
 
-    def _test_example(self, example: Example) -> Example:
-        image, label = example
+    def _test_batch(self, number: int, *, batch_size: int) -> Batch:
+        first = number * batch_size
+        indices = np.arange(first, min(first + batch_size, self.test_size))
+        images, labels = _read_examples(self.source.test, indices)
         if self.image_size is not None:
-            image = resize(image, self.image_size, centre_box(*image.shape[:2]))
-        return self._finished(image, label)
+            images = self._resized(images, [centre_box(*image.shape[:2]) for image in images])
+        return padded_batch(self._normalized(np.stack(images)), labels, batch_size)
 
-    def _finished(self, image: np.ndarray, label: int) -> Example:
-        return Example(normalize(image, self.source.mean, self.source.deviation), np.int32(label))
+    def _resized(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[np.ndarray]:
+        return [resize(image, self.image_size, box) for image, box in zip(images, boxes, strict=True)]
+
+    def _normalized(self, images: np.ndarray) -> np.ndarray:
+        return normalize(images, self.source.mean, self.source.deviation)
 
 
-def padded_batch(examples: Sequence[Example], *, batch_size: int) -> Batch:
+def padded_batch(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Batch:
     """A batch of so many images; the last one is repeated, with the label `PADDING`, where there are fewer.
 
     An image of the batch, and not a black one, changes nothing for the others even where the numbers of a
     whole batch share an exponent.
     """
-    missing = batch_size - len(examples)
-    images, labels = zip(*examples, strict=True)
-    labels = np.pad(np.array(labels, np.int32), (0, missing), constant_values=PADDING)
-    return np.stack([*images, *[images[-1]] * missing]), labels
+    missing = (0, batch_size - len(images))
+    return (
+        np.pad(images, (missing, (0, 0), (0, 0), (0, 0)), mode="edge"),
+        np.pad(labels, missing, constant_values=PADDING),
+    )
+
+
+def _read_examples(examples: Examples, indices: np.ndarray) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Images, which may differ in size, and labels int32[N]."""
+    images, labels = zip(*(examples[index] for index in indices.tolist()), strict=True)
+    return images, np.array(labels, np.int32)
+
+
+@functools.lru_cache(maxsize=1)  # all batches of an epoch need it
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers of all images, int64[size], in the order in which an epoch sees them."""
+    return _generator(seed, _SHUFFLE, epoch).permutation(size)
+
+
+def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
+    """One for each of its arguments' values, none of which has to do with another."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, number)))

@@ -1,10 +1,9 @@
 """Datasets that tensorflow-datasets has prepared, read without TensorFlow."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import grain
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
@@ -27,8 +26,11 @@ class PreparedExamples:
         image = decode(record["image"]) if self.encoded else record["image"]
         return Example(image, int(record["label"]))
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
 
-def read_split(builder: tfds.core.DatasetBuilder, split: str) -> grain.MapDataset:
+
+def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExamples:
     """A split, given as any TFDS split expression, of a prepared dataset with features `image` and `label`.
 
     **Raises:** `DatasetError` for an unknown split; the message names the splits there are.
@@ -40,7 +42,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> grain.MapDatase
         records = builder.as_data_source(split, decoders=decoders)
     except (AssertionError, ValueError) as error:
         raise DatasetError(str(error)) from error
-    return grain.MapDataset.source(PreparedExamples(records, encoded))
+    return PreparedExamples(records, encoded)
 
 
 def prepared_source(name: str, config: DataConfig) -> Source:

@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -39,6 +38,14 @@ class Example(NamedTuple):
     label: int
 
 
+class Examples(Protocol):
+    """The examples of a split in random access, with indices from 0; worker processes get copies of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """The two splits a run uses, as they are stored: neither shuffled nor processed."""
@@ -50,12 +57,29 @@ class Source:
     # Of the pixels in each channel, float32[C]: what images are normalised with.
     mean: np.ndarray
     deviation: np.ndarray
-    # Of `Example`. Worker processes get copies of these.
-    train: grain.MapDataset
-    test: grain.MapDataset
+    train: Examples
+    test: Examples
 
 
-def select(split: str, splits: Mapping[str, Sequence[Example] | Any]) -> grain.MapDataset:
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """Parts of splits, one after the other."""
+
+    # Of each part the split and which of its examples.
+    parts: Sequence[tuple[Examples, range]]
+
+    def __len__(self) -> int:
+        return sum(len(indices) for _, indices in self.parts)
+
+    def __getitem__(self, index: int) -> Example:
+        for examples, indices in self.parts:
+            if index < len(indices):
+                return examples[indices[index]]
+            index -= len(indices)
+        raise IndexError(f"there are {len(self)} examples")
+
+
+def select(split: str, splits: Mapping[str, Examples]) -> Examples:
     """The examples that a TFDS split expression such as "train[:256]" names.
 
     **Raises:** `DatasetError` if it names no split there is, or is no such expression.
@@ -70,6 +94,6 @@ def select(split: str, splits: Mapping[str, Sequence[Example] | Any]) -> grain.M
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (AssertionError, ValueError) as error:
         raise DatasetError(str(error)) from error
-    return grain.MapDataset.concatenate(
-        [grain.MapDataset.source(splits[part.splitname])[part.from_ : part.to] for part in parts]
+    return Selection(
+        [(splits[part.splitname], range(len(splits[part.splitname]))[part.from_ : part.to]) for part in parts]
     )
