@@ -25,6 +25,8 @@ from conformance.matrix import Row
 from conformance.programs import PROGRAMS
 from conformance.transformations import TRANSFORMATIONS, Subject
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 THOROUGH = ("plain", "scan_of_remat", "while_loop")
 PROGRAMS_OF_ALL_KINDS = ("plain", "scan_of_cond_of_remat_of_jit")
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from forced import FORCED
 from jax import lax
+from transform_helpers import normal
 
 import dfpjax
 from dfpjax.insight import explain
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 pytest.importorskip("matplotlib")
 
@@ -24,8 +27,8 @@ def loss(params, x):
         return jnp.sum((x @ params["b"]) ** 2)
 
 
-PARAMS = {"a": jax.random.normal(jax.random.key(0), (6, 5)), "b": jnp.ones((5, 4))}
-X = jax.random.normal(jax.random.key(1), (7, 6))
+PARAMS = {"a": normal(0, 6, 5), "b": jnp.ones((5, 4))}
+X = normal(1, 7, 6)
 
 
 @pytest.fixture(scope="module")

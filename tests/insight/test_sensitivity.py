@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from forced import FORCED, forced
+from transform_helpers import normal
 
 import dfpjax
 from dfpjax.insight import LayerSensitivity, SensitivityReport, explain
 from dfpjax.policy import OpConfig, Policy, Rule
 
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 def loss(params, x, scale=1.0):

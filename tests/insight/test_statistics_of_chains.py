@@ -11,6 +11,7 @@ from forced import FORCED, forced
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from transform_helpers import normal
 
 import dfpjax
 from dfpjax import FixedChain
@@ -18,6 +19,8 @@ from dfpjax.insight import PerPass
 from dfpjax.insight._measures import sum_of_counts
 from dfpjax.operations import dot_general, saturated_chains
 from dfpjax.policy import OpConfig, Policy, Rule
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 MATMUL = (((1,), (0,)), ((), ()))
 NOTHING = PerPass(None, None, None)
@@ -32,10 +35,6 @@ def loss(params, x):
     """Of two layers, the first of which has rows of very different sizes."""
     hidden = jnp.tanh(dense("first", params["first"], x))
     return jnp.sum(dense("second", params["second"], hidden) ** 2)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 PARAMS = {"first": normal(0, 300, 40), "second": normal(1, 40, 8)}

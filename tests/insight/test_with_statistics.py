@@ -8,14 +8,11 @@ from flax import linen as nn
 from flax import nnx
 from forced import FORCED, forced
 from jax import lax
+from transform_helpers import normal
 
 import dfpjax
 from dfpjax.insight import LayerStatistics, OperandStatistics
 from dfpjax.policy import OpConfig, Policy, Rule
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def dense(name, w, x):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from transform_helpers import normal
 
 from dfpjax.training.models import MODELS, VGG16, AlexNet, DigitsResNet, GoogLeNet, ResNet50
 from dfpjax.training.models.googlenet import Inception
@@ -72,7 +73,7 @@ def test_a_block_starts_as_the_identity(block):
     channels = 4
     norm = partial(nn.BatchNorm, use_running_average=False)
     model = block(channels, norm=norm)
-    x = jax.random.normal(jax.random.key(1), (2, 6, 6, channels * block.expansion))
+    x = normal(1, 2, 6, 6, channels * block.expansion)
     variables = model.init(jax.random.key(0), x)
     y, _ = model.apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_array_equal(y, nn.relu(x))
@@ -80,7 +81,7 @@ def test_a_block_starts_as_the_identity(block):
 
 def test_batch_statistics_change_in_training_alone():
     model = DigitsResNet(classes=10, stages=(1,), width=4)
-    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    x = normal(1, 4, 8, 8, 1)
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
     _, updates = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, x)
     for before, after in zip(

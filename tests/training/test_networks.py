@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from transform_helpers import normal
 
 from dfpjax.training.models import VGG, AlexNet, GoogLeNet, ResNet
 from dfpjax.training.models.googlenet import STAGES
@@ -73,7 +74,7 @@ def _flat(tree: dict) -> np.ndarray:
 def test_a_step_follows_the_gradient_of_the_whole_loss(name):
     make, size = NETWORKS[name]
     model = make(classes=5)
-    images = jax.random.normal(jax.random.key(1), (len(LABELS), size, size, 3))
+    images = normal(1, len(LABELS), size, size, 3)
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     gradient = jax.jit(jax.grad(partial(_expected_loss, model)))
     expected = _flat(gradient(variables["params"], variables.get("batch_stats", {}), images, 0))
@@ -95,7 +96,7 @@ def test_a_step_follows_the_gradient_of_the_whole_loss(name):
 def tiny() -> tuple[nn.Module, dict, jax.Array]:
     """A network with dropout, its variables and images for it."""
     model = VGG(classes=5, stages=(1,), width=4, features=16)
-    images = jax.random.normal(jax.random.key(1), (len(LABELS), 8, 8, 1))
+    images = normal(1, len(LABELS), 8, 8, 1)
     return model, jax.jit(partial(model.init, train=False))(jax.random.key(0), images), images
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
+from transform_helpers import normal
 
 from dfpjax.training import Report, TrainConfig, train
 from dfpjax.training.metrics import Totals
@@ -220,7 +221,7 @@ def test_precisions():
 
     # Large enough to gain from DFP16, or the default policy would keep them in float32.
     shapes = ((8, 16, 16, 32), (3, 3, 32, 64), (512, 512), (512, 512), (512, 512))
-    operands = [jax.random.normal(jax.random.key(seed), shape) / 4 for seed, shape in enumerate(shapes)]
+    operands = [normal(seed, *shape) / 4 for seed, shape in enumerate(shapes)]
     outputs = {precision: with_precision(fun, precision)(*operands) for precision in PRECISIONS}
 
     def exact(precision: str) -> list[bool]:
