@@ -5,6 +5,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen
 from jax.extend.core import jaxprs_in_params
 
 
@@ -51,3 +52,17 @@ def normal(seed: int, *shape: int) -> jax.Array:
     """Normally distributed float32, others for each seed and shape."""
     # NumPy's: XLA takes half a second to compile JAX's for each shape.
     return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape), jnp.float32)
+
+
+def variables_of(model: linen.Module, *args):
+    """Random variables of a module, as `model.init` gives them but without compiling its random numbers."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
+    leaves, structure = jax.tree.flatten(shapes)
+    return structure.unflatten(_variable(seed, leaf.shape) for seed, leaf in enumerate(leaves))
+
+
+def _variable(seed: int, shape: tuple[int, ...]) -> jax.Array:
+    values = normal(seed, *shape)
+    if len(shape) < 2:  # biases, scales, and variances, which are positive
+        return jnp.exp(values / 4)
+    return values / np.sqrt(np.prod(shape[:-1]))

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from forced import FORCED, forced
 from jax import lax
-from transform_helpers import normal
+from transform_helpers import normal, variables_of
 
 import dfpjax
 from dfpjax.insight import LayerStatistics, OperandStatistics
@@ -204,7 +204,7 @@ class Net(nn.Module):
 
 def test_a_linen_network():
     net, x = Net(), normal(0, 2, 8, 8, 3)
-    variables = net.init(jax.random.key(0), x)
+    variables = variables_of(net, x)
 
     def net_loss(variables, x):
         return jnp.mean(net.apply(variables, x) ** 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from forced import FORCED
-from transform_helpers import floats, normal, quantized, relative_error
+from transform_helpers import floats, normal, quantized, relative_error, variables_of
 
 from dfpjax.transform import mixed_precision
 
@@ -72,7 +72,7 @@ class Separable(nn.Module):
 )
 def test_values_and_gradients(model):
     x = normal(1, 2, 3, 4, 2) if isinstance(getattr(model, "cell", None), nn.ConvLSTMCell) else SEQUENCES
-    variables = model.init(jax.random.key(2), x)
+    variables = variables_of(model, x)
 
     def loss(apply):
         return lambda variables, x: (apply(variables, x) ** 2).sum()

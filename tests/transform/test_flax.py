@@ -6,7 +6,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from forced import FORCED, forced
-from transform_helpers import floats, normal, primitives, quantized, relative_error
+from transform_helpers import floats, normal, primitives, quantized, relative_error, variables_of
 
 from dfpjax.policy import Rule
 from dfpjax.transform import mixed_precision
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")
 def variables():
-    return Net().init(jax.random.key(1), X)
+    return variables_of(Net(), X)
 
 
 def test_linen_inference(variables):
@@ -101,7 +101,7 @@ def test_linen_scan():
             return nn.Dense(2)(x)
 
     x = normal(0, 2, 4)
-    variables = Deep().init(jax.random.key(0), x)
+    variables = variables_of(Deep(), x)
     transformed = mixed_precision(Deep().apply, FORCED)
     assert relative_error(transformed(variables, x), Deep().apply(variables, x)) < 1e-3
     only_dense = mixed_precision(Deep().apply, forced(Rule(r"params/ScanLayer_0/Dense_0/kernel", None)))

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from forced import FORCED
 from jax import lax
-from transform_helpers import equations, floats, normal, quantized, relative_error
+from transform_helpers import equations, floats, normal, quantized, relative_error, variables_of
 
 from dfpjax import explain
 from dfpjax.policy import OpConfig, PerRole, Policy, Rule
@@ -172,7 +172,7 @@ def test_a_gradient_of_which_not_is_known_which_it_is():
 def test_explain_shows_each_pass():
     model = nn.Sequential([nn.Dense(8), nn.Dense(8), nn.Dense(4)])
     x = normal(0, 2, 6)
-    variables = model.init(jax.random.key(0), x)
+    variables = variables_of(model, x)
     rules = [Rule("layers_0", OpConfig(dgrad=False, force=True)), Rule("layers_1", None)]
     policy = Policy(rules=rules, default=OpConfig(force=True))
     report = explain(model.apply, variables, x, policy=policy)

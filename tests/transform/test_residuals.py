@@ -12,7 +12,7 @@ import pytest
 from flax import linen, nnx
 from forced import FORCED
 from jax.ad_checkpoint import print_saved_residuals
-from transform_helpers import equations, normal, primitives, relative_error
+from transform_helpers import equations, normal, primitives, relative_error, variables_of
 
 from dfpjax import checkpoint_policies
 from dfpjax.checkpoint_policies import LHS_NAME, RHS_NAME
@@ -49,7 +49,7 @@ def linen_network():
     def apply(params, x):
         return Linen().apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
 
-    variables = Linen().init(jax.random.key(1), X)
+    variables = variables_of(Linen(), X)
     return apply, variables["params"]
 
 
