@@ -182,16 +182,22 @@ def test_keys():
 
 
 def test_layers_that_share_a_name_or_a_weight_have_their_own_gradients():
-    def fun(w, x):
-        for scale in (1.0, 1e3):
+    def fun(w, x, added=(0.0, 0.0)):
+        for scale, more in zip((1.0, 1e3), added, strict=True):
             with jax.named_scope("shared"):
-                x = jnp.tanh(x @ w) * scale
+                x = jnp.tanh(x @ w + more) * scale
         return x.sum()
 
-    statistics = measured(jax.grad(fun), normal(0, 6, 6) / 4, X)
-    first, second = statistics["shared#1"], statistics["shared#2"]
-    assert_statistics_of(first.input, X)
-    assert first.output_gradient.exponent != second.output_gradient.exponent
+    w = normal(0, 6, 6) / 4
+    statistics = measured(jax.grad(fun), w, X)
+    layers = [statistics["shared#1"], statistics["shared#2"]]
+    assert_statistics_of(layers[0].input, X)
+    wanted = jax.grad(fun, 2)(w, X, (jnp.zeros(X.shape), jnp.zeros(X.shape)))
+    for layer, cotangent in zip(layers, wanted, strict=True):
+        found = layer.output_gradient
+        assert found.exponent == expected(cotangent)["exponent"]
+        np.testing.assert_allclose(found.rms_over_max, expected(cotangent)["rms_over_max"], rtol=1e-3)
+    assert abs(layers[0].output_gradient.rms_over_max - layers[1].output_gradient.rms_over_max) > 0.1
 
 
 class Net(nn.Module):
