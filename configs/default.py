@@ -57,4 +57,11 @@ def get_config() -> config_dict.ConfigDict:
     # Steps; 0 records no statistics of the numbers in DFP16.
     config.statistics_every = 0
 
+    # Where there is a working directory: steps from one checkpoint to the next (a step takes one part of a
+    # batch). The last step has one in any case, and so does the step at which a run is stopped.
+    config.checkpoint_every = 1000
+    config.keep_checkpoints = 3
+    # float32 or dfp16, of the weights in WORKDIR/weights.
+    config.export_weights = "float32"
+
     return config.lock()

@@ -14,4 +14,6 @@ def get_config() -> config_dict.ConfigDict:
     config.flip = True
     # An evaluation step of VGG-16 takes 26 MB an image for its largest two layers alone.
     config.eval_batch_size = 64
+    # A step of some hundred images takes seconds on a CPU.
+    config.checkpoint_every = 100
     return config

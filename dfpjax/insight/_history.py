@@ -1,6 +1,6 @@
 """`History`: the statistics of many steps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,15 @@ _ERRORS = ("error", "dgrad_error", "wgrad_error")
 
 
 class History:
-    """Collects what `with_statistics` gives, step by step: `history.add(step, statistics)`."""
+    """Collects what `with_statistics` gives, step by step: `history.add(step, statistics)`.
 
-    def __init__(self):
-        self._records: list[dict[str, Any]] = []
+    Arguments:
+        records: those of an earlier one, as `to_dicts` gives them, to go on from. A value that is not finite
+            may have become None on the way.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
+        self._records: list[dict[str, Any]] = [dict(record) for record in records]
 
     def add(self, step: int, statistics: Mapping[str, LayerStatistics]) -> list[dict[str, Any]]:
         """Add the statistics of a step, after waiting for them.
@@ -136,7 +141,8 @@ def _chains(layer: LayerStatistics, index: tuple[int, ...]) -> dict[str, float |
 
 def _can_be_shown(record: dict[str, Any], measure: str) -> bool:
     """Not that of a tensor of zeros, the exponent of which means nothing, or of one that is not finite."""
-    return record["rms_over_max"] > 0 and np.isfinite(record[measure])
+    values = (record["rms_over_max"], record[measure])
+    return all(value is not None and np.isfinite(value) for value in values) and values[0] > 0
 
 
 def _at(measure: np.ndarray | None, index: tuple[int, ...]) -> float | int | None:

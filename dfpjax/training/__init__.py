@@ -5,7 +5,14 @@ This package uses the public API of `dfpjax` only, and nothing in `dfpjax` depen
 
 from .config import TrainConfig as TrainConfig
 from .data import DatasetError as DatasetError
-from .loop import EpochMetrics as EpochMetrics
-from .loop import Result as Result
+from .evaluation import evaluate as evaluate
 from .loop import train as train
+from .metrics import EpochMetrics as EpochMetrics
+from .metrics import Evaluation as Evaluation
+from .metrics import Result as Result
 from .report import Report as Report
+from .stopping import Stopped as Stopped
+from .stopping import StopSignals as StopSignals
+from .weights import CheckpointError as CheckpointError
+from .weights import load_weights as load_weights
+from .weights import save_weights as save_weights

@@ -8,6 +8,7 @@ from typing import Any, Self
 from .data import DATASET_NAMES, is_dataset
 from .models import MODELS
 from .precision import PRECISIONS
+from .weights import WEIGHT_FORMATS
 
 SCHEDULES = ("constant", "cosine", "polynomial", "step")
 
@@ -75,6 +76,14 @@ class TrainConfig:
     # Every so many steps, the first one included, the statistics of the layers in DFP16 are recorded; 0 for
     # never.
     statistics_every: int
+    # In a working directory a checkpoint is written every so many steps, at the end of the run and when it is
+    # stopped; 0 for the latter two alone.
+    checkpoint_every: int
+    # The newest so many checkpoints of each seed are kept.
+    keep_checkpoints: int
+    # How the weights of a finished run are written, one of `WEIGHT_FORMATS`: "float32", or "dfp16" for half
+    # the size. Checkpoints are always float32, or a run could not go on exactly.
+    export_weights: str
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, PRECISIONS)
@@ -82,7 +91,8 @@ class TrainConfig:
         _check("dataset", self.dataset, is_dataset(self.dataset), f"one of {', '.join(DATASET_NAMES)}")
         seeds = self.seed if isinstance(self.seed, tuple) else ()
         natural = len(seeds) > 0 and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
-        _check("seed", self.seed, natural, "a tuple of one or more integers of at least 0")
+        different = natural and len(set(seeds)) == len(seeds)
+        _check("seed", self.seed, different, "a tuple of one or more different integers of at least 0")
         for field in ("epochs", "batch_size", "eval_batch_size"):
             _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
         divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
@@ -100,10 +110,14 @@ class TrainConfig:
         _check("power", self.power, self.power > 0, "above 0")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
         _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        natural = isinstance(self.statistics_every, int) and self.statistics_every >= 0
-        _check("statistics_every", self.statistics_every, natural, "an integer of at least 0")
+        for field in ("statistics_every", "checkpoint_every"):
+            natural = isinstance(getattr(self, field), int) and getattr(self, field) >= 0
+            _check(field, getattr(self, field), natural, "an integer of at least 0")
         measurable = self.statistics_every == 0 or self.precision != "float32"
         _check("statistics_every", self.statistics_every, measurable, "0 where the precision is float32")
+        positive = isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1
+        _check("keep_checkpoints", self.keep_checkpoints, positive, "an integer of at least 1")
+        _check_choice("export_weights", self.export_weights, WEIGHT_FORMATS)
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to below 1")
 
     @classmethod

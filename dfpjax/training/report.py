@@ -1,165 +1,145 @@
 """What a run tells: a progress bar or plain lines, files of metrics and statistics, a table in the end."""
 
 import dataclasses
-import importlib.util
 import io
-import json
-import math
-import shutil
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self, TextIO
+from typing import Any, Self
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
 
 import dfpjax
 
-from .metrics import EpochMetrics, Result, Totals
+from .bar import Bar
+from .metrics import EpochMetrics, Evaluation, Result, Totals
+from .records import Records
+
+# What tables show of results, under which name, and how.
+_COLUMNS = {
+    "test_accuracy": ("test accuracy", "{:.2%}"),
+    "test_top5_accuracy": ("top-5", "{:.2%}"),
+    "test_loss": ("test loss", "{:.4f}"),
+    "images_per_second": ("images/s", "{:.0f}"),
+    "seconds": ("seconds", "{:.1f}"),
+}
 
 
 class Report:
     """Writes to `console` and, if there is a `workdir`, to files there; a context manager.
 
-    `workdir` is created where needed. `metrics.jsonl` gets one line per epoch, with the fields of
-    `EpochMetrics`, as soon as the epoch is over; `result.md` gets the final table. Where statistics are
-    recorded, `statistics.jsonl` gets a line per step, layer and operand, with the seed and the keys of
-    `dfpjax.History.to_dicts` (null for what is not finite), and `statistics_SEED.png` a plot of each run if
-    matplotlib is installed, however the run ends. `tensorboard/seed_SEED` has both for TensorBoard, metrics
-    by epoch and statistics by step. Files of an earlier run are replaced. On a console that is no terminal
-    there is no bar, only a line per epoch.
+    `Records` says which files; and `result.md` gets the final table. On a console that is no terminal there
+    is no bar, only a line per epoch.
     """
 
     def __init__(self, console: Console, workdir: Path | None = None) -> None:
+        self.workdir = workdir
         self._console = console
-        self._workdir = workdir
-        self._progress = Progress(
-            TextColumn("seed {task.fields[seed]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
-            TextColumn("{task.fields[images_per_second]:.0f} images/s"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task: TaskID | None = None
-        self._metrics_file: TextIO | None = None
-        self._histories: dict[int, dfpjax.History] = {}
-        self._boards: dict[int, SummaryWriter] = {}
+        self._bar = Bar(console)
+        self._records: Records | None = None
 
     def __enter__(self) -> Self:
-        if self._workdir is not None:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._metrics_file = open(self._workdir / "metrics.jsonl", "w", buffering=1)  # by lines
-            for outdated in self._workdir.glob("statistics*"):
-                outdated.unlink()
-            shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
-        self._progress.start()
+        if self.workdir is not None:
+            self._records = Records(self.workdir)
+        self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-        if self._metrics_file is not None:
-            self._metrics_file.close()
-        for board in self._boards.values():
-            board.close()
-        if importlib.util.find_spec("matplotlib"):
-            for seed, history in self._histories.items():
-                history.plot(self._workdir / f"statistics_{seed}.png")
+        self._bar.stop()
+        if self._records is not None:
+            self._records.close()
+
+    def clear(self) -> None:
+        """Nothing is left of earlier runs in the working directory that could go on: deletes their files."""
+        if self._records is not None:
+            self._records.clear()
 
     def compiled(self, seconds: float) -> None:
         """The training step has been compiled."""
-        self._line(f"training step compiled in {seconds:.1f} s")
+        self.line(f"training step compiled in {seconds:.1f} s")
 
-    def start_run(self, *, seed: int, steps: int) -> None:
-        """A run of so many training steps begins."""
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(
-            "", total=steps, seed=seed, loss=math.nan, accuracy=math.nan, images_per_second=math.nan
-        )
+    def start_run(self, *, seed: int, step: int, steps: int, epochs: int) -> list[EpochMetrics]:
+        """A run begins, or goes on after so many of its training steps and whole epochs.
 
-    def step(self, totals: Totals) -> None:
+        What was told of it after that point is taken back; the metrics of the epochs before are returned.
+        """
+        self._bar.begin(seed=seed, step=step, steps=steps)
+        return [] if self._records is None else self._records.resume(seed=seed, step=step, epochs=epochs)
+
+    def step(self, totals: Totals, epoch: int, learning_rate: float) -> None:
         """A training step is over; the totals are those of its epoch so far."""
-        self._progress.update(
-            self._task,
-            advance=1,
-            loss=totals.loss,
-            accuracy=totals.accuracy,
-            images_per_second=totals.images_per_second,
-        )
+        self._bar.step(totals, epoch, learning_rate)
 
     def statistics(self, layers: dict[str, dfpjax.LayerStatistics], *, seed: int, step: int) -> None:
         """The statistics of a training step of that seed's run."""
-        if self._workdir is None:
-            return
-        history = self._histories.setdefault(seed, dfpjax.History())
-        with open(self._workdir / "statistics.jsonl", "a") as file:
-            for record in history.add(step, layers):
-                finite = {key: None if _is_not_finite(value) else value for key, value in record.items()}
-                print(json.dumps({"seed": seed} | finite), file=file)
-                self._log(seed, step, f"{record['layer']}/{record['operand']}", record)
+        if self._records is not None:
+            self._records.statistics(layers, seed=seed, step=step)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """An epoch and its evaluation are over."""
-        self._line(
+        self.line(
             f"seed {metrics.seed}  epoch {metrics.epoch:3}"
             f"  train loss {metrics.train_loss:.4f} accuracy {metrics.train_accuracy:7.2%}"
             f"  test loss {metrics.test_loss:.4f} accuracy {metrics.test_accuracy:7.2%}"
+            f" top-5 {metrics.test_top5_accuracy:7.2%}"
             f"  {metrics.images_per_second:6.0f} images/s"
         )
-        if self._metrics_file is not None:
-            print(json.dumps(dataclasses.asdict(metrics)), file=self._metrics_file)
-            self._log(metrics.seed, metrics.epoch, "metrics", dataclasses.asdict(metrics))
+        if self._records is not None:
+            self._records.epoch(metrics)
 
     def finish(self, results: list[Result]) -> None:
         """All runs are over: shows the table."""
-        self._progress.stop()
+        self._bar.stop()
         table = results_table(results)
         self._console.print(table)
-        if self._workdir is not None:
-            console = Console(file=io.StringIO(), width=100)
+        if self.workdir is not None:
+            console = Console(file=io.StringIO(), width=120)
             console.print(table)
-            (self._workdir / "result.md").write_text(console.file.getvalue().strip() + "\n")
+            (self.workdir / "result.md").write_text(console.file.getvalue().strip() + "\n")
 
-    def _log(self, seed: int, step: int, group: str, values: dict[str, object]) -> None:
-        """The numbers among the values, for TensorBoard."""
-        if seed not in self._boards:
-            self._boards[seed] = SummaryWriter(str(self._workdir / "tensorboard" / f"seed_{seed}"))
-        for name, value in values.items():
-            if isinstance(value, int | float) and name not in ("seed", "step", "epoch"):
-                self._boards[seed].add_scalar(f"{group}/{name}", value, step)
+    def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
+        """Weights have been tested: shows the table."""
+        self._bar.stop()
+        self._console.print(_evaluations_table(evaluations))
 
-    def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False)
+    def profiled(self, directory: Path, *, steps: int) -> None:
+        """A profile has been written, of so many steps; or of none, if there were too few."""
+        if steps == 0:
+            self.line("no profile: the run ended before the caches were warm; train more steps")
+            return
+        self.line(
+            f"profile of {steps} steps in {directory}: open it with `pip install xprof && xprof"
+            f" --logdir={directory}`, or perfetto_trace.json.gz in it at https://ui.perfetto.dev"
+        )
 
-
-def _is_not_finite(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    def line(self, text: str) -> None:
+        """Says something."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def results_table(results: list[Result]) -> Table:
     """A Markdown table with a row for each result, and one of their means if there are several."""
-    measures = {
-        "test_accuracy": "{:.2%}".format,
-        "test_loss": "{:.4f}".format,
-        "images_per_second": "{:.0f}".format,
-        "seconds": "{:.1f}".format,
-    }
-    table = Table("precision", "seed", box=box.MARKDOWN)
-    for measure in measures:
-        table.add_column(measure.replace("_", " "), justify="right")
-
-    rows = [(str(result.seed), [getattr(result, measure) for measure in measures]) for result in results]
+    rows = [(result.precision, str(result.seed), dataclasses.asdict(result)) for result in results]
     if len(results) > 1:
-        rows.append(
-            ("mean", [statistics.mean(column) for column in zip(*(row for _, row in rows), strict=True)])
-        )
-    for seed, row in rows:
-        cells = (form(value) for form, value in zip(measures.values(), row, strict=True))
-        table.add_row(results[0].precision, seed, *cells)
+        precisions = dict.fromkeys(result.precision for result in results)
+        means = {name: statistics.mean(getattr(result, name) for result in results) for name in _COLUMNS}
+        rows.append((" and ".join(precisions), "mean", means))
+    return _table(("precision", "seed"), rows)
+
+
+def _evaluations_table(evaluations: Sequence[Evaluation]) -> Table:
+    rows = [(each.precision, each.weights, dataclasses.asdict(each)) for each in evaluations]
+    return _table(("precision", "weights"), rows)
+
+
+def _table(headers: tuple[str, str], rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Table:
+    """Two columns of text, and one for each of `_COLUMNS` that the rows have."""
+    columns = {name: column for name, column in _COLUMNS.items() if name in rows[0][-1]}
+    table = Table(*headers, box=box.MARKDOWN)
+    for header, _ in columns.values():
+        table.add_column(header, justify="right")
+    for first, second, values in rows:
+        table.add_row(first, second, *(form.format(values[name]) for name, (_, form) in columns.items()))
     return table

@@ -24,15 +24,18 @@ class TrainState(train_state.TrainState):
 
 
 def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
-    """Sums over the batch: `loss` float32[] (cross-entropy) and `correct` int32[].
+    """Sums over the batch: `loss` float32[] (cross-entropy), `correct` and `correct_top5` int32[].
 
-    Images whose label is negative fill up the batch and count for nothing.
+    Images whose label is negative fill up the batch and count for nothing. Of five classes or fewer, all are
+    among the first five.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
+    _, first = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     return {
         "loss": jnp.sum(losses, where=labels >= 0),
         "correct": jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32),
+        "correct_top5": jnp.sum(first == labels[:, None], dtype=jnp.int32),
     }
 
 

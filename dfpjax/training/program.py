@@ -1,0 +1,109 @@
+"""What all runs of a configuration share: the model in its precision, how it starts, and its compiled steps."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfpjax import LayerStatistics
+
+from .config import TrainConfig
+from .data import Dataset
+from .models import MODELS
+from .optimizer import learning_rate, optimizer
+from .precision import model_dtype, with_precision
+from .state import TrainState, measured_step, train_step
+
+Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, dict[str, jax.Array]]]
+MeasuredStep = Callable[
+    [TrainState, np.ndarray, np.ndarray],
+    tuple[tuple[TrainState, dict[str, jax.Array]], dict[str, LayerStatistics]],
+]
+
+
+class Program:
+    """The functions of a training run, and its length; nothing is compiled before it is used.
+
+    **Raises:** `DatasetError` if the training split has no full batch.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._updates = config.epochs * dataset.steps_per_epoch(config.batch_size)
+        # A step takes one part of a batch.
+        self.steps_per_epoch = dataset.steps_per_epoch(config.batch_size) * config.accumulate
+        self.steps = config.epochs * self.steps_per_epoch
+        self._model = MODELS[config.model](classes=dataset.classes, dtype=model_dtype(config.precision))
+        # All seeds share these two, and with them the compiled step.
+        self._apply = with_precision(self._model.apply, config.precision)
+        self._tx = optimizer(config, updates=self._updates)
+        self._is_compiled = False
+        # The state a seed starts from.
+        self.start = jax.jit(self._start)
+
+    def _start(self, seed: int) -> TrainState:
+        images = jnp.zeros((1, *self._dataset.image_shape))
+        variables = self._model.init(jax.random.key(seed), images, train=False)
+        return TrainState.create(
+            apply_fn=self._apply,
+            tx=self._tx,
+            params=variables["params"],
+            batch_stats=variables.get("batch_stats", {}),
+            seed=jnp.int32(seed),
+        )
+
+    @functools.cached_property
+    def state_shapes(self) -> TrainState:
+        """Shapes and dtypes of a state."""
+        return jax.eval_shape(self._start, 0)
+
+    @property
+    def variable_shapes(self) -> dict[str, Any]:
+        """Shapes and dtypes of the model's variables."""
+        return {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
+
+    def state_for_evaluation(self, variables: dict[str, Any]) -> TrainState:
+        """One that has these variables, and nothing for an optimizer."""
+        return TrainState(
+            step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), **variables
+        )
+
+    @functools.cached_property
+    def step(self) -> Step:
+        """The compiled training step."""
+        return self._compiled(train_step)
+
+    @functools.cached_property
+    def measured_step(self) -> MeasuredStep:
+        """The compiled training step that also gives statistics."""
+        return self._compiled(measured_step)
+
+    def compile(self) -> float:
+        """Compiles what the configuration needs, and returns how many seconds that took; 0 the next time.
+
+        By hand, and not by the first call, so that the first epoch's speed is that of the others.
+        """
+        if self._is_compiled:
+            return 0.0
+        began = time.perf_counter()
+        _ = self.step, self._config.statistics_every and self.measured_step
+        self._is_compiled = True
+        return time.perf_counter() - began
+
+    def _compiled(self, step: Callable) -> Any:
+        size = self._config.batch_size // self._config.accumulate
+        images = jax.ShapeDtypeStruct((size, *self._dataset.image_shape), np.float32)
+        labels = jax.ShapeDtypeStruct((size,), np.int32)
+        smoothing = self._config.label_smoothing
+        return step.lower(self.state_shapes, images, labels, label_smoothing=smoothing).compile()
+
+    @functools.cached_property
+    def learning_rates(self) -> np.ndarray:
+        """Of every step, float32[steps]."""
+        rates = jax.vmap(learning_rate(self._config, updates=self._updates))(jnp.arange(self._updates))
+        return np.repeat(np.asarray(rates), self._config.accumulate)

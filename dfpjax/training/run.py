@@ -1,0 +1,232 @@
+"""The run of one seed: epochs of steps, each epoch followed by an evaluation, from wherever it had come to."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from .checkpoints import Checkpoints, restore
+from .config import TrainConfig
+from .data import Batch, Dataset
+from .evaluation import test_totals
+from .metrics import EpochMetrics, Result, Totals
+from .profiling import Profile
+from .program import Program
+from .report import Report
+from .state import TrainState
+from .stopping import Stopped
+from .weights import load_weights, save_weights, saved_format
+from .workdir import checkpoint_directory, weights_directory
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the runs of all seeds have in common."""
+
+    config: TrainConfig
+    dataset: Dataset
+    program: Program
+    report: Report
+    profile: Profile
+    # Weights to start from in place of random ones.
+    init_from: Path | None
+    # Asked between steps whether to stop.
+    stop: Callable[[], bool]
+
+
+class Run:
+    """The run of a seed, as far as it has come.
+
+    A checkpoint holds the whole `TrainState`, the number of steps made, and the totals of the epoch that they
+    end in. Everything else a step depends on follows from the configuration, the seed and that number:
+    batches, dropout, learning rate. So a run goes on to the same parameters, to the last bit, and to the same
+    metrics. Which epochs were evaluated is in `metrics.jsonl`.
+    """
+
+    def __init__(self, job: Job, seed: int) -> None:
+        self._job = job
+        self._seed = seed
+        self._began = time.perf_counter()
+        workdir = job.report.workdir
+        restored = None
+        if workdir is not None:
+            directory = checkpoint_directory(workdir, seed)
+            restored = restore(directory, job.program.state_shapes, job.report.line)
+        if restored is None:
+            self._step, self._totals, self._seconds_before = 0, Totals(), 0.0
+            self._state = self._start()
+        else:
+            self._state, progress = restored
+            self._step, self._seconds_before = progress["step"], progress["seconds"]
+            self._totals = Totals.from_dict(progress["totals"])
+        self._epochs = job.report.start_run(
+            seed=seed,
+            step=self._step,
+            steps=job.program.steps,
+            epochs=self._step // job.program.steps_per_epoch,
+        )
+        if restored is not None:
+            job.report.line(self._resumed(progress["precision"]))
+
+    def _start(self) -> TrainState:
+        job = self._job
+        if job.report.workdir is not None:
+            # Those of a run whose checkpoints have been deleted.
+            shutil.rmtree(weights_directory(job.report.workdir, self._seed), ignore_errors=True)
+        state = job.program.start(self._seed)
+        if job.init_from is None:
+            return state
+        variables = load_weights(job.init_from, job.program.variable_shapes)
+        return state.replace(**jax.tree.map(jax.numpy.array, variables))
+
+    def _resumed(self, precision: str) -> str:
+        if self._is_over():
+            return f"seed {self._seed} has been trained: nothing to do"
+        change = "" if precision == self._job.config.precision else f", reached in {precision},"
+        return (
+            f"seed {self._seed} goes on after step {self._step} of {self._job.program.steps}{change}"
+            f" in {self._job.config.precision}"
+        )
+
+    def _is_over(self) -> bool:
+        return len(self._epochs) > 0 and self._epochs[-1].epoch == self._job.config.epochs
+
+    def finish(self) -> Result:
+        """Trains what is left to train, and leaves the weights in the working directory.
+
+        **Raises:** `Stopped` if asked to; `FloatingPointError` if the training loss of an epoch, or of one
+        that is to be saved, is not finite; `CheckpointError` if something cannot be written.
+        """
+        workdir, config = self._job.report.workdir, self._job.config
+        was_over = self._is_over()
+        if not was_over:
+            with self._checkpoints() as checkpoints:
+                self._train(checkpoints)
+        if workdir is not None:
+            path = weights_directory(workdir, self._seed)
+            if not was_over or saved_format(path) != config.export_weights:
+                variables = {"params": self._state.params, "batch_stats": self._state.batch_stats}
+                save_weights(path, variables, config.export_weights)
+        return Result.of_epochs(self._epochs)
+
+    def _checkpoints(self) -> contextlib.AbstractContextManager[Checkpoints | None]:
+        workdir = self._job.report.workdir
+        if workdir is None:
+            return contextlib.nullcontext()
+        directory = checkpoint_directory(workdir, self._seed)
+        return Checkpoints(directory, keep=self._job.config.keep_checkpoints)
+
+    def _train(self, checkpoints: Checkpoints | None) -> None:
+        job, config = self._job, self._job.config
+        per_epoch = job.program.steps_per_epoch
+
+        def stop_if_asked() -> None:
+            if job.stop():
+                if checkpoints is not None and self._step > 0:
+                    self._save(checkpoints)
+                raise Stopped(f"after step {self._step} of seed {self._seed}")
+
+        # Compiling counts neither for this run nor for its first epoch.
+        if seconds := job.program.compile():
+            job.report.compiled(seconds)
+        self._began += seconds
+        self._totals.start_clock()
+        stop_if_asked()
+        first = self._step // per_epoch + 1
+        if self._step > 0 and self._step % per_epoch == 0:
+            if self._epochs and self._epochs[-1].epoch == first - 1:
+                self._totals = Totals()
+            else:
+                first -= 1  # trained, and not evaluated
+        with contextlib.closing(self._batches()) as batches:
+            for epoch in range(first, config.epochs + 1):
+                for images, labels in itertools.islice(batches, epoch * per_epoch - self._step):
+                    self._train_step(images, labels)
+                    job.report.step(self._totals, epoch, self._learning_rate())
+                    job.profile.step()
+                    due = config.checkpoint_every and self._step % config.checkpoint_every == 0
+                    if checkpoints is not None and (due or self._step == job.program.steps):
+                        self._save(checkpoints)
+                    stop_if_asked()
+                images_per_second = self._totals.images_per_second
+                self._check_loss()
+                test = test_totals(self._state, job.dataset, config.eval_batch_size, stop_if_asked)
+                self._epochs.append(self._metrics(epoch, images_per_second, test))
+                job.report.epoch(self._epochs[-1])
+                self._totals = Totals()
+
+    def _batches(self) -> Iterator[Batch]:
+        """What each step from the next one on takes: the equal parts of a batch, one after the other."""
+        config = self._job.config
+        start, done = divmod(self._step, config.accumulate)
+        batches = self._job.dataset.train_batches(config.batch_size, seed=self._seed, start_step=start)
+        with contextlib.closing(batches):
+            yield from itertools.islice(_parts(batches, config.accumulate), done, None)
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        job = self._job
+        every = job.config.statistics_every
+        with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
+            if every and self._step % every == 0:
+                (self._state, metrics), layers = job.program.measured_step(self._state, images, labels)
+                job.report.statistics(layers, seed=self._seed, step=self._step)
+            else:
+                self._state, metrics = job.program.step(self._state, images, labels)
+            self._totals.add(metrics, len(labels))
+        self._step += 1
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        self._check_loss()
+        progress = {
+            "step": self._step,
+            "totals": self._totals.to_dict(),
+            "seconds": self._seconds(),
+            "precision": self._job.config.precision,
+        }
+        checkpoints.save(self._state, step=self._step, progress=progress)
+
+    def _check_loss(self) -> None:
+        if not math.isfinite(self._totals.loss_sum):
+            per_epoch = self._job.program.steps_per_epoch
+            epoch = (self._step - 1) // per_epoch + 1
+            raise FloatingPointError(
+                f"the training loss of epoch {epoch}, seed {self._seed}, is {self._totals.loss}; a lower"
+                " learning_rate or a longer warmup may help"
+            )
+
+    def _metrics(self, epoch: int, images_per_second: float, test: Totals) -> EpochMetrics:
+        return EpochMetrics(
+            precision=self._job.config.precision,
+            seed=self._seed,
+            epoch=epoch,
+            learning_rate=self._learning_rate(),
+            train_loss=self._totals.loss,
+            train_accuracy=self._totals.accuracy,
+            train_top5_accuracy=self._totals.top5_accuracy,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            test_top5_accuracy=test.top5_accuracy,
+            images_per_second=images_per_second,
+            seconds=self._seconds(),
+        )
+
+    def _learning_rate(self) -> float:
+        """Of the last step made."""
+        return float(self._job.program.learning_rates[self._step - 1])
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._began
+
+
+def _parts(batches: Iterable[Batch], count: int) -> Iterator[Any]:
+    """The equal parts of each batch, one after the other."""
+    for images, labels in batches:
+        yield from zip(np.split(images, count), np.split(labels, count), strict=True)

@@ -1,0 +1,146 @@
+"""Weights on disk: what a finished run leaves behind, in float32 or in DFP16, and what others start from."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+
+import dfpjax
+
+WEIGHT_FORMATS = ("float32", "dfp16")
+
+STATE = "state"
+"""In the directory of a step, the item of a checkpoint that has the whole training state."""
+
+# What a kernel in DFP16 becomes in the tree of parameters, in this order.
+_DFP16 = ("mantissa", "exponent")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or weights cannot be written, read or used; the message says what to do."""
+
+
+def save_weights(path: Path, variables: dict[str, Any], weight_format: str) -> None:
+    """Writes `params` and `batch_stats`, as a plain Orbax checkpoint, in place of what is at `path`.
+
+    With "dfp16" each parameter of two or more dimensions becomes a `mantissa`, int16 of its shape, and an
+    `exponent`, int32[]: mantissa · 2^exponent rounded to nearest, which is what an operation in DFP16 reads
+    anyway. Everything else is float32, being small and, as the variances of batch norm are, of too many
+    magnitudes for one exponent.
+
+    **Raises:** `CheckpointError` if this is not possible.
+    """
+    params = jax.tree.map(np.asarray, variables["params"])
+    if weight_format == "dfp16":
+        params = jax.tree.map(_to_dfp16, params)
+    tree = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), tree, force=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot write weights to {path}: {error}") from error
+
+
+def saved_format(path: Path) -> str | None:
+    """Which of `WEIGHT_FORMATS` `save_weights` has written at `path`; None if it has not."""
+    if not _is_tree(path):
+        return None
+    names = traverse_util.flatten_dict(_metadata(path), keep_empty_nodes=True)
+    return "dfp16" if any(name[-1] == _DFP16[0] for name in names) else "float32"
+
+
+def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The float32 variables `params` and `batch_stats` at `path`.
+
+    Arguments:
+
+    - `path`: what `save_weights` has written, the directory of a checkpoint (`checkpoints/seed_N/STEP`), or
+      that of a seed's checkpoints (`checkpoints/seed_N`), of which the newest is read.
+    - `like`: variables of the model, arrays or their shapes and dtypes.
+
+    **Raises:** `CheckpointError` if there are none, or none that fit; the message says which do not.
+    """
+    path = path.absolute()
+    if steps := checkpoint_steps(path):
+        path /= str(steps[-1])
+    tree = path / STATE if _is_tree(path / STATE) else path
+    if not _is_tree(tree):
+        raise CheckpointError(
+            f"{path} holds no weights; give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the"
+            " steps in it"
+        )
+    stored = read_tree(tree)
+    if "params" not in stored or "batch_stats" not in stored:
+        raise CheckpointError(f"{path} is a checkpoint of another program: it has no params and batch_stats")
+    variables = {
+        "params": _from_dfp16(stored["params"]),
+        "batch_stats": stored["batch_stats"],
+    }
+    _check_fit(path, variables, {name: like.get(name, {}) for name in variables})
+    return variables
+
+
+def checkpoint_steps(directory: Path) -> list[int]:
+    """The steps that have a finished checkpoint in a seed's directory, in ascending order."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What Orbax has written at `path`, as nested dictionaries of NumPy arrays.
+
+    **Raises:** `CheckpointError` if not all of it can be read.
+    """
+    try:
+        # What was written as NumPy arrays is read as such.
+        return ocp.PyTreeCheckpointHandler().restore(path)
+    except (OSError, ValueError, KeyError) as error:
+        (reason, *_) = str(error).splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    return dict(ocp.PyTreeCheckpointHandler().metadata(path).tree)
+
+
+def _is_tree(path: Path) -> bool:
+    return (path / "_METADATA").is_file()
+
+
+def _to_dfp16(parameter: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+    if parameter.ndim < 2:
+        return parameter
+    quantized = dfpjax.quantize(parameter)
+    return dict(zip(_DFP16, (np.asarray(quantized.mantissa), np.asarray(quantized.exponent)), strict=True))
+
+
+def _from_dfp16(params: Any) -> Any:
+    if not isinstance(params, dict):
+        return params
+    if set(params) == set(_DFP16) and params["mantissa"].dtype == np.int16:
+        return np.asarray(dfpjax.DFPArray(params["mantissa"], params["exponent"]).dequantize())
+    return {name: _from_dfp16(value) for name, value in params.items()}
+
+
+def _check_fit(path: Path, variables: dict[str, Any], like: dict[str, Any]) -> None:
+    stored, wanted = (traverse_util.flatten_dict(tree, sep="/") for tree in (variables, like))
+    if problems := list(_differences(stored, wanted)):
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise CheckpointError(
+            f"the weights in {path} are not of this model and dataset: {', '.join(problems[:4])}{more}; check"
+            " config.model and config.dataset"
+        )
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+    for name, leaf in wanted.items():
+        if name not in stored:
+            yield f"{name} is missing"
+        elif stored[name].shape != leaf.shape:
+            yield f"{name} is {list(stored[name].shape)} and should be {list(leaf.shape)}"
+    for name in stored:
+        if name not in wanted:
+            yield f"{name} is not expected"

@@ -1,0 +1,76 @@
+"""A working directory belongs to one configuration: what may change between one start and the next."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .weights import CheckpointError, checkpoint_steps
+
+# Fields of `TrainConfig` that do not say what a seed's run computes, or that it may change on the way.
+_MAY_CHANGE = {
+    "precision",
+    "seed",
+    "data_dir",
+    "eval_batch_size",
+    "workers",
+    "statistics_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "export_weights",
+}
+
+
+def checkpoint_directory(workdir: Path, seed: int) -> Path:
+    """Where the checkpoints of a seed are, each in a directory named by its step."""
+    return workdir / "checkpoints" / f"seed_{seed}"
+
+
+def weights_directory(workdir: Path, seed: int) -> Path:
+    """Where the weights of a seed are when its run is over."""
+    return workdir / "weights" / f"seed_{seed}"
+
+
+def has_checkpoints(workdir: Path) -> bool:
+    """Whether there is anything a run could go on from."""
+    return any(checkpoint_steps(seed) for seed in (workdir / "checkpoints").glob("seed_*"))
+
+
+def claim(workdir: Path, config: TrainConfig, *, train_size: int) -> None:
+    """Writes `config.json`, or sees to it that the runs in `workdir` can go on with `config`.
+
+    Arguments:
+
+    - `train_size`: images in the training split, which decides what a step is as much as a field does.
+
+    **Raises:** `CheckpointError` if they cannot; the message names the fields.
+    """
+    path = workdir / "config.json"
+    # What JSON makes of tuples, so that both sides have lists.
+    settings = json.loads(json.dumps(dataclasses.asdict(config) | {"train_size": train_size}))
+    if has_checkpoints(workdir):
+        changes = ", ".join(
+            f"{name} was {before!r} and is {settings[name]!r}"
+            for name, before in _read(path).items()
+            if name in settings and name not in _MAY_CHANGE and before != settings[name]
+        )
+        if changes:
+            raise CheckpointError(
+                f"{workdir} has checkpoints of another run: {changes}; give the former values to go on with"
+                " it, or another --workdir to start a new one"
+            )
+    # Not in one go: a run may be killed at any time.
+    path.with_suffix(".new").write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(path.with_suffix(".new"), path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.parent} has checkpoints, but what they are of cannot be read from {path.name}; give another"
+            " --workdir to start a new run"
+        ) from error
