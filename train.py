@@ -32,7 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory for checkpoints, weights, metrics and the result, and to go on from; none are written without.",
+    "Directory for checkpoints, weights, metrics and the result, from which a run goes on; none without.",
 )
 _EVAL_ONLY = flags.DEFINE_bool(
     "eval_only",

@@ -1,4 +1,4 @@
-"""What all runs of a configuration share: the model in its precision, how it starts, and its compiled steps."""
+"""What all runs of a configuration share: the model in its precision, its start, and its compiled steps."""
 
 import functools
 import time

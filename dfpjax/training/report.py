@@ -92,17 +92,15 @@ class Report:
     def finish(self, results: list[Result]) -> None:
         """All runs are over: shows the table."""
         self._bar.stop()
-        table = results_table(results)
-        self._console.print(table)
+        table = _text(results_table(results))
+        self.line(table)
         if self.workdir is not None:
-            console = Console(file=io.StringIO(), width=120)
-            console.print(table)
-            (self.workdir / "result.md").write_text(console.file.getvalue().strip() + "\n")
+            (self.workdir / "result.md").write_text(table)
 
     def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
         """Weights have been tested: shows the table."""
         self._bar.stop()
-        self._console.print(_evaluations_table(evaluations))
+        self.line(_text(_evaluations_table(evaluations)))
 
     def profiled(self, directory: Path, *, steps: int) -> None:
         """A profile has been written, of so many steps; or of none, if there were too few."""
@@ -143,3 +141,10 @@ def _table(headers: tuple[str, str], rows: Sequence[tuple[str, str, Mapping[str,
     for first, second, values in rows:
         table.add_row(first, second, *(form.format(values[name]) for name, (_, form) in columns.items()))
     return table
+
+
+def _text(table: Table) -> str:
+    """As Markdown, however narrow the terminal is."""
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(table)
+    return console.file.getvalue().strip() + "\n"

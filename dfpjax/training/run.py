@@ -1,4 +1,4 @@
-"""The run of one seed: epochs of steps, each epoch followed by an evaluation, from wherever it had come to."""
+"""The run of one seed: epochs of steps, each followed by an evaluation, from wherever it had come to."""
 
 import contextlib
 import dataclasses

@@ -71,6 +71,6 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.parent} has checkpoints, but what they are of cannot be read from {path.name}; give another"
-            " --workdir to start a new run"
+            f"{path} says what the checkpoints beside it are of, and cannot be read; give another --workdir"
+            " to start a new run"
         ) from error

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -120,7 +121,7 @@ class Dataset:
             options = grain.MultiprocessingOptions(num_workers=self.workers)
             dataset = dataset.mp_prefetch(options)
         with contextlib.closing(iter(dataset)) as iterator:
-            for images, labels in itertools.islice(iterator, count):
+            for images, labels in itertools.islice(_started(iterator), count):
                 # Workers leave a batch in shared memory, of which there is little, and JAX may hold on to
                 # what it was given for longer than we do.
                 yield np.array(images), np.array(labels)
@@ -153,6 +154,18 @@ class Dataset:
 
     def _normalized(self, images: np.ndarray) -> np.ndarray:
         return normalize(images, self.source.mean, self.source.deviation)
+
+
+def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same; worker processes, which start before the first one, leave Ctrl-C to this process."""
+    interrupt = {signal.SIGINT}
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # processes inherit it
+    try:
+        first = next(batches)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
+    yield first
+    yield from batches
 
 
 def padded_batch(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Batch:
