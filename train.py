@@ -98,7 +98,11 @@ def run_training(config: TrainConfig) -> None:
                     stop=signals.requested,
                 )
         except Stopped as stopped:
-            saved = "saved: the same command goes on" if workdir else "not saved, for want of --workdir"
+            saved = (
+                "saved: the same command goes on from there"
+                if workdir
+                else "not saved, for want of --workdir"
+            )
             print(f"train.py: stopped by {signals.received.name} {stopped}, {saved}", file=sys.stderr)
             sys.exit(128 + signals.received)
 

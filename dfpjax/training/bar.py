@@ -1,13 +1,9 @@
 """The progress bar of a run."""
 
-import math
-
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from .metrics import Totals
-
-_UNKNOWN = {"loss": math.nan, "accuracy": math.nan, "rate": math.nan, "speed": math.nan}
 
 
 class Bar:
@@ -15,11 +11,10 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("seed {task.fields[seed]}  epoch {task.fields[epoch]}"),
+            TextColumn("seed {task.fields[seed]}  epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
-            TextColumn("lr {task.fields[rate]:.3g}  {task.fields[speed]:.0f} images/s"),
+            TextColumn("{task.fields[measures]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -34,11 +29,13 @@ class Bar:
         """Leaves it as it is."""
         self._progress.stop()
 
-    def begin(self, *, seed: int, step: int, steps: int) -> None:
-        """The run of a seed goes on after so many of its steps."""
+    def begin(self, *, seed: int, step: int, steps: int, epoch: int, epochs: int) -> None:
+        """The run of a seed goes on after so many of its steps, in this epoch."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task("", total=steps, completed=step, seed=seed, epoch="", **_UNKNOWN)
+        self._task = self._progress.add_task(
+            "", total=steps, completed=step, seed=seed, epoch=epoch, epochs=epochs, measures=""
+        )
 
     def step(self, totals: Totals, epoch: int, learning_rate: float) -> None:
         """A step is over."""
@@ -46,8 +43,6 @@ class Bar:
             self._task,
             advance=1,
             epoch=epoch,
-            loss=totals.loss,
-            accuracy=totals.accuracy,
-            rate=learning_rate,
-            speed=totals.images_per_second,
+            measures=f"loss {totals.loss:.4f}  accuracy {totals.accuracy:.2%}  lr {learning_rate:.3g}"
+            f"  {totals.images_per_second:.0f} images/s",
         )

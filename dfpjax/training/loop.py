@@ -47,8 +47,7 @@ def train(
             report.clear()
 
     directory = workdir / "profile" if profile and workdir is not None else None
-    results = []
-    with Profile(directory) as recorder:
+    with Profile(directory, report.line) as recorder:
         job = Job(
             config=config,
             dataset=dataset,
@@ -60,6 +59,4 @@ def train(
         )
         results = [Run(job, seed).finish() for seed in config.seed]
     report.finish(results)
-    if directory is not None:
-        report.profiled(directory, steps=recorder.recorded)
     return results

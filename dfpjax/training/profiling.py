@@ -1,5 +1,6 @@
 """A profile of a few training steps, for XProf or Perfetto."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -13,13 +14,13 @@ _STEPS = 5
 class Profile:
     """Records steps 4 to 8 of those it is told of; a context manager. Without a directory, none.
 
-    A training that is over before has a shorter profile, or none.
+    `tell` is called with a line of text that says how to open the profile, or that the training was over
+    before.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self.directory = directory
-        # Steps that were recorded.
-        self.recorded = 0
+    def __init__(self, directory: Path | None, tell: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._tell = tell
         self._steps = 0
         self._running = False
 
@@ -27,21 +28,27 @@ class Profile:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop()
+        if self._running:
+            self._stop()
+        if self._directory is not None and self._steps <= _SKIPPED:
+            self._tell(f"no profile: it begins after {_SKIPPED} steps, and {self._steps} were made")
 
     def step(self) -> None:
         """A step is over."""
-        if self.directory is None:
-            return
         self._steps += 1
-        self.recorded += self._running
+        if self._directory is None:
+            return
         if self._steps == _SKIPPED:
-            jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True)
+            jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._running = True
-        if self.recorded == _STEPS:
+        elif self._steps == _SKIPPED + _STEPS:
             self._stop()
 
     def _stop(self) -> None:
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
+        self._running = False
+        jax.profiler.stop_trace()
+        self._tell(
+            f"profile of {self._steps - _SKIPPED} steps in {self._directory}: open it with `pip install xprof"
+            f" && xprof --logdir={self._directory}`, or perfetto_trace.json.gz in it at"
+            " https://ui.perfetto.dev"
+        )

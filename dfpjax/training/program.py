@@ -91,7 +91,7 @@ class Program:
         if self._is_compiled:
             return 0.0
         began = time.perf_counter()
-        _ = self.step, self._config.statistics_every and self.measured_step
+        _ = self.learning_rates, self.step, self._config.statistics_every and self.measured_step
         self._is_compiled = True
         return time.perf_counter() - began
 

@@ -61,12 +61,13 @@ class Report:
         self.line(f"training step compiled in {seconds:.1f} s")
 
     def start_run(self, *, seed: int, step: int, steps: int, epochs: int) -> list[EpochMetrics]:
-        """A run begins, or goes on after so many of its training steps and whole epochs.
+        """A run of so many steps and epochs begins, or goes on after the step with this number.
 
         What was told of it after that point is taken back; the metrics of the epochs before are returned.
         """
-        self._bar.begin(seed=seed, step=step, steps=steps)
-        return [] if self._records is None else self._records.resume(seed=seed, step=step, epochs=epochs)
+        done = step * epochs // steps
+        self._bar.begin(seed=seed, step=step, steps=steps, epoch=min(done + 1, epochs), epochs=epochs)
+        return [] if self._records is None else self._records.resume(seed=seed, step=step, epochs=done)
 
     def step(self, totals: Totals, epoch: int, learning_rate: float) -> None:
         """A training step is over; the totals are those of its epoch so far."""
@@ -101,16 +102,6 @@ class Report:
         """Weights have been tested: shows the table."""
         self._bar.stop()
         self.line(_text(_evaluations_table(evaluations)))
-
-    def profiled(self, directory: Path, *, steps: int) -> None:
-        """A profile has been written, of so many steps; or of none, if there were too few."""
-        if steps == 0:
-            self.line("no profile: the run ended before the caches were warm; train more steps")
-            return
-        self.line(
-            f"profile of {steps} steps in {directory}: open it with `pip install xprof && xprof"
-            f" --logdir={directory}`, or perfetto_trace.json.gz in it at https://ui.perfetto.dev"
-        )
 
     def line(self, text: str) -> None:
         """Says something."""

@@ -68,10 +68,7 @@ class Run:
             self._step, self._seconds_before = progress["step"], progress["seconds"]
             self._totals = Totals.from_dict(progress["totals"])
         self._epochs = job.report.start_run(
-            seed=seed,
-            step=self._step,
-            steps=job.program.steps,
-            epochs=self._step // job.program.steps_per_epoch,
+            seed=seed, step=self._step, steps=job.program.steps, epochs=job.config.epochs
         )
         if restored is not None:
             job.report.line(self._resumed(progress["precision"]))

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dfpjax.training import Report, TrainConfig, train
 from dfpjax.training.metrics import Totals
 from dfpjax.training.precision import PRECISIONS, model_dtype, with_precision
 from dfpjax.training.state import step_metrics
+from dfpjax.training.weights import checkpoint_steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,22 +69,26 @@ def test_two_epochs_reduce_the_loss_and_are_reported(make_config, tmp_path):
     assert "test accuracy" in table
     assert f"{result.test_accuracy:.2%}" in table
     assert table.splitlines()[2] in printed
+    assert first["test_accuracy"] <= first["test_top5_accuracy"] <= 1
+    assert f"{result.test_top5_accuracy:.2%}" in table
+    assert result.test_top5_accuracy == second["test_top5_accuracy"]
+    assert first["learning_rate"] > second["learning_rate"] > 0
 
 
 def test_a_seed_decides_everything_and_several_make_a_row_each(make_config, tmp_path):
-    results, _ = _train(make_config(seed=(1, 2, 1), epochs=1), tmp_path)
-    losses = [(result.seed, result.test_loss) for result in results]
-    assert losses[0] == losses[2]
-    assert losses[0] != losses[1]
+    results, _ = _train(make_config(seed=(1, 2), epochs=1), tmp_path)
+    (again,), _ = _train(make_config(seed=(1,), epochs=1))
+    assert again.test_loss == results[0].test_loss
+    assert again.test_loss != results[1].test_loss
     rows = [line.split("|") for line in (tmp_path / "result.md").read_text().splitlines()]
-    assert [row[2].strip() for row in rows] == ["seed", "-" * len(rows[1][2]), "1", "2", "1", "mean"]
+    assert [row[2].strip() for row in rows] == ["seed", "-" * len(rows[1][2]), "1", "2", "mean"]
     mean = np.mean([result.test_accuracy for result in results])
     assert rows[-1][3].strip() == f"{mean:.2%}"
 
 
 def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_path):
-    (plain,), _ = _train(make_config(precision="dfp16"), tmp_path)
-    assert not list(tmp_path.glob("statistics*"))
+    (plain,), _ = _train(make_config(precision="dfp16"), tmp_path / "plain")
+    assert not list(tmp_path.glob("plain/statistics*"))
     (result,), _ = _train(make_config(precision="dfp16", statistics_every=3), tmp_path)
     assert (result.test_loss, result.test_accuracy) == (plain.test_loss, plain.test_accuracy)
     records = [json.loads(line) for line in (tmp_path / "statistics.jsonl").read_text().splitlines()]
@@ -119,12 +125,23 @@ def test_totals_do_not_depend_on_how_the_images_were_batched():
     assert whole.loss == pytest.approx(float(cross_entropies.mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 5, 6, 10])
+def test_top5_accuracy_counts_classes_among_the_first_five(classes):
+    logits = np.random.default_rng(1).normal(size=(40, classes)).astype(np.float32)
+    labels = np.arange(40, dtype=np.int32) % classes
+    metrics = step_metrics(jnp.array(logits), jnp.array([*labels, -1])[:-1])
+    ranks = [sorted(row, reverse=True).index(row[label]) for row, label in zip(logits, labels, strict=True)]
+    assert metrics["correct_top5"] == sum(rank < 5 for rank in ranks)
+    assert (metrics["correct_top5"] == 40) == (classes <= 5)
+
+
 def test_images_that_fill_up_a_batch_count_for_nothing():
     logits = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
     labels = np.arange(8, dtype=np.int32)
     expected = step_metrics(jnp.array(logits[:5]), jnp.array(labels[:5]), 0.1)
     metrics = step_metrics(jnp.array(logits), jnp.array([*labels[:5], -1, -1, -1]), 0.1)
     assert metrics["correct"] == expected["correct"]
+    assert metrics["correct_top5"] == expected["correct_top5"]
     assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
 
 
@@ -156,7 +173,8 @@ def test_too_large_a_batch_is_an_error(make_config):
             "dataset is 'mnist'; it must be one of digits, fake_imagenet, image_folder, .*, tfds:NAME",
         ),
         ("dataset", "tfds:", "dataset is 'tfds:'; it must be one of digits"),
-        ("seed", (), r"seed is \(\); it must be a tuple of one or more integers of at least 0"),
+        ("seed", (), r"seed is \(\); it must be a tuple of one or more different integers of at least 0"),
+        ("seed", (1, 2, 1), r"seed is \(1, 2, 1\); it must be a tuple of one or more different integers"),
         ("seed", 3, "seed is 3; it must be a tuple"),
         ("seed", (-1,), r"seed is \(-1,\); it must be"),
         ("seed", ("a",), r"seed is \('a',\); it must be"),
@@ -180,7 +198,11 @@ def test_too_large_a_batch_is_an_error(make_config):
         ("statistics_every", -1, "statistics_every is -1; it must be an integer of at least 0"),
         ("statistics_every", 0.5, "statistics_every is 0.5; it must be an integer of at least 0"),
         ("statistics_every", 10, "statistics_every is 10; it must be 0 where the precision is float32"),
-        ("epoch", 3, "no such field: epoch; the fields are precision, seed, model, .*, statistics_every"),
+        ("checkpoint_every", -1, "checkpoint_every is -1; it must be an integer of at least 0"),
+        ("checkpoint_every", 2.0, "checkpoint_every is 2.0; it must be an integer of at least 0"),
+        ("keep_checkpoints", 0, "keep_checkpoints is 0; it must be an integer of at least 1"),
+        ("export_weights", "int8", "export_weights is 'int8'; it must be one of float32, dfp16"),
+        ("epoch", 3, "no such field: epoch; the fields are precision, seed, model, .*, export_weights"),
     ],
 )
 def test_a_wrong_field_or_value_is_an_error_that_names_the_valid_ones(make_config, field, value, message):
@@ -275,6 +297,15 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
             "train.py: data_dir is None; image_folder expects data_dir",
         ),
         ("--config.train_split=trian", "train.py: Unknown split 'trian'"),
+        ("--eval_only", "train.py: --eval_only needs --workdir=DIR of a run, or --checkpoint=PATH"),
+        ("--eval_only --workdir=MISSING", "/MISSING/checkpoints/seed_0 holds no weights; give WORKDIR/w"),
+        (
+            "--checkpoint=A",
+            "train.py: --checkpoint is for --eval_only; to train from it, say --init_from=PATH",
+        ),
+        ("--eval_only --checkpoint=A --profile", "train.py: --eval_only trains nothing; leave out"),
+        ("--profile", "train.py: --profile needs --workdir=DIR, where it writes the profile"),
+        ("--init_from=MISSING", "/MISSING holds no weights; give WORKDIR/weights/seed_N, "),
     ],
 )
 def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):
@@ -282,3 +313,67 @@ def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def _start_script(*arguments: str, data_dir: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "train.py", "--config", "configs/digits.py", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"TFDS_DATA_DIR": data_dir},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(data_dir, tmp_path):
+    tiny = ["--config.train_split=train[:256]", "--config.test_split=test[:32]", "--config.precision=float32"]
+    process = _start_script(
+        *tiny, "--config.epochs=10000", f"--workdir={tmp_path}", "--profile", data_dir=data_dir
+    )
+    printed = []
+    # More than the steps that are profiled have been made.
+    while not (printed and "epoch   5" in printed[-1]):
+        printed.append(process.stdout.readline())
+        assert printed[-1], process.stderr.read()
+    process.terminate()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    step = checkpoint_steps(tmp_path / "checkpoints" / "seed_0")[-1]
+    line = f"train.py: stopped by SIGTERM after step {step} of seed 0, saved: the same command goes on from there"
+    assert line in errors.splitlines()
+    assert "Traceback" not in errors
+    assert any(f"profile of 5 steps in {tmp_path}/profile: open it with" in line for line in printed)
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))
+    assert list(tmp_path.glob("profile/**/perfetto_trace.json.gz"))
+
+    finished = _run_script(*tiny, "--eval_only", f"--workdir={tmp_path}", data_dir=data_dir)
+    assert finished.returncode == 0, finished.stderr
+    header, _, row = finished.stdout.strip().splitlines()
+    assert [cell.strip() for cell in header.split("|")][1:6] == [
+        "precision",
+        "weights",
+        "test accuracy",
+        "top-5",
+        "test loss",
+    ]
+    assert f"{tmp_path}/checkpoints/seed_0 " in row
+
+
+def test_a_run_that_is_shorter_than_a_profile_says_so(make_config, tmp_path):
+    console = Console(file=io.StringIO(), width=120)
+    with Report(console, tmp_path) as report:
+        train(make_config(epochs=1, batch_size=64), report, profile=True)
+    assert "no profile: it begins after 3 steps, and 2 were made" in console.file.getvalue()
+    assert not (tmp_path / "profile").exists()
+
+
+def test_the_bar_shows_where_a_run_is(make_config, tmp_path):
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    with Report(console) as report:
+        train(make_config(), report)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    assert re.search(
+        r"seed 0  epoch 2/2 ━+ 8/8 loss \d\.\d{4}  accuracy \d+\.\d\d%  lr \d\S*  \d+ images/s 0:00:00",
+        shown,
+    )

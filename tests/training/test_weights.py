@@ -1,0 +1,128 @@
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from rich.console import Console
+
+import dfpjax
+from dfpjax.training import CheckpointError, Report, evaluate, load_weights, save_weights, train
+from dfpjax.training.weights import saved_format
+
+
+@pytest.fixture
+def variables() -> dict:
+    random = np.random.default_rng(0)
+    kernels = {f"Conv_{i}": random.normal(size=(3, 3, 64, 64)).astype(np.float32) for i in range(4)}
+    params = {name: {"kernel": kernel, "bias": kernel[0, 0, 0]} for name, kernel in kernels.items()}
+    return {"params": params, "batch_stats": {"BatchNorm_0": {"var": np.float32([1e-9, 1e9])}}}
+
+
+def _train(config, workdir: Path, **options) -> tuple[list, str]:
+    console = Console(file=io.StringIO(), width=120)
+    with Report(console, workdir) as report:
+        return train(config, report, **options), console.file.getvalue()
+
+
+def _evaluate(config, *paths: Path) -> tuple[list, str]:
+    console = Console(file=io.StringIO(), width=40)
+    with Report(console) as report:
+        return evaluate(config, report, *paths), console.file.getvalue()
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_float32_weights_are_plain_orbax(variables, tmp_path):
+    save_weights(tmp_path / "weights", variables, "float32")
+    assert saved_format(tmp_path / "weights") == "float32"
+    restored = ocp.StandardCheckpointer().restore(tmp_path / "weights")
+    jax.tree.map(np.testing.assert_array_equal, restored, variables)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "weights", variables), variables)
+
+
+def test_dfp16_weights_have_half_the_size_and_the_values_that_operations_read(variables, tmp_path):
+    for weight_format in ("float32", "dfp16"):
+        save_weights(tmp_path / weight_format, variables, weight_format)
+    assert saved_format(tmp_path / "dfp16") == "dfp16"
+    assert 0.4 < _bytes(tmp_path / "dfp16") / _bytes(tmp_path / "float32") < 0.58
+    loaded = load_weights(tmp_path / "dfp16", variables)
+    for name, layer in loaded["params"].items():
+        kernel = variables["params"][name]["kernel"]
+        np.testing.assert_allclose(layer["kernel"], kernel, rtol=0, atol=np.abs(kernel).max() * 2**-15)
+        once, twice = dfpjax.quantize(kernel), dfpjax.quantize(layer["kernel"])
+        np.testing.assert_array_equal(twice.mantissa, once.mantissa)
+        np.testing.assert_array_equal(layer["bias"], variables["params"][name]["bias"])
+    jax.tree.map(np.testing.assert_array_equal, loaded["batch_stats"], variables["batch_stats"])
+
+
+def test_weights_replace_those_that_were_there(variables, tmp_path):
+    save_weights(tmp_path, variables, "dfp16")
+    save_weights(tmp_path, variables, "float32")
+    assert saved_format(tmp_path) == "float32"
+
+
+def test_weights_that_do_not_fit_are_named(variables, tmp_path):
+    save_weights(tmp_path, variables, "float32")
+    like = jax.tree.map(lambda leaf: leaf, variables)
+    like["params"]["Conv_0"]["kernel"] = np.zeros((3, 3, 64, 32))
+    like["params"]["Dense_0"] = {"kernel": np.zeros((2, 2))}
+    del like["params"]["Conv_1"]["bias"]
+    message = (
+        r"are not of this model and dataset: params/Conv_0/kernel is \[3, 3, 64, 64\] and should be"
+        r" \[3, 3, 64, 32\], params/Dense_0/kernel is missing, params/Conv_1/bias is not expected; check"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(tmp_path, like)
+
+
+def test_a_place_without_weights_is_an_error(variables, tmp_path):
+    with pytest.raises(CheckpointError, match="holds no weights; give WORKDIR/weights/seed_N, WORKDIR/check"):
+        load_weights(tmp_path, variables)
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        load_weights(tmp_path / "missing", variables)
+    ocp.StandardCheckpointer().save(tmp_path / "other", {"a": np.zeros(3)})
+    with pytest.raises(CheckpointError, match="is a checkpoint of another program"):
+        load_weights(tmp_path / "other", variables)
+
+
+def test_a_run_leaves_weights_that_are_evaluated_and_started_from(make_config, tmp_path):
+    config = make_config(train_split="train[:512]", warmup=0.0, export_weights="dfp16")
+    (result,), _ = _train(config, tmp_path / "first")
+    weights, checkpoints = tmp_path / "first" / "weights" / "seed_0", tmp_path / "first" / "checkpoints"
+    (exact, newest, rounded), printed = _evaluate(
+        config, checkpoints / "seed_0" / "32", checkpoints / "seed_0", weights
+    )
+    assert (exact.test_loss, exact.test_accuracy) == (result.test_loss, result.test_accuracy)
+    assert newest.test_loss == exact.test_loss
+    assert rounded.test_loss == pytest.approx(exact.test_loss, rel=1e-3)
+    assert rounded.test_accuracy == exact.test_accuracy
+    assert rounded.test_top5_accuracy == exact.test_top5_accuracy
+    for each in (exact, newest, rounded):
+        assert f"| float32   | {each.weights} " in printed
+    # In DFP16 the kernels of the float32 checkpoint are rounded in any case.
+    for precision in ("dfp16", "bfloat16"):
+        ((other,), _) = _evaluate(make_config(precision=precision), weights)
+        assert other.test_loss == pytest.approx(exact.test_loss, rel=0.05)
+
+    # Weights in another format, of a run that is over.
+    _train(make_config(train_split="train[:512]", warmup=0.0), tmp_path / "first")
+    assert saved_format(weights) == "float32"
+
+    tuned = make_config(train_split="train[:512]", warmup=0.0, epochs=1, learning_rate=1e-6)
+    (again,), _ = _train(tuned, tmp_path / "second", init_from=weights)
+    assert again.test_accuracy == pytest.approx(result.test_accuracy, abs=0.05)
+    with pytest.raises(
+        CheckpointError, match="are not of this model and dataset: params/Conv_0/bias is missing"
+    ):
+        _train(make_config(model="vgg_digits"), tmp_path / "third", init_from=weights)
+
+
+def test_evaluation_writes_nothing(make_config, tmp_path):
+    config = make_config()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        _evaluate(config, tmp_path / "workdir" / "checkpoints" / "seed_0")
+    assert not list(tmp_path.iterdir())
