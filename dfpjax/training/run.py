@@ -143,9 +143,24 @@ class Run:
                 self._totals = Totals()
             else:
                 first -= 1  # trained, and not evaluated
+        try:
+            self._train_epochs(range(first, config.epochs + 1), checkpoints, stop_if_asked)
+        except Stopped:
+            raise
+        except Exception:
+            # Whoever sends a signal to all processes ends those that read batches, too.
+            stop_if_asked()
+            raise
+
+    def _train_epochs(
+        self, epochs: range, checkpoints: Checkpoints | None, stop_if_asked: Callable[[], None]
+    ) -> None:
+        job, config = self._job, self._job.config
         with contextlib.closing(self._batches()) as batches:
-            for epoch in range(first, config.epochs + 1):
-                for images, labels in itertools.islice(batches, epoch * per_epoch - self._step):
+            for epoch in epochs:
+                for images, labels in itertools.islice(
+                    batches, epoch * job.program.steps_per_epoch - self._step
+                ):
                     self._train_step(images, labels)
                     job.report.step(self._totals, epoch, self._learning_rate())
                     job.profile.step()
