@@ -84,7 +84,8 @@ def test_a_place_without_weights_is_an_error(variables, tmp_path):
         load_weights(tmp_path, variables)
     with pytest.raises(CheckpointError, match="holds no weights"):
         load_weights(tmp_path / "missing", variables)
-    ocp.StandardCheckpointer().save(tmp_path / "other", {"a": np.zeros(3)})
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "other", {"a": np.zeros(3)})
     with pytest.raises(CheckpointError, match="is a checkpoint of another program"):
         load_weights(tmp_path / "other", variables)
 
