@@ -78,11 +78,10 @@ class Run:
         if job.report.workdir is not None:
             # Those of a run whose checkpoints have been deleted.
             shutil.rmtree(weights_directory(job.report.workdir, self._seed), ignore_errors=True)
-        state = job.program.start(self._seed)
         if job.init_from is None:
-            return state
+            return job.program.start(self._seed)
         variables = load_weights(job.init_from, job.program.variable_shapes)
-        return state.replace(**jax.tree.map(jax.numpy.array, variables))
+        return job.program.start(self._seed).replace(**jax.tree.map(jax.numpy.array, variables))
 
     def _resumed(self, precision: str) -> str:
         if self._is_over():

@@ -7,35 +7,14 @@ import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import jax
-from flax import linen as nn
-from jax.typing import DTypeLike
+import tiny  # noqa: F401  for this process and those that it starts
 from rich.console import Console
 
 from dfpjax.training import Report, Stopped, StopSignals, TrainConfig, train
-from dfpjax.training.models import MODELS
 
 # Imports once what all of them need; each still compiles for itself.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["killing"])
-
-
-class Tiny(nn.Module):
-    """Compiles in no time, and has all that a state holds and a step depends on: batch norm and dropout."""
-
-    classes: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Conv(8, (3, 3), strides=2, dtype=self.dtype)(images)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
-        x = nn.Dropout(0.3, deterministic=not train)(x.reshape(len(x), -1))
-        return nn.Dense(self.classes, dtype=self.dtype)(x)
-
-
-# In this process and in those that it starts.
-MODELS["tiny"] = Tiny
 
 
 class KillingReport(Report):
@@ -86,6 +65,6 @@ def train_until(
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_run, args=(config, workdir, number, step, while_writing, sender))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=400)
     assert process.exitcode is not None, "still running"
     return process.exitcode, receiver.recv() if receiver.poll() else None

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from killing import train_until
 from rich.console import Console
+from tiny import MODEL
 
 from dfpjax.training import CheckpointError, Report, Stopped, TrainConfig, train
 from dfpjax.training.weights import checkpoint_steps, read_tree
@@ -27,7 +28,7 @@ def make_run(make_config):
 
     def make(**changes: object) -> TrainConfig:
         return make_config(
-            **({"model": "tiny", "checkpoint_every": 3, "max_shift": 1, "warmup": 0.0} | changes)
+            **({"model": MODEL, "checkpoint_every": 3, "max_shift": 1, "warmup": 0.0} | changes)
         )
 
     return make
@@ -117,7 +118,7 @@ def test_sigterm_saves_the_step_it_finishes(make_run, kept, tmp_path):
 def test_any_run_goes_on_from_any_step(make_run, kept, tmp_path, changes):
     config = make_run(**changes, checkpoint_every=0)
     steps = 8 * config.accumulate
-    for stop_after in (3, steps // 2) if config.model == "tiny" else (5,):
+    for stop_after in (3, steps // 2) if config.model == MODEL else (5,):
         _train(config, tmp_path, stop_after=stop_after)
     _train(config, tmp_path)
     _assert_same(tmp_path, _uninterrupted(config, kept))
@@ -139,9 +140,9 @@ def test_a_run_stopped_in_an_evaluation_repeats_that_alone(make_run, kept, tmp_p
 def test_statistics_are_cut_where_the_run_goes_on_and_drawn_as_a_whole(make_run, kept, tmp_path):
     config = make_run(precision="dfp16", statistics_every=2, model="digits_resnet")
     expected = _uninterrupted(config, kept)
-    # After the checkpoint of step 3, the statistics of step 4 are written, and those of step 6 begun.
-    train_until(config, tmp_path, signal.SIGKILL, step=6)
-    shutil.rmtree(tmp_path / "checkpoints" / "seed_0" / "6", ignore_errors=True)
+    # As if killed: after the checkpoint of step 3 the statistics of step 4 are written, and others begun.
+    _train(config, tmp_path, stop_after=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "seed_0" / "5")
     with open(tmp_path / "statistics.jsonl", "a") as file:
         file.write('{"seed": 0, "st')
     _train(config, tmp_path)

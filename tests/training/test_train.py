@@ -231,7 +231,7 @@ def _run_script(*arguments: str, data_dir: str) -> subprocess.CompletedProcess:
         env=os.environ | {"TFDS_DATA_DIR": data_dir},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
 
 
@@ -337,7 +337,7 @@ def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(data_dir, t
         printed.append(process.stdout.readline())
         assert printed[-1], process.stderr.read()
     process.terminate()
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 128 + signal.SIGTERM
     step = checkpoint_steps(tmp_path / "checkpoints" / "seed_0")[-1]
     line = f"train.py: stopped by SIGTERM after step {step} of seed 0, saved: the same command goes on"
