@@ -34,13 +34,28 @@ def make_run(make_config):
     return make
 
 
-def _train(config: TrainConfig, workdir: Path, stop_after: int | None = None) -> tuple[list, str]:
-    """The results and what was printed; stopped after so many steps of this call, if that is given."""
+class CountingReport(Report):
+    """Knows how many steps there have been."""
+
+    steps = 0
+
+    def step(self, *arguments) -> None:
+        super().step(*arguments)
+        self.steps += 1
+
+
+def _train(
+    config: TrainConfig, workdir: Path, stop_after: int | None = None, stop_at_call: int | None = None
+) -> tuple[list, str]:
+    """The results and what was printed; stopped after so many steps, or when asked so often, if given."""
     console = Console(file=io.StringIO(), width=120)
     calls = itertools.count()
-    stop = (lambda: next(calls) == stop_after) if stop_after is not None else (lambda: False)
-    with Report(console, workdir) as report:
-        if stop_after is None:
+    with CountingReport(console, workdir) as report:
+        if stop_after is not None:
+            stop = lambda: report.steps == stop_after  # noqa: E731
+        elif stop_at_call is not None:
+            stop = lambda: next(calls) == stop_at_call  # noqa: E731
+        else:
             return train(config, report), console.file.getvalue()
         with pytest.raises(Stopped):
             train(config, report, stop=stop)
@@ -127,7 +142,7 @@ def test_any_run_goes_on_from_any_step(make_run, kept, tmp_path, changes):
 def test_a_run_stopped_in_an_evaluation_repeats_that_alone(make_run, kept, tmp_path):
     config = make_run(eval_batch_size=25)
     # Asked before the first step, after each of four, and before each of two batches of the test split.
-    _train(config, tmp_path, stop_after=6)
+    _train(config, tmp_path, stop_at_call=6)
     assert checkpoint_steps(tmp_path / "checkpoints" / "seed_0") == [3, 4]
     assert not (tmp_path / "metrics.jsonl").exists()
     _train(config, tmp_path)
