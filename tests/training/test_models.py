@@ -5,13 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import traverse_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from transform_helpers import normal
 
-from dfpjax.training.models import MODELS, VGG16, AlexNet, DigitsResNet, GoogLeNet, ResNet50
+from dfpjax.training.models import (
+    MODELS,
+    VGG16,
+    AlexNet,
+    CharLSTM,
+    DigitsResNet,
+    GoogLeNet,
+    ResNet50,
+    ViT,
+    ViTS16,
+)
 from dfpjax.training.models.googlenet import Inception
 from dfpjax.training.models.normalization import local_response_norm
 from dfpjax.training.models.resnet import Basic, Bottleneck
+from dfpjax.training.models.vit import Attention
 
 
 def _shapes(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
@@ -25,7 +37,8 @@ def _outputs(model: nn.Module, layer: type[nn.Module], image_shape: tuple[int, .
     )
     images = jnp.zeros((1, *image_shape))
     _, state = jax.eval_shape(apply, _shapes(model, image_shape), images)
-    return {name: calls["__call__"][0].shape for name, calls in state["intermediates"].items()}
+    flat = traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+    return {path.removesuffix("/__call__"): calls[0].shape for path, calls in flat.items()}
 
 
 def _main(variables: dict) -> dict:
@@ -39,7 +52,8 @@ def _parameters(variables: dict) -> int:
 
 
 def _kernels(variables: dict) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 1]
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    return [leaf.shape for path, leaf in leaves if path[-1].key == "kernel"]
 
 
 def test_resnet50_is_the_published_one():
@@ -156,6 +170,55 @@ def test_auxiliary_heads_are_for_training():
     jax.eval_shape(partial(model.apply, train=False), _main(variables), images)
 
 
+def test_vit_s16_is_the_published_one():
+    model = ViTS16(classes=1000)
+    variables = _shapes(model, (224, 224, 3))
+    assert _parameters(variables) == 22_050_664
+    assert [*_outputs(model, Attention, (224, 224, 3)).values()] == [(1, 1 + 14 * 14, 384)] * 12
+
+
+def test_attention_is_that_of_flax():
+    heads, width = 2, 6
+    x = jax.random.normal(jax.random.key(1), (3, 5, width))
+    model = Attention(heads, kernel_init=nn.initializers.normal(1.0))
+    params = model.init(jax.random.key(0), x)["params"]
+    parts = jnp.split(params["Dense_0"]["kernel"].reshape(width, 3, heads, -1), 3, axis=1)
+    expected = nn.MultiHeadDotProductAttention(heads)
+    names = ("query", "key", "value")
+    zeros = jnp.zeros((heads, width // heads))
+    theirs = {n: {"kernel": part[:, 0], "bias": zeros} for n, part in zip(names, parts, strict=True)}
+    out = params["Dense_1"]["kernel"].reshape(heads, -1, width)
+    theirs["out"] = {"kernel": out, "bias": jnp.zeros(width)}
+    y = model.apply({"params": params}, x)
+    np.testing.assert_allclose(y, expected.apply({"params": theirs}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_weight_decay_finds_no_bias_in_a_vit():
+    variables = _shapes(MODELS["vit_digits"](classes=10), (8, 8, 1))
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    decayed = {path[-1].key for path, leaf in leaves if leaf.ndim > 1}
+    assert decayed == {"kernel", "positions"}
+
+
+def test_a_vit_says_what_cannot_be_cut_into_patches():
+    with pytest.raises(ValueError, match="images of 8×9 pixels cannot be cut into patches of 2"):
+        _shapes(ViT(classes=2, patch=2, width=4, depth=1, heads=2), (8, 9, 1))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_character_model_looks_back_alone(dtype):
+    model = CharLSTM(characters=11, width=8, layers=2, dtype=dtype)
+    text = jax.random.randint(jax.random.key(1), (3, 6), 0, 11)
+    variables = model.init(jax.random.key(0), text)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    logits = model.apply(variables, text)
+    assert (logits.shape, logits.dtype) == ((3, 6, 11), jnp.float32)
+    # Another character at one place changes what is said there and after it, and nothing before.
+    changed = model.apply(variables, text.at[:, 3].set((text[:, 3] + 1) % 11))
+    differs = np.any(np.asarray(changed != logits), axis=(0, 2))
+    assert differs.tolist() == [False] * 3 + [True] * 3
+
+
 @pytest.mark.parametrize(("shape", "size"), [((2, 3, 3, 7), 5), ((4, 2), 5), ((1, 9), 3), ((3, 8), 1)])
 def test_local_response_norm_is_that_of_its_paper(shape, size):
     x = np.random.default_rng(0).normal(scale=20, size=shape)
@@ -203,7 +266,9 @@ def test_every_model_computes_in_its_dtype(name, dtype):
     (logits,) = traced.out_avals
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     contractions = _contractions(traced.jaxpr)
-    assert len(contractions) == len(_kernels(_main(variables)))
+    # Attention multiplies two activations, twice.
+    attention = _outputs(model, Attention, _image_shape(name))
+    assert len(contractions) == len(_kernels(_main(variables))) + 2 * len(attention)
     operands = [operand for contraction in contractions for operand in contraction.invars]
     assert {operand.aval.dtype for operand in operands} == {np.dtype(dtype)}
 
@@ -217,4 +282,5 @@ def test_digits_networks_are_small():
         "digits_resnet": 308_074,
         "googlenet_digits": 243_512,
         "vgg_digits": 173_162,
+        "vit_digits": 202_186,
     }

@@ -11,7 +11,8 @@ import pytest
 from flax import linen as nn
 from transform_helpers import normal
 
-from dfpjax.training.models import VGG, AlexNet, GoogLeNet, ResNet
+import dfpjax
+from dfpjax.training.models import VGG, AlexNet, CharLSTM, GoogLeNet, ResNet, ViT
 from dfpjax.training.models.googlenet import STAGES
 from dfpjax.training.models.resnet import Bottleneck
 from dfpjax.training.precision import with_precision
@@ -19,7 +20,7 @@ from dfpjax.training.state import TrainState, eval_step, train_step
 
 LABELS = jnp.array([3, 1, 4, 1])
 
-# Each network of the paper with all kinds of its layers, and the size of its images.
+# Each network for photographs with all kinds of its layers, and the size of its images.
 NETWORKS = {
     "alexnet": (partial(AlexNet, width=12, features=16), 67),
     "googlenet": (
@@ -34,6 +35,7 @@ NETWORKS = {
     ),
     "resnet50": (partial(ResNet, stages=(1, 1), block=Bottleneck, width=8), 32),
     "vgg16": (partial(VGG, stages=(1, 2), width=8, features=16), 16),
+    "vit_s16": (partial(ViT, patch=4, width=16, depth=2, heads=2), 16),
 }
 
 
@@ -90,6 +92,29 @@ def test_a_step_follows_the_gradient_of_the_whole_loss(name):
     assert error("float32") < 1e-5
     # Here every layer but the first and the last is in dynamic fixed point, however small.
     assert 1e-6 < error("dfp16_paper") < 1e-3
+
+
+@pytest.mark.slow
+def test_the_character_model_learns_in_dynamic_fixed_point():
+    model = CharLSTM(characters=6, width=16)
+    text = jnp.tile(jnp.arange(6), (4, 3))
+    start = jax.jit(model.init)(jax.random.key(0), text)
+    apply = dfpjax.mixed_precision(model.apply, policy=dfpjax.Policy(default=dfpjax.OpConfig(force=True)))
+
+    def loss(apply: Callable, params: dict) -> jax.Array:
+        logits = apply({"params": params}, text[:, :-1])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, text[:, 1:]))
+
+    expected = jax.jit(jax.grad(partial(loss, model.apply)))(start["params"])
+    gradient = jax.jit(jax.value_and_grad(partial(loss, apply)))
+    error = np.linalg.norm(_flat(gradient(start["params"])[1]) - _flat(expected))
+    assert 1e-6 < error / np.linalg.norm(_flat(expected)) < 1e-3
+    params, losses = start["params"], []
+    for _ in range(30):
+        value, slope = gradient(params)
+        losses.append(float(value))
+        params = jax.tree.map(lambda p, g: p - 1.0 * g, params, slope)
+    assert losses[-1] < losses[0] / 4
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,111 @@
+"""Vision transformers, for images in NHWC.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929): the image's patches and a class token
+are a sequence, and the blocks normalize before they compute. The small form for photographs is that of
+Touvron et al. (arXiv 2012.12877), without its distillation.
+
+Everything is plain Flax with automatic names (`Block_3/Attention_0/Dense_1`): which operations run in int16
+is decided outside, by `dfpjax.mixed_precision(model.apply)`. Attention has two products without a parameter.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+# Of embeddings and kernels, in the published code of both papers.
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads: `[N, T, width]` to the same shape."""
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = _init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        # One product for queries, keys and values. Flax's own layer has one for each and biases of two axes,
+        # which weight decay would take for kernels.
+        projected = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
+        projected = projected.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        queries, keys, values = (projected[..., which, :, :] for which in range(3))
+        scores = jnp.einsum("nqhc,nkhc->nhqk", queries, keys) / keys.shape[-1] ** 0.5
+        # In float32, as sums of bfloat16 lose too much.
+        weights = nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
+        mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, values)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(mixed.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """Attention, then two dense layers, each added to its input: `[N, T, width]` to the same shape."""
+
+    heads: int
+    dropout: float
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = _init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        width = x.shape[-1]
+        norm = partial(nn.LayerNorm, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
+        drop = partial(nn.Dropout, self.dropout, deterministic=not train)
+        x += drop()(Attention(self.heads, self.dtype, self.kernel_init)(norm()(x)))
+        y = nn.gelu(dense(4 * width)(norm()(x)), approximate=False)
+        return x + drop()(dense(width)(y))
+
+
+class ViT(nn.Module):
+    """A classifier: patches embedded by a convolution, blocks, one dense layer on the class token.
+
+    Its positions are learned, so its variables fit the size of image that they were made for.
+    """
+
+    classes: int
+    patch: int  # pixels of a patch along each axis; the image's size is a multiple of it
+    width: int  # channels of every token, a multiple of `heads`
+    depth: int  # blocks
+    heads: int  # of the attention in each block
+    dropout: float = 0.0  # of what attention and dense layers add
+    dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
+    kernel_init: nn.initializers.Initializer = _init
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
+
+        With `train=True` units are dropped, if `dropout` is not zero: the caller passes
+        `rngs={"dropout": key}`.
+
+        **Raises:** `ValueError` for images that cannot be cut into patches.
+        """
+        if x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise ValueError(
+                f"images of {x.shape[1]}×{x.shape[2]} pixels cannot be cut into patches of {self.patch}; "
+                "both sizes must be multiples of it"
+            )
+        size = (self.patch, self.patch)
+        x = nn.Conv(self.width, size, size, "VALID", dtype=self.dtype, kernel_init=self.kernel_init)(x)
+        x = x.reshape(len(x), -1, self.width)
+        token = self.param("class_token", nn.initializers.zeros, (self.width,))
+        x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width)), x], axis=1)
+        x += self.param("positions", _init, x.shape[1:]).astype(x.dtype)
+        for _ in range(self.depth):
+            x = Block(self.heads, self.dropout, self.dtype, self.kernel_init)(x, train=train)
+        # What attention makes of the other tokens after the last block is read by nobody.
+        x = nn.LayerNorm(dtype=self.dtype)(x[:, 0])
+        return nn.Dense(self.classes, dtype=self.dtype, kernel_init=self.kernel_init)(x).astype(jnp.float32)
+
+
+# For 8×8 images: 16 patches of 2×2 pixels. Kernels of 0.02 are for hundreds of inputs.
+DigitsViT = partial(
+    ViT, patch=2, width=64, depth=4, heads=4, dropout=0.1, kernel_init=nn.initializers.xavier_uniform()
+)
+
+# ViT-S/16: 22,050,664 parameters for 1000 classes, 224×224×3 images.
+ViTS16 = partial(ViT, patch=16, width=384, depth=12, heads=6)
