@@ -8,6 +8,9 @@ numbers of parameters, channels last; bfloat16 is its autocast. PyTorch is looke
 in the one named by --torch-python, and left out with a message where it is missing. Data is random and lies
 in memory.
 
+For DFP16 a few more steps are profiled: a table has the time by class of operation, the bytes that each class
+reads and writes, and what the machine would need at best.
+
 Prints Markdown tables; --out writes OUT.json, OUT.md and a chart, OUT.png. Without --model the four networks
 of the paper are measured one after the other, without --mode in training alone.
 """
@@ -28,6 +31,7 @@ from benchmarks.steps.contenders import ALLOCATORS, CONTENDERS, USUAL, Worker, h
 from benchmarks.steps.networks import MODES, NETWORKS
 from benchmarks.steps.results import Row
 
+OURS = "jax-dfp16"
 PAPER = ("resnet50", "vgg16", "alexnet", "googlenet")
 
 
@@ -58,9 +62,13 @@ def measure(
     with start(contenders, wanted, allocator=allocator, torch_python=arguments.torch_python) as workers:
         say(f"measuring {arguments.rounds} times {arguments.burst} steps of each")
         taken = take_turns(workers, rounds=arguments.rounds, burst=arguments.burst)
+        breakdown = workers[OURS].ask(do="breakdown") if OURS in workers else None
         say("measured")
-        macs = next((w.ask(do="macs")["macs"] for n, w in workers.items() if n.startswith("jax")), 0)
+        # Multiply-accumulates are the same in every precision.
+        macs = next((w.ask(do="macs") for n, w in workers.items() if n.startswith("jax")), None)
         facts = {name: worker.facts for name, worker in workers.items()}
+    if breakdown:
+        breakdown["macs"] = macs["macs"] * macs["coverage"]
     rows = [
         Row(
             network=name,
@@ -73,11 +81,18 @@ def measure(
             peak_bytes=taken[contender]["peak_bytes"],
             start_peak_bytes=facts[contender]["start_peak_bytes"],
             parameters=facts[contender]["parameters"],
-            macs=macs,
+            macs=macs["macs"] if macs else 0,
+            breakdown=breakdown if contender == OURS else None,
         )
         for contender in contenders
     ]
     return rows, {CONTENDERS[c].framework: facts[c]["version"] for c in contenders}
+
+
+def show(rows: list[Row]) -> str:
+    """Everything in Markdown."""
+    breakdowns = [results.breakdown_table(row) for row in rows if row.breakdown]
+    return "\n\n".join([results.table(rows), *breakdowns])
 
 
 def parse(argv) -> argparse.Namespace:
@@ -120,7 +135,7 @@ def main(argv=None) -> list[Row]:
                 measured, found = measure(name, mode, allocator, contenders, arguments)
                 rows += measured
                 versions |= found
-                say(results.table(measured))
+                say(show(measured))
     minutes = (time.perf_counter() - began) / 60
     cores = len(os.sched_getaffinity(0))
     record = {
@@ -131,7 +146,7 @@ def main(argv=None) -> list[Row]:
         "minutes": minutes,
         "rows": [vars(row) for row in rows],
     }
-    text = results.table(rows)
+    text = show(rows)
     print(f"{text}\n\n{cores} cores of {cpu_model()}; {minutes:.1f} minutes")
     if arguments.out:
         out = arguments.out

@@ -6,6 +6,7 @@ import math
 import jax
 
 import dfpjax
+from benchmarks.steps import breakdown, roofline
 from benchmarks.steps.networks import NETWORKS, infer, initial_state, random_batch
 from benchmarks.steps.service import serve
 from dfpjax.training.state import train_step
@@ -38,7 +39,11 @@ def prepare(wanted: dict):
 
     step = train if wanted["mode"] == "train" else inference
     facts = {"version": jax.__version__, "isa": dfpjax.runtime_info().isa, "parameters": parameters}
-    return facts, step, {"macs": lambda: macs(network, wanted["mode"], state, inputs, labels)}
+    measurements = {
+        "macs": lambda: macs(network, wanted["mode"], state, inputs, labels),
+        "breakdown": lambda: {**breakdown.measure(compiled, step), **roofline.measure()},
+    }
+    return facts, step, measurements
 
 
 def macs(network, mode: str, state, inputs, labels) -> dict:

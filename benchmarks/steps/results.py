@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.steps.roofline import bounds
+
 OURS = "JAX dfp16"
 
 
@@ -30,6 +32,9 @@ class Row:
     parameters: int
     macs: int
     """Multiply-accumulates of a step: of its convolutions and dot products, forward and backward."""
+
+    breakdown: dict | None = None
+    """Of DFP16 alone: where the time goes, with the peaks of the machine; see `breakdown` and `roofline`."""
 
     @property
     def best(self) -> float:
@@ -74,6 +79,31 @@ def table(rows: list[Row]) -> str:
                 f"{row.median / ours.median:.2f}" if ours and row is not ours else "",
             ]  # fmt: skip
             lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def breakdown_table(row: Row) -> str:
+    """A Markdown table of where a step's time goes, and the time that the machine would need at best."""
+    measured, classes = row.breakdown, row.breakdown["classes"]
+    peaks = {name: measured[name] for name in ("peak", "memory")}
+    best = bounds(classes, macs=measured["macs"], **peaks)
+    total = sum(spent["seconds"] for spent in classes.values())
+    lines = [
+        f"{row.network}, {row.mode}, batch {row.batch}, allocator {row.allocator}: a step that is profiled "
+        f"takes {measured['seconds']:.3f} s, otherwise {row.median:.3f} s. {measured['macs'] / 1e9:.0f} of "
+        f"{row.macs / 1e9:.0f} GMAC are in DFP16. At best: kernels at {peaks['peak'] / 1e9:.0f} GMAC/s, all "
+        f"else at {peaks['memory'] / 1e9:.0f} GB/s of memory.",
+        "",
+        _line(("class", "s", "share", "GB", "GB/s", "at best s")),
+        _line(["---", *["---:"] * 5]),
+    ]
+    for name, spent in classes.items():
+        seconds, moved = spent["seconds"], spent["bytes"] / 1e9
+        speed = f"{moved / seconds:.0f}" if moved and seconds else ""
+        cells = name, f"{seconds:.3f}", f"{seconds / total:.0%}", f"{moved:.2f}", speed, f"{best[name]:.3f}"
+        lines.append(_line(cells))
+    moved = sum(spent["bytes"] for spent in classes.values()) / 1e9
+    lines.append(_line(("all", f"{total:.3f}", "100%", f"{moved:.2f}", "", f"{sum(best.values()):.3f}")))
     return "\n".join(lines)
 
 

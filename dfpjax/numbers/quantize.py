@@ -304,4 +304,6 @@ quantize_p.def_impl(functools.partial(_compat.apply_primitive, quantize_p))
 ad.primitive_jvps[quantize_p] = _quantize_jvp
 ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
-mlir.register_lowering(quantize_p, mlir.lower_fun(_quantize, multiple_results=True))
+# The name tells profilers what XLA has made of it, wherever it is fused into.
+_named = jax.named_scope(quantize_p.name)(_quantize)
+mlir.register_lowering(quantize_p, mlir.lower_fun(_named, multiple_results=True))
