@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
+from dfpjax.launch import relaunch
 from dfpjax.training import (
     CheckpointError,
     DatasetError,
@@ -124,5 +125,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    relaunch()
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

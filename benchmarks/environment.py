@@ -3,16 +3,7 @@
 import os
 import sys
 
-# XLA and PyTorch take large buffers with malloc, and glibc maps each one afresh: a page fault for every 4
-# KiB, which can take longer than the arithmetic. These settings keep memory and back it with huge pages.
-KEEP_MEMORY = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        "glibc.malloc.mmap_max=0",
-        "glibc.malloc.trim_threshold=100000000000",
-        "glibc.malloc.arena_max=1",
-    )
-)
+from dfpjax.kernels.memory import SETTINGS
 
 
 def use_allocator(name: str, module: str) -> None:
@@ -24,7 +15,7 @@ def use_allocator(name: str, module: str) -> None:
         name: "huge" keeps memory and uses huge pages; "default" leaves everything as it is.
         module: the module to run, as in ``python -m module``.
     """
-    if name == "default" or os.environ.get("GLIBC_TUNABLES") == KEEP_MEMORY:
+    if name == "default" or SETTINGS.items() <= os.environ.items():
         return
-    environment = {**os.environ, "GLIBC_TUNABLES": KEEP_MEMORY}
+    environment = {**os.environ, **SETTINGS}
     os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)

@@ -18,6 +18,7 @@ of the paper are measured one after the other, without --mode in training alone.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -136,24 +137,36 @@ def main(argv=None) -> list[Row]:
                 rows += measured
                 versions |= found
                 say(show(measured))
-    minutes = (time.perf_counter() - began) / 60
-    cores = len(os.sched_getaffinity(0))
+                if arguments.out:  # again after each, so that what is interrupted is not lost
+                    write(rows, versions, arguments.out)
+    print(f"{show(rows)}\n\n{machine()}; {(time.perf_counter() - began) / 60:.1f} minutes")
+    return rows
+
+
+def machine() -> str:
+    return f"{len(os.sched_getaffinity(0))} cores of {cpu_model()}"
+
+
+def write(rows: list[Row], versions: dict[str, str], out: Path) -> None:
+    """All files of the results."""
     record = {
-        "cpu": cpu_model(),
-        "cores": cores,
+        "machine": machine(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
         "versions": versions,
-        "allocator": {name: ALLOCATORS[name] for name in allocators},
-        "minutes": minutes,
+        "allocators": ALLOCATORS,
         "rows": [vars(row) for row in rows],
     }
-    text = show(rows)
-    print(f"{text}\n\n{cores} cores of {cpu_model()}; {minutes:.1f} minutes")
-    if arguments.out:
-        out = arguments.out
-        out.with_name(f"{out.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        out.with_name(f"{out.name}.md").write_text(f"{text}\n")
-        results.chart(rows, out.with_name(f"{out.name}.png"), f"{cores} cores of {cpu_model()}")
-    return rows
+    out.with_name(f"{out.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    out.with_name(f"{out.name}.md").write_text(f"{show(rows)}\n\n{machine()}\n")
+    results.chart(rows, out.with_name(f"{out.name}.png"), machine())
+
+
+def commit() -> str | None:
+    """What is checked out; None where this is no checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 if __name__ == "__main__":

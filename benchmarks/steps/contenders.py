@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.steps.networks import CHARACTERS, CLASSES, LENGTH, WIDTH
-from dfpjax.launch import TUNED
+from dfpjax.kernels.memory import SETTINGS
 
-ALLOCATORS = {"tuned": TUNED, "default": {}}
+ALLOCATORS = {"tuned": SETTINGS, "default": {}}
 """Environment variables of each; what the environment itself says of the allocator is left out."""
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(self, contender: Contender, wanted: dict, *, allocator: str, torch_python: str):
         self._name = contender.name
-        environment = {name: value for name, value in os.environ.items() if name not in TUNED}
+        environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
         environment |= ALLOCATORS[allocator]
         if contender.framework == "torch":
             command = [torch_python, str(Path(__file__).with_name("torch_worker.py"))]

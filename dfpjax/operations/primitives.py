@@ -27,6 +27,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat, kernels
+from dfpjax.kernels import memory
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.accumulation import is_bounded
 from dfpjax.numbers.contraction import Contraction
@@ -162,6 +163,8 @@ def _contract(
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
+    if native:
+        memory.hint(4 * max(lhs.size, rhs.size))
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
         length = accumulation.length

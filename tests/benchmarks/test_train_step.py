@@ -1,0 +1,185 @@
+"""The benchmark of whole steps: where time goes is told apart, and its processes do as they are told."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dfpjax
+from benchmarks import train_step
+from benchmarks.steps import breakdown, hlo, results, roofline, service
+from benchmarks.steps.networks import NETWORKS
+from benchmarks.steps.results import Row
+
+FOLDER = Path(service.__file__).parent
+
+
+def small_step(w, dense, images):
+    """A step of a small network: every class of operation is in it."""
+    policy = dfpjax.Policy(
+        default=dfpjax.OpConfig(force=True), rules=[dfpjax.Rule("classifier", None)], strict=False
+    )
+
+    def loss(w, dense):
+        x = jax.lax.conv_general_dilated(
+            images, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = nn.max_pool(jnp.tanh(x), (2, 2), strides=(2, 2))
+        with jax.named_scope("classifier"):
+            x = x.reshape(len(x), -1) @ dense
+        return jnp.sum((x - jnp.mean(x, 0)) ** 2)
+
+    grads = jax.grad(dfpjax.mixed_precision(loss, policy=policy), (0, 1))(w, dense)
+    return w - 0.1 * grads[0], dense - 0.1 * grads[1]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The compiled step and its arguments."""
+    random = np.random.default_rng(0)
+    shapes = (3, 3, 16, 32), (8 * 8 * 32, 10), (8, 16, 16, 16)
+    arguments = [jnp.asarray(random.standard_normal(shape, np.float32)) for shape in shapes]
+    return jax.jit(small_step).lower(*arguments).compile(), arguments
+
+
+def test_every_operation_has_its_class(small):
+    program = hlo.parse(small[0].as_text())
+    entry = list(program.computations.values())[-1]
+    of_class = {}
+    for instruction in program.instructions.values():
+        of_class.setdefault(breakdown.classify(instruction, program), []).append(instruction)
+    kernels = of_class[breakdown.KERNELS]
+    assert len(kernels) == 2 and all(i.opcode == "custom-call" for i in kernels)  # fprop and wgrad
+    assert {breakdown.PLAIN, breakdown.POOLING, breakdown.MAXIMUM} <= of_class.keys()
+    mantissas = [i for i in of_class[breakdown.MANTISSAS] if i.name in entry and "s16" in i.shape]
+    assert sum(i.bytes for i in mantissas) == 2 * (3 * 3 * 16 * 32 + 8 * 16 * 16 * 16 + 8 * 16 * 16 * 32)
+    updates = [i for i in of_class[breakdown.OPTIMIZER] if i.name in entry]
+    assert {i.bytes for i in updates} >= {4 * 3 * 3 * 16 * 32, 4 * 8 * 8 * 32 * 10}
+
+
+def test_the_classes_add_up_to_the_step(small):
+    compiled, arguments = small
+    measured = breakdown.measure(compiled, lambda: jax.block_until_ready(compiled(*arguments)), count=2)
+    classes = measured["classes"]
+    assert sum(c["seconds"] for c in classes.values()) == pytest.approx(measured["seconds"], rel=1e-6)
+    assert classes[breakdown.KERNELS]["seconds"] > 0
+    # Images and kernel as mantissas, and the convolution's result; then the gradient's, and the kernel's.
+    images, kernel, result = 8 * 16 * 16 * 16, 3 * 3 * 16 * 32, 8 * 16 * 16 * 32
+    assert classes[breakdown.KERNELS]["bytes"] == pytest.approx(
+        2 * (images + kernel) + 4 * result + 2 * (images + result) + 4 * kernel, rel=0.01
+    )
+
+
+def test_time_is_divided_among_what_is_under_way():
+    intervals = [(10, 30, "a"), (20, 40, "b"), (20, 30, "c"), (45, 70, "a")]
+    shares = breakdown.divide(intervals, 0, 60)
+    third = 10 / 3
+    assert shares == pytest.approx({None: 15, "a": 10 + third + 15, "b": third + 10, "c": third})
+
+
+HLO = """HloModule m
+
+%inner (p: f32[4,2]) -> s16[4,2] {
+  %p = f32[4,2]{1,0} parameter(0)
+  ROOT %c = s16[4,2]{1,0} convert(%p), metadata={op_name="jit(f)/jvp()/dfp_quantize/convert"}
+}
+
+ENTRY %main (x: f32[4,2]) -> (s16[4,2], pred[3]) {
+  %x = f32[4,2]{1,0} parameter(0)
+  %copied = f32[4,2]{0,1} copy(%x)
+  %f = s16[4,2]{1,0} fusion(%copied), kind=kLoop, calls=%inner
+  %k = (s16[4,2]{1,0}, /*index=1*/pred[3]{0}) custom-call(%f, %f), custom_call_target="dfpjax_contract_v1"
+  ROOT %g = s16[4,2]{1,0} get-tuple-element(%k), index=0
+}
+"""
+
+
+def test_hlo_is_read():
+    program = hlo.parse(HLO)
+    copied, fusion, call = (program.instructions[name] for name in ("copied", "f", "k"))
+    assert (copied.opcode, copied.operands, copied.bytes) == ("copy", ("x",), 32)
+    assert fusion.calls == ("inner",) and [i.name for i in program.inside(fusion)] == ["p", "c"]
+    assert program.bytes_moved(fusion) == 32 + 16
+    assert (call.target, call.bytes, program.bytes_moved(call)) == ("dfpjax_contract_v1", 19, 19 + 16)
+    kinds = [breakdown.classify(i, program) for i in (copied, fusion, call)]
+    assert kinds == [breakdown.COPIES, breakdown.MANTISSAS, breakdown.KERNELS]
+
+
+def test_the_bound_has_kernels_at_the_peak_and_the_rest_at_memory_s_speed():
+    classes = {breakdown.KERNELS: {"bytes": 5e9}, breakdown.POOLING: {"bytes": 4e9}}
+    bounds = roofline.bounds(classes, macs=6e11, peak=3e11, memory=2e9)
+    assert bounds == {breakdown.KERNELS: 2, breakdown.POOLING: 2}
+    assert roofline.memory_speed(1 << 20, 2) > 1e8
+
+
+WORKER = """
+from service import serve
+
+def prepare(wanted):
+    taken = []
+    return {"wanted": wanted}, lambda: taken.append(bytearray(1 << 20)), {"taken": lambda: len(taken)}
+
+serve(prepare)
+"""
+
+
+def test_a_worker_answers():
+    requests = ({"batch": 3}, {"do": "taken"}, {"do": "steps", "count": 2}, {"do": "taken"})
+    lines = "".join(json.dumps(request) + "\n" for request in requests)
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER], cwd=FOLDER, input=lines, capture_output=True, text=True, check=True
+    )
+    facts, before, answer, after = map(json.loads, done.stdout.splitlines())
+    assert facts["wanted"] == {"batch": 3} and facts["start_peak_bytes"] > 0
+    # One step to start with, and one at the beginning of a turn.
+    assert (before, after) == (1, 4)
+    assert len(answer["steps"]) == 2 and answer["peak_bytes"] > 4 << 20
+    assert all(step["seconds"] > 0 and step["minor_faults"] >= 0 for step in answer["steps"])
+
+
+def row(contender: str, seconds: list[float], **more) -> Row:
+    fixed = {"network": "resnet50", "mode": "train", "batch": 6, "takes": "images", "allocator": "tuned"}
+    sizes = {"peak_bytes": 2 * 10**9, "start_peak_bytes": 3 * 10**9, "parameters": 5, "macs": 4 * 10**9}
+    return Row(contender=contender, seconds=seconds, **fixed, **sizes, **more)
+
+
+def test_tables_and_chart(tmp_path):
+    classes = {
+        breakdown.KERNELS: {"seconds": 1.5, "bytes": 10**9},
+        breakdown.IDLE: {"seconds": 0.5, "bytes": 0},
+    }
+    measured = {"seconds": 2.0, "macs": 3e9, "peak": 2e9, "memory": 1e9, "classes": classes}
+    rows = [row("JAX float32", [9, 6, 7]), row(results.OURS, [2, 2, 5], breakdown=measured)]
+    table, _, *broken_down = train_step.show(rows).partition("\n\n")
+    cells = [[cell.strip() for cell in line.split("|")[5:-1]] for line in table.splitlines()[2:]]
+    assert cells[0] == ["JAX float32", "7.000", "6.000", "0.9", "1", "2.0", "3.0", "3.50"]
+    assert cells[1] == ["JAX dfp16", "2.000", "2.000", "3.0", "2", "2.0", "3.0", ""]
+    assert "| DFP16 kernels | 1.500 | 75% | 1.00 | 1 | 1.500 |" in broken_down[0]
+    results.chart(rows, tmp_path / "chart.png", "title")
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        (["--contenders", "jax-float8"], "no such contender|has jax-float8"),
+        (["--batch", "0"], "--batch is 0; it must be at least 1"),
+        (["--model", "lenet"], "invalid choice"),
+    ),
+)
+def test_bad_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        train_step.parse(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_every_network_has_a_batch():
+    assert {"resnet50", "vgg16", "alexnet", "googlenet", "lstm", "vit"} == NETWORKS.keys()
+    assert all(network.batch >= 1 for network in NETWORKS.values())
