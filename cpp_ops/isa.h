@@ -82,6 +82,22 @@ struct KernelTable {
   void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
                   float* out);
 
+  // Over rows [rows][channels]: adds the sums and the sums of squares of each channel, lowers and
+  // raises its least and greatest value, which leave NaNs out.
+  void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
+                  float* low, float* high);
+  // Likewise adds sums of g and of g * (x - centre[channel]).
+  void (*paired_sums)(const float* g, const float* x, const float* centre, int64_t rows,
+                      int64_t channels, double* sums, double* products);
+  // The greatest of the numbers' bits without their signs: infinity's or more if not all are
+  // finite.
+  int32_t (*largest_magnitude)(const float* x, int64_t count);
+  // Of `count` >= 1 pixels of so many channels: the maximum of each channel, NaN if one is NaN; and
+  // g added to `gradients` of the pixel that has the maximum, the first one of several.
+  void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);
+  void (*add_to_max_of_taps)(const float* const* taps, float* const* gradients, int count,
+                             int64_t channels, const float* g);
+
   // Run a register-only loop of the path's int16 dot product (or f32 multiply-add) and return how
   // many multiply-adds it did.
   int64_t (*peak_dot)(int64_t iterations);

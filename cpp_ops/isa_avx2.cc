@@ -19,6 +19,8 @@ struct Dot {
 #include "kernels_lanes.h"
 #include "kernels_norms.h"
 #include "kernels_pack.h"
+#include "kernels_pool.h"
+#include "kernels_sums.h"
 #include "kernels_table.h"
 
 }  // namespace

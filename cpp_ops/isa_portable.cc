@@ -147,6 +147,8 @@ struct Portable {
 #include "kernels_lanes.h"
 #include "kernels_norms.h"
 #include "kernels_pack.h"
+#include "kernels_pool.h"
+#include "kernels_sums.h"
 #include "kernels_table.h"
 
 }  // namespace

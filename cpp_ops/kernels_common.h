@@ -6,3 +6,19 @@ inline int32_t join_words(int16_t low, int16_t high) {
   return static_cast<int32_t>(static_cast<uint32_t>(static_cast<uint16_t>(low)) |
                               static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
 }
+
+// Vectors that the compiler cuts to what the path has.
+using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
+inline constexpr int kFloats = sizeof(Floats) / sizeof(float);
+
+template <class V, class T>
+inline V load_as(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V, class T>
+inline void store_as(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}

@@ -86,6 +86,16 @@ def partitioned_context(ctx):
     return ctx.replace(module_context=module.replace(axis_context=named)), devices
 
 
+def is_partitioned(ctx) -> bool:
+    """Whether XLA will partition the module that is being lowered."""
+    axes = ctx.module_context.axis_context
+    if isinstance(axes, _sharding_impls.ShardingContext):
+        return axes.num_devices > 1
+    if isinstance(axes, _sharding_impls.SPMDAxisContext):
+        return axes.mesh.size > 1 and axes.manual_axes != frozenset(axes.mesh.axis_names)
+    return False
+
+
 def tile_assignment(sharding, rank: int) -> np.ndarray:
     """The devices, numbered, in the order of the tiles that they hold of an array: of shape (number of tiles
     along each axis, ..., replicas)."""

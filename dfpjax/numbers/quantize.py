@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.numbers.dtype import dfp16, from_integers
+from dfpjax.numbers.magnitude import largest_magnitude_bits
 
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 Granularity = Literal["tensor", "channel"]
@@ -113,14 +114,16 @@ def _floor_log2(bits: jax.Array) -> jax.Array:
     return jnp.where(biased == 255, NONFINITE_EXPONENT, log2)
 
 
-def _shared_exponent(x: jax.Array, shift: jax.Array | None, bits: int, axes: tuple[int, ...]) -> jax.Array:
+def _shared_exponent(
+    x: jax.Array, shift: jax.Array | None, bits: int, axes: tuple[int, ...], native: bool
+) -> jax.Array:
     """E = floor(log2(max|x|)) − (P − 2) with the maximum over `axes` (§3.1), of x · 2^shift if there is a
     shift."""
     if shift is None:
-        return _floor_log2(_largest_magnitude_bits(x, axes)) - (bits - 2)
+        return _floor_log2(largest_magnitude_bits(x, axes, native=native)) - (bits - 2)
     # Slices that are shifted alike come first: what is left is small.
     alike = tuple(axis for axis in axes if shift.shape[axis] == 1)
-    largest = _largest_magnitude_bits(x, alike)
+    largest = largest_magnitude_bits(x, alike)
     log2 = _floor_log2(largest)
     shifted = jnp.where((largest == 0) | (log2 == NONFINITE_EXPONENT), log2, log2 + shift)
     # A zero must not raise the maximum above what the numbers beside it have.
@@ -182,35 +185,15 @@ def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] |
     return _hash(index ^ _hash(seed))
 
 
-def _largest_magnitude_bits(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Bits of max|x| over `axes`, those of a NaN if there is one: int32 of x's rank, with extent 1 on them.
-
-    A maximum of the bits would be all there is to it, but XLA for CPU has fast reductions for float32 alone
-    (8 against 60 ms for 100 MB, jaxlib 0.10), and they skip NaNs and flush subnormal numbers. So NaNs are
-    looked for by a sum, to which a finite number contributes nothing, and the bits are taken only where
-    float32 would be too coarse.
-    """
-    largest = jnp.max(jnp.abs(x), axes, keepdims=True, initial=0)
-    bits = lax.cond(
-        jnp.any(largest < np.float32(2.0**-100)),
-        lambda x, largest: jnp.max(_float_bits(x) & np.int32(0x7FFFFFFF), axes, keepdims=True, initial=0),
-        lambda x, largest: _float_bits(largest),
-        x,
-        largest,
-    )
-    all_finite = jnp.sum(x - x, axes, keepdims=True) == 0  # for x · 0 XLA would write a tensor of zeros
-    return jnp.where(all_finite, bits, np.int32(0x7FC00000))
-
-
-def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, shifted: bool):
+def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
     """Every slice along the mapped axes is a tensor of its own, and has an exponent for each of its slices
     along the slice axes."""
-    more = list(more)
-    shift = more.pop(0) if shifted else None
-    seed = more.pop() if more else None
+    more = dict(zip(given, more, strict=True))
+    shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
     sharing = tuple(axis for axis in example if axis not in slice_axes)
-    exponent = _shared_exponent(x, shift, quantizer.bits, sharing)
+    # The witness has an example's axes too, of other extents.
+    exponent = _shared_exponent(more.get("witness", x), shift, quantizer.bits, sharing, native)
     own = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
     if shift is not None:  # 2^252 is more than any number needs, and 2^−252 leaves nothing of one
         own = jnp.clip(own - shift, -252, 252)
@@ -240,6 +223,8 @@ def quantize_array(
     mapped_axes: tuple[int, ...] = (),
     shift: jax.Array | None = None,
     seed: jax.Array | None = None,
+    witness: jax.Array | None = None,
+    native: bool = True,
 ):
     """Quantize a float32 array; the derivative is the identity (straight-through).
 
@@ -251,21 +236,28 @@ def quantize_array(
         shift: int32 of x's rank, broadcastable: take x for x · 2^shift, which need not be within float32's
             range.
         seed: uint32 scalar for stochastic rounding; without one each number's own bits serve.
+        witness: float32 of x's rank, whose largest magnitude is x's: saves a pass over x, which is not looked
+            at for it. Takes no slice axes and no shift. Where its largest magnitude is less than x's, numbers
+            are clamped.
+        native: whether a platform's native code may look for the largest magnitude. The result is the same.
 
     Returns:
         (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis but
         the slice and the mapped ones. Their value is mantissa · 2^(exponent − shift).
         Under vmap each example is a tensor of its own.
     """
-    more = [] if shift is None else [shift]
-    more += [] if seed is None else [jnp.reshape(seed, (1,) * x.ndim)]
-    operands = _compat.vary_together(x, *more)
-    params = {"mapped_axes": mapped_axes, "slice_axes": slice_axes, "shifted": shift is not None}
+    assert witness is None or (shift is None and not slice_axes)
+    if seed is not None:
+        seed = jnp.reshape(seed, (1,) * x.ndim)
+    more = {"shift": shift, "seed": seed, "witness": witness}
+    more = {name: value for name, value in more.items() if value is not None}
+    operands = _compat.vary_together(x, *more.values())
+    params = {"mapped_axes": mapped_axes, "slice_axes": slice_axes, "given": tuple(more), "native": native}
     return tuple(quantize_p.bind(*operands, quantizer=quantizer, **params))
 
 
 @quantize_p.def_abstract_eval
-def _quantize_abstract_eval(x, *_, quantizer, mapped_axes, slice_axes, shifted):
+def _quantize_abstract_eval(x, *_, mapped_axes, slice_axes, **params):
     kept = (*mapped_axes, *slice_axes)
     exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
     return (

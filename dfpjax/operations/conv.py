@@ -26,6 +26,7 @@ def conv_general_dilated(
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
     accumulation: Accumulation = "certified",
     backend: Backend = "auto",
+    witness: jax.Array | None = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with both operands quantized, exact integer chains and float32 sums
     between them.
@@ -37,6 +38,7 @@ def conv_general_dilated(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
+        witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
 
     Returns:
         float32 of the shape that `jax.lax.conv_general_dilated` gives.
@@ -57,7 +59,7 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         batch_group_count=batch_group_count,
     )
-    return contract(problem, quantizers, accumulation, backend)
+    return contract(problem, quantizers, accumulation, backend, witness)
 
 
 def conv_problem(

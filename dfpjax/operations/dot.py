@@ -21,6 +21,7 @@ def dot_general(
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
     accumulation: Accumulation = "certified",
     backend: Backend = "auto",
+    witness: jax.Array | None = None,
 ) -> jax.Array:
     """`jax.lax.dot_general` with both operands quantized, exact integer chains and float32 sums between them.
 
@@ -30,6 +31,7 @@ def dot_general(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
+        witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
 
     Returns:
         float32 of the shape that `jax.lax.dot_general` gives: batch axes, then lhs's free ones, then rhs's.
@@ -39,7 +41,7 @@ def dot_general(
         ValueError: if the accumulation does not suit the quantizers' bits.
     """
     problem = dot_problem(lhs, rhs, dimension_numbers=dimension_numbers)
-    return contract(problem, quantizers, accumulation, backend)
+    return contract(problem, quantizers, accumulation, backend, witness)
 
 
 class Problem(NamedTuple):
@@ -79,23 +81,34 @@ def dot_contraction(lhs_ndim: int, rhs_ndim: int, dimension_numbers, out_shape) 
 
 
 def contract(
-    problem: Problem, quantizers: Quantizers, accumulation: Accumulation, backend: Backend
+    problem: Problem,
+    quantizers: Quantizers,
+    accumulation: Accumulation,
+    backend: Backend,
+    witness: jax.Array | None = None,
 ) -> jax.Array:
-    """Quantize both operands and contract them."""
-    operands, params = quantized(problem, quantizers, accumulation, backend)
+    """Quantize both operands and contract them; a witness is lhs's, of any shape."""
+    operands, params = quantized(problem, quantizers, accumulation, backend, witness)
     return primitives.contract(*operands, **params).reshape(problem.out_shape)
 
 
 def quantized(
-    problem: Problem, quantizers: Quantizers, accumulation: Accumulation, backend: Backend
+    problem: Problem,
+    quantizers: Quantizers,
+    accumulation: Accumulation,
+    backend: Backend,
+    witness: jax.Array | None = None,
 ) -> tuple[tuple, dict]:
     """Operands and parameters of `contract_p`."""
+    native = backend == "auto"
+    if witness is not None:  # in its own tensor's shape, while groups have split lhs's axes
+        witness = witness.reshape(-1, *(1,) * (problem.lhs.ndim - 1))
     check_roles(accumulation, quantizers)
     quantizers = pre_shifted(quantizers, accumulation)
     contraction = problem.contraction
     operands = (
-        *quantize_operand(problem.lhs, contraction, quantizers.lhs),
-        *quantize_operand(problem.rhs, contraction.swap(), quantizers.rhs),
+        *quantize_operand(problem.lhs, contraction, quantizers.lhs, witness=witness, native=native),
+        *quantize_operand(problem.rhs, contraction.swap(), quantizers.rhs, native=native),
     )
     return operands, {
         "contraction": contraction,

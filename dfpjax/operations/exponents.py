@@ -23,15 +23,24 @@ from dfpjax.numbers.quantize import NONFINITE_THRESHOLD, quantize_array
 
 
 def quantize_operand(
-    x: jax.Array, contraction: Contraction, quantizer: Quantizer, shift: jax.Array | None = None
+    x: jax.Array,
+    contraction: Contraction,
+    quantizer: Quantizer,
+    shift: jax.Array | None = None,
+    *,
+    witness: jax.Array | None = None,
+    native: bool = True,
 ):
-    """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`)."""
+    """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`); `quantize_array` explains
+    the rest."""
     return quantize_array(
         x,
         quantizer,
         mapped_axes=contraction.mapped_axes(contraction.lhs),
         slice_axes=contraction.slice_axes(contraction.lhs) if quantizer.granularity == "channel" else (),
         shift=shift,
+        witness=witness,
+        native=native,
     )
 
 

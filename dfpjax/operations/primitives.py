@@ -107,7 +107,7 @@ def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
 def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
     """Bind a primitive that measures an equation of `primitive`."""
     if primitive is contract_linear_p:
-        operands = _all_quantized(*operands, params["contraction"], params["cotangent"])
+        operands = _all_quantized(*operands, params["contraction"], params["cotangent"], params["backend"])
     params = {name: value for name, value in params.items() if name != "counted"}
     return measure.bind(*_compat.vary_together(*operands), **params)
 
@@ -177,15 +177,16 @@ def _contract(
     return run(contraction, *operands)
 
 
-def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, **params):
-    operands = _all_quantized(lhs, rhs, rhs_exponent, contraction, cotangent)
-    return _contract(*operands, contraction=contraction, cotangent=cotangent, **params)
+def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend, **params):
+    operands = _all_quantized(lhs, rhs, rhs_exponent, contraction, cotangent, backend)
+    return _contract(*operands, contraction=contraction, cotangent=cotangent, backend=backend, **params)
 
 
-def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: Quantizer):
+def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: Quantizer, backend: Backend):
     """`contract_p`'s operands for those of `contract_linear_p`."""
     common, shift = align(contraction, rhs_exponent)
-    return *quantize_operand(lhs, contraction, cotangent, shift), rhs, common
+    native = backend == "auto"
+    return *quantize_operand(lhs, contraction, cotangent, shift, native=native), rhs, common
 
 
 def _saturated_chains(
@@ -270,7 +271,8 @@ def _contract_linear_jvp(primals, tangents, **params):
     if not _is_zero(tangents[1]):
         contraction = params["contraction"]
         _, shift = align(contraction, rhs_exponent)
-        held, exponent = quantize_operand(lhs, contraction, params["cotangent"], shift)
+        native = params["backend"] == "auto"
+        held, exponent = quantize_operand(lhs, contraction, params["cotangent"], shift, native=native)
         exponent = exponent if shift is None else exponent - shift
         terms.append(contract_linear(tangents[1], held, exponent, **of_rhs))
     return out, _add(terms, out)

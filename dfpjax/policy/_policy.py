@@ -21,15 +21,20 @@ class Policy:
         default: for operations that no rule matches; None keeps them in float32.
         strict: whether a rule that matches nothing in a program is an error when the program is transformed.
             If not, `explain` shows it.
+        fuse: whether what stands around operations in dynamic fixed point is computed in fewer passes over
+            memory where the library has one: batch statistics, bias, normalization, maximum pooling and their
+            gradients, of large float32 tensors. Sums are then more exact than XLA's, in their last bits;
+            everything else is the same.
 
     Raises:
-        TypeError: if a rule is not a `Rule`, the default is neither an `OpConfig` nor None, or strict is
-            neither True nor False.
+        TypeError: if a rule is not a `Rule`, the default is neither an `OpConfig` nor None, or strict or fuse
+            is neither True nor False.
     """
 
     rules: tuple[Rule, ...] = ()
     default: OpConfig | None = OpConfig()  # noqa: RUF009 (frozen)
     strict: bool = False
+    fuse: bool = True
 
     def __post_init__(self):
         if isinstance(self.rules, Rule | str) or not isinstance(self.rules, Iterable):
@@ -39,8 +44,10 @@ class Policy:
             if not isinstance(rule, Rule):
                 raise TypeError(f"Policy: rules must be a sequence of Rule, got {rule!r} among them")
         require_config(self.default, "Policy: default")
-        if not isinstance(self.strict, bool):
-            raise TypeError(f"Policy: strict must be True or False, got {self.strict!r}")
+        for name in ("strict", "fuse"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"Policy: {name} must be True or False, got {value!r}")
 
     @property
     def keeps_float32(self) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,21 +20,62 @@ from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._errors import layer_error
+from dfpjax.transform._fuse import Fusions, Pass
 from dfpjax.transform._survey import Site
 
 
-def inlined(site: Site, treatment: Treatment, backend: Backend) -> list[JaxprEqn]:
+@dataclass(frozen=True, kw_only=True)
+class PlacedWitness:
+    """How an operand's largest magnitude is computed, and from what."""
+
+    compute: Callable
+    inputs: Sequence[Var]
+
+
+class Fusing:
+    """The passes of a jaxpr's fusions, as equations."""
+
+    def __init__(self, fusions: Fusions):
+        self._fusions = fusions
+        self._extremes: dict[Var, list[Var]] = {}
+
+    def equations(self, found: Pass) -> list[JaxprEqn]:
+        """Those that compute a pass."""
+        with user_context(found.eqn.source_info.traceback), found.eqn.ctx.manager:
+            jaxpr = without_constants(found.fun, [v.aval for v in found.inputs], found.kind)
+        results = zip(jaxpr.outvars, found.outputs, strict=True)
+        rename = {inner: outer for inner, outer in results if outer is not None}
+        if None in found.outputs:
+            (x,) = found.inputs
+            self._extremes[x] = jaxpr.outvars[2:]
+        return renamed(jaxpr, found.eqn, {**dict(zip(jaxpr.invars, found.inputs, strict=True)), **rename})
+
+    def witness(self, site: Site, treatment: Treatment) -> PlacedWitness | None:
+        """What an operation's left operand has its exponent from, if not from itself."""
+        lhs = site.eqn.invars[0]
+        found = self._fusions.witnesses.get(lhs) if isinstance(lhs, Var) else None
+        whole = treatment.quantizers.lhs.granularity == "tensor" and treatment.passes == frozenset(PASSES)
+        if found is None or not whole:
+            return None
+        return PlacedWitness(compute=found.compute, inputs=[*self._extremes[found.of], *found.inputs])
+
+
+def inlined(
+    site: Site, treatment: Treatment, backend: Backend, witness: PlacedWitness | None = None
+) -> list[JaxprEqn]:
     """The equations that compute a site's result in dynamic fixed point, under its own variables."""
     eqn = site.eqn
     source = eqn.source_info
     name = site.operation.name or eqn.primitive.name
+    inputs = [*eqn.invars, *(witness.inputs if witness is not None else ())]
     try:
         with user_context(source.traceback), eqn.ctx.manager:
-            jaxpr = without_constants(_operation(eqn, treatment, backend), [v.aval for v in eqn.invars], name)
+            operation = _operation(eqn, treatment, backend, witness)
+            jaxpr = without_constants(operation, [v.aval for v in inputs], name)
     except Exception as error:
         raise layer_error(site, error) from error
     (result,) = jaxpr.outvars
-    return renamed(jaxpr, eqn, {**dict(zip(jaxpr.invars, eqn.invars, strict=True)), result: eqn.outvars[0]})
+    return renamed(jaxpr, eqn, {**dict(zip(jaxpr.invars, inputs, strict=True)), result: eqn.outvars[0]})
 
 
 def without_constants(fun: Callable, avals: Sequence[Any], name: str) -> Jaxpr:
@@ -57,8 +99,10 @@ def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> li
     ]
 
 
-def _operation(eqn: JaxprEqn, treatment: Treatment, backend: Backend) -> Callable:
-    """What an equation computes, as a function of (lhs, rhs), in dynamic fixed point.
+def _operation(
+    eqn: JaxprEqn, treatment: Treatment, backend: Backend, witness: PlacedWitness | None
+) -> Callable:
+    """What an equation computes, as a function of (lhs, rhs, and what its witness takes), in dynamic fixed point.
 
     To be traced in the equation's context.
     """
@@ -79,9 +123,11 @@ def _operation(eqn: JaxprEqn, treatment: Treatment, backend: Backend) -> Callabl
         backend=backend,
     )
 
-    def quantized(lhs, rhs):
+    def quantized(lhs, rhs, *more):
         result = operation(
-            lax.convert_element_type(lhs, jnp.float32), lax.convert_element_type(rhs, jnp.float32)
+            lax.convert_element_type(lhs, jnp.float32),
+            lax.convert_element_type(rhs, jnp.float32),
+            witness=None if witness is None else witness.compute(*more),
         )
         if (result.dtype, result.aval.weak_type) == (out.dtype, out.weak_type):
             return result

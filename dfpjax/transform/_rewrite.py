@@ -15,7 +15,8 @@ from dfpjax.operations.primitives import Backend
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._decide import decide
 from dfpjax.transform._deferred import DEFERRED, Rewriting
-from dfpjax.transform._replace import inlined
+from dfpjax.transform._fuse import Fusions, find_fusions
+from dfpjax.transform._replace import Fusing, inlined
 from dfpjax.transform._subjaxprs import with_sub_jaxprs
 from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
 
@@ -50,12 +51,19 @@ class Rewriter:
         return done[treatments]
 
     def _rewritten(self, body: Body) -> Jaxpr:
+        fuse = self._policy.policy.fuse and self._backend == "auto"
+        fusions = find_fusions(body.jaxpr) if fuse else Fusions()
+        fusing = Fusing(fusions)
         eqns: list[JaxprEqn] = []
         effects = set(body.jaxpr.effects)
         for index, eqn in enumerate(body.jaxpr.eqns):
             match body.found.get(index):
+                case _ if index in fusions.dropped:
+                    new, added = [], set()
+                case _ if index in fusions.passes:
+                    new, added = fusing.equations(fusions.passes[index]), set()
                 case Site() as site:
-                    new, added = self._site(site)
+                    new, added = self._site(site, fusing)
                 case Call() as call:
                     new, added = self._call(eqn, call)
                 case None:
@@ -64,11 +72,11 @@ class Rewriter:
             effects |= added
         return body.jaxpr.replace(eqns=eqns, effects=effects)
 
-    def _site(self, site: Site) -> tuple[list[JaxprEqn], set]:
+    def _site(self, site: Site, fusing: Fusing) -> tuple[list[JaxprEqn], set]:
         treatment = decide(site, self._policy).treatment
         if treatment is None:
             return [site.eqn], set()
-        new = inlined(site, treatment, self._backend)
+        new = inlined(site, treatment, self._backend, fusing.witness(site, treatment))
         return new, set().union(*(eqn.effects for eqn in new))
 
     def _call(self, eqn: JaxprEqn, call: Call) -> tuple[list[JaxprEqn], set]:

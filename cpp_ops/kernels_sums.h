@@ -1,0 +1,110 @@
+// Reductions over all axes but the last, in one pass. See kernels_common.h for how it is included.
+// What is added to what is the same on every path: lanes are channels, and rows are added in
+// float32 in blocks, the blocks in float64.
+
+inline constexpr int64_t kRowsInFloat = 32;
+
+template <class V>
+inline void add_lanes(V v, double* to) {
+  float lanes[sizeof(V) / sizeof(float)];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] += static_cast<double>(lanes[i]);
+}
+
+// `kVectors` vectors of channels of up to kRowsInFloat rows.
+template <class V, int kVectors>
+inline void moments_of(const float* x, int64_t rows, int64_t stride, double* sums, double* squares,
+                       float* low, float* high) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  V sum[kVectors], square[kVectors], least[kVectors], most[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    sum[v] = square[v] = V{};
+    least[v] = load_as<V>(low + v * kLanes);
+    most[v] = load_as<V>(high + v * kLanes);
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      const V a = load_as<V>(x + r * stride + v * kLanes);
+      sum[v] += a;
+      square[v] += a * a;
+      least[v] = a < least[v] ? a : least[v];
+      most[v] = a > most[v] ? a : most[v];
+    }
+  for (int v = 0; v < kVectors; ++v) {
+    add_lanes(sum[v], sums + v * kLanes);
+    add_lanes(square[v], squares + v * kLanes);
+    store_as(low + v * kLanes, least[v]);
+    store_as(high + v * kLanes, most[v]);
+  }
+}
+
+void moments(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
+             float* low, float* high) {
+  for (; rows > 0; rows -= kRowsInFloat, x += kRowsInFloat * channels) {
+    const int64_t count = rows < kRowsInFloat ? rows : kRowsInFloat;
+    int64_t c = 0;
+    for (; c + 2 * kFloats <= channels; c += 2 * kFloats)
+      moments_of<Floats, 2>(x + c, count, channels, sums + c, squares + c, low + c, high + c);
+    for (; c + kFloats <= channels; c += kFloats)
+      moments_of<Floats, 1>(x + c, count, channels, sums + c, squares + c, low + c, high + c);
+    for (; c < channels; ++c)
+      moments_of<float, 1>(x + c, count, channels, sums + c, squares + c, low + c, high + c);
+  }
+}
+
+template <class V, int kVectors>
+inline void paired_of(const float* g, const float* x, const float* centre, int64_t rows,
+                      int64_t stride, double* sums, double* products) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  V sum[kVectors], product[kVectors], middle[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    sum[v] = product[v] = V{};
+    middle[v] = load_as<V>(centre + v * kLanes);
+  }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      const V a = load_as<V>(g + r * stride + v * kLanes);
+      sum[v] += a;
+      product[v] += a * (load_as<V>(x + r * stride + v * kLanes) - middle[v]);
+    }
+  for (int v = 0; v < kVectors; ++v) {
+    add_lanes(sum[v], sums + v * kLanes);
+    add_lanes(product[v], products + v * kLanes);
+  }
+}
+
+void paired_sums(const float* g, const float* x, const float* centre, int64_t rows,
+                 int64_t channels, double* sums, double* products) {
+  for (; rows > 0; rows -= kRowsInFloat) {
+    const int64_t count = rows < kRowsInFloat ? rows : kRowsInFloat;
+    int64_t c = 0;
+    for (; c + 2 * kFloats <= channels; c += 2 * kFloats)
+      paired_of<Floats, 2>(g + c, x + c, centre + c, count, channels, sums + c, products + c);
+    for (; c + kFloats <= channels; c += kFloats)
+      paired_of<Floats, 1>(g + c, x + c, centre + c, count, channels, sums + c, products + c);
+    for (; c < channels; ++c)
+      paired_of<float, 1>(g + c, x + c, centre + c, count, channels, sums + c, products + c);
+    g += kRowsInFloat * channels;
+    x += kRowsInFloat * channels;
+  }
+}
+
+int32_t largest_magnitude(const float* x, int64_t count) {
+  constexpr int kVectors = 4;
+  Ints most[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kVectors * kFloats <= count; i += kVectors * kFloats)
+    for (int v = 0; v < kVectors; ++v) {
+      const Ints bits = load_as<Ints>(x + i + v * kFloats) & 0x7fffffff;
+      most[v] = bits > most[v] ? bits : most[v];
+    }
+  int32_t result = 0;
+  for (const Ints& vector : most)
+    for (int lane = 0; lane < kFloats; ++lane)
+      result = vector[lane] > result ? vector[lane] : result;
+  for (; i < count; ++i) {
+    const int32_t bits = load_as<int32_t>(x + i) & 0x7fffffff;
+    result = bits > result ? bits : result;
+  }
+  return result;
+}

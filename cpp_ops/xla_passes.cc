@@ -1,0 +1,191 @@
+// The XLA handlers of passes over float32 activations: channel sums, magnitudes, pooling.
+#include <cstdint>
+#include <new>
+#include <string>
+
+#include "channel_sums.h"
+#include "isa.h"
+#include "pooling.h"
+#include "xla_support.h"
+
+namespace dfpjax {
+namespace {
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Numbers = ffi::Buffer<ffi::S32>;
+
+// Finds the kernels and runs `work(kernels, executor)`, unless something is wrong.
+template <class Work>
+ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view isa,
+               int64_t threads, Work work) {
+  if (threads < 0) error = "threads: must not be negative";
+  std::string why;
+  const KernelTable* const kernels = find_isa(std::string(isa).c_str(), &why);
+  if (kernels == nullptr) error = "isa: " + why;
+  if (!error.empty()) return ffi::Error::InvalidArgument(error);
+  ffi::ThreadPool own = pool;
+  XlaExecutor executor(&own, threads);
+  try {
+    if (work(*kernels, executor)) return ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+  }
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+}
+
+std::string must_be(const char* name, const char* what) {
+  return std::string(name) + ": must be " + what;
+}
+
+std::string check_channels(const Floats& x) {
+  return x.dimensions().size() == 3 ? "" : must_be("x", "[groups, rows, channels]");
+}
+
+ChannelShape channel_shape(const Floats& x) {
+  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2]};
+}
+
+ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> squares,
+                       ffi::Result<Floats> low, ffi::Result<Floats> high, ffi::ThreadPool pool,
+                       std::string_view isa, int64_t threads) {
+  std::string error = check_channels(x);
+  if (error.empty()) {
+    const ChannelShape shape = channel_shape(x);
+    const auto size = static_cast<size_t>(shape.groups * shape.channels);
+    for (const auto& out : {*sums, *squares, *low, *high})
+      if (out.element_count() != size) error = must_be("results", "[groups, channels]");
+  }
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Moments out{sums->typed_data(), squares->typed_data(), low->typed_data(),
+                      high->typed_data()};
+    return moments(channel_shape(x), x.typed_data(), out, kernels, executor);
+  });
+}
+
+ffi::Error run_paired_sums(Floats g, Floats x, Floats centre, ffi::Result<Floats> sums,
+                           ffi::Result<Floats> products, ffi::ThreadPool pool, std::string_view isa,
+                           int64_t threads) {
+  std::string error = check_channels(x);
+  if (error.empty()) {
+    const ChannelShape shape = channel_shape(x);
+    const auto size = static_cast<size_t>(shape.groups * shape.channels);
+    if (g.element_count() != x.element_count()) error = must_be("g", "of x's size");
+    for (const auto& tensor : {centre, *sums, *products})
+      if (tensor.element_count() != size)
+        error = must_be("centre and results", "[groups, channels]");
+  }
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return paired_sums(channel_shape(x), g.typed_data(), x.typed_data(), centre.typed_data(),
+                       sums->typed_data(), products->typed_data(), kernels, executor);
+  });
+}
+
+ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
+                       std::string_view isa, int64_t threads) {
+  const std::string error = out->element_count() == 1 ? "" : must_be("result", "one number");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return largest_magnitude(x.typed_data(), static_cast<int64_t>(x.element_count()),
+                             out->typed_data(), kernels, executor);
+  });
+}
+
+using Sizes = ffi::Span<const int64_t>;
+
+// `windows` are window, stride and padding of the height, then of the width.
+Pool pool_of(const Floats& in, const Floats& out, Sizes windows) {
+  const auto axis = [&](size_t i) {
+    const int64_t* const w = windows.begin() + 3 * (i - 1);
+    return PoolAxis{in.dimensions()[i], out.dimensions()[i], w[0], w[1], w[2]};
+  };
+  return {in.dimensions()[0], in.dimensions()[3], axis(1), axis(2)};
+}
+
+std::string check_images(const Floats& in, const Floats& out, Sizes windows) {
+  if (in.dimensions().size() != 4 || out.dimensions().size() != 4)
+    return must_be("images", "[images, height, width, channels]");
+  if (windows.size() != 6)
+    return must_be("windows", "window, stride and padding of height and width");
+  if (in.dimensions()[0] != out.dimensions()[0] || in.dimensions()[3] != out.dimensions()[3])
+    return must_be("images and channels", "as many before and after");
+  if (in.element_count() == 0) return "";
+  return check_pool(pool_of(in, out, windows));
+}
+
+ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool, Sizes windows,
+                        std::string_view isa, int64_t threads) {
+  const std::string error = check_images(x, *out, windows);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels,
+                    executor);
+  });
+}
+
+ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                                 Sizes windows, std::string_view isa, int64_t threads) {
+  std::string error = check_images(x, g, windows);
+  if (out->element_count() != x.element_count()) error = must_be("result", "of x's size");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return max_pool_gradient(pool_of(x, g, windows), g.typed_data(), x.typed_data(),
+                             out->typed_data(), kernels, executor);
+  });
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moments_v1, run_moments,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(paired_sums_v1, run_paired_sums,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, run_largest,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<Numbers>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool_v1, run_max_pool,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<Sizes>("windows")
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool_gradient_v1, run_max_pool_gradient,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<Sizes>("windows")
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
+}  // namespace
+
+Handlers pass_handlers() {
+  return {{"dfpjax_moments_v1", moments_v1},
+          {"dfpjax_paired_sums_v1", paired_sums_v1},
+          {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
+          {"dfpjax_max_pool_v1", max_pool_v1},
+          {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1}};
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,86 @@
+"""Bindings of the native passes over float32 activations: sums over all but the channels, the largest
+magnitude, maximum pooling.
+
+Each takes `isa`, the name of an instruction set path, and `threads`, at most so many, for tests; by default
+the best path and all threads. Results depend on neither.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Windows = tuple[int, int, int, int, int, int]
+"""Window, stride and padding before the first pixel, of the height and then of the width."""
+
+
+def moments(x: jax.Array, *, isa: str = "", threads: int = 0) -> tuple[jax.Array, ...]:
+    """Sums, sums of squares, least and greatest values of the channels.
+
+    Arguments:
+        x: float32[groups, rows, channels].
+
+    Returns:
+        Four times float32[groups, channels]. The sums are added in float32 over 32 rows and in float64 over
+        these. Where a number is NaN the sums are, but the extremes leave it out.
+    """
+    groups, _, channels = x.shape
+    results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 4
+    return tuple(_call("dfpjax_moments_v1", results, isa, threads)(x))
+
+
+def paired_sums(
+    g: jax.Array, x: jax.Array, centre: jax.Array, *, isa: str = "", threads: int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of g and of g · (x − centre) of the channels.
+
+    Arguments:
+        g, x: float32[groups, rows, channels].
+        centre: float32[groups, channels].
+
+    Returns:
+        Twice float32[groups, channels], added as `moments` adds.
+    """
+    groups, _, channels = x.shape
+    results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
+    return tuple(_call("dfpjax_paired_sums_v1", results, isa, threads)(g, x, centre))
+
+
+def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.Array:
+    """The bits of max|x| as int32[]; those of an infinity or a NaN if there is one. `x` is float32."""
+    result = jax.ShapeDtypeStruct((), jnp.int32)
+    return _call("dfpjax_largest_magnitude_v1", result, isa, threads)(x)
+
+
+def max_pool(
+    x: jax.Array, out_shape: tuple[int, ...], windows: Windows, *, isa: str = "", threads: int = 0
+) -> jax.Array:
+    """Maxima over windows.
+
+    Arguments:
+        x: float32[images, height, width, channels].
+        out_shape: of the result, in the same order; every window must hold a pixel of the image.
+
+    Returns:
+        float32 of `out_shape`; NaN where a window holds one.
+    """
+    result = jax.ShapeDtypeStruct(out_shape, jnp.float32)
+    return _call("dfpjax_max_pool_v1", result, isa, threads, windows)(x)
+
+
+def max_pool_gradient(
+    g: jax.Array, x: jax.Array, windows: Windows, *, isa: str = "", threads: int = 0
+) -> jax.Array:
+    """The gradient of `max_pool` by x, where g is that of its result; of equal pixels the first one gets it.
+
+    Returns:
+        float32 of x's shape.
+    """
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows)(g, x)
+
+
+def _call(target: str, results, isa: str, threads: int, windows: Windows | None = None):
+    attributes = {"isa": isa, "threads": np.int64(threads)}
+    if windows is not None:
+        attributes["windows"] = np.asarray(windows, np.int64)
+    return lambda *operands: jax.ffi.ffi_call(target, results)(*operands, **attributes)

@@ -1,0 +1,130 @@
+"""Affine maps of each channel, as a bias and batch normalization are, whose gradients take one native pass.
+
+Values are those of the plain expressions, to the last bit.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from dfpjax import _compat
+from dfpjax.operations.passes import moments, paired_sums
+
+
+@jax.custom_jvp
+def shift_channels(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """x + shift, with a gradient by `shift` that takes one native pass.
+
+    Arguments:
+        x: float32[..., channels].
+        shift: float32[1, ..., 1, channels], of x's rank.
+
+    Returns:
+        float32 of x's shape.
+    """
+    return x + shift
+
+
+@functools.partial(shift_channels.defjvp, symbolic_zeros=True)
+def _shift_jvp(primals, tangents):
+    x, shift = primals
+    dx, dshift = tangents
+    terms = [] if isinstance(dx, SymbolicZero) else [dx]
+    if not isinstance(dshift, SymbolicZero):
+        terms.append(broadcast_rows_p.bind(_compat.vary_together(dshift, x)[0], shape=x.shape))
+    return shift_channels(x, shift), functools.reduce(lax.add, terms)
+
+
+@jax.custom_jvp
+def normalize_channels(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """(x − mean) · scale + shift, as batch normalization ends, with gradients by `mean`, `scale` and `shift`
+    that take one native pass together.
+
+    Arguments:
+        x: float32[..., channels].
+        mean, scale, shift: float32[1, ..., 1, channels], of x's rank.
+
+    Returns:
+        float32 of x's shape.
+    """
+    return (x - mean) * scale + shift
+
+
+@functools.partial(normalize_channels.defjvp, symbolic_zeros=True)
+def _normalize_jvp(primals, tangents):
+    x, mean, scale, _ = primals
+    dx, *of_channels = tangents
+    terms = [] if isinstance(dx, SymbolicZero) else [dx * scale]
+    if not all(isinstance(t, SymbolicZero) for t in of_channels):
+        given = [jnp.zeros(t.shape, t.dtype) if isinstance(t, SymbolicZero) else t for t in of_channels]
+        terms.append(normalize_tangent_p.bind(*_compat.vary_together(*given, x, mean, scale)))
+    return normalize_channels(*primals), functools.reduce(lax.add, terms)
+
+
+# --- the linear parts -------------------------------------------------------------------------------
+
+
+def _broadcast_rows(v, *, shape):
+    return jnp.broadcast_to(v, shape)
+
+
+def _normalize_tangent(dmean, dscale, dshift, x, mean, scale):
+    return (x - mean) * dscale - dmean * scale + dshift
+
+
+def _batch(fun, operands, dims, **params):
+    return jax.vmap(functools.partial(fun, **params), in_axes=tuple(dims))(*operands), 0
+
+
+def _register(name: str, fun) -> Primitive:
+    """A primitive for an expression whose transpose alone is to be another; otherwise it is the expression."""
+    primitive = Primitive(name)
+    primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
+    mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
+    batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
+    return primitive
+
+
+broadcast_rows_p = _register("dfp_broadcast_rows", _broadcast_rows)
+normalize_tangent_p = _register("dfp_normalize_tangent", _normalize_tangent)
+
+
+@broadcast_rows_p.def_abstract_eval
+def _broadcast_rows_abstract_eval(v, *, shape):
+    return _compat.result_aval(v, shape, v.dtype)
+
+
+@normalize_tangent_p.def_abstract_eval
+def _normalize_tangent_abstract_eval(dmean, dscale, dshift, x, mean, scale):
+    return _compat.result_aval(x, x.shape, x.dtype)
+
+
+def _broadcast_rows_transpose(ct, v, *, shape):
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval)]
+    return [moments(ct)[0].reshape(v.aval.shape)]
+
+
+def _normalize_tangent_jvp(primals, tangents):
+    # Second derivatives: rare, and in ordinary operations.
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    return normalize_tangent_p.bind(*primals), jax.jvp(_normalize_tangent, tuple(primals), tuple(tangents))[1]
+
+
+def _normalize_tangent_transpose(ct, dmean, dscale, dshift, x, mean, scale):
+    linear = (dmean, dscale, dshift)
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval) if ad.is_undefined_primal(v) else None for v in linear] + [None] * 3
+    total, product = (s.reshape(mean.shape) for s in paired_sums(ct, x, mean.reshape(-1)))
+    by = (-scale * total, product, total)
+    return [g if ad.is_undefined_primal(v) else None for g, v in zip(by, linear, strict=True)] + [None] * 3
+
+
+ad.deflinear2(broadcast_rows_p, _broadcast_rows_transpose)
+ad.primitive_jvps[normalize_tangent_p] = _normalize_tangent_jvp
+ad.primitive_transposes[normalize_tangent_p] = _normalize_tangent_transpose

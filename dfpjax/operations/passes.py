@@ -1,0 +1,163 @@
+"""Sums over all axes but the channels, which XLA for CPU is slow at, as operations that JAX can differentiate and
+batch; and what the operations of `channels` and `pooling` have in common.
+
+Sums are more exact than XLA's, so their last bits differ. Each is a primitive that lowers to a native pass
+(`dfpjax.kernels.passes`) on one CPU device and to ordinary operations everywhere else.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from dfpjax import _compat
+from dfpjax.kernels import passes
+from dfpjax.numbers.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
+
+
+def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
+    """Lower to `in_hlo(*operands, **params)`, and on a CPU where nothing is partitioned to `native`."""
+    several = primitive.multiple_results
+    plainly = mlir.lower_fun(in_hlo, multiple_results=several)
+    natively = mlir.lower_fun(native, multiple_results=several)
+
+    def lower(ctx, *operands, **params):
+        fun = plainly if _compat.is_partitioned(ctx) else natively
+        return fun(ctx, *operands, **params)
+
+    mlir.register_lowering(primitive, plainly)
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bool = False) -> Primitive:
+    """A primitive of float32 arrays, whose results have the shapes of `in_hlo`'s."""
+    primitive = Primitive(name)
+    primitive.multiple_results = several
+
+    def abstract_eval(*operands, **params):
+        structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
+        out = jax.eval_shape(functools.partial(in_hlo, **params), *structs)
+        avals = [_compat.result_aval(operands[0], x.shape, x.dtype) for x in (out if several else [out])]
+        return avals if several else avals[0]
+
+    primitive.def_abstract_eval(abstract_eval)
+    primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
+    register_lowerings(primitive, in_hlo, native)
+    return primitive
+
+
+register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
+
+
+# --- sums over all axes but the channels ------------------------------------------------------------
+
+
+def _rows(x: jax.Array, mapped: int) -> tuple[int, ...]:
+    return tuple(range(mapped, x.ndim - 1))
+
+
+def _grouped(x: jax.Array, mapped: int) -> jax.Array:
+    """As [groups, rows, channels]."""
+    groups = int(np.prod(x.shape[:mapped], dtype=np.int64))
+    return x.reshape(groups, x.size // max(groups * x.shape[-1], 1), x.shape[-1])
+
+
+def _of_channels(results, x: jax.Array, mapped: int):
+    return tuple(result.reshape(*x.shape[:mapped], x.shape[-1]) for result in results)
+
+
+def _moments_in_hlo(x, *, mapped):
+    rows = _rows(x, mapped)
+    return jnp.sum(x, rows), jnp.sum(x * x, rows), jnp.min(x, rows), jnp.max(x, rows)
+
+
+def _moments_natively(x, *, mapped):
+    return _of_channels(passes.moments(_grouped(x, mapped)), x, mapped)
+
+
+moments_p = pass_primitive("dfp_moments", _moments_in_hlo, _moments_natively, several=True)
+
+
+def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Of each channel, in one pass, the sum, the sum of squares, the least and the greatest value.
+
+    Arguments:
+        x: float32[..., channels].
+
+    Returns:
+        Four times float32[channels]. No gradient flows through the last two.
+    """
+    return tuple(moments_p.bind(x, mapped=0))
+
+
+def _moments_jvp(primals, tangents, *, mapped):
+    (x,), (dx,) = primals, tangents
+    out = moments_p.bind(x, mapped=mapped)
+    zeros = [ad.Zero(jax.typeof(y).to_tangent_aval()) for y in out]
+    if isinstance(dx, ad.Zero):
+        return out, zeros
+    rows = _rows(x, mapped)
+    return out, [jnp.sum(dx, rows), jnp.sum(dx * (2.0 * x), rows), *zeros[2:]]
+
+
+def _sums_batch(primitive, operands, dims, *, mapped):
+    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
+    operands = [
+        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(operands, dims, strict=True)
+    ]
+    out = primitive.bind(*operands, mapped=mapped + 1)
+    return out, [0] * len(out)
+
+
+def _paired_in_hlo(g, x, centre, *, mapped):
+    rows = _rows(x, mapped)
+    return jnp.sum(g, rows), jnp.sum(g * (x - jnp.expand_dims(centre, rows)), rows)
+
+
+def _paired_natively(g, x, centre, *, mapped):
+    sums = passes.paired_sums(_grouped(g, mapped), _grouped(x, mapped), _grouped(centre, mapped)[:, 0])
+    return _of_channels(sums, x, mapped)
+
+
+paired_sums_p = pass_primitive("dfp_paired_sums", _paired_in_hlo, _paired_natively, several=True)
+
+
+def paired_sums(g: jax.Array, x: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each channel, in one pass, the sums of g and of g · (x − centre).
+
+    Arguments:
+        g, x: float32[..., channels].
+        centre: float32[channels].
+
+    Returns:
+        Twice float32[channels].
+    """
+    return tuple(paired_sums_p.bind(*_compat.vary_together(g, x, centre), mapped=0))
+
+
+def _paired_jvp(primals, tangents, *, mapped):
+    # Second derivatives: rare, and in ordinary operations.
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    out = paired_sums_p.bind(*primals, mapped=mapped)
+    return out, jax.jvp(functools.partial(_paired_in_hlo, mapped=mapped), tuple(primals), tuple(tangents))[1]
+
+
+def _paired_transpose(cts, g, x, centre, *, mapped):
+    assert ad.is_undefined_primal(g) and not ad.is_undefined_primal(x)
+    (out,) = jax.linear_transpose(lambda g: _paired_in_hlo(g, x, centre, mapped=mapped), g.aval)(
+        tuple(ad.instantiate_zeros(ct) for ct in cts)
+    )
+    return [out, None, None]
+
+
+ad.primitive_jvps[moments_p] = _moments_jvp
+ad.primitive_jvps[paired_sums_p] = _paired_jvp
+ad.primitive_transposes[paired_sums_p] = _paired_transpose
+for _p in (moments_p, paired_sums_p):
+    batching.primitive_batchers[_p] = functools.partial(_sums_batch, _p)

@@ -1,0 +1,131 @@
+"""Maximum pooling of images in NHWC, in native passes forward and backward; the same bits as in JAX."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.interpreters import ad, batching
+
+from dfpjax.kernels import passes
+from dfpjax.operations.passes import pass_primitive
+
+MOST_TAPS = 1024
+"""Pixels in a window that the native pass takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows over the height and the width; each holds at least one pixel of the image."""
+
+    sizes: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    def encode(self) -> passes.Windows:
+        """As the native pass takes them."""
+        (height, width), (down, right), ((above, _), (left, _)) = self.sizes, self.strides, self.padding
+        return height, down, above, width, right, left
+
+    def fit(self, height: int, width: int) -> bool:
+        """Whether the native pass can pool images of so many pixels."""
+        return self.sizes[0] * self.sizes[1] <= MOST_TAPS and all(
+            0 <= low < window and 0 <= high < window and low + extent + high >= window
+            for extent, window, (low, high) in zip((height, width), self.sizes, self.padding, strict=True)
+        )
+
+
+def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+    """Maxima over windows.
+
+    Arguments:
+        x: float32[images, height, width, channels].
+        windows: that fit x.
+
+    Returns:
+        float32[images, rows, columns, channels], bit-identical to `lax.reduce_window`'s, as the gradient is.
+    """
+    return max_pool_p.bind(x, windows=windows)
+
+
+def max_pool_gradient(ct: jax.Array, x: jax.Array, windows: Windows) -> jax.Array:
+    """The gradient of `max_pool(x, windows)` by x, float32 of x's shape, for the cotangent ct of its result."""
+    return max_pool_gradient_p.bind(ct, x, windows=windows)
+
+
+def _pool(x, *, windows: Windows):
+    return lax.reduce_window(
+        x,
+        -np.inf,
+        lax.max,
+        (1, *windows.sizes, 1),
+        (1, *windows.strides, 1),
+        ((0, 0), *windows.padding, (0, 0)),
+    )
+
+
+def _pool_natively(x, *, windows: Windows):
+    shape = jax.eval_shape(functools.partial(_pool, windows=windows), x).shape
+    return passes.max_pool(x, shape, windows.encode())
+
+
+def _tangent(dx, x, *, windows: Windows):
+    return jax.jvp(functools.partial(_pool, windows=windows), (x,), (dx,))[1]
+
+
+def _gradient(ct, x, *, windows: Windows):
+    return jax.vjp(functools.partial(_pool, windows=windows), x)[1](ct)[0]
+
+
+def _gradient_natively(ct, x, *, windows: Windows):
+    return passes.max_pool_gradient(ct, x, windows.encode())
+
+
+max_pool_p = pass_primitive("dfp_max_pool", _pool, _pool_natively)
+max_pool_tangent_p = pass_primitive("dfp_max_pool_tangent", _tangent, _tangent)
+max_pool_gradient_p = pass_primitive("dfp_max_pool_gradient", _gradient, _gradient_natively)
+
+
+def _max_pool_jvp(primals, tangents, *, windows):
+    (x,), (dx,) = primals, tangents
+    out = max_pool_p.bind(x, windows=windows)
+    if isinstance(dx, ad.Zero):
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+    return out, max_pool_tangent_p.bind(dx, x, windows=windows)
+
+
+def _linear_jvp(primitive, primals, tangents, *, windows):
+    """Linear in the first operand; the second one only says where the maxima are."""
+    (v, x), (dv, _) = primals, tangents
+    out = primitive.bind(v, x, windows=windows)
+    if isinstance(dv, ad.Zero):
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+    return out, primitive.bind(dv, x, windows=windows)
+
+
+def _transpose(other, ct, v, x, *, windows):
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval), None]
+    return [other.bind(ct, x, windows=windows), None]
+
+
+def _pool_batch(primitive, operands, dims, *, windows):
+    """The mapped axis becomes one of the images'."""
+    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
+    operands = [
+        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(operands, dims, strict=True)
+    ]
+    merged = [x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in operands]
+    out = primitive.bind(*merged, windows=windows)
+    return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
+
+
+ad.primitive_jvps[max_pool_p] = _max_pool_jvp
+for _p, _other in ((max_pool_tangent_p, max_pool_gradient_p), (max_pool_gradient_p, max_pool_tangent_p)):
+    ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p)
+    ad.primitive_transposes[_p] = functools.partial(_transpose, _other)
+for _p in (max_pool_p, max_pool_tangent_p, max_pool_gradient_p):
+    batching.primitive_batchers[_p] = functools.partial(_pool_batch, _p)
