@@ -31,6 +31,12 @@ bool paired_sums(const ChannelShape& shape, const float* g, const float* x, cons
 bool largest_magnitude(const float* x, int64_t count, int32_t* out, const KernelTable& kernels,
                        Executor& executor);
 
+// Mantissas of `bits` bits of a tensor, rounded to nearest even, and its exponent; the same as
+// dfpjax.numbers.quantize computes. A tensor with a NaN or an infinity has zeros and kNotFinite.
+inline constexpr int32_t kNotFinite = 1 << 20;
+bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
+              const KernelTable& kernels, Executor& executor);
+
 }  // namespace dfpjax
 
 #endif  // DFPJAX_CHANNEL_SUMS_H_

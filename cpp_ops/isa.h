@@ -92,6 +92,9 @@ struct KernelTable {
   // The greatest of the numbers' bits without their signs: infinity's or more if not all are
   // finite.
   int32_t (*largest_magnitude)(const float* x, int64_t count);
+  // out = x * first * second, rounded to the nearest, ties to even, and clamped to +-limit.
+  void (*quantize)(const float* x, int64_t count, float first, float second, int32_t limit,
+                   int16_t* out);
   // Of `count` >= 1 pixels of so many channels: the maximum of each channel, NaN if one is NaN; and
   // g added to `gradients` of the pixel that has the maximum, the first one of several.
   void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);

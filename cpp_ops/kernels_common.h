@@ -10,6 +10,7 @@ inline int32_t join_words(int16_t low, int16_t high) {
 // Vectors that the compiler cuts to what the path has.
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
+using Shorts = int16_t __attribute__((vector_size(32)));
 inline constexpr int kFloats = sizeof(Floats) / sizeof(float);
 
 template <class V, class T>

@@ -88,6 +88,19 @@ ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
   });
 }
 
+ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
+                        ffi::Result<Numbers> exponent, ffi::ThreadPool pool, int64_t bits,
+                        std::string_view isa, int64_t threads) {
+  std::string error;
+  if (mantissas->element_count() != x.element_count()) error = must_be("mantissas", "of x's size");
+  if (exponent->element_count() != 1) error = must_be("exponent", "one number");
+  if (bits < 2 || bits > 16) error = must_be("bits", "from 2 to 16");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return quantize(x.typed_data(), static_cast<int64_t>(x.element_count()), static_cast<int>(bits),
+                    mantissas->typed_data(), exponent->typed_data(), kernels, executor);
+  });
+}
+
 using Sizes = ffi::Span<const int64_t>;
 
 // `windows` are window, stride and padding of the height, then of the width.
@@ -159,6 +172,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, run_largest,
                                   .Attr<std::string_view>("isa")
                                   .Attr<int64_t>("threads"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(quantize_v1, run_quantize,
+                              ffi::Ffi::Bind()
+                                  .Arg<Floats>()
+                                  .Ret<ffi::Buffer<ffi::S16>>()
+                                  .Ret<Numbers>()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Attr<int64_t>("bits")
+                                  .Attr<std::string_view>("isa")
+                                  .Attr<int64_t>("threads"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool_v1, run_max_pool,
                               ffi::Ffi::Bind()
                                   .Arg<Floats>()
@@ -184,6 +207,7 @@ Handlers pass_handlers() {
   return {{"dfpjax_moments_v1", moments_v1},
           {"dfpjax_paired_sums_v1", paired_sums_v1},
           {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
+          {"dfpjax_quantize_v1", quantize_v1},
           {"dfpjax_max_pool_v1", max_pool_v1},
           {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1}};
 }

@@ -51,6 +51,16 @@ def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.A
     return _call("dfpjax_largest_magnitude_v1", result, isa, threads)(x)
 
 
+def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Mantissas of so many bits, rounded to nearest even, as int16 of x's shape, and the exponent as int32[].
+
+    Bit-identical to `dfpjax.numbers.quantize`; `x` is float32.
+    """
+    results = [jax.ShapeDtypeStruct(x.shape, jnp.int16), jax.ShapeDtypeStruct((), jnp.int32)]
+    mantissa, exponent = _call("dfpjax_quantize_v1", results, isa, threads, bits=np.int64(bits))(x)
+    return mantissa, exponent
+
+
 def max_pool(
     x: jax.Array, out_shape: tuple[int, ...], windows: Windows, *, isa: str = "", threads: int = 0
 ) -> jax.Array:
@@ -64,7 +74,7 @@ def max_pool(
         float32 of `out_shape`; NaN where a window holds one.
     """
     result = jax.ShapeDtypeStruct(out_shape, jnp.float32)
-    return _call("dfpjax_max_pool_v1", result, isa, threads, windows)(x)
+    return _call("dfpjax_max_pool_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(x)
 
 
 def max_pool_gradient(
@@ -76,11 +86,9 @@ def max_pool_gradient(
         float32 of x's shape.
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows)(g, x)
+    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(g, x)
 
 
-def _call(target: str, results, isa: str, threads: int, windows: Windows | None = None):
-    attributes = {"isa": isa, "threads": np.int64(threads)}
-    if windows is not None:
-        attributes["windows"] = np.asarray(windows, np.int64)
+def _call(target: str, results, isa: str, threads: int, **attributes):
+    attributes |= {"isa": isa, "threads": np.int64(threads)}
     return lambda *operands: jax.ffi.ffi_call(target, results)(*operands, **attributes)

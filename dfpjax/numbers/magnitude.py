@@ -52,8 +52,8 @@ def _magnitudes(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(x, jnp.int32) & np.int32(0x7FFFFFFF)
 
 
-# Only ever bound while `quantize_p` is lowered, so it needs no rules but these. The layer that has native code
-# registers its lowering for the platform.
+# Bound only while `quantize_p` is lowered, so they need no rules but these. The layer that has native code
+# registers its lowerings for the platform.
 largest_magnitude_p = Primitive("dfp_largest_magnitude")
 
 

@@ -16,8 +16,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
-from dfpjax.numbers.dtype import dfp16, from_integers
-from dfpjax.numbers.magnitude import largest_magnitude_bits
+from dfpjax.numbers.dtype import dfp16, from_integers, to_integers
+from dfpjax.numbers.magnitude import LEAST_NATIVE, largest_magnitude_bits
 
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 Granularity = Literal["tensor", "channel"]
@@ -188,6 +188,10 @@ def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] |
 def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
     """Every slice along the mapped axes is a tensor of its own, and has an exponent for each of its slices
     along the slice axes."""
+    if native and not (more or mapped_axes or slice_axes) and quantizer.rounding == "nearest":
+        if x.size >= LEAST_NATIVE:
+            mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
+            return from_integers(mantissa), exponent.reshape((1,) * x.ndim)
     more = dict(zip(given, more, strict=True))
     shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
@@ -207,6 +211,29 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tu
     mantissa = lax.clamp(-limit, _round(scaled_down(x, own), quantizer.rounding, random), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
     return from_integers(mantissa), exponent
+
+
+# A whole tensor, to the nearest, where a platform has native code for it; bound only while `quantize_p` is
+# lowered. The layer that has the native code registers its lowering.
+quantize_whole_p = Primitive("dfp_quantize_whole")
+quantize_whole_p.multiple_results = True
+
+
+@quantize_whole_p.def_abstract_eval
+def _quantize_whole_abstract_eval(x, *, bits):
+    return x.update(dtype=np.dtype("int16"), weak_type=False), _compat.result_aval(x, (), np.dtype("int32"))
+
+
+def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Array]:
+    """What `quantize_whole_p` computes: the int16 mantissas and the int32[] exponent of a tensor."""
+    quantizer = Quantizer(bits=bits)
+    mantissa, exponent = _quantize(
+        x, quantizer=quantizer, mapped_axes=(), slice_axes=(), given=(), native=False
+    )
+    return to_integers(mantissa), exponent.reshape(())
+
+
+mlir.register_lowering(quantize_whole_p, mlir.lower_fun(quantize_whole_in_hlo, multiple_results=True))
 
 
 # A primitive of its own rather than a function, so that traces stay short and readable; it lowers to

@@ -18,6 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
+from dfpjax.numbers.quantize import quantize_whole_in_hlo, quantize_whole_p
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
@@ -52,6 +53,7 @@ def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bo
 
 
 register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
+register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
 
 # --- sums over all axes but the channels ------------------------------------------------------------
