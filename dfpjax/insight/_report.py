@@ -1,6 +1,7 @@
 """What `explain` returns: one record per operation, and a report that prints as a table."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,21 @@ class OpRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FusedRecord:
+    """Something between operations that is computed in one pass over memory."""
+
+    kind: str
+    """`channel statistics`, `normalization` or `bias` (their gradients), `maximum pooling`; or `exponent from
+    statistics`, for an operation's input whose largest magnitude is known without a pass."""
+
+    name: str
+    """Layer name, as an operation's."""
+
+    shape: tuple[int, ...]
+    """Of the tensor that is passed over, or need not be."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Every convolution and dot product of a program, and what became of it. Prints as a table."""
 
@@ -76,6 +92,9 @@ class Report:
 
     unmatched: tuple[Rule, ...]
     """Rules of the policy that matched nothing."""
+
+    fused: tuple[FusedRecord, ...] = ()
+    """What is computed in one pass, in program order."""
 
     @property
     def macs(self) -> int:
@@ -121,6 +140,9 @@ class Report:
         total = f"{len(quantized)} of {len(self.ops)} operations"
         total = ("total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", "")
         lines = table(header, rows, right=(4,), total=total)
+        if self.fused:
+            kinds = Counter(record.kind for record in self.fused)
+            lines.append(f"in one pass: {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}")
         if self.opaque:
             lines.append(f"not entered: {', '.join(self.opaque)}")
         if self.unmatched:

@@ -1,17 +1,22 @@
 """`explain`: what `mixed_precision` makes of a function, and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from dfpjax.insight._report import Dtype, OpRecord, Report
+from jax.extend.core import JaxprEqn
+from jax.extend.source_info_util import new_name_stack
+
+from dfpjax.insight._report import Dtype, FusedRecord, OpRecord, Report
 from dfpjax.policy import Policy
 from dfpjax.policy._config import PASSES, Pass
+from dfpjax.policy._layers import layer_name
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._contractions import QUANTIZED, macs, operand_shapes
 from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
 from dfpjax.transform._mixed_precision import survey_call
-from dfpjax.transform._survey import Site
+from dfpjax.transform._rewrite import fusions_of
+from dfpjax.transform._survey import Body, Call, Site
 
 
 def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: Any) -> Report:
@@ -30,7 +35,8 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Returns:
         A report: `.ops`, one record for each operation; `.coverage`, the share of multiply-accumulate
-        operations in dynamic fixed point; `.opaque` and `.unmatched`. `print(report)` shows a table.
+        operations in dynamic fixed point; `.opaque`, `.unmatched` and `.fused`. `print(report)` shows a
+        table.
 
     Raises:
         TypeError: if `policy` is not a `Policy`.
@@ -46,7 +52,26 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
         ops=tuple(_record(site, bound) for site in body.sites()),
         opaque=tuple(dict.fromkeys(body.opaque_primitives())),
         unmatched=unmatched_rules(body.sites(), bound),
+        fused=tuple(_fused(body, bound, new_name_stack())),
     )
+
+
+def _fused(body: Body, policy: BoundPolicy, stack: Any) -> Iterator[FusedRecord]:
+    fusions = fusions_of(body, policy)
+
+    def record(kind: str, eqn: JaxprEqn) -> FusedRecord:
+        name = layer_name(stack + eqn.source_info.name_stack)
+        return FusedRecord(kind=kind, name=name, shape=eqn.invars[0].aval.shape)
+
+    for index, eqn in enumerate(body.jaxpr.eqns):
+        if (found := fusions.passes.get(index)) is not None:
+            yield record(found.kind, eqn)
+        match body.found.get(index):
+            case Site() as site if fusions.witness(site.eqn, decide(site, policy).treatment) is not None:
+                yield record("exponent from statistics", eqn)
+            case Call() as call:
+                for _, inner in call.inside:
+                    yield from _fused(inner, policy, call.scope.stack)
 
 
 def _record(site: Site, policy: BoundPolicy) -> OpRecord:

@@ -82,7 +82,7 @@ def _batch(fun, operands, dims, **params):
 
 
 def _register(name: str, fun) -> Primitive:
-    """A primitive for an expression whose transpose alone is to be another; otherwise it is the expression."""
+    """A primitive for an expression whose transpose alone is to be another one."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))

@@ -1,5 +1,5 @@
-"""Sums over all axes but the channels, which XLA for CPU is slow at, as operations that JAX can differentiate and
-batch; and what the operations of `channels` and `pooling` have in common.
+"""Sums over all axes but the channels, which XLA for CPU is slow at, as operations that JAX can differentiate
+and batch; and what the operations of `channels` and `pooling` have in common.
 
 Sums are more exact than XLA's, so their last bits differ. Each is a primitive that lowers to a native pass
 (`dfpjax.kernels.passes`) on one CPU device and to ordinary operations everywhere else.

@@ -1,10 +1,10 @@
 """Chains of equations for which the library has one pass over memory: found here, in one jaxpr at a time.
 
-- The sum and the sum of squares of each channel of a tensor (batch statistics) are computed together, with the
-  least and the greatest value.
-- What has these extremes, is normalized, shifted or rectified, and then becomes an operation's left operand,
-  has its largest magnitude where the extremes go: they are the operand's *witness*, from which its exponent is
-  computed without a pass over the operand.
+- The sum and the sum of squares of each channel of a tensor (batch statistics) are computed together, with
+  the least and the greatest value.
+- Where what has these extremes is normalized, shifted or rectified and then becomes an operation's left
+  operand, its largest magnitude is where the extremes go, since all of this is monotonic: they are the
+  operand's *witness*, from which its exponent is computed without a pass over the operand.
 - `(x − mean) · scale + shift` and `x + shift`, of each channel, have gradients in one pass.
 - Maximum pooling of images in NHWC, and its gradient.
 
@@ -22,6 +22,8 @@ from jax.sharding import AxisType
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.passes import moments
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
+from dfpjax.policy._config import PASSES
+from dfpjax.transform._decide import Treatment
 from dfpjax.transform._subjaxprs import opened
 
 LEAST_SUMMED = 1 << 20
@@ -32,7 +34,7 @@ LEAST_POOLED = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Pass:
+class Fusion:
     """One pass in place of one or more equations."""
 
     kind: str
@@ -77,11 +79,19 @@ class Witness:
 class Fusions:
     """What was found in a jaxpr."""
 
-    passes: dict[int, Pass] = field(default_factory=dict)
+    passes: dict[int, Fusion] = field(default_factory=dict)
     """By the index of the equation at which they stand."""
     dropped: set[int] = field(default_factory=set)
     """Indices of the equations that are left out for them."""
     witnesses: dict[Var, Witness] = field(default_factory=dict)
+
+    def witness(self, eqn: JaxprEqn, treatment: Treatment | None) -> Witness | None:
+        """What an operation that is so treated has its left operand's exponent from, if not from itself."""
+        lhs = eqn.invars[0]
+        if treatment is None or not isinstance(lhs, Var):
+            return None
+        whole = treatment.quantizers.lhs.granularity == "tensor" and treatment.passes == frozenset(PASSES)
+        return self.witnesses.get(lhs) if whole else None
 
 
 def find_fusions(jaxpr: Jaxpr) -> Fusions:
@@ -139,7 +149,7 @@ class _Finder:
             indices = sums[x], squares[x]
             total, square = (self._jaxpr.eqns[i] for i in indices)
             first, last = min(indices), max(indices)
-            self.fusions.passes[first] = Pass(
+            self.fusions.passes[first] = Fusion(
                 kind="channel statistics",
                 eqn=self._jaxpr.eqns[first],
                 fun=moments,
@@ -174,7 +184,7 @@ class _Finder:
             kind, fun, inputs = "bias", shift_channels, (x, shift)
         else:
             kind, fun, inputs = "normalization", normalize_channels, (*normalized, shift)
-        self.fusions.passes[index] = Pass(kind=kind, eqn=eqn, fun=fun, inputs=inputs, outputs=[out])
+        self.fusions.passes[index] = Fusion(kind=kind, eqn=eqn, fun=fun, inputs=inputs, outputs=[out])
         if (witness := self.fusions.witnesses.get(inputs[0])) is not None:
             self.fusions.witnesses[out] = witness.then(fun, *inputs[1:])
 
@@ -212,7 +222,7 @@ class _Finder:
         if windows is None or not _large(x, LEAST_POOLED) or eqn.outvars[0].aval.size == 0:
             return
         fun = max_pool_gradient if gradient else max_pool
-        self.fusions.passes[index] = Pass(
+        self.fusions.passes[index] = Fusion(
             kind="maximum pooling",
             eqn=eqn,
             fun=lambda *operands: fun(*operands, windows),

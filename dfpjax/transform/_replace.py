@@ -20,7 +20,7 @@ from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._errors import layer_error
-from dfpjax.transform._fuse import Fusions, Pass
+from dfpjax.transform._fuse import Fusion, Fusions
 from dfpjax.transform._survey import Site
 
 
@@ -39,7 +39,7 @@ class Fusing:
         self._fusions = fusions
         self._extremes: dict[Var, list[Var]] = {}
 
-    def equations(self, found: Pass) -> list[JaxprEqn]:
+    def equations(self, found: Fusion) -> list[JaxprEqn]:
         """Those that compute a pass."""
         with user_context(found.eqn.source_info.traceback), found.eqn.ctx.manager:
             jaxpr = without_constants(found.fun, [v.aval for v in found.inputs], found.kind)
@@ -52,10 +52,8 @@ class Fusing:
 
     def witness(self, site: Site, treatment: Treatment) -> PlacedWitness | None:
         """What an operation's left operand has its exponent from, if not from itself."""
-        lhs = site.eqn.invars[0]
-        found = self._fusions.witnesses.get(lhs) if isinstance(lhs, Var) else None
-        whole = treatment.quantizers.lhs.granularity == "tensor" and treatment.passes == frozenset(PASSES)
-        if found is None or not whole:
+        found = self._fusions.witness(site.eqn, treatment)
+        if found is None:
             return None
         return PlacedWitness(compute=found.compute, inputs=[*self._extremes[found.of], *found.inputs])
 
@@ -102,7 +100,7 @@ def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> li
 def _operation(
     eqn: JaxprEqn, treatment: Treatment, backend: Backend, witness: PlacedWitness | None
 ) -> Callable:
-    """What an equation computes, as a function of (lhs, rhs, and what its witness takes), in dynamic fixed point.
+    """What an equation computes, as a function of (lhs, rhs, *what its witness takes), in dynamic fixed point.
 
     To be traced in the equation's context.
     """

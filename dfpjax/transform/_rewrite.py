@@ -42,17 +42,16 @@ class Rewriter:
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(treatments):
             return body.jaxpr
+        fusions = fusions_of(body, self._policy) if self._backend == "auto" else Fusions()
         if has_deferred and self._policy.policy.rules:
             # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
-            return self._rewritten(body)
+            return self._rewritten(body, fusions)
         done = self._done.setdefault(body.jaxpr, {})
         if treatments not in done:
-            done[treatments] = self._rewritten(body)
+            done[treatments] = self._rewritten(body, fusions)
         return done[treatments]
 
-    def _rewritten(self, body: Body) -> Jaxpr:
-        fuse = self._policy.policy.fuse and self._backend == "auto"
-        fusions = find_fusions(body.jaxpr) if fuse else Fusions()
+    def _rewritten(self, body: Body, fusions: Fusions) -> Jaxpr:
         fusing = Fusing(fusions)
         eqns: list[JaxprEqn] = []
         effects = set(body.jaxpr.effects)
@@ -109,6 +108,13 @@ class Rewriter:
         """Rewrite the jaxpr of a rule, which JAX makes when the program is differentiated or batched."""
         inside = Scope(stack=scope.stack, count=scope.count, derived=True)
         return self.rewrite(survey(jaxpr, inputs, inside))
+
+
+def fusions_of(body: Body, policy: BoundPolicy) -> Fusions:
+    """What is fused in a jaxpr: nothing where nothing in it or inside of it runs in dynamic fixed point."""
+    if not policy.policy.fuse or all(decide(site, policy).treatment is None for site in body.sites()):
+        return Fusions()
+    return find_fusions(body.jaxpr)
 
 
 def _has_deferred(body: Body) -> bool:
