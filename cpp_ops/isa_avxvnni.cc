@@ -20,6 +20,7 @@ struct Dot {
 #include "kernels_norms.h"
 #include "kernels_pack.h"
 #include "kernels_pool.h"
+#include "kernels_quantize.h"
 #include "kernels_sums.h"
 #include "kernels_table.h"
 

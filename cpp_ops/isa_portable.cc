@@ -148,6 +148,7 @@ struct Portable {
 #include "kernels_norms.h"
 #include "kernels_pack.h"
 #include "kernels_pool.h"
+#include "kernels_quantize.h"
 #include "kernels_sums.h"
 #include "kernels_table.h"
 

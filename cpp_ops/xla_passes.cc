@@ -1,4 +1,4 @@
-// The XLA handlers of passes over float32 activations: channel sums, magnitudes, pooling.
+// The XLA handlers of passes over float32 activations: channel sums, quantization, pooling.
 #include <cstdint>
 #include <new>
 #include <string>
@@ -6,6 +6,7 @@
 #include "channel_sums.h"
 #include "isa.h"
 #include "pooling.h"
+#include "quantize.h"
 #include "xla_support.h"
 
 namespace dfpjax {

@@ -86,9 +86,8 @@ def max_pool_gradient(
         float32 of x's shape.
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(
-        g, x
-    )
+    windows = np.asarray(windows, np.int64)
+    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=windows)(g, x)
 
 
 def _call(target: str, results, isa: str, threads: int, **attributes):

@@ -188,10 +188,10 @@ def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] |
 def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
     """Every slice along the mapped axes is a tensor of its own, and has an exponent for each of its slices
     along the slice axes."""
-    if native and not (more or mapped_axes or slice_axes) and quantizer.rounding == "nearest":
-        if x.size >= LEAST_NATIVE:
-            mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
-            return from_integers(mantissa), exponent.reshape((1,) * x.ndim)
+    whole = not (more or mapped_axes or slice_axes)
+    if native and whole and quantizer.rounding == "nearest" and x.size >= LEAST_NATIVE:
+        mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
+        return from_integers(mantissa), exponent.reshape((1,) * x.ndim)
     more = dict(zip(given, more, strict=True))
     shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)

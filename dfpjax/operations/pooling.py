@@ -51,7 +51,7 @@ def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
 
 
 def max_pool_gradient(ct: jax.Array, x: jax.Array, windows: Windows) -> jax.Array:
-    """The gradient of `max_pool(x, windows)` by x for the cotangent ct of its result: float32 of x's shape."""
+    """The gradient of `max_pool(x, windows)` by x, of x's shape, for the cotangent ct of its result."""
     return max_pool_gradient_p.bind(ct, x, windows=windows)
 
 

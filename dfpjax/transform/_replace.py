@@ -100,7 +100,7 @@ def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> li
 def _operation(
     eqn: JaxprEqn, treatment: Treatment, backend: Backend, witness: PlacedWitness | None
 ) -> Callable:
-    """What an equation computes, as a function of (lhs, rhs, *what its witness takes), in dynamic fixed point.
+    """What an equation computes in dynamic fixed point, as a function of lhs, rhs and what its witness takes.
 
     To be traced in the equation's context.
     """

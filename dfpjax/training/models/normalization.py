@@ -17,8 +17,8 @@ def local_response_norm(
     with Deep Convolutional Neural Networks" (2012), §3.3. Caffe's layer divides `alpha` by `size`, and
     its `k` is 1.
 
-    The gradient is written out, since XLA for CPU takes 15 times as long for the one that JAX derives; so there
-    is no forward-mode derivative.
+    The gradient is written out, since XLA for CPU takes 15 times as long for the one that JAX derives; so
+    there is no forward-mode derivative.
 
     **Arguments:**
 
