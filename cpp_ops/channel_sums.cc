@@ -1,8 +1,9 @@
 #include "channel_sums.h"
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
 #include <limits>
-#include <vector>
 
 #include "scratch.h"
 
@@ -31,35 +32,6 @@ struct Blocks {
   int64_t rows, per_group;
 };
 
-// Each group's sums over its blocks, in their order.
-void combine(const Blocks& blocks, const double* partial, float* out) {
-  const int64_t channels = blocks.shape.channels;
-  std::vector<double> total(static_cast<size_t>(channels));
-  for (int64_t group = 0; group < blocks.shape.groups; ++group) {
-    std::fill(total.begin(), total.end(), 0.0);
-    for (int64_t block = 0; block < blocks.per_group; ++block, partial += channels)
-      for (int64_t c = 0; c < channels; ++c) total[static_cast<size_t>(c)] += partial[c];
-    for (const double sum : total) *out++ = static_cast<float>(sum);
-  }
-}
-
-void combine_extremes(const Blocks& blocks, const float* low, const float* high,
-                      const Moments& out) {
-  const int64_t channels = blocks.shape.channels;
-  for (int64_t group = 0; group < blocks.shape.groups; ++group)
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* const lows = low + group * blocks.per_group * channels + c;
-      const float* const highs = high + group * blocks.per_group * channels + c;
-      float least = lows[0], most = highs[0];
-      for (int64_t block = 1; block < blocks.per_group; ++block) {
-        least = std::min(least, lows[block * channels]);
-        most = std::max(most, highs[block * channels]);
-      }
-      out.low[group * channels + c] = least;
-      out.high[group * channels + c] = most;
-    }
-}
-
 // What each block writes.
 template <class T>
 class Partial {
@@ -79,6 +51,49 @@ class Partial {
   Scratch memory_;
 };
 
+// What the blocks of a group wrote, joined in the first of them, in their order.
+template <class T, class Join>
+T* join(const Blocks& blocks, int64_t group, T* partial, Join join_two) {
+  const int64_t channels = blocks.shape.channels;
+  T* const first = partial + group * blocks.per_group * channels;
+  for (int64_t block = 1; block < blocks.per_group; ++block)
+    for (int64_t c = 0; c < channels; ++c)
+      first[c] = join_two(first[c], first[block * channels + c]);
+  return first;
+}
+
+void combine(const Blocks& blocks, int64_t group, double* partial, float* out) {
+  const int64_t channels = blocks.shape.channels;
+  const double* const sums = join(blocks, group, partial, std::plus<double>());
+  for (int64_t c = 0; c < channels; ++c) out[group * channels + c] = static_cast<float>(sums[c]);
+}
+
+// The blocks' extremes leave NaNs out, but a sum of squares is NaN where there is one.
+void combine_extremes(const Blocks& blocks, int64_t group, float* low, float* high,
+                      const Moments& out) {
+  const int64_t channels = blocks.shape.channels;
+  const auto least = [](float a, float b) { return std::min(a, b); };
+  const auto most = [](float a, float b) { return std::max(a, b); };
+  const float* const lows = join(blocks, group, low, least);
+  const float* const highs = join(blocks, group, high, most);
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t i = group * channels + c;
+    const bool has_nan = std::isnan(out.squares[i]);
+    out.low[i] = has_nan ? out.squares[i] : lows[c];
+    out.high[i] = has_nan ? out.squares[i] : highs[c];
+  }
+}
+
+// Runs `blocks`, then `work(group)` for all groups: in a stage too, since subnormal numbers are
+// flushed to zero outside of stages.
+template <class Work>
+bool run_then_combine(Executor& executor, const Loop& blocks, int64_t groups, Work work) {
+  const Loop combination{groups, 1, [&](int, int64_t begin, int64_t end) {
+                           for (int64_t group = begin; group < end; ++group) work(group);
+                         }};
+  return run_stages(executor, {{blocks}, {combination}});
+}
+
 }  // namespace
 
 bool moments(const ChannelShape& shape, const float* x, const Moments& out,
@@ -94,11 +109,11 @@ bool moments(const ChannelShape& shape, const float* x, const Moments& out,
                                       squares.of(unit, 0), low.of(unit, kInfinity),
                                       high.of(unit, -kInfinity));
                   }};
-  if (!run_stages(executor, {{loop}})) return false;
-  combine(blocks, sums.all(), out.sums);
-  combine(blocks, squares.all(), out.squares);
-  combine_extremes(blocks, low.all(), high.all(), out);
-  return true;
+  return run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
+    combine(blocks, group, sums.all(), out.sums);
+    combine(blocks, group, squares.all(), out.squares);
+    combine_extremes(blocks, group, low.all(), high.all(), out);
+  });
 }
 
 bool paired_sums(const ChannelShape& shape, const float* g, const float* x, const float* centre,
@@ -114,10 +129,10 @@ bool paired_sums(const ChannelShape& shape, const float* g, const float* x, cons
                                           partial_sums.of(unit, 0), partial_products.of(unit, 0));
                     }
                   }};
-  if (!run_stages(executor, {{loop}})) return false;
-  combine(blocks, partial_sums.all(), sums);
-  combine(blocks, partial_products.all(), products);
-  return true;
+  return run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
+    combine(blocks, group, partial_sums.all(), sums);
+    combine(blocks, group, partial_products.all(), products);
+  });
 }
 
 }  // namespace dfpjax

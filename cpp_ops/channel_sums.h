@@ -16,7 +16,8 @@ struct ChannelShape {
 };
 
 // Sum, sum of squares, least and greatest value over the rows. Sums are float64 over blocks that
-// the shape alone decides, so that threads do not matter; without rows the extremes are infinite.
+// the shape alone decides, so that threads do not matter. Where a number is NaN all four are;
+// without rows the extremes are infinite.
 struct Moments {
   float *sums, *squares, *low, *high;
 };

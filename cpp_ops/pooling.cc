@@ -26,13 +26,17 @@ int window(const Pool& pool, T* x, int64_t i, int64_t j, T** taps) {
   return count;
 }
 
+std::string too_large() { return "must have at most " + std::to_string(kMostTaps) + " pixels"; }
+
 std::string check_axis(const char* name, const PoolAxis& axis) {
-  const auto complain = [name](const char* what) { return std::string(name) + ": " + what; };
+  const auto complain = [name](const std::string& what) { return name + (": " + what); };
   if (axis.in < 1 || axis.out < 1) return complain("an image has no pixels");
   if (axis.window < 1 || axis.stride < 1) return complain("window and stride must be positive");
+  if (axis.window > kMostTaps) return complain(too_large());
   if (axis.padding < 0 || axis.padding >= axis.window)
     return complain("padding must be less than the window");
-  if (axis.out > axis.in + axis.padding || (axis.out - 1) * axis.stride - axis.padding >= axis.in)
+  // The last window begins before the image ends; strides may be such that a product overflows.
+  if (axis.out > 1 && axis.stride > (axis.in + axis.padding - 1) / (axis.out - 1))
     return complain("a window holds no pixel");
   return "";
 }
@@ -42,9 +46,8 @@ std::string check_axis(const char* name, const PoolAxis& axis) {
 std::string check_pool(const Pool& pool) {
   std::string error = check_axis("height", pool.height);
   if (error.empty()) error = check_axis("width", pool.width);
-  if (error.empty() && (pool.height.window > kMostTaps || pool.width.window > kMostTaps ||
-                        pool.height.window * pool.width.window > kMostTaps))
-    error = "window: must have at most " + std::to_string(kMostTaps) + " pixels";
+  if (error.empty() && pool.height.window * pool.width.window > kMostTaps)
+    error = "window: " + too_large();
   return error;
 }
 
@@ -71,7 +74,7 @@ bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* 
   constexpr int64_t kUnits = 32, kQuantum = 16;
   const int64_t wanted = (kUnits + pool.images - 1) / std::max<int64_t>(pool.images, 1);
   const int64_t quanta = (pool.channels + kQuantum - 1) / kQuantum;
-  const int64_t strip = (quanta + wanted - 1) / wanted * kQuantum;
+  const int64_t strip = std::max<int64_t>((quanta + wanted - 1) / wanted, 1) * kQuantum;
   const int64_t strips = (pool.channels + strip - 1) / strip;
   const int64_t pixels = pool.height.in * pool.width.in;
   const auto body = [&](int, int64_t begin, int64_t end) {

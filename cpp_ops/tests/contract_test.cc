@@ -10,10 +10,10 @@
 #include <limits>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "blocking.h"
+#include "executor.h"
 #include "isa.h"
 #include "plan.h"
 #include "reference.h"
@@ -21,21 +21,6 @@
 
 namespace dfpjax {
 namespace {
-
-// Threads made for each task; a pool would hide tasks that run late.
-class TestExecutor : public Executor {
- public:
-  explicit TestExecutor(int threads) : threads_(threads) {}
-  ~TestExecutor() override {
-    for (std::thread& t : started_) t.join();
-  }
-  int threads() const override { return threads_; }
-  void schedule(std::function<void()> task) override { started_.emplace_back(std::move(task)); }
-
- private:
-  int threads_;
-  std::vector<std::thread> started_;
-};
 
 // A pool whose tasks run only when it is destroyed: nobody may wait for them.
 class StuckExecutor : public Executor {

@@ -21,7 +21,7 @@ def moments(x: jax.Array, *, isa: str = "", threads: int = 0) -> tuple[jax.Array
 
     Returns:
         Four times float32[groups, channels]. The sums are added in float32 over 32 rows and in float64 over
-        these. Where a number is NaN the sums are, but the extremes leave it out.
+        these. All four are NaN where a channel has one.
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 4

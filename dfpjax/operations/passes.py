@@ -75,7 +75,8 @@ def _of_channels(results, x: jax.Array, mapped: int):
 
 def _moments_in_hlo(x, *, mapped):
     rows = _rows(x, mapped)
-    return jnp.sum(x, rows), jnp.sum(x * x, rows), jnp.min(x, rows), jnp.max(x, rows)
+    low, high = jnp.min(x, rows, initial=np.inf), jnp.max(x, rows, initial=-np.inf)
+    return jnp.sum(x, rows), jnp.sum(x * x, rows), low, high
 
 
 def _moments_natively(x, *, mapped):
@@ -92,7 +93,7 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         x: float32[..., channels].
 
     Returns:
-        Four times float32[channels]. No gradient flows through the last two.
+        Four times float32[channels], NaN where a channel has one. No gradient flows through the last two.
     """
     return tuple(moments_p.bind(x, mapped=0))
 

@@ -32,7 +32,7 @@ class Windows:
     def fit(self, height: int, width: int) -> bool:
         """Whether the native pass can pool images of so many pixels."""
         return self.sizes[0] * self.sizes[1] <= MOST_TAPS and all(
-            0 <= low < window and 0 <= high < window and low + extent + high >= window
+            extent > 0 and 0 <= low < window and 0 <= high < window and low + extent + high >= window
             for extent, window, (low, high) in zip((height, width), self.sizes, self.padding, strict=True)
         )
 

@@ -1,0 +1,334 @@
+// Runs the passes over activations on every path that this CPU supports, against plain loops.
+// Tensors are exactly as large as they are said to be, so that the sanitizers see every other
+// access.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "channel_sums.h"
+#include "executor.h"
+#include "isa.h"
+#include "pooling.h"
+#include "quantize.h"
+#include "scratch.h"
+
+namespace dfpjax {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+using Values = std::vector<float>;
+
+int failures = 0;
+
+void expect(bool right, const std::string& what) {
+  if (right) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T = float>
+std::vector<T> room(int64_t size) {
+  return std::vector<T>(static_cast<size_t>(size), T{7});  // that is written to
+}
+
+Values normal(int64_t size, float mean, float deviation, std::mt19937* random) {
+  std::normal_distribution<float> distribution(mean, deviation);
+  Values x(static_cast<size_t>(size));
+  for (float& v : x) v = distribution(*random);
+  return x;
+}
+
+// Calls run(kernels, executor, name) on every path, with one thread and with three.
+template <class Run>
+void on_every_path(Run run) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    const IsaInfo& isa = all_isas()[i];
+    if (!isa.usable) continue;
+    std::string error;
+    for (const int threads : {1, 3}) {
+      TestExecutor executor(threads);
+      run(*find_isa(isa.name, &error), executor,
+          std::string(isa.name) + ", " + std::to_string(threads) + " threads");
+    }
+  }
+}
+
+// --- sums over all but the channels ---
+
+// Sums of float32 over 32 rows may err by so much, in units of the sum of magnitudes; and their
+// sum is rounded to float32.
+constexpr double kTolerance = 32 * 0x1p-24;
+
+bool near(float actual, double expected, double magnitudes) {
+  return std::abs(actual - expected) <= kTolerance * magnitudes + 1e-40;
+}
+
+void check_sums(const ChannelShape& shape, std::mt19937* random) {
+  const int64_t size = shape.groups * shape.rows * shape.channels;
+  const int64_t results = shape.groups * shape.channels;
+  const Values x = normal(size, 1, 2, random), g = normal(size, 0, 1, random);
+  const Values centre = normal(results, 1, 1, random);
+  Values first;
+  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+    const std::string where = name + ", " + std::to_string(shape.groups) + " x " +
+                              std::to_string(shape.rows) + " x " + std::to_string(shape.channels);
+    Values sums = room(results), squares = room(results), low = room(results);
+    Values high = room(results), totals = room(results), products = room(results);
+    const Moments out{sums.data(), squares.data(), low.data(), high.data()};
+    expect(moments(shape, x.data(), out, kernels, executor), where);
+    expect(paired_sums(shape, g.data(), x.data(), centre.data(), totals.data(), products.data(),
+                       kernels, executor),
+           where);
+    Values all;
+    for (const Values* v : {&sums, &squares, &low, &high, &totals, &products})
+      all.insert(all.end(), v->begin(), v->end());
+    if (first.empty()) first = all;
+    expect(same_bits(all, first), "other bits, " + where);
+    for (int64_t i = 0; i < results; ++i) {
+      double sum = 0, square = 0, total = 0, product = 0, magnitude = 0, of_g = 0, of_products = 0;
+      float least = kInfinity, most = -kInfinity;
+      for (int64_t row = 0; row < shape.rows; ++row) {
+        const int64_t group = i / shape.channels;
+        const auto at =
+            static_cast<size_t>((group * shape.rows + row) * shape.channels + i % shape.channels);
+        const double value = x[at];
+        const double pair = g[at] * (value - centre[static_cast<size_t>(i)]);
+        sum += value, square += value * value, magnitude += std::abs(value);
+        total += g[at], product += pair;
+        of_g += std::abs(g[at]), of_products += std::abs(pair);
+        least = std::min(least, x[at]), most = std::max(most, x[at]);
+      }
+      const auto at = static_cast<size_t>(i);
+      expect(near(sums[at], sum, magnitude), "sums, " + where);
+      expect(near(squares[at], square, square), "squares, " + where);
+      expect(low[at] == least && high[at] == most, "extremes, " + where);
+      expect(near(totals[at], total, of_g), "sums of g, " + where);
+      expect(near(products[at], product, of_products), "products, " + where);
+    }
+  });
+}
+
+void check_special_channels() {
+  const ChannelShape shape{1, 700, 40};
+  Values x(static_cast<size_t>(shape.rows * shape.channels), 1.0F);
+  const auto at = [&](int64_t row, int64_t channel) -> float& {
+    return x[static_cast<size_t>(row * shape.channels + channel)];
+  };
+  at(600, 3) = kNan;
+  at(5, 17) = kInfinity;
+  at(6, 35) = -kInfinity;
+  for (int64_t row = 0; row < shape.rows; ++row) at(row, 39) = 1e-41F;
+  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+    Values sums = room(40), squares = room(40), low = room(40), high = room(40);
+    const Moments out{sums.data(), squares.data(), low.data(), high.data()};
+    expect(moments(shape, x.data(), out, kernels, executor), name);
+    for (size_t c = 0; c < 40; ++c) {
+      const std::string where = name + ", channel " + std::to_string(c);
+      if (c == 3) {
+        for (const Values* v : {&sums, &squares, &low, &high})
+          expect(std::isnan((*v)[c]), "a NaN is lost, " + where);
+      } else if (c == 17) {
+        expect(sums[c] == kInfinity && high[c] == kInfinity && low[c] == 1, where);
+      } else if (c == 35) {
+        expect(sums[c] == -kInfinity && low[c] == -kInfinity && high[c] == 1, where);
+      } else if (c == 39) {
+        expect(low[c] == 1e-41F && high[c] == 1e-41F && near(sums[c], 700 * 1e-41, 7e-39), where);
+      } else {
+        expect(sums[c] == 700 && squares[c] == 700 && low[c] == 1 && high[c] == 1, where);
+      }
+    }
+  });
+}
+
+// --- quantization ---
+
+void check_quantize(const Values& x, int bits) {
+  double largest = 0;
+  bool finite = true;
+  for (const float v : x) {
+    largest = std::max(largest, std::abs(static_cast<double>(v)));
+    finite = finite && std::isfinite(v);
+  }
+  const int32_t log2 = !finite ? kNotFinite : largest == 0 ? -149 : std::ilogb(largest);
+  const int32_t exponent = log2 - (bits - 2);
+  const double limit = (1 << (bits - 1)) - 1;
+  std::vector<int16_t> mantissas;
+  for (const float v : x) {
+    const double scaled = finite ? std::nearbyint(std::ldexp(double{v}, -exponent)) : 0;
+    mantissas.push_back(static_cast<int16_t>(std::clamp(scaled, -limit, limit)));
+  }
+  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+    const auto count = static_cast<int64_t>(x.size());
+    const std::string where =
+        name + ", " + std::to_string(count) + " numbers, " + std::to_string(bits) + " bits";
+    std::vector<int16_t> actual = room<int16_t>(count);
+    int32_t actual_exponent = 7, most = 7;
+    expect(quantize(x.data(), count, bits, actual.data(), &actual_exponent, kernels, executor),
+           where);
+    expect(actual_exponent == exponent && same_bits(actual, mantissas), "quantize, " + where);
+    expect(largest_magnitude(x.data(), count, &most, kernels, executor), where);
+    float value;
+    std::memcpy(&value, &most, sizeof value);
+    expect(finite ? value == static_cast<float>(largest) : !std::isfinite(value),
+           "largest magnitude, " + where);
+  });
+}
+
+void check_quantization(std::mt19937* random) {
+  for (const int64_t count : {0, 1, 15, 16, 17, 63, 64, 65, 1000, 3 * (1 << 16) + 5}) {
+    const Values x = normal(count, 0, 1, random);
+    check_quantize(x, 16);
+    if (count > 1000) continue;
+    for (const int bits : {2, 3, 8, 15}) check_quantize(x, bits);
+    for (const float scale : {3e-45F, 1e-40F, 1e-38F, 1e-30F, 1e30F, 5e37F}) {
+      Values scaled = x;
+      for (float& v : scaled) v *= scale;
+      check_quantize(scaled, 16);
+      check_quantize(scaled, 5);
+    }
+  }
+  check_quantize(Values(70, 0.0F), 16);
+  check_quantize(Values(70, -0.0F), 16);
+  for (const float special : {kNan, kInfinity, -kInfinity, -kNan})
+    for (const size_t at : {size_t{0}, size_t{40}, size_t{69}}) {
+      Values x(70, 1.0F);
+      x[at] = special;
+      check_quantize(x, 16);
+    }
+  // Ties, and what rounds up to more than full scale.
+  Values ties;
+  for (int i = -70; i <= 70; ++i) ties.push_back(static_cast<float>(i) / 2);
+  for (int bits = 2; bits <= 8; ++bits) check_quantize(ties, bits);
+  check_quantize({std::nextafter(2.0F, 0.0F), -std::nextafter(2.0F, 0.0F), 1.0F}, 16);
+}
+
+// --- maximum pooling ---
+
+void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
+  const PoolAxis &rows = pool.height, &columns = pool.width;
+  const int64_t in = pool.images * rows.in * columns.in * pool.channels;
+  const int64_t out = pool.images * rows.out * columns.out * pool.channels;
+  Values x = normal(in, 0, 1, random);
+  if (with_ties)
+    for (float& v : x) v = std::nearbyint(v);
+  for (size_t i = 50; i < x.size(); i += 97) x[i] = kNan;
+  for (size_t i = 60; i < x.size(); i += 103) x[i] = -kInfinity;
+  Values g = normal(out, 0, 1, random);
+  for (float& v : g) v = std::nearbyint(8 * v);  // sums are exact in any order
+  Values maxima = room(out), gradient(x.size(), 0.0F);
+  for (int64_t o = 0; o < out; ++o) {
+    const int64_t c = o % pool.channels, j = o / pool.channels % columns.out;
+    const int64_t i = o / pool.channels / columns.out % rows.out;
+    const int64_t image = o / pool.channels / columns.out / rows.out;
+    int64_t best = -1, selected = -1;
+    bool has_nan = false;
+    for (int64_t di = 0; di < rows.window; ++di)
+      for (int64_t dj = 0; dj < columns.window; ++dj) {
+        const int64_t row = i * rows.stride - rows.padding + di;
+        const int64_t column = j * columns.stride - columns.padding + dj;
+        if (row < 0 || row >= rows.in || column < 0 || column >= columns.in) continue;
+        const int64_t at = ((image * rows.in + row) * columns.in + column) * pool.channels + c;
+        const float value = x[static_cast<size_t>(at)];
+        has_nan = has_nan || std::isnan(value);
+        if (best < 0 || value > x[static_cast<size_t>(best)]) best = at;
+        // As XLA selects: the next one, unless the one before is at least as great.
+        if (selected < 0 || !(x[static_cast<size_t>(selected)] >= value)) selected = at;
+      }
+    maxima[static_cast<size_t>(o)] = has_nan ? kNan : x[static_cast<size_t>(best)];
+    gradient[static_cast<size_t>(selected)] += g[static_cast<size_t>(o)];
+  }
+  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+    const std::string where = name + ", " + std::to_string(pool.channels) + " channels, window " +
+                              std::to_string(rows.window) + " x " + std::to_string(columns.window);
+    Values actual = room(out), actual_gradient = room(in);
+    expect(max_pool(pool, x.data(), actual.data(), kernels, executor), where);
+    for (size_t i = 0; i < actual.size(); ++i)
+      expect(std::isnan(maxima[i]) ? std::isnan(actual[i]) : actual[i] == maxima[i],
+             "maxima, " + where);
+    expect(max_pool_gradient(pool, g.data(), x.data(), actual_gradient.data(), kernels, executor),
+           where);
+    expect(actual_gradient == gradient, "gradient, " + where);
+  });
+}
+
+void check_pools(std::mt19937* random) {
+  // In, out, window, stride, padding.
+  const PoolAxis plain{8, 4, 2, 2, 0}, overlapping{9, 4, 3, 2, 0}, padded{7, 4, 3, 2, 1};
+  const PoolAxis dense{6, 6, 3, 1, 1}, cut{5, 3, 2, 2, 0}, whole{4, 1, 4, 1, 0},
+      gaps{9, 3, 1, 4, 0};
+  const PoolAxis one{1, 1, 1, 1, 0};
+  for (const int64_t channels : {1, 3, 16, 17, 37, 100})
+    for (const bool with_ties : {false, true}) {
+      check_pooling({2, channels, plain, overlapping}, with_ties, random);
+      check_pooling({1, channels, padded, dense}, with_ties, random);
+      check_pooling({3, channels, cut, gaps}, with_ties, random);
+      check_pooling({1, channels, whole, one}, with_ties, random);
+    }
+  check_pooling({1, 1000, padded, padded}, true, random);  // strips of channels
+  check_pooling({40, 5, one, plain}, true, random);
+  check_pooling({0, 5, plain, plain}, false, random);
+  check_pooling({2, 0, plain, plain}, false, random);
+}
+
+void check_refusals() {
+  const PoolAxis good{8, 4, 2, 2, 0};
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  expect(check_pool({1, 1, good, good}).empty(), "good windows are refused");
+  const struct {
+    PoolAxis axis;
+    const char* what;
+  } bad[] = {
+      {{0, 4, 2, 2, 0}, "no pixels"},    {{8, 0, 2, 2, 0}, "no pixels"},
+      {{8, 4, 0, 2, 0}, "positive"},     {{8, 4, 2, 0, 0}, "positive"},
+      {{8, 4, -1, 2, 0}, "positive"},    {{8, 4, 2, 2, 2}, "less than the window"},
+      {{8, 4, 2, 2, -1}, "less than"},   {{8, 5, 2, 2, 0}, "holds no pixel"},
+      {{8, 9, 2, 1, 0}, "no pixel"},     {{8, 2, 2, kHuge, 1}, "no pixel"},
+      {{8, 3, 2, kHuge, 1}, "no pixel"}, {{8, 4, 1025, 2, 0}, "at most 1024 pixels"},
+      {{8, 4, kHuge, 2, 0}, "1024"},     {{8, kHuge, 2, kHuge, 0}, "no pixel"},
+  };
+  for (const auto& [axis, what] : bad) {
+    const std::string height = check_pool({1, 1, axis, good});
+    const std::string width = check_pool({1, 1, good, axis});
+    expect(height.find("height: ") == 0 && height.find(what) != std::string::npos, height);
+    expect(width.find("width: ") == 0 && width.find(what) != std::string::npos, width);
+  }
+  const PoolAxis large{50, 1, 33, 1, 0};
+  expect(check_pool({1, 1, large, large}).find("window: ") == 0, "a window of 33 x 33");
+}
+
+void run() {
+  std::mt19937 random(1);
+  for (const int64_t channels : {0, 1, 3, 16, 37, 100})
+    for (const int64_t rows : {0, 1, 31, 33, 700})
+      for (const int64_t groups : {0, 1, 3}) check_sums({groups, rows, channels}, &random);
+  check_sums({1, 40000, 1}, &random);
+  check_sums({2, 3000, 48}, &random);
+  check_special_channels();
+  check_quantization(&random);
+  check_pools(&random);
+  check_refusals();
+  std::printf("%d failures\n", failures);
+  release_scratch();
+}
+
+}  // namespace
+}  // namespace dfpjax
+
+int main() {
+  dfpjax::run();
+  return dfpjax::failures == 0 ? 0 : 1;
+}
