@@ -6,8 +6,23 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import dfpjax
+from dfpjax import OpConfig, Policy
 
-PRECISIONS = ("float32", "bfloat16", "dfp16", "dfp16_paper")
+POLICIES = {
+    # The library's default, by which small operations stay in float32.
+    "dfp16": Policy(),
+    # Rounds up or down at random. The random bits are a function of the number that is rounded and of its
+    # place in the tensor: others in every step for a number that changes, as weights and activations do.
+    "dfp16_stochastic": Policy(default=OpConfig(rounding="stochastic")),
+    # The first convolution and the classifier stay in float32, as the paper's authors had them; nothing else.
+    "dfp16_paper": dfpjax.policies.paper(),
+    # Nothing stays in float32, however small: to see what the format does to a training.
+    "dfp16_forced": Policy(default=OpConfig(force=True)),
+    "dfp16_forced_stochastic": Policy(default=OpConfig(force=True, rounding="stochastic")),
+}
+"""What each precision in dynamic fixed point hands to `dfpjax.mixed_precision`."""
+
+PRECISIONS = ("float32", "bfloat16", *POLICIES)
 
 
 def model_dtype(precision: str) -> DTypeLike:
@@ -18,18 +33,13 @@ def model_dtype(precision: str) -> DTypeLike:
 def with_precision(fun: Callable, precision: str) -> Callable:
     """`fun` computing in one of `PRECISIONS`.
 
-    `float32` and `bfloat16` are `fun` itself, as the model has its `dtype`; `dfp16` is
-    `dfpjax.mixed_precision` with its default policy; `dfp16_paper` keeps the first convolution and the
-    classifier in float32, as the paper's authors did.
+    `float32` and `bfloat16` are `fun` itself, as the model has its `dtype`; the others go through
+    `dfpjax.mixed_precision` with their policy.
 
     **Raises:** `ValueError` for any other precision.
     """
-    match precision:
-        case "float32" | "bfloat16":
-            return fun
-        case "dfp16":
-            return dfpjax.mixed_precision(fun)
-        case "dfp16_paper":
-            return dfpjax.mixed_precision(fun, policy=dfpjax.policies.paper())
-        case _:
-            raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if precision not in POLICIES:
+        return fun
+    return dfpjax.mixed_precision(fun, policy=POLICIES[precision])

@@ -23,7 +23,6 @@ _FIRST_WIDTH = 64  # channels of the published stem; `width` scales all others b
 
 # Uniform, of variance 1/fan_in.
 _xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-_Conv = partial(nn.Conv, bias_init=nn.initializers.constant(0.2))
 
 
 class Branches(NamedTuple):
@@ -57,11 +56,18 @@ class Inception(nn.Module):
     branches: Branches
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = _xavier
+    bias: float = 0.2  # where biases start
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(channels: int, size: int, inputs: jax.Array) -> jax.Array:
-            layer = _Conv(channels, (size, size), dtype=self.dtype, kernel_init=self.kernel_init)
+            layer = nn.Conv(
+                channels,
+                (size, size),
+                dtype=self.dtype,
+                kernel_init=self.kernel_init,
+                bias_init=nn.initializers.constant(self.bias),
+            )
             return nn.relu(layer(inputs))
 
         branches = self.branches
@@ -81,16 +87,19 @@ class Auxiliary(nn.Module):
     stride: int  # of that pool
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = _xavier
+    bias: float = 0.2  # where biases start, but the classifier's
+    dropout: float = 0.7
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = nn.avg_pool(x, (self.pool, self.pool), strides=(self.stride, self.stride))
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
-        x = nn.relu(_Conv(self.width, (1, 1), dtype=self.dtype, kernel_init=self.kernel_init)(x))
+        settings = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        bias = nn.initializers.constant(self.bias)
+        x = nn.relu(nn.Conv(self.width, (1, 1), bias_init=bias, **settings)(x))
         x = x.reshape(len(x), -1)
-        x = nn.relu(dense(self.width * 8, bias_init=nn.initializers.constant(0.2))(x))
-        x = nn.Dropout(0.7, deterministic=not train)(x)
-        return dense(self.classes)(x).astype(jnp.float32)
+        x = nn.relu(nn.Dense(self.width * 8, bias_init=bias, **settings)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.classes, **settings)(x).astype(jnp.float32)
 
 
 class GoogLeNet(nn.Module):
@@ -108,8 +117,10 @@ class GoogLeNet(nn.Module):
     width: int = _FIRST_WIDTH  # channels of the first convolution, a multiple of 8; scales all others
     large_stem: bool = True
     dropout: float = 0.4
+    auxiliary_dropout: float = 0.7
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
     kernel_init: nn.initializers.Initializer = _xavier
+    bias: float = 0.2  # where biases start, but the classifiers'
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -119,7 +130,8 @@ class GoogLeNet(nn.Module):
         of the auxiliary heads are sown into the collection `auxiliary`, which the caller makes mutable.
         """
         pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="SAME")
-        conv = partial(_Conv, dtype=self.dtype, kernel_init=self.kernel_init)
+        settings = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        conv = partial(nn.Conv, bias_init=nn.initializers.constant(self.bias), **settings)
         if self.large_stem:
             x = nn.relu(conv(self.width, (7, 7), 2, padding=3)(x))
             x = local_response_norm(pool(x))
@@ -127,29 +139,34 @@ class GoogLeNet(nn.Module):
             x = nn.relu(conv(3 * self.width, (3, 3))(x))
             x = pool(local_response_norm(x))
         else:
-            x = local_response_norm(nn.relu(conv(self.width, (3, 3))(x)))
+            x = nn.relu(conv(self.width, (3, 3))(x))
 
         module = 0
         for stage, modules in enumerate(self.stages):
             if stage > 0:
                 x = pool(x)
             for branches in modules:
-                x = Inception(self._scaled(branches), self.dtype, self.kernel_init)(x)
+                x = Inception(self._scaled(branches), bias=self.bias, **settings)(x)
                 if module in self.auxiliary_after:
                     self._auxiliary(x, train)
                 module += 1
 
         x = jnp.mean(x, axis=(1, 2))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        dense = nn.Dense(self.classes, dtype=self.dtype, kernel_init=self.kernel_init)
-        return dense(x).astype(jnp.float32)
+        return nn.Dense(self.classes, **settings)(x).astype(jnp.float32)
 
     def _auxiliary(self, x: jax.Array, train: bool) -> None:
         """The logits of a head at `x`, sown in training, computed nowhere else. For the compact method."""
         if not (train or self.is_initializing()):
             return
         head = Auxiliary(
-            self.classes, 2 * self.width, *self.auxiliary_pool, dtype=self.dtype, kernel_init=self.kernel_init
+            self.classes,
+            2 * self.width,
+            *self.auxiliary_pool,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            bias=self.bias,
+            dropout=self.auxiliary_dropout,
         )
         logits = head(x, train=train)
         if train:
@@ -169,4 +186,5 @@ DigitsGoogLeNet = partial(
     large_stem=False,
     dropout=0.2,
     kernel_init=nn.initializers.he_uniform(),
+    bias=0.0,
 )
