@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jax
 import jaxlib
+import tensorflow_datasets as tfds
 
 from benchmarks import parity_results
 from benchmarks.arguments import prepare_output
@@ -103,9 +104,7 @@ def measure(task: Task, seeds: list[int], record: Record) -> None:
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in NAMES]:
-        raise argparse.ArgumentTypeError(
-            f"no such network: {', '.join(unknown)}; there are {', '.join(NAMES)}"
-        )
+        raise argparse.ArgumentTypeError(f"no network {', '.join(unknown)}; there are {', '.join(NAMES)}")
     return names
 
 
@@ -142,6 +141,7 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None) -> list[Run]:
     arguments = parse(argv)
     logging.getLogger("absl").setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
     start = time.perf_counter()
     for task in arguments.tasks:
         measure(task, arguments.seeds or list(range(task.seeds)), arguments.record)

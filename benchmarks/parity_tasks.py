@@ -94,32 +94,33 @@ class Task:
 class _Recorder(Report):
     """Hands over each run of a task after its last epoch."""
 
-    def __init__(self, task: str, config: TrainConfig, record: Callable[[Run], None]):
+    def __init__(self, name: str, config: TrainConfig, record: Callable[[Run], None]):
         super().__init__(Console(file=io.StringIO()))
-        self._task, self._config, self._record = task, config, record
-        self._curves: dict[str, list[float]] = {}
+        # The report has private attributes of its own.
+        self.name, self.config, self.record = name, config, record
+        self.curves: dict[str, list[float]] = {}
         self.finished: list[int] = []
 
-    def start_run(self, *, seed: int, steps: int, **more: Any) -> None:
-        super().start_run(seed=seed, steps=steps, **more)
-        self._curves = {}
+    def start_run(self, *, seed: int, **more: Any) -> None:
+        super().start_run(seed=seed, **more)
+        self.curves = {}
 
     def epoch(self, metrics: EpochMetrics) -> None:
         super().epoch(metrics)
         for name in ("train_loss", "test_loss", "test_accuracy"):
-            self._curves.setdefault(name.replace("_", " "), []).append(float(getattr(metrics, name)))
-        if metrics.epoch == self._config.epochs:
+            self.curves.setdefault(name.replace("_", " "), []).append(float(getattr(metrics, name)))
+        if metrics.epoch == self.config.epochs:
             self.hand_over(metrics.seed, metrics.seconds)
 
     def hand_over(self, seed: int, seconds: float, diverged: bool = False) -> None:
         """The run of that seed is over."""
         self.finished.append(seed)
-        self._record(
+        self.record(
             Run(
-                task=self._task,
-                precision=self._config.precision,
+                task=self.name,
+                precision=self.config.precision,
                 seed=seed,
-                curves=self._curves,
+                curves=self.curves,
                 seconds=seconds,
                 diverged=diverged,
             )
@@ -176,7 +177,7 @@ def _classifier_step(settings: dict[str, Any]) -> tuple[Step, tuple]:
 # Those of `configs/digits.py` but for these, chosen in float32. What has no batch norm wants a smaller rate.
 _CLASSIFIERS = {
     "resnet": ("residual network", 5, {"model": "digits_resnet", "learning_rate": 0.1}),
-    "vgg": ("VGG", 3, {"model": "vgg_digits", "learning_rate": 0.02}),
+    "vgg": ("VGG", 3, {"model": "vgg_digits", "learning_rate": 0.05}),
     "googlenet": ("GoogLeNet", 3, {"model": "googlenet_digits", "learning_rate": 0.02}),
     "alexnet": ("AlexNet, grouped", 3, {"model": "alexnet_digits", "learning_rate": 0.02}),
     "vit": ("vision transformer", 3, {"model": "vit_digits", "learning_rate": 0.02}),

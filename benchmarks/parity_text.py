@@ -126,7 +126,7 @@ def _step() -> tuple[Step, tuple]:
 
 def text_task(*, quick: bool) -> Task:
     """The character model, measured by the bits per character of text it has not seen."""
-    steps = 20 if quick else 1000
+    steps = 20 if quick else 500
     return Task(
         name="lstm",
         title="character LSTM",

@@ -1,0 +1,181 @@
+"""The parity benchmark tests what it says it does."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import linalg, stats
+
+from benchmarks import parity, parity_gan, parity_text
+from benchmarks.parity_results import Test, paired_test, pooled_test, report
+from benchmarks.parity_tasks import PRECISIONS, Run, Task, classifiers
+
+ACCURACY, LOSS = "test accuracy", "test loss"
+
+
+@pytest.fixture(scope="module")
+def vgg() -> Task:
+    (task,) = (task for task in classifiers(quick=True) if task.name == "vgg")
+    return task
+
+
+def _runs(task: Task, precision: str, measure: str, finals: list[float]) -> list[Run]:
+    def run(seed: int, value: float) -> Run:
+        curves = {"train loss": [1.0], **{name: [value] for name in task.measures}}
+        return Run(task=task.name, precision=precision, seed=seed, curves=curves, seconds=1.0)
+
+    return list(itertools.starmap(run, enumerate(finals)))
+
+
+@pytest.mark.parametrize("margin", [0.3, 1.0])
+def test_the_paired_test_is_that_of_scipy(margin):
+    differences = [0.1, -0.4, 0.3, 0.2, 0.15]
+    test = Test(differences=differences, margin=margin)
+    expected = stats.ttest_1samp(differences, margin, alternative="less")
+    assert test.p == pytest.approx(expected.pvalue, rel=1e-9)
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.9)  # 5 % on either side
+    assert test.bounds == pytest.approx((low, high), rel=1e-9)
+    assert (test.verdict == "not worse") == (high < margin)
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "verdict"),
+    [
+        ([0.0, 0.1, -0.1], 1.0, "not worse"),
+        ([0.5, 0.6, 0.55], 1.0, "not worse"),  # worse, but by less than the margin
+        ([3.0, 3.1, 2.9], 1.0, "worse"),
+        ([0.0, 2.0, -1.5], 1.0, "undecided"),
+        ([0.0, 0.0, 0.0], 1.0, "not worse"),
+        ([0.0, 0.1, -0.1], 0.0, "no margin"),
+        ([0.0, math.nan, -0.1], 1.0, "diverged"),
+    ],
+)
+def test_verdicts(differences, margin, verdict):
+    assert Test(differences=differences, margin=margin).verdict == verdict
+
+
+def test_more_is_worse_for_a_loss_and_less_for_an_accuracy(vgg):
+    runs = _runs(vgg, "float32", ACCURACY, [0.9, 0.8, 0.7]) + _runs(
+        vgg, "dfp16_forced", ACCURACY, [0.8, 0.8, 0.6]
+    )
+    accuracy, loss = (paired_test(runs, vgg, "dfp16_forced", measure) for measure in (ACCURACY, LOSS))
+    assert accuracy.differences == pytest.approx([0.1, 0.0, 0.1])
+    assert loss.differences == pytest.approx([-0.1, 0.0, -0.1])
+    assert accuracy.margin == pytest.approx(0.1)
+
+
+def test_only_seeds_that_both_have_are_paired(vgg):
+    runs = _runs(vgg, "float32", LOSS, [1.0, 2.0, 3.0]) + _runs(vgg, "bfloat16", LOSS, [1.5, 2.0, 3.0])[1:]
+    assert paired_test(runs, vgg, "bfloat16", LOSS).differences == [0.0, 0.0]
+    assert paired_test(runs, vgg, "dfp16_forced", LOSS) is None
+
+
+def test_the_pooled_test_counts_in_deviations_and_leaves_out_what_has_none():
+    tests = [
+        Test(differences=[1.0, 2.0], margin=2.0),
+        Test(differences=[0.1, -0.1], margin=0.1),
+        Test(differences=[5.0, 5.0], margin=0.0),
+        Test(differences=[5.0, math.nan], margin=1.0),
+    ]
+    pooled = pooled_test(tests)
+    assert pooled.differences == pytest.approx([0.5, 1.0, 1.0, -1.0])
+    assert pooled.margin == 1.0
+    assert pooled_test(tests[2:]) is None
+
+
+def test_the_frechet_distance_is_that_of_its_formula():
+    random = np.random.default_rng(0)
+    one = random.normal(size=(500, 6)) @ random.normal(size=(6, 6))
+    other = random.normal(size=(400, 6)) @ random.normal(size=(6, 6)) + 1
+    (a, b), means = (np.cov(x, rowvar=False) for x in (one, other)), one.mean(0) - other.mean(0)
+    expected = means @ means + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
+    assert parity_gan.frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert parity_gan.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_judge_tells_digits_from_noise():
+    judge = parity_gan.judge()
+    half, rest = judge.real[::2], judge.real[1::2]
+    noise = np.random.default_rng(0).uniform(-1, 1, size=half.shape).astype(np.float32)
+    between = parity_gan.frechet_distance(judge.features(half), judge.features(rest))
+    assert 10 * between < judge.distance(noise)
+
+
+def test_text_is_held_out_and_pieces_cover_it():
+    text = parity_text.corpus()
+    assert 0 <= min(text.train.min(), text.test.min()) <= max(text.train.max(), text.test.max())
+    assert max(text.train.max(), text.test.max()) == text.characters - 1
+    pieces = parity_text._pieces(text.test)
+    np.testing.assert_array_equal(np.ravel(pieces[:, 1:]), text.test[1 : pieces[:, 1:].size + 1])
+    first, again, other = (next(parity_text.batches(text.train, seed)) for seed in (0, 0, 1))
+    assert first.shape == (parity_text.BATCH, parity_text.LENGTH + 1)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_every_operation_of_a_forced_step_is_in_dfp16(vgg):
+    share = vgg.share("dfp16_forced")
+    # Each of eight layers has three passes, but the first one's input has no gradient.
+    assert share.operations == share.operations_dfp16 == 3 * 8 - 1
+    assert share.macs == share.macs_dfp16 > 0
+    assert vgg.share("dfp16").macs_dfp16 < share.macs
+    assert vgg.share("bfloat16") is None
+    game = parity_gan.gan_task(quick=True).share("dfp16_forced")
+    assert game.macs_dfp16 > 0.999 * game.macs  # a dot product with one term is none
+
+
+def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path, monkeypatch):
+    path = tmp_path / "parity.json"
+    recipes = {"vgg": "as ever", "gan": "another"}
+    record = parity.Record(path, recipes)
+    (run,) = _runs(vgg, "float32", LOSS, [1.0])
+    record.add(run)
+    again = parity.Record(path, recipes)
+    assert again.runs == [run]
+    asked = []
+    task = dataclasses.replace(vgg, train=lambda precision, seeds, _: asked.append((precision, seeds)))
+    parity.measure(task, [0, 1], again)
+    assert asked == [("float32", [1]), *((precision, [0, 1]) for precision in PRECISIONS[1:])]
+    assert parity.Record(path, recipes).shares == {"vgg": vgg.share("dfp16_forced")}
+    with pytest.raises(ValueError, match=r"parity\.json has runs of other recipes for vgg"):
+        parity.Record(path, recipes | {"vgg": "longer"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["dfp16_forced_stochastic", "bfloat16"])
+@pytest.mark.parametrize("name", ["vgg", "lstm", "gan"])
+def test_tasks_train(name, precision):
+    (task,) = (task for task in parity.tasks(quick=True) if task.name == name)
+    runs = []
+    task.train(precision, [0, 1], runs.append)
+    assert [(run.task, run.precision, run.seed) for run in runs] == [(name, precision, s) for s in (0, 1)]
+    for run in runs:
+        assert not run.diverged
+        assert set(task.measures) < set(run.curves)
+        assert len({len(curve) for curve in run.curves.values()}) == 1
+        assert np.isfinite([*run.curves.values()]).all()
+    assert runs[0].curves != runs[1].curves
+
+
+def test_a_run_that_diverges_is_recorded_and_the_next_one_goes_on():
+    (task,) = (task for task in classifiers(quick=True) if task.name == "vgg")
+    name, settings = task.train.args
+    runs = []
+    task.train.func(name, settings | {"learning_rate": 1e30, "warmup": 0.0}, "float32", [3, 4], runs.append)
+    assert [(run.seed, run.diverged) for run in runs] == [(3, True), (4, True)]
+    assert "(2 diverged)" in report(runs, {}, [task])
+
+
+def test_wrong_arguments_are_errors_that_say_what_to_do(capsys, tmp_path):
+    (tmp_path / "parity.json").write_text(json.dumps({"recipes": {"gan": "other"}}))
+    for arguments, message in (
+        (["--only", "lenet"], "no network lenet; there are resnet, vgg"),
+        (["--seeds", "0,a"], "give seeds as numbers from 0 up, such as 0,1,2"),
+        (["--out", str(tmp_path / "parity")], "other recipes for gan"),
+    ):
+        with pytest.raises(SystemExit):
+            parity.main(arguments)
+        assert message in capsys.readouterr().err
