@@ -8,7 +8,7 @@ a vision transformer on scikit-learn's digits, an LSTM on the help texts that co
 the digits. DFP16 is forced on every operation, however small. Prints Markdown tables; --out writes OUT.json,
 after every run, and the training curves, OUT.png. What OUT.json has already is not run again, so an
 interrupted benchmark goes on where it was. Takes some 45 minutes on four cores; --only, --seeds and --quick
-make it less.
+make it less, and --show shows what is there.
 """
 
 import argparse
@@ -82,7 +82,7 @@ class Record:
             "cores": CORES,
             "isa": runtime_info().isa,
             "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
-            "recipes": self._recipes,
+            "recipes": {name: self._recipes[name] for name in dict.fromkeys(run.task for run in self.runs)},
             "shares": {name: dataclasses.asdict(share) for name, share in self.shares.items()},
             "runs": [dataclasses.asdict(run) for run in self.runs],
         }
@@ -125,8 +125,11 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--only", type=_names, default=NAMES, help=f"of {','.join(NAMES)} (default: all)")
     parser.add_argument("--seeds", type=_seeds, help="such as 0,1 (default: 5 of resnet, 3 of the others)")
     parser.add_argument("--quick", action="store_true", help="next to no training: does it work?")
+    parser.add_argument("--show", action="store_true", help="train nothing: show what OUT.json has")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png")
     arguments = parser.parse_args(argv)
+    if arguments.show and not arguments.out:
+        parser.error("--show needs --out, the results to show")
     prepare_output(parser, arguments.out, draws="curves")
     arguments.tasks = [task for task in tasks(quick=arguments.quick) if task.name in arguments.only]
     path = arguments.out and arguments.out.with_name(f"{arguments.out.name}.json")
@@ -143,11 +146,12 @@ def main(argv=None) -> list[Run]:
     logging.getLogger("absl").setLevel(logging.ERROR)
     tfds.disable_progress_bar()
     start = time.perf_counter()
-    for task in arguments.tasks:
+    for task in () if arguments.show else arguments.tasks:
         measure(task, arguments.seeds or list(range(task.seeds)), arguments.record)
     runs, shares = arguments.record.runs, arguments.record.shares
     print(f"\n{parity_results.report(runs, shares, arguments.tasks)}")
-    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes")
+    if not arguments.show:
+        print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes")
     if arguments.out:
         parity_results.figure(runs, arguments.tasks, arguments.out.with_name(f"{arguments.out.name}.png"))
     return runs

@@ -208,7 +208,7 @@ def _step() -> tuple[Step, tuple]:
 
 def gan_task(*, quick: bool) -> Task:
     """A small DCGAN, measured by the Fréchet distance of what it makes from the real digits."""
-    steps = 20 if quick else 3000
+    steps = 20 if quick else 2000
     return Task(
         name="gan",
         title="DCGAN",

@@ -180,7 +180,7 @@ _CLASSIFIERS = {
     "vgg": ("VGG", 3, {"model": "vgg_digits", "learning_rate": 0.05}),
     "googlenet": ("GoogLeNet", 3, {"model": "googlenet_digits", "learning_rate": 0.02}),
     "alexnet": ("AlexNet, grouped", 3, {"model": "alexnet_digits", "learning_rate": 0.02}),
-    "vit": ("vision transformer", 3, {"model": "vit_digits", "learning_rate": 0.02}),
+    "vit": ("vision transformer", 3, {"model": "vit_digits", "learning_rate": 0.05, "epochs": 60}),
 }
 
 

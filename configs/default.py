@@ -7,8 +7,9 @@ def get_config() -> config_dict.ConfigDict:
     """A configuration with every field; other files change some of them."""
     config = config_dict.ConfigDict()
 
-    # float32, bfloat16 (the model's arithmetic; parameters stay float32), dfp16 (dfpjax's default policy) or
-    # dfp16_paper (first convolution and classifier stay float32).
+    # float32, bfloat16 (the model's arithmetic; parameters stay float32), dfp16 (dfpjax's default policy),
+    # dfp16_paper (first convolution and classifier stay float32), dfp16_stochastic (rounds at random), or
+    # dfp16_forced and dfp16_forced_stochastic (nothing stays float32, however small).
     config.precision = "float32"
     # A tuple: one run for each seed, so that `--config.seed=0,1,2` makes three.
     config.seed = (0,)

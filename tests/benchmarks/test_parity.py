@@ -140,8 +140,21 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path, monkeypatc
     parity.measure(task, [0, 1], again)
     assert asked == [("float32", [1]), *((precision, [0, 1]) for precision in PRECISIONS[1:])]
     assert parity.Record(path, recipes).shares == {"vgg": vgg.share("dfp16_forced")}
+    # What has no runs may change.
+    assert parity.Record(path, recipes | {"gan": "longer"}).runs == [run]
     with pytest.raises(ValueError, match=r"parity\.json has runs of other recipes for vgg"):
         parity.Record(path, recipes | {"vgg": "longer"})
+
+
+def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
+    record = parity.Record(tmp_path / "parity.json", {"vgg": vgg.recipe})
+    for precision in PRECISIONS:
+        for run in _runs(vgg, precision, LOSS, [0.25, 0.5]):
+            record.add(run)
+    parity.main(["--quick", "--show", "--out", str(tmp_path / "parity")])
+    printed = capsys.readouterr().out
+    assert "| VGG | " + vgg.recipe + " | test loss | 2 | 0.3750 ± 0.1768 |" in printed
+    assert (tmp_path / "parity.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -175,6 +188,7 @@ def test_wrong_arguments_are_errors_that_say_what_to_do(capsys, tmp_path):
         (["--only", "lenet"], "no network lenet; there are resnet, vgg"),
         (["--seeds", "0,a"], "give seeds as numbers from 0 up, such as 0,1,2"),
         (["--out", str(tmp_path / "parity")], "other recipes for gan"),
+        (["--show"], "--show needs --out, the results to show"),
     ):
         with pytest.raises(SystemExit):
             parity.main(arguments)
