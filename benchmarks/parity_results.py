@@ -175,25 +175,13 @@ def shares_table(shares: dict[str, Share], tasks: list[Task]) -> str:
     return _markdown(["network", "operations in DFP16", "MACs", "of them in DFP16"], rows)
 
 
-def times_table(runs: list[Run], tasks: list[Task]) -> str:
-    """Seconds of a run in the median, so with next to no compilation."""
-    rows = []
-    for task in tasks:
-        cells = []
-        for precision in PRECISIONS:
-            seconds = [run.seconds for run in runs if (run.task, run.precision) == (task.name, precision)]
-            cells.append(f"{statistics.median(seconds):.0f}" if seconds else "")
-        rows.append([task.title, *cells])
-    return _markdown(["network", *NAMES.values()], rows)
-
-
 def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
-    """All tables, as Markdown."""
+    """All tables, as Markdown, of the tasks that have been run."""
+    tasks = [task for task in tasks if any(run.task == task.name for run in runs)]
     parts = [results_table(runs, tasks)]
     for precision in PRECISIONS[1:]:
         parts.append(f"{NAMES[precision]} against float32:\n\n{tests_table(runs, tasks, precision)}")
     parts.append(shares_table(shares, tasks))
-    parts.append(f"Seconds of a run, in the median:\n\n{times_table(runs, tasks)}")
     return "\n\n".join(parts)
 
 
