@@ -28,6 +28,14 @@ CLASSES = (
 CONTROL = ("while", "conditional", "call")
 _REDUCING = ("reduce", "reduce-window")
 _MOVING = ("copy", "transpose", "broadcast", "bitcast", "concatenate", "pad", "slice", "reverse", "gather")
+# Native passes beside the contractions.
+_PASSES = {
+    "dfpjax_largest_magnitude": MAXIMUM,
+    "dfpjax_quantize": MANTISSAS,
+    "dfpjax_moments": REDUCTIONS,
+    "dfpjax_paired_sums": REDUCTIONS,
+    "dfpjax_max_pool": POOLING,
+}
 _POOLING = re.compile(r"reduce_window|select_and_scatter|select_and_gather")
 
 Interval = tuple[int, int, str]
@@ -43,6 +51,9 @@ def classify(instruction: Instruction, program: Program) -> str:
     inside = program.inside(instruction)
     opcodes = {i.opcode for i in inside} - {"parameter", "constant", "tuple", "get-tuple-element"}
     names = [instruction.op_name, *(i.op_name for i in inside)]
+    for target, kind in _PASSES.items():
+        if instruction.target.startswith(target):
+            return kind
     if instruction.target.startswith("dfpjax"):
         return KERNELS
     if opcodes & {"convolution", "dot"} or instruction.target:
