@@ -1,23 +1,28 @@
 // Maxima over windows, and the gradient, a pixel of the output at a time. See kernels_common.h for
 // how it is included.
 
-template <class V>
+// As IEEE 754 has it: a NaN stays, and 0 is greater than -0.
+template <class V, class I>
+inline V maximum(V a, V b) {
+  const V greater = b > a || b != b ? b : a;
+  const I both = load_as<I>(&a) & load_as<I>(&b);
+  return a == b ? load_as<V>(&both) : greater;  // equal numbers have equal bits, unless they are 0
+}
+
+template <class V, class I>
 inline void max_at(const float* const* taps, int count, int64_t c, float* out) {
   V best = load_as<V>(taps[0] + c);
-  for (int k = 1; k < count; ++k) {
-    const V x = load_as<V>(taps[k] + c);
-    best = x > best || x != x ? x : best;  // a NaN stays, as no number is greater
-  }
+  for (int k = 1; k < count; ++k) best = maximum<V, I>(best, load_as<V>(taps[k] + c));
   store_as(out + c, best);
 }
 
 void max_of_taps(const float* const* taps, int count, int64_t channels, float* out) {
   int64_t c = 0;
-  for (; c + kFloats <= channels; c += kFloats) max_at<Floats>(taps, count, c, out);
-  for (; c < channels; ++c) max_at<float>(taps, count, c, out);
+  for (; c + kFloats <= channels; c += kFloats) max_at<Floats, Ints>(taps, count, c, out);
+  for (; c < channels; ++c) max_at<float, int32_t>(taps, count, c, out);
 }
 
-// The first of the greatest gets the gradient.
+// The first of the greatest gets the gradient; where there is a NaN, what comes after the last one.
 template <class V, class I>
 inline void add_to_max_at(const float* const* taps, float* const* gradients, int count, int64_t c,
                           const float* g) {

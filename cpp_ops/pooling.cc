@@ -2,27 +2,25 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <vector>
 
 namespace dfpjax {
 namespace {
 
-struct Range {
-  int64_t low, high;
-};
-
-Range inputs(const PoolAxis& axis, int64_t out) {
-  const int64_t start = out * axis.stride - axis.padding;
-  return {std::max<int64_t>(start, 0), std::min(start + axis.window, axis.in)};
-}
-
-// The pixels of the window of output (i, j), in rows; `x` is the image.
+// The pixels of the window of output (i, j), in rows; `x` is the image. Those outside of it are
+// left out, or are `outside` if it is not null.
 template <class T>
-int window(const Pool& pool, T* x, int64_t i, int64_t j, T** taps) {
-  const Range rows = inputs(pool.height, i), columns = inputs(pool.width, j);
+int window(const Pool& pool, T* x, int64_t i, int64_t j, T* outside, T** taps) {
+  const int64_t top = i * pool.height.stride - pool.height.padding;
+  const int64_t left = j * pool.width.stride - pool.width.padding;
   int count = 0;
-  for (int64_t row = rows.low; row < rows.high; ++row)
-    for (int64_t column = columns.low; column < columns.high; ++column)
-      taps[count++] = x + (row * pool.width.in + column) * pool.channels;
+  for (int64_t row = top; row < top + pool.height.window; ++row)
+    for (int64_t column = left; column < left + pool.width.window; ++column)
+      if (row >= 0 && row < pool.height.in && column >= 0 && column < pool.width.in)
+        taps[count++] = x + (row * pool.width.in + column) * pool.channels;
+      else if (outside != nullptr)
+        taps[count++] = outside;
   return count;
 }
 
@@ -60,7 +58,7 @@ bool max_pool(const Pool& pool, const float* x, float* out, const KernelTable& k
     for (int64_t unit = begin; unit < end; ++unit) {
       const float* const from = x + unit / pool.height.out * image;
       for (int64_t j = 0; j < pool.width.out; ++j) {
-        const int count = window(pool, from, unit % pool.height.out, j, taps);
+        const int count = window<const float>(pool, from, unit % pool.height.out, j, nullptr, taps);
         kernels.max_of_taps(taps, count, pool.channels, out + unit * row + j * pool.channels);
       }
     }
@@ -80,6 +78,10 @@ bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* 
   const auto body = [&](int, int64_t begin, int64_t end) {
     const float* taps[kMostTaps];
     float* gradients[kMostTaps];
+    // JAX surrounds the image with -infinity, which is selected too: after a NaN, or before others.
+    const std::vector<float> least(static_cast<size_t>(strip),
+                                   -std::numeric_limits<float>::infinity());
+    std::vector<float> lost(static_cast<size_t>(strip));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / strips, first = unit % strips * strip;
       const int64_t channels = std::min(strip, pool.channels - first);
@@ -90,8 +92,8 @@ bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* 
       const float* cotangent = g + image * pool.height.out * pool.width.out * pool.channels + first;
       for (int64_t i = 0; i < pool.height.out; ++i)
         for (int64_t j = 0; j < pool.width.out; ++j, cotangent += pool.channels) {
-          const int count = window(pool, from, i, j, taps);
-          window(pool, to, i, j, gradients);
+          const int count = window<const float>(pool, from, i, j, least.data(), taps);
+          window(pool, to, i, j, lost.data(), gradients);
           kernels.add_to_max_of_taps(taps, gradients, count, channels, cotangent);
         }
     }

@@ -29,7 +29,8 @@ std::string check_pool(const Pool& pool);
 bool max_pool(const Pool& pool, const float* x, float* out, const KernelTable& kernels,
               Executor& executor);
 
-// The gradient by x, for the gradient g of the output: of equal pixels the first one gets it.
+// The gradient by x, for the gradient g of the output: of equal pixels the first one gets it. Where
+// a window holds a NaN, or infinities alone, it is that of an image with -infinity around it.
 bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const KernelTable& kernels, Executor& executor);
 

@@ -224,7 +224,7 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
   const int64_t out = pool.images * rows.out * columns.out * pool.channels;
   Values x = normal(in, 0, 1, random);
   if (with_ties)
-    for (float& v : x) v = std::nearbyint(v);
+    for (float& v : x) v = std::nearbyint(v);  // and zeros of both signs
   for (size_t i = 50; i < x.size(); i += 97) x[i] = kNan;
   for (size_t i = 60; i < x.size(); i += 103) x[i] = -kInfinity;
   Values g = normal(out, 0, 1, random);
@@ -234,22 +234,26 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
     const int64_t c = o % pool.channels, j = o / pool.channels % columns.out;
     const int64_t i = o / pool.channels / columns.out % rows.out;
     const int64_t image = o / pool.channels / columns.out / rows.out;
-    int64_t best = -1, selected = -1;
-    bool has_nan = false;
+    constexpr int64_t kOutside = -1;
+    int64_t selected = kOutside;
+    float most = -kInfinity, of_selected = kNan;
     for (int64_t di = 0; di < rows.window; ++di)
       for (int64_t dj = 0; dj < columns.window; ++dj) {
         const int64_t row = i * rows.stride - rows.padding + di;
         const int64_t column = j * columns.stride - columns.padding + dj;
-        if (row < 0 || row >= rows.in || column < 0 || column >= columns.in) continue;
-        const int64_t at = ((image * rows.in + row) * columns.in + column) * pool.channels + c;
-        const float value = x[static_cast<size_t>(at)];
-        has_nan = has_nan || std::isnan(value);
-        if (best < 0 || value > x[static_cast<size_t>(best)]) best = at;
+        int64_t at = kOutside;
+        if (row >= 0 && row < rows.in && column >= 0 && column < columns.in)
+          at = ((image * rows.in + row) * columns.in + column) * pool.channels + c;
+        const float value = at == kOutside ? -kInfinity : x[static_cast<size_t>(at)];
+        if (std::isnan(value) || value > most || (value == most && !std::signbit(value)))
+          most = value;
         // As XLA selects: the next one, unless the one before is at least as great.
-        if (selected < 0 || !(x[static_cast<size_t>(selected)] >= value)) selected = at;
+        if (of_selected >= value) continue;
+        selected = at;
+        of_selected = value;
       }
-    maxima[static_cast<size_t>(o)] = has_nan ? kNan : x[static_cast<size_t>(best)];
-    gradient[static_cast<size_t>(selected)] += g[static_cast<size_t>(o)];
+    maxima[static_cast<size_t>(o)] = most;
+    if (selected != kOutside) gradient[static_cast<size_t>(selected)] += g[static_cast<size_t>(o)];
   }
   on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
     const std::string where = name + ", " + std::to_string(pool.channels) + " channels, window " +
@@ -259,6 +263,9 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
     for (size_t i = 0; i < actual.size(); ++i)
       expect(std::isnan(maxima[i]) ? std::isnan(actual[i]) : actual[i] == maxima[i],
              "maxima, " + where);
+    for (size_t i = 0; i < actual.size(); ++i)
+      expect(std::isnan(maxima[i]) || std::signbit(actual[i]) == std::signbit(maxima[i]),
+             "sign of a zero, " + where);
     expect(max_pool_gradient(pool, g.data(), x.data(), actual_gradient.data(), kernels, executor),
            where);
     expect(actual_gradient == gradient, "gradient, " + where);

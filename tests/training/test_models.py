@@ -239,6 +239,22 @@ def test_local_response_norm_has_the_constants_of_alexnet():
         local_response_norm(jnp.zeros((1, 5)), size=4)
 
 
+@pytest.mark.parametrize(("beta", "size"), [(0.75, 5), (0.75, 1), (0.6, 3), (1.5, 5)])
+def test_local_response_norm_has_the_gradient_that_jax_derives(beta, size):
+    k, alpha = 2.0, 1e-2
+    x, g = (np.random.default_rng(i).normal(scale=9, size=(2, 3, 7)) for i in (0, 1))
+
+    def plain(x):
+        neighbours = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) <= size // 2
+        return x / (k + alpha * x**2 @ neighbours.astype(x.dtype)) ** beta
+
+    with jax.enable_x64(True):
+        expected = jax.vjp(plain, jnp.float64(x))[1](jnp.float64(g))[0]
+    written_out = partial(local_response_norm, size=size, k=k, alpha=alpha, beta=beta)
+    (actual,) = jax.vjp(written_out, jnp.float32(x))[1](jnp.float32(g))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
 def _image_shape(name: str) -> tuple[int, int, int]:
     """The smallest that all the networks for photographs take, or that of the digits."""
     return (8, 8, 1) if "digits" in name else (80, 80, 3)

@@ -1,0 +1,371 @@
+"""The native passes over activations: the same bits on every path and for any number of threads, and those of
+JAX, or what NumPy sums in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import COMPILED_QUICKLY
+from jax import lax
+
+from dfpjax import kernels
+from dfpjax.kernels import passes
+from dfpjax.numbers.dtype import to_integers
+from dfpjax.numbers.magnitude import largest_magnitude_in_hlo
+from dfpjax.numbers.quantize import Quantizer, quantize_array
+
+PATHS = [(isa, threads) for isa in kernels.runtime_info().usable for threads in (1, 3)]
+
+
+def on_every_path(fun, *args):
+    """The results of a pass; all paths and numbers of threads give the same bits."""
+
+    first, *others = jax.device_get(_runner(fun)(*args))
+    for path, other in zip(PATHS[1:], others, strict=True):
+        jax.tree.map(functools.partial(assert_same_bits, message=str(path)), other, first)
+    return first
+
+
+@functools.cache
+def _runner(fun):
+    return jax.jit(lambda *args: [fun(*args, isa=isa, threads=threads) for isa, threads in PATHS])
+
+
+def assert_same_bits(actual, expected, message=""):
+    """Equal in every bit, but for which NaN a NaN is."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    np.testing.assert_array_equal(actual, expected, err_msg=message)
+    if np.issubdtype(actual.dtype, np.floating):
+        signs = np.signbit(actual) == np.signbit(expected)
+        assert (signs | np.isnan(actual)).all(), f"zeros differ in sign: {message}"
+
+
+# --- sums over all but the channels -----------------------------------------------------------------
+
+
+def assert_sums(actual, terms, axis=1):
+    """Sums of float32 over 32 rows err by less than 32 roundings of the magnitudes' sum."""
+    bound = 32 * 2.0**-24 * np.abs(terms).sum(axis)
+    assert (np.abs(actual - terms.sum(axis)) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("groups", "rows", "channels"),
+    [(1, 0, 3), (2, 1, 100), (1, 31, 37), (3, 33, 1), (2, 2000, 16), (1, 700, 53), (0, 5, 7), (1, 5, 0)],
+)
+def test_sums(groups, rows, channels):
+    rng = np.random.default_rng(0)
+    x, g = (rng.normal(mean, 2, (groups, rows, channels)).astype(np.float32) for mean in (1, 0))
+    centre = rng.normal(1, 1, (groups, channels)).astype(np.float32)
+    sums, squares, low, high = on_every_path(passes.moments, x)
+    totals, products = on_every_path(passes.paired_sums, g, x, centre)
+    exact, weights = x.astype(np.float64), g.astype(np.float64)
+    assert_sums(sums, exact)
+    assert_sums(squares, exact**2)
+    assert_same_bits(low, x.min(1, initial=np.inf))
+    assert_same_bits(high, x.max(1, initial=-np.inf))
+    assert_sums(totals, weights)
+    # g · (x − centre) is rounded twice before it is added.
+    assert_sums(products, weights * (exact - centre[:, None]))
+
+
+def test_sums_are_not_those_of_float32():
+    """A million numbers, of which float32 would lose every other one once the sum is large."""
+    x = np.ones((1, 1 << 20, 1), np.float32)
+    x[0, 0] = 2**24
+    sums, *_ = on_every_path(passes.moments, x)
+    assert sums == 2**24 + 2**20 - 32  # but those that are added to the large one itself
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -3e38])
+def test_a_special_number_stays_in_its_channel(special):
+    x = np.random.default_rng(0).normal(1, 1, (2, 700, 40)).astype(np.float32)
+    plain = on_every_path(passes.moments, x)
+    x[1, 650, 33] = special
+    actual = on_every_path(passes.moments, x)
+    others = np.ones((2, 40), bool)
+    others[1, 33] = False
+    for a, b in zip(actual, plain, strict=True):
+        assert_same_bits(a[others], b[others])
+    sums, squares, low, high = (a[1, 33] for a in actual)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(sums, x[1, :, 33].sum(dtype=np.float64), rtol=1e-6)
+        np.testing.assert_equal(squares, np.float32(special) ** 2)
+    np.testing.assert_equal((low, high), (x[1, :, 33].min(), x[1, :, 33].max()))
+    totals, products = on_every_path(passes.paired_sums, x, np.ones_like(x), np.zeros((2, 40), np.float32))
+    assert_same_bits(totals, actual[0])
+    assert_same_bits(products, actual[0])
+
+
+def test_both_infinities_in_a_channel():
+    x = np.zeros((1, 5, 2), np.float32)
+    x[0, 1, 0], x[0, 3, 0] = np.inf, -np.inf
+    sums, squares, low, high = on_every_path(passes.moments, x)
+    assert np.isnan(sums[0, 0]) and sums[0, 1] == 0
+    assert (squares[0, 0], low[0, 0], high[0, 0]) == (np.inf, -np.inf, np.inf)
+
+
+@pytest.mark.parametrize("rows", [5, 40000])  # a block, and several
+def test_sums_of_subnormal_numbers(rows):
+    smallest = np.float32(1e-45)
+    x = np.full((1, rows, 3), smallest)
+    x[0, rows - 1, 1] *= 3
+    sums, squares, low, high = on_every_path(passes.moments, x)
+    np.testing.assert_array_equal(sums / smallest, [[rows, rows + 2, rows]])
+    assert_same_bits(low, x.min(1))
+    assert_same_bits(high, x.max(1))
+    assert not squares.any()
+
+
+# --- quantization -----------------------------------------------------------------------------------
+
+
+def data() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(COUNT).astype(np.float32)
+    full = np.nextafter(np.float32([2, -2, 2, 1]), np.float32([0, 0, 3, 0]))
+    wide = np.ldexp(x, rng.integers(-160, 60, x.shape)).astype(np.float32)
+
+    def with_one(value, index):
+        return np.where(np.arange(COUNT) == index, np.float32(value), x)
+
+    found = {
+        "normal": x,
+        "large": x * np.float32(5e37),
+        "small": x * np.float32(1e-30),
+        "subnormal": x * np.float32(1e-40),
+        "around subnormal": x * np.float32(2e-38),
+        "smallest": np.float32([1e-45, 0, -1e-45]),
+        "wide": wide,
+        "ties": np.arange(-300, 301, dtype=np.float32) / 2,
+        "full scale": full,
+        "rounds up": full[:2],
+        "zeros": np.zeros(1, np.float32),
+        "negative zeros": np.float32([-0.0]),
+        "nan": with_one(np.nan, COUNT - 1),
+        "negative nan": with_one(-np.nan, 0),
+        "infinity": with_one(-np.inf, 500),
+    }
+    # All of the same size, so that they are compiled once.
+    return {name: np.resize(values, COUNT) for name, values in found.items()}
+
+
+COUNT = 1003
+DATA = data()
+BITS = range(2, 17)
+
+
+def _all_bits(x, **path):
+    return [passes.quantize(x, bits, **path) for bits in BITS]
+
+
+@functools.partial(jax.jit, compiler_options=COMPILED_QUICKLY)
+def _in_hlo(x):
+    results = [quantize_array(x, Quantizer(bits=bits), native=False) for bits in BITS]
+    quantized = [(to_integers(mantissa), exponent.reshape(())) for mantissa, exponent in results]
+    return quantized, largest_magnitude_in_hlo(x)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_quantization_has_the_bits_of_hlo(name):
+    x = DATA[name]
+    hlo, largest_in_hlo = jax.device_get(_in_hlo(x))
+    for bits, native, expected in zip(BITS, on_every_path(_all_bits, x), hlo, strict=True):
+        jax.tree.map(functools.partial(assert_same_bits, message=f"{bits} bits"), native, expected)
+    largest = on_every_path(passes.largest_magnitude, x)
+    if np.isfinite(x).all():
+        assert largest == largest_in_hlo == np.abs(x).max().view(np.int32)
+    else:
+        assert min(largest, largest_in_hlo) >= 0x7F800000
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 131072 + 5])  # nothing, and several blocks
+def test_quantization_of_so_many_numbers(count):
+    x = np.resize(DATA["normal"], count)
+    x[-1:] = 100
+    mantissa, exponent = on_every_path(_sixteen_bits, x)
+    expected = quantize_array(x, Quantizer(), native=False)
+    assert_same_bits(mantissa, to_integers(expected[0]))
+    assert exponent == expected[1].reshape(())
+    assert on_every_path(passes.largest_magnitude, x) == np.float32(100 * (count > 0)).view(np.int32)
+
+
+def _sixteen_bits(x, **path):
+    return passes.quantize(x, 16, **path)
+
+
+def test_a_large_tensor_is_quantized_natively_and_bit_identically():
+    x = np.random.default_rng(0).standard_normal((3, 1 << 14)).astype(np.float32)
+    quantized = jax.jit(quantize_array, static_argnames=("quantizer", "native"))
+    for witness in (None, x[1:2]):
+        x[1, 5] = 9  # the largest magnitude, in x and in what stands for it
+        native, hlo = (
+            quantized(x, quantizer=Quantizer(), witness=witness, native=native) for native in (True, False)
+        )
+        jax.tree.map(np.testing.assert_array_equal, native, hlo)
+    text = quantized.lower(x, quantizer=Quantizer(), native=True).as_text()
+    assert "dfpjax_quantize_v1" in text
+    for options in ({"native": False}, {"quantizer": Quantizer(rounding="biased"), "native": False}):
+        options = {"quantizer": Quantizer(), **options}
+        assert "dfpjax_" not in quantized.lower(x, **options).as_text()
+
+
+# --- maximum pooling --------------------------------------------------------------------------------
+
+# Height and width, window, strides, padding
+POOLS = {
+    "plain": ((8, 6), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    "overlapping": ((9, 7), (3, 3), (2, 2), ((0, 0), (0, 0))),
+    "padded": ((7, 8), (3, 3), (2, 2), ((1, 1), (0, 1))),
+    "dense": ((5, 6), (3, 2), (1, 1), ((1, 1), (1, 0))),
+    "cut": ((5, 7), (2, 3), (2, 3), ((0, 0), (0, 0))),
+    "beyond": ((5, 5), (4, 3), (3, 2), ((3, 3), (2, 2))),
+    "whole": ((4, 3), (4, 3), (1, 1), ((0, 0), (0, 0))),
+    "gaps": ((9, 7), (1, 2), (4, 3), ((0, 0), (0, 0))),
+}
+
+
+def images(size, channels):
+    """Four images: plain, with many zeros of both signs, with NaNs and infinities, and of -infinity."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, *size, channels)).astype(np.float32)
+    x[1] = np.maximum(np.round(x[1]), 0) * np.where(rng.random(x[1].shape) < 0.5, np.float32(-1), 1)
+    for special in (np.nan, np.inf, -np.inf):
+        x[2, rng.random(x[2].shape) < 0.1] = special
+    x[3] = -np.inf
+    return x
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_max_pooling_has_the_bits_of_xla(name):
+    size, window, strides, padding = POOLS[name]
+    assert_pools_as_xla(images(size, 21), window, strides, padding)
+
+
+def test_max_pooling_of_one_image_with_many_channels():
+    """Which threads share by its channels, where gradients go."""
+    _, window, strides, padding = POOLS["overlapping"]
+    x = images((5, 5), 1000)
+    assert_pools_as_xla(x[1:2], window, strides, padding)
+
+
+def assert_pools_as_xla(x, window, strides, padding):
+    @jax.jit
+    def in_hlo(x):
+        def pool(x):
+            full = (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
+            return lax.reduce_window(x, -np.inf, lax.max, *full)
+
+        out, pull = jax.vjp(pool, x)
+        # Multiples of 1/8, so that a pixel's gradients can be added in any order.
+        g = jnp.round(8 * jax.random.normal(jax.random.key(0), out.shape)) / 8
+        return out, g, pull(g)[0]
+
+    out, g, gradient = jax.device_get(in_hlo(x))
+    windows = tuple(n for axis in (0, 1) for n in (window[axis], strides[axis], padding[axis][0]))
+    pool = functools.partial(passes.max_pool, out_shape=out.shape, windows=windows)
+    assert_same_bits(on_every_path(pool, x), out)
+    actual = on_every_path(functools.partial(passes.max_pool_gradient, windows=windows), g, x)
+    np.testing.assert_array_equal(actual, gradient)
+
+
+# --- bad arguments ----------------------------------------------------------------------------------
+
+CUBE, IMAGES = jnp.ones((2, 3, 4)), jnp.ones((2, 8, 8, 3))
+
+
+def struct(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+GOOD = {
+    "moments": ([struct(2, 4)] * 4, [CUBE], {}),
+    "paired_sums": ([struct(2, 4)] * 2, [CUBE, CUBE, CUBE[:, 0]], {}),
+    "largest_magnitude": (struct(dtype=jnp.int32), [CUBE], {}),
+    "quantize": (
+        [struct(2, 3, 4, dtype=jnp.int16), struct(dtype=jnp.int32)],
+        [CUBE],
+        {"bits": np.int64(16)},
+    ),
+    "max_pool": (struct(2, 4, 4, 3), [IMAGES], {"windows": np.int64([2, 2, 0, 2, 2, 0])}),
+    "max_pool_gradient": (
+        struct(2, 8, 8, 3),
+        [IMAGES[:, ::2, ::2], IMAGES],
+        {"windows": np.int64([2, 2, 0, 2, 2, 0])},
+    ),
+}
+
+
+def call(name, *, results=None, operands=None, **attributes):
+    """A pass with good arguments, and some of them replaced."""
+    good_results, good_operands, more = GOOD[name]
+    attributes = {"isa": "", "threads": np.int64(0), **more, **attributes}
+    function = jax.ffi.ffi_call(f"dfpjax_{name}_v1", good_results if results is None else results)
+    return jax.device_get(function(*(good_operands if operands is None else operands), **attributes))
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_bad_paths_and_threads_are_refused(name):
+    call(name)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="threads: must not be negative"):
+        call(name, threads=np.int64(-1))
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match=r"isa: unknown ISA path 'mmx'; there are .*portable"
+    ):
+        call(name, isa="mmx")
+
+
+def windows(*numbers):
+    return {"windows": np.int64(numbers)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "changes"),
+    [
+        ("moments", r"x: must be \[groups, rows, channels\]", {"operands": [CUBE[0]]}),
+        ("moments", r"results: must be \[groups, channels\]", {"results": [struct(2, 4)] * 3 + [struct(4)]}),
+        ("paired_sums", r"x: must be \[groups, rows, channels\]", {"operands": [CUBE, CUBE[0], CUBE[:, 0]]}),
+        ("paired_sums", "g: must be of x's size", {"operands": [CUBE[:, 1:], CUBE, CUBE[:, 0]]}),
+        ("paired_sums", "centre and results: must be", {"operands": [CUBE, CUBE, CUBE[0, 0]]}),
+        ("paired_sums", "centre and results: must be", {"results": [struct(2, 4), struct(2, 3)]}),
+        ("largest_magnitude", "result: must be one number", {"results": struct(2, dtype=jnp.int32)}),
+        (
+            "quantize",
+            "mantissas: must be of x's size",
+            {"results": [struct(2, 3, dtype=jnp.int16), struct(dtype=jnp.int32)]},
+        ),
+        (
+            "quantize",
+            "exponent: must be one number",
+            {"results": [struct(2, 3, 4, dtype=jnp.int16), struct(2, dtype=jnp.int32)]},
+        ),
+        ("quantize", "bits: must be from 2 to 16", {"bits": np.int64(1)}),
+        ("quantize", "bits: must be from 2 to 16", {"bits": np.int64(17)}),
+        ("max_pool", r"images: must be \[images, height, width, channels\]", {"operands": [CUBE]}),
+        ("max_pool", "images and channels: must be as many", {"results": struct(2, 4, 4, 4)}),
+        ("max_pool", "images and channels: must be as many", {"results": struct(1, 4, 4, 3)}),
+        ("max_pool", "windows: must be window, stride and padding", windows(2, 2, 0)),
+        ("max_pool", "height: window and stride must be positive", windows(0, 2, 0, 2, 2, 0)),
+        ("max_pool", "width: window and stride must be positive", windows(2, 2, 0, 2, -1, 0)),
+        ("max_pool", "width: padding must be less than the window", windows(2, 2, 0, 2, 2, 2)),
+        ("max_pool", "height: a window holds no pixel", windows(2, 3, 0, 2, 2, 0)),
+        ("max_pool", "height: a window holds no pixel", windows(2, 2**62, 0, 2, 2, 0)),
+        ("max_pool", "height: must have at most 1024 pixels", windows(2**40, 2, 0, 2, 2, 0)),
+        ("max_pool", "window: must have at most 1024 pixels", windows(33, 2, 0, 33, 2, 0)),
+        ("max_pool", "height: an image has no pixels", {"operands": [IMAGES[:, :0]]}),
+        ("max_pool_gradient", "result: must be of x's size", {"results": struct(2, 8, 8, 4)}),
+        ("max_pool_gradient", "height: a window holds no pixel", windows(2, 3, 0, 2, 2, 0)),
+    ],
+)
+def test_bad_arguments_are_refused(name, message, changes):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        call(name, **changes)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (2, 8, 8, 0)])
+def test_pooling_nothing(shape):
+    x, small = np.zeros(shape, np.float32), (shape[0], 4, 4, shape[3])
+    assert passes.max_pool(x, small, (2, 2, 0, 2, 2, 0)).shape == small
+    assert passes.max_pool_gradient(np.zeros(small, np.float32), x, (2, 2, 0, 2, 2, 0)).shape == shape

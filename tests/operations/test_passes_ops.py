@@ -1,0 +1,293 @@
+"""Sums, affine maps and pooling as JAX operations: values and derivatives of plain expressions, under each
+transformation, and on several devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transform_helpers import normal, relative_error
+
+from dfpjax.operations.channels import normalize_channels, shift_channels
+from dfpjax.operations.passes import moments, paired_sums
+from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
+
+WINDOWS = Windows(sizes=(3, 2), strides=(2, 2), padding=((1, 1), (0, 0)))
+SHAPE = (4, 6, 4, 5)
+ROWS = (0, 1, 2)
+TOLERANCE = 1e-5  # relative, of the norm: sums are added in another order
+
+
+def plain_pool(x):
+    full = (1, *WINDOWS.sizes, 1), (1, *WINDOWS.strides, 1), ((0, 0), *WINDOWS.padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, *full)
+
+
+def plain_pool_gradient(g, x):
+    return jax.vjp(plain_pool, x)[1](g)[0]
+
+
+# Name: the operation, the plain expression, its arguments, which of them it is differentiated by
+OPERATIONS = {
+    "moments": (
+        lambda x: moments(x)[:2],
+        lambda x: (jnp.sum(x, ROWS), jnp.sum(x * x, ROWS)),
+        (normal(0, *SHAPE) + 1,),
+        (0,),
+    ),
+    "paired_sums": (
+        paired_sums,
+        lambda g, x, c: (jnp.sum(g, ROWS), jnp.sum(g * (x - c), ROWS)),
+        (normal(1, *SHAPE), normal(2, *SHAPE), normal(3, 5)),
+        (0, 1, 2),
+    ),
+    "shift_channels": (
+        shift_channels,
+        lambda x, shift: x + shift,
+        (normal(4, *SHAPE), normal(5, 1, 1, 1, 5)),
+        (0, 1),
+    ),
+    "normalize_channels": (
+        normalize_channels,
+        lambda x, mean, scale, shift: (x - mean) * scale + shift,
+        (normal(6, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (7, 8, 9))),
+        (0, 1, 2, 3),
+    ),
+    "max_pool": (lambda x: max_pool(x, WINDOWS), plain_pool, (normal(10, *SHAPE),), (0,)),
+    "max_pool_gradient": (
+        lambda g, x: max_pool_gradient(g, x, WINDOWS),
+        plain_pool_gradient,
+        (normal(11, 4, 3, 2, 5), normal(12, *SHAPE)),
+        (0,),
+    ),
+}
+
+
+def scalar(fun):
+    """A number that depends on a function's results not linearly, so that second derivatives are not zero."""
+
+    def value(*args):
+        leaves = jax.tree.leaves(fun(*args))
+        return sum(jnp.sum(jnp.sin((i + 1) * leaf / 64)) for i, leaf in enumerate(leaves))
+
+    return value
+
+
+def many(args):
+    """Four examples of each argument."""
+    return tuple(x * jnp.arange(1, 5).reshape(-1, *(1,) * x.ndim) / 3 for x in args)
+
+
+def tangents(args):
+    return tuple(normal(100 + i, *x.shape) for i, x in enumerate(args))
+
+
+def uses(fun, by, args):
+    """Everything that is done to a function, as (name, function of its arguments)."""
+    gradient = jax.grad(scalar(fun), by)
+
+    def mapped_gradient(*args):
+        return jax.grad(lambda *args: jax.vmap(scalar(fun))(*args).sum(), by)(*args)
+
+    def one_mapped(*args):
+        return jax.vmap(fun, (0, *(None,) * (len(args) - 1)))(many(args[:1])[0], *args[1:])
+
+    def last_mapped(*args):
+        return jax.vmap(fun, (*(None,) * (len(args) - 1), -1), -1)(
+            *args[:-1], jnp.stack([args[-1], 2 * args[-1]], -1)
+        )
+
+    def second(*args):
+        return jax.jvp(gradient, args, tangents(args))[1]
+
+    def second_reversed(*args):
+        ours = [t for i, t in enumerate(tangents(args)) if i in by]
+        inner = lambda *args: sum(  # noqa: E731
+            jnp.vdot(g, t) for g, t in zip(gradient(*args), ours, strict=True)
+        )
+        return jax.grad(inner, by)(*args)
+
+    return {
+        "value": fun,
+        "jvp": lambda *args: jax.jvp(fun, args, tangents(args)),
+        "grad": gradient,
+        "vmap": lambda *args: jax.vmap(fun)(*many(args)),
+        "vmap of one": one_mapped,
+        "vmap of the last": last_mapped,
+        "vmap of vmap": lambda *args: jax.vmap(jax.vmap(fun))(*many(many(args))),
+        "vmap of grad": lambda *args: jax.vmap(gradient)(*many(args)),
+        "grad of vmap": lambda *args: mapped_gradient(*many(args)),
+        "jvp of grad": second,
+        "grad of grad": second_reversed,
+        "grad of remat": jax.grad(jax.checkpoint(scalar(fun)), by),
+    }
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_everything_is_that_of_the_plain_expression(name):
+    fun, plain, args, by = OPERATIONS[name]
+    # All uses in one program each, since compiling them one by one takes longer.
+    actual, expected = (
+        jax.jit(lambda *args, fun=fun: {use: f(*args) for use, f in uses(fun, by, args).items()})(*args)
+        for fun in (fun, plain)
+    )
+    for use, result in actual.items():
+        assert jax.tree.map(jnp.shape, result) == jax.tree.map(jnp.shape, expected[use]), use
+        assert relative_error(result, expected[use]) < TOLERANCE, use
+
+
+@pytest.mark.parametrize("name", ["shift_channels", "normalize_channels", "max_pool"])
+def test_values_have_the_plain_expressions_bits(name):
+    fun, plain, args, _ = OPERATIONS[name]
+    np.testing.assert_array_equal(jax.jit(fun)(*args), jax.jit(plain)(*args))
+    np.testing.assert_array_equal(fun(*args), plain(*args))
+
+
+def test_extremes():
+    x = normal(0, 2, *SHAPE).at[0, 1, 2, 3, 4].set(jnp.nan)
+    plain = jax.jit(lambda x: (jnp.min(x, (1, 2, 3)), jnp.max(x, (1, 2, 3))))
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(jax.vmap(moments))(x)[2:], plain(x))
+    assert not jax.jit(jax.grad(lambda x: sum(map(jnp.sum, moments(x)[2:]))))(x).any()
+    sums, squares, low, high = moments(jnp.zeros((0, 3, 5)))
+    assert not sums.any() and not squares.any()
+    assert (low == jnp.inf).all() and (high == -jnp.inf).all()
+
+
+def test_transposes():
+    x, centre = normal(0, *SHAPE), normal(1, 5)
+    cts = normal(2, 5), normal(3, 5)
+    plain = jnp.broadcast_to(cts[0], SHAPE) + cts[1] * (x - centre)
+    (actual,) = jax.linear_transpose(lambda g: paired_sums(g, x, centre), x)(cts)
+    np.testing.assert_allclose(actual, plain, rtol=1e-6)
+    g = normal(4, 4, 3, 2, 5)
+    (actual,) = jax.linear_transpose(lambda g: max_pool_gradient(g, x, WINDOWS), g)(x)
+    (expected,) = jax.linear_transpose(lambda g: plain_pool_gradient(g, x), g)(x)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_ties_go_to_the_first():
+    x = jnp.round(normal(0, *SHAPE)).at[0].set(jnp.nan)
+    g = normal(1, 4, 3, 2, 5)
+    actual, expected = (
+        jax.jit(lambda x, g, pool=pool: jax.vjp(pool, x)[1](g)[0])(x, g)
+        for pool in (lambda x: max_pool(x, WINDOWS), plain_pool)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+# --- several devices --------------------------------------------------------------------------------
+
+NATIVE = "dfpjax_"
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(kind,))
+
+
+def specs(args):
+    return tuple(P("data") if x.shape[0] == 4 else P() for x in args)
+
+
+def value_and_gradient(fun, by):
+    return lambda *args: (fun(*args), jax.grad(scalar(fun), by)(*args))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_partitioned_programs(name):
+    """XLA cannot cut native passes; what it can cut stands in their place."""
+    fun, plain, args, by = OPERATIONS[name]
+    placed = [jax.device_put(x, NamedSharding(mesh(), s)) for x, s in zip(args, specs(args), strict=True)]
+    fun = jax.jit(value_and_gradient(fun, by))
+    assert NATIVE in fun.lower(*args).as_text()
+    assert NATIVE not in fun.lower(*placed).as_text()
+    assert relative_error(fun(*placed), jax.jit(value_and_gradient(plain, by))(*args)) < TOLERANCE
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_shard_map(name, check_vma):
+    """Each device has a tensor of its own, and its native passes."""
+    fun, plain, args, by = OPERATIONS[name]
+
+    def stacked(fun):
+        """A device's results beside those of the others."""
+
+        def each(*args):
+            return jax.tree.map(lambda x: x[None], fun(*args))
+
+        return each
+
+    def on_devices(fun):
+        return jax.jit(
+            jax.shard_map(
+                stacked(fun), mesh=mesh(), in_specs=specs(args), out_specs=P("data"), check_vma=check_vma
+            )
+        )
+
+    parts = [
+        [x[i : i + 1] if s == P("data") else x for x, s in zip(args, specs(args), strict=True)]
+        for i in range(4)
+    ]
+    alone = jax.jit(plain)
+    expected = jax.tree.map(lambda *xs: np.stack(xs), *(alone(*part) for part in parts))
+    value = on_devices(fun)
+    assert NATIVE in value.lower(*args).as_text() or name in ("shift_channels", "normalize_channels")
+    assert relative_error(value(*args), expected) < TOLERANCE
+    # By what every device has of its own; JAX adds the others' gradients where it keeps track of them.
+    by = tuple(i for i in by if specs(args)[i] == P("data"))
+    gradients = jax.jit(jax.grad(scalar(plain), by))
+    expected = jax.tree.map(lambda *xs: np.stack(xs), *(gradients(*part) for part in parts))
+    assert relative_error(on_devices(jax.grad(scalar(fun), by))(*args), expected) < TOLERANCE
+
+
+def test_gradients_by_what_devices_share_are_added():
+    fun, plain, args, by = OPERATIONS["normalize_channels"]
+
+    def loss(fun):
+        mapped = jax.shard_map(
+            lambda *args: lax.psum(scalar(fun)(*args), "data"),
+            mesh=mesh(),
+            in_specs=specs(args),
+            out_specs=P(),
+        )
+        return jax.jit(jax.grad(mapped, by))
+
+    assert relative_error(loss(fun)(*args), jax.grad(scalar(plain), by)(*args)) < TOLERANCE
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_get_plain_hlo(platform):
+    fun = functools.partial(_all, [(f, args, by) for f, _, args, by in OPERATIONS.values()])
+    exported = jax.export.export(jax.jit(fun), platforms=[platform])()
+    assert "custom_call" not in exported.mlir_module()
+
+
+def _all(operations):
+    return [value_and_gradient(fun, by)(*args) for fun, args, by in operations]
+
+
+# --- windows ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({}, True),
+        ({"padding": ((1, 2), (0, 1))}, True),
+        ({"padding": ((3, 0), (0, 0))}, False),
+        ({"padding": ((0, 3), (0, 0))}, False),
+        ({"padding": ((-1, 0), (0, 0))}, False),
+        ({"sizes": (7, 2)}, True),
+        ({"sizes": (9, 2), "padding": ((1, 1), (0, 0))}, True),
+        ({"sizes": (9, 2), "padding": ((1, 0), (0, 0))}, False),
+        ({"sizes": (1025, 1), "padding": ((1024, 1024), (0, 0))}, False),
+    ],
+)
+def test_windows_that_fit(change, fits):
+    windows = Windows(**{"sizes": (3, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0)), **change})
+    assert windows.fit(7, 4) == fits
+    assert not windows.fit(0, 4)

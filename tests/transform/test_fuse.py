@@ -1,0 +1,448 @@
+"""What is computed in one pass around operations in dynamic fixed point, and what stays as it is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from forced import FORCED
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transform_helpers import equations, normal, primitives, quantized, relative_error
+
+import dfpjax
+from dfpjax import explain
+from dfpjax.policy import OpConfig, Policy
+from dfpjax.transform import mixed_precision
+from dfpjax.transform._mixed_precision import survey_call
+from dfpjax.transform._rewrite import Rewriter
+
+UNFUSED = Policy(default=OpConfig(force=True), fuse=False)
+ROWS = (0, 1, 2)
+LARGE = (4, 64, 64, 64)  # 2^20 numbers, from which on sums are fused
+PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_max_pool", "dfp_max_pool_gradient", "dfp_broadcast_rows",
+          "dfp_normalize_tangent")  # fmt: skip
+
+fused = functools.partial(mixed_precision, policy=FORCED)
+unfused = functools.partial(mixed_precision, policy=UNFUSED)
+
+
+def conv(x, w):
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def moments_of(x):
+    mean = jnp.mean(x, ROWS, keepdims=True)
+    return mean, jnp.mean(jnp.square(x), ROWS, keepdims=True) - jnp.square(mean)
+
+
+def batch_norm(x, scale, shift):
+    mean, variance = moments_of(x)
+    return (x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + shift
+
+
+def pool(x, window=3, stride=2):
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+
+
+def network(params, x):
+    with jax.named_scope("first"):
+        x = conv(x, params["first"])
+    with jax.named_scope("norm"):
+        x = jax.nn.relu(batch_norm(x, params["scale"], params["shift"]))
+    with jax.named_scope("second"):
+        x = conv(x, params["second"]) + params["bias"]
+    with jax.named_scope("pool"):
+        x = pool(x)
+    with jax.named_scope("third"):
+        return conv(x, params["third"])
+
+
+PARAMS = {
+    "first": normal(0, 1, 1, 3, 64),
+    "scale": normal(1, 1, 1, 1, 64),
+    "shift": normal(2, 1, 1, 1, 64),
+    "second": normal(3, 1, 1, 64, 64) / 8,
+    "bias": normal(4, 1, 1, 1, 64),
+    "third": normal(5, 1, 1, 64, 4),
+}
+X = normal(6, *LARGE[:3], 3)
+
+
+def loss(params, x):
+    return jnp.mean(jnp.square(network(params, x)))
+
+
+def kinds(fun, *args, policy=FORCED):
+    return [record.kind for record in explain(fun, *args, policy=policy).fused]
+
+
+def shape(*sizes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+LARGE_X, OF_CHANNELS, W = shape(*LARGE), shape(1, 1, 1, 64), shape(1, 1, 64, 4)
+
+
+# --- what is found ----------------------------------------------------------------------------------
+
+
+def test_what_a_network_has():
+    report = explain(network, PARAMS, X, policy=FORCED)
+    found = [(record.kind, record.name.rsplit("/")[-1], record.shape) for record in report.fused]
+    assert found == [
+        ("channel statistics", "norm", LARGE),
+        ("normalization", "norm", LARGE),
+        ("exponent from statistics", "second", LARGE),
+        ("bias", "second", LARGE),
+        ("maximum pooling", "pool", LARGE),
+    ]
+    assert "in one pass: 1 x channel statistics, 1 x normalization, 1 x exponent from statistics" in str(
+        report
+    )
+    assert explain(network, PARAMS, X, policy=UNFUSED).fused == ()
+
+
+def test_one_pass_stands_for_both_sums():
+    jaxpr = jax.make_jaxpr(fused(network))(PARAMS, X)
+    found = primitives(jaxpr)
+    assert (found["dfp_moments"], found["dfp_max_pool"], found["reduce_window_max"]) == (1, 1, 0)
+    assert not [
+        e for e in equations(jaxpr) if e.primitive.name == "reduce_sum" and e.invars[0].aval.size >= 2**20
+    ]
+    gradient = jax.make_jaxpr(jax.grad(fused(loss)))(PARAMS, X)
+    found = primitives(gradient)
+    # The bias's gradient is a sum, which is one of the moments.
+    assert (found["dfp_moments"], found["dfp_paired_sums"], found["dfp_max_pool_gradient"]) == (2, 1, 1)
+    assert found["select_and_scatter_add"] == 0
+
+
+def test_without_fusing_a_program_stays_as_it_was():
+    original = primitives(jax.make_jaxpr(network)(PARAMS, X))
+    for kept in (unfused(network), fused(network, backend="reference")):
+        found = primitives(jax.make_jaxpr(kept)(PARAMS, X))
+        assert not set(PASSES) & set(found)
+        for name in ("reduce_sum", "square", "reduce_window_max", "add", "sub"):
+            assert found[name] == original[name], name
+
+
+def test_results_and_gradients_are_those_of_the_unfused_program():
+    step = jax.value_and_grad(loss)
+    inside = jax.jit(jax.value_and_grad(fused(loss)))(PARAMS, X)
+    outside = jax.jit(fused(step))(PARAMS, X)
+    expected = jax.jit(jax.value_and_grad(unfused(loss)))(PARAMS, X)
+    # XLA's sums over rows are off in more bits than these, and a mantissa may round the other way for it.
+    for name in PARAMS:
+        assert relative_error(inside[1][name], expected[1][name]) < 3e-4, name
+        assert relative_error(outside[1][name], expected[1][name]) < 3e-4, name
+    assert relative_error(inside[0], expected[0]) < 1e-5
+    assert relative_error(outside[0], expected[0]) < 1e-5
+
+
+# --- exponents from statistics ----------------------------------------------------------------------
+
+
+def rectified(x, scale, shift, w):
+    """The operand, and the operation on it."""
+    hidden = jax.nn.relu(batch_norm(x, scale, shift))
+    with jax.named_scope("op"):
+        return hidden, conv(hidden, w)
+
+
+def exponent_of(x):
+    x = np.asarray(x)
+    if not np.isfinite(x).all():
+        return (1 << 20) - 14
+    return int(np.floor(np.log2(np.abs(x).max()))) - 14 if x.any() else -149 - 14
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The operand, the result, and the exponent that the operand had, compiled once."""
+    assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == "exponent from statistics"
+
+    @jax.jit
+    def run(x, scale, shift, w):
+        (hidden, out), statistics = dfpjax.with_statistics(rectified, policy=FORCED)(x, scale, shift, w)
+        return hidden, out, statistics["op"].input.exponent
+
+    return run
+
+
+def random(*sizes):
+    return np.random.default_rng(0).standard_normal(sizes, np.float32)
+
+
+def special(value, channel=3):
+    x = random(*LARGE)
+    x[3, 60, 61, channel] = value
+    return x
+
+
+ONES, ZEROS = np.ones((1, 1, 1, 64), np.float32), np.zeros((1, 1, 1, 64), np.float32)
+DATA = {
+    "normal": (random(*LARGE), ONES, ZEROS),
+    "negative only": (-np.abs(random(*LARGE)) - 5, ONES, ZEROS),
+    "negative scale": (random(*LARGE) ** 3, -3 * ONES, 0.1 * ONES),
+    "some negative scales": (random(*LARGE) ** 3, random(1, 1, 1, 64) * 10, random(1, 1, 1, 64)),
+    "nothing is positive": (random(*LARGE), ONES, -100 * ONES),
+    "constant": (np.full(LARGE, 3, np.float32), ONES, 7 * ONES),
+    "outlier": (special(1e4), ONES, ZEROS),
+    "tiny": (random(*LARGE) * np.float32(1e-30), 1e-30 * ONES, ZEROS),
+    "NaN": (special(np.nan), ONES, ZEROS),
+    "NaN in the first channel": (special(np.nan, 0), ONES, ZEROS),
+    "infinity": (special(-np.inf), ONES, ZEROS),
+    "NaN as a scale": (random(*LARGE), ONES * np.where(np.arange(64) == 5, np.nan, 1), ZEROS),
+}
+WEIGHTS = random(1, 1, 64, 4)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_exponents_are_those_of_a_pass_over_the_operand(name, measured):
+    hidden, out, exponent = jax.device_get(measured(*map(np.float32, DATA[name]), WEIGHTS))
+    assert exponent == exponent_of(hidden)
+    assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
+
+
+def moved(x, shift, w, mean):
+    """Statistics of x, which only meet x where neither mean nor variance is used."""
+    hidden = jnp.maximum(x + shift, -1.5)
+    return moments_of(x)[1] + mean, conv(hidden, w)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_a_special_number_shows_where_no_statistic_brings_it(value):
+    """The witness is all that the exponent is computed from."""
+    assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == "exponent from statistics"
+    arguments = special(value), ONES, WEIGHTS, ZEROS
+    actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
+    np.testing.assert_array_equal(actual, expected)
+    assert np.isnan(actual).all() == (not np.isfinite(value))
+
+
+def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
+    def both(x, scale, shift, w):
+        first, second = (batch_norm(y, scale, shift) for y in (x, 100 * x[::-1] ** 3))
+        return conv(jax.nn.relu(first), w), conv(jax.nn.relu(second), w)
+
+    args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
+    assert kinds(both, *args).count("exponent from statistics") == 2
+    for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
+        assert relative_error(actual, expected) < 1e-4
+
+
+# --- what stays -------------------------------------------------------------------------------------
+
+
+def norm_then_conv(x, scale, shift, w):
+    return conv(jax.nn.relu(batch_norm(x, scale, shift)), w)
+
+
+def variant(*, statistics=moments_of, rectify=jax.nn.relu, normalize=lambda x, m, s, b: (x - m) * s + b):
+    def fun(x, scale, shift, w):
+        mean, variance = statistics(x)
+        return conv(rectify(normalize(x, mean, lax.rsqrt(variance + 1) * scale, shift)), w)
+
+    return fun
+
+
+def reused(x, mean, scale, shift):
+    scaled = (x - mean) * scale
+    return scaled + shift + jnp.sin(scaled)
+
+
+def means(*funs, axes=ROWS):
+    return lambda x: tuple(fun(x).mean(axes, keepdims=True) for fun in funs)
+
+
+STATISTICS, NORMALIZATION = "channel statistics", "normalization"
+EXPONENT = "exponent from statistics"
+
+
+@pytest.mark.parametrize(
+    ("fun", "expected"),
+    [
+        (norm_then_conv, [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(rectify=lambda x: jnp.maximum(x, 0)), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(rectify=lambda x: x), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(normalize=lambda x, m, s, b: s * (x - m) + b), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(normalize=lambda x, m, s, b: b + (x - m) * s), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(statistics=means(lambda x: x, lambda x: x * x)), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(statistics=means(lambda x: x**2, lambda x: x)), [STATISTICS, NORMALIZATION, EXPONENT]),
+        # Functions that are not monotonic, or not known to be
+        (variant(rectify=jnp.tanh), [STATISTICS, NORMALIZATION]),
+        (variant(rectify=jax.nn.leaky_relu), [STATISTICS, NORMALIZATION]),
+        (variant(rectify=jnp.abs), [STATISTICS, NORMALIZATION]),
+        (variant(rectify=lambda x: jnp.minimum(x, 0)), [STATISTICS, NORMALIZATION]),
+        (variant(rectify=lambda x: jnp.maximum(x, jnp.sin(x))), [STATISTICS, NORMALIZATION]),
+        # The mean alone, other powers, variance in a second pass, other axes
+        (variant(statistics=lambda x: (means(lambda x: x)(x)[0], 1.0)), [NORMALIZATION]),
+        (variant(statistics=means(lambda x: x, lambda x: x**3)), [NORMALIZATION]),
+        (
+            variant(statistics=lambda x: (means(lambda x: x)(x)[0], x.var(ROWS, keepdims=True))),
+            [NORMALIZATION],
+        ),
+        (variant(statistics=means(lambda x: x, jnp.square, axes=(1, 2))), ["bias"]),
+        (variant(statistics=means(lambda x: x, jnp.square, axes=3)), ["bias"]),
+        # What a pass would not compute is used elsewhere
+        (variant(normalize=reused), [STATISTICS, "bias"]),
+    ],
+)
+def test_what_matches_is_fused_and_nothing_else(fun, expected):
+    assert kinds(fun, LARGE_X, OF_CHANNELS, OF_CHANNELS, W) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [((4, 64, 64, 63), jnp.float32), (LARGE, jnp.bfloat16), (LARGE, jnp.float16)],
+    ids=["small", "bfloat16", "float16"],
+)
+def test_small_tensors_and_other_types_stay(sizes, dtype):
+    x, v, w = (shape(*s, dtype=dtype) for s in (sizes, (1, 1, 1, sizes[-1]), (1, 1, sizes[-1], 4)))
+    assert kinds(norm_then_conv, x, v, v, w) == []
+
+
+def test_integers_stay():
+    def fun(x, w):
+        return x.sum(ROWS), jnp.square(x).sum(ROWS), conv(x.astype(jnp.float32), w)
+
+    assert kinds(fun, shape(*LARGE, dtype=jnp.int32), W) == []
+
+
+def test_what_is_used_elsewhere_is_still_computed():
+    def fun(x, w):
+        squares = jnp.square(x)
+        return squares, squares.sum(ROWS), x.sum(ROWS), conv(x, w)
+
+    x = random(*LARGE)
+    assert kinds(fun, x, WEIGHTS) == ["channel statistics", "exponent from statistics"]
+    actual, expected = (jax.jit(t(fun))(x, WEIGHTS) for t in (fused, unfused))
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OpConfig(force=True, granularity="channel"),
+        OpConfig(force=True, dgrad=False),
+        OpConfig(force=True, wgrad=False),
+    ],
+)
+def test_operations_that_need_the_operand_itself_have_no_witness(config):
+    found = kinds(norm_then_conv, LARGE_X, OF_CHANNELS, OF_CHANNELS, W, policy=Policy(default=config))
+    assert found == ["channel statistics", "normalization"]
+
+
+@pytest.mark.parametrize(
+    ("window", "fits"),
+    [
+        ({}, True),
+        ({"init": 0.0}, None),
+        ({"dims": (2, 3, 3, 1)}, False),
+        ({"dims": (1, 3, 3, 2)}, False),
+        ({"strides": (1, 2, 2, 3)}, False),
+        ({"padding": ((0, 0), (3, 0), (1, 1), (0, 0))}, False),
+        ({"padding": ((0, 1), (1, 1), (1, 1), (0, 0))}, False),
+        ({"base_dilation": (1, 2, 1, 1)}, False),
+        ({"window_dilation": (1, 1, 2, 1)}, False),
+        ({"computation": lax.min, "init": jnp.inf}, False),
+    ],
+)
+def test_pools_that_have_a_pass(window, fits):
+    window = {
+        "init": -jnp.inf, "computation": lax.max, "dims": (1, 3, 3, 1), "strides": (1, 2, 2, 1),
+        "padding": ((0, 0), (1, 1), (1, 1), (0, 0)), **window,
+    }  # fmt: skip
+    names = {"init": "init_value", "dims": "window_dimensions", "strides": "window_strides"}
+    options = {names.get(name, name): value for name, value in window.items()}
+
+    def fun(x, w):
+        return lax.reduce_window(x, **options), conv(x, w)
+
+    x, w = normal(0, 4, 16, 16, 32), normal(1, 1, 1, 32, 4)
+    found = kinds(fun, x, w)
+    if fits is not None:
+        assert found == ["maximum pooling"] * fits
+    np.testing.assert_array_equal(fused(fun)(x, w)[0], fun(x, w)[0])
+
+
+@pytest.mark.parametrize("policy", [Policy(default=None), Policy()])
+def test_programs_without_operations_stay_the_same_object(policy):
+    args = LARGE_X, OF_CHANNELS, OF_CHANNELS
+    _, body = survey_call(lambda *args: pool(jnp.maximum(batch_norm(*args), 0)), args, {})
+    assert Rewriter(body.bind(policy), "auto").rewrite(body) is body.jaxpr
+    _, body = survey_call(network, (PARAMS, X), {})
+    assert Rewriter(body.bind(Policy(default=None)), "auto").rewrite(body) is body.jaxpr
+    assert kinds(lambda *args: pool(jax.nn.relu(batch_norm(*args))), *args, policy=policy) == []
+
+
+# --- around it --------------------------------------------------------------------------------------
+
+
+def small_network(params, x):
+    x = jax.nn.relu(batch_norm(conv(x, params["first"]), params["scale"], params["shift"]))
+    return conv(pool(x), params["third"])
+
+
+def around(name):
+    """A function of parameters and images that has the network inside of something."""
+
+    @jax.custom_vjp
+    def ruled(params, x):
+        return small_network(params, x)
+
+    ruled.defvjp(lambda *args: jax.vjp(small_network, *args), lambda pull, g: pull(2 * g))
+    return {
+        "jit": jax.jit(small_network),
+        "scan": lambda params, x: lax.scan(lambda c, y: (c, small_network(c, y)), params, x[None])[1],
+        "remat": jax.checkpoint(small_network),
+        "vmap": lambda params, x: jax.vmap(small_network, (None, 0))(params, x[None]),
+        "custom_vjp": ruled,
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["jit", "scan", "remat", "vmap", "custom_vjp"])
+def test_inside_of(name):
+    fun = around(name)
+
+    def value(transform):
+        transformed = transform(fun)
+        return jax.jit(jax.value_and_grad(lambda params, x: jnp.mean(jnp.square(transformed(params, x)))))
+
+    assert primitives(jax.make_jaxpr(value(fused))(PARAMS, X))["dfp_moments"] >= (name != "vmap")
+    assert relative_error(value(fused)(PARAMS, X), value(unfused)(PARAMS, X)) < 3e-4
+
+
+def test_vmap_of_the_fused_program():
+    x = jnp.stack([X, 3 * X])
+    actual = jax.jit(jax.vmap(fused(small_network), (None, 0)))(PARAMS, x)
+    expected = jnp.stack([jax.jit(fused(small_network))(PARAMS, each) for each in x])
+    assert relative_error(actual, expected) < 1e-4
+
+
+def test_statistics_change_no_bit():
+    out, _ = jax.jit(dfpjax.with_statistics(small_network, policy=FORCED))(PARAMS, X)
+    np.testing.assert_array_equal(out, jax.jit(fused(small_network))(PARAMS, X))
+
+
+def test_several_devices():
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    expected = jax.jit(jax.grad(fused(loss)))(PARAMS, X)
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    step = jax.jit(jax.grad(fused(loss)))
+    assert "dfpjax_moments" in step.lower(PARAMS, X).as_text()
+    assert "dfpjax_moments" not in step.lower(PARAMS, x).as_text()
+    assert relative_error(step(PARAMS, x), expected) < 3e-4
+
+
+def test_explicit_sharding_stays():
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        jaxpr = jax.make_jaxpr(fused(network))(PARAMS, jax.device_put(X, NamedSharding(mesh, P("data"))))
+    assert quantized(jaxpr) == 3 and not set(PASSES) & set(primitives(jaxpr))
