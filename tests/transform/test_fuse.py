@@ -1,12 +1,33 @@
 """What is computed in one pass around operations in dynamic fixed point, and what stays as it is."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from forced import FORCED
+from fusing import (
+    LARGE,
+    LARGE_X,
+    OF_CHANNELS,
+    PARAMS,
+    PASSES,
+    ROWS,
+    UNFUSED,
+    WEIGHTS,
+    W,
+    X,
+    batch_norm,
+    conv,
+    fused,
+    kinds,
+    loss,
+    moments_of,
+    network,
+    pool,
+    random,
+    shape,
+    unfused,
+)
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,78 +36,8 @@ from transform_helpers import equations, normal, primitives, quantized, relative
 import dfpjax
 from dfpjax import explain
 from dfpjax.policy import OpConfig, Policy
-from dfpjax.transform import mixed_precision
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import Rewriter
-
-UNFUSED = Policy(default=OpConfig(force=True), fuse=False)
-ROWS = (0, 1, 2)
-LARGE = (4, 64, 64, 64)  # 2^20 numbers, from which on sums are fused
-PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_max_pool", "dfp_max_pool_gradient", "dfp_broadcast_rows",
-          "dfp_normalize_tangent")  # fmt: skip
-
-fused = functools.partial(mixed_precision, policy=FORCED)
-unfused = functools.partial(mixed_precision, policy=UNFUSED)
-
-
-def conv(x, w):
-    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def moments_of(x):
-    mean = jnp.mean(x, ROWS, keepdims=True)
-    return mean, jnp.mean(jnp.square(x), ROWS, keepdims=True) - jnp.square(mean)
-
-
-def batch_norm(x, scale, shift):
-    mean, variance = moments_of(x)
-    return (x - mean) * (lax.rsqrt(variance + 1e-5) * scale) + shift
-
-
-def pool(x, window=3, stride=2):
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )
-
-
-def network(params, x):
-    with jax.named_scope("first"):
-        x = conv(x, params["first"])
-    with jax.named_scope("norm"):
-        x = jax.nn.relu(batch_norm(x, params["scale"], params["shift"]))
-    with jax.named_scope("second"):
-        x = conv(x, params["second"]) + params["bias"]
-    with jax.named_scope("pool"):
-        x = pool(x)
-    with jax.named_scope("third"):
-        return conv(x, params["third"])
-
-
-PARAMS = {
-    "first": normal(0, 1, 1, 3, 64),
-    "scale": normal(1, 1, 1, 1, 64),
-    "shift": normal(2, 1, 1, 1, 64),
-    "second": normal(3, 1, 1, 64, 64) / 8,
-    "bias": normal(4, 1, 1, 1, 64),
-    "third": normal(5, 1, 1, 64, 4),
-}
-X = normal(6, *LARGE[:3], 3)
-
-
-def loss(params, x):
-    return jnp.mean(jnp.square(network(params, x)))
-
-
-def kinds(fun, *args, policy=FORCED):
-    return [record.kind for record in explain(fun, *args, policy=policy).fused]
-
-
-def shape(*sizes, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-LARGE_X, OF_CHANNELS, W = shape(*LARGE), shape(1, 1, 1, 64), shape(1, 1, 64, 4)
-
 
 # --- what is found ----------------------------------------------------------------------------------
 
@@ -140,98 +91,6 @@ def test_results_and_gradients_are_those_of_the_unfused_program():
         assert relative_error(outside[1][name], expected[1][name]) < 1e-5, name
     assert relative_error(inside[0], expected[0]) < 1e-5
     assert relative_error(outside[0], expected[0]) < 1e-5
-
-
-# --- exponents from statistics ----------------------------------------------------------------------
-
-
-def rectified(x, scale, shift, w):
-    """The operand, and the operation on it."""
-    hidden = jax.nn.relu(batch_norm(x, scale, shift))
-    with jax.named_scope("op"):
-        return hidden, conv(hidden, w)
-
-
-def exponent_of(x):
-    x = np.asarray(x)
-    if not np.isfinite(x).all():
-        return (1 << 20) - 14
-    return int(np.floor(np.log2(np.abs(x).max()))) - 14 if x.any() else -149 - 14
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """The operand, the result, and the exponent that the operand had, compiled once."""
-    assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == "exponent from statistics"
-
-    @jax.jit
-    def run(x, scale, shift, w):
-        (hidden, out), statistics = dfpjax.with_statistics(rectified, policy=FORCED)(x, scale, shift, w)
-        return hidden, out, statistics["op"].input.exponent
-
-    return run
-
-
-def random(*sizes):
-    return np.random.default_rng(0).standard_normal(sizes, np.float32)
-
-
-def special(value, channel=3):
-    x = random(*LARGE)
-    x[3, 60, 61, channel] = value
-    return x
-
-
-ONES, ZEROS = np.ones((1, 1, 1, 64), np.float32), np.zeros((1, 1, 1, 64), np.float32)
-DATA = {
-    "normal": (random(*LARGE), ONES, ZEROS),
-    "negative only": (-np.abs(random(*LARGE)) - 5, ONES, ZEROS),
-    "negative scale": (random(*LARGE) ** 3, -3 * ONES, 0.1 * ONES),
-    "some negative scales": (random(*LARGE) ** 3, random(1, 1, 1, 64) * 10, random(1, 1, 1, 64)),
-    "nothing is positive": (random(*LARGE), ONES, -100 * ONES),
-    "constant": (np.full(LARGE, 3, np.float32), ONES, 7 * ONES),
-    "outlier": (special(1e4), ONES, ZEROS),
-    "tiny": (random(*LARGE) * np.float32(1e-30), 1e-30 * ONES, ZEROS),
-    "NaN": (special(np.nan), ONES, ZEROS),
-    "NaN in the first channel": (special(np.nan, 0), ONES, ZEROS),
-    "infinity": (special(-np.inf), ONES, ZEROS),
-    "NaN as a scale": (random(*LARGE), ONES * np.where(np.arange(64) == 5, np.nan, 1), ZEROS),
-}
-WEIGHTS = random(1, 1, 64, 4)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_exponents_are_those_of_a_pass_over_the_operand(name, measured):
-    hidden, out, exponent = jax.device_get(measured(*map(np.float32, DATA[name]), WEIGHTS))
-    assert exponent == exponent_of(hidden)
-    assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
-
-
-def moved(x, shift, w, mean):
-    """Statistics of x, which only meet x where neither mean nor variance is used."""
-    hidden = jnp.maximum(x + shift, -1.5)
-    return moments_of(x)[1] + mean, conv(hidden, w)
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
-def test_a_special_number_shows_where_no_statistic_brings_it(value):
-    """The witness is all that the exponent is computed from."""
-    assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == "exponent from statistics"
-    arguments = special(value), ONES, WEIGHTS, ZEROS
-    actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
-    np.testing.assert_array_equal(actual, expected)
-    assert np.isnan(actual).all() == (not np.isfinite(value))
-
-
-def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
-    def both(x, scale, shift, w):
-        first, second = (batch_norm(y, scale, shift) for y in (x, 100 * x[::-1] ** 3))
-        return conv(jax.nn.relu(first), w), conv(jax.nn.relu(second), w)
-
-    args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
-    assert kinds(both, *args).count("exponent from statistics") == 2
-    for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
-        assert relative_error(actual, expected) < 1e-5
 
 
 # --- what stays -------------------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""Exponents from batch statistics are those of a pass over the operand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from forced import FORCED
+from fusing import (
+    LARGE,
+    LARGE_X,
+    OF_CHANNELS,
+    WEIGHTS,
+    W,
+    batch_norm,
+    conv,
+    fused,
+    kinds,
+    moments_of,
+    random,
+    unfused,
+)
+from transform_helpers import relative_error
+
+import dfpjax
+
+
+def rectified(x, scale, shift, w):
+    """The operand, and the operation on it."""
+    hidden = jax.nn.relu(batch_norm(x, scale, shift))
+    with jax.named_scope("op"):
+        return hidden, conv(hidden, w)
+
+
+def exponent_of(x):
+    x = np.asarray(x)
+    if not np.isfinite(x).all():
+        return (1 << 20) - 14
+    return int(np.floor(np.log2(np.abs(x).max()))) - 14 if x.any() else -149 - 14
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The operand, the result, and the exponent that the operand had, compiled once."""
+    assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == "exponent from statistics"
+
+    @jax.jit
+    def run(x, scale, shift, w):
+        (hidden, out), statistics = dfpjax.with_statistics(rectified, policy=FORCED)(x, scale, shift, w)
+        return hidden, out, statistics["op"].input.exponent
+
+    return run
+
+
+def special(value, channel=3):
+    x = random(*LARGE)
+    x[3, 60, 61, channel] = value
+    return x
+
+
+ONES, ZEROS = np.ones((1, 1, 1, 64), np.float32), np.zeros((1, 1, 1, 64), np.float32)
+DATA = {
+    "normal": (random(*LARGE), ONES, ZEROS),
+    "negative only": (-np.abs(random(*LARGE)) - 5, ONES, ZEROS),
+    "negative scale": (random(*LARGE) ** 3, -3 * ONES, 0.1 * ONES),
+    "some negative scales": (random(*LARGE) ** 3, random(1, 1, 1, 64) * 10, random(1, 1, 1, 64)),
+    "nothing is positive": (random(*LARGE), ONES, -100 * ONES),
+    "constant": (np.full(LARGE, 3, np.float32), ONES, 7 * ONES),
+    "outlier": (special(1e4), ONES, ZEROS),
+    "tiny": (random(*LARGE) * np.float32(1e-30), 1e-30 * ONES, ZEROS),
+    "NaN": (special(np.nan), ONES, ZEROS),
+    "NaN in the first channel": (special(np.nan, 0), ONES, ZEROS),
+    "infinity": (special(-np.inf), ONES, ZEROS),
+    "NaN as a scale": (random(*LARGE), ONES * np.where(np.arange(64) == 5, np.nan, 1), ZEROS),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_exponents_are_those_of_a_pass_over_the_operand(name, measured):
+    hidden, out, exponent = jax.device_get(measured(*map(np.float32, DATA[name]), WEIGHTS))
+    assert exponent == exponent_of(hidden)
+    assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
+
+
+def moved(x, shift, w, mean):
+    """Statistics of x, which only meet x where neither mean nor variance is used."""
+    hidden = jnp.maximum(x + shift, -1.5)
+    return moments_of(x)[1] + mean, conv(hidden, w)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
+def test_a_special_number_shows_where_no_statistic_brings_it(value):
+    """The witness is all that the exponent is computed from."""
+    assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == "exponent from statistics"
+    arguments = special(value), ONES, WEIGHTS, ZEROS
+    actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
+    np.testing.assert_array_equal(actual, expected)
+    assert np.isnan(actual).all() == (not np.isfinite(value))
+
+
+def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
+    def both(x, scale, shift, w):
+        first, second = (batch_norm(y, scale, shift) for y in (x, 100 * x[::-1] ** 3))
+        return conv(jax.nn.relu(first), w), conv(jax.nn.relu(second), w)
+
+    args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
+    assert kinds(both, *args).count("exponent from statistics") == 2
+    for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
+        assert relative_error(actual, expected) < 1e-5
