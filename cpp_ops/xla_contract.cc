@@ -1,6 +1,7 @@
 // The XLA handlers of contractions.
 #include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "contract.h"
@@ -97,37 +98,26 @@ ffi::Error chain_lengths(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, 
   return run(a, b, ea, eb, c, nullptr, &*lengths, pool, attributes);
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attrs());
+// The operands and the first result that all contractions have; `complete` adds the rest.
+auto contraction() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Ret<ffi::AnyBuffer>();
+}
 
+template <class Binding>
+auto complete(Binding binding) {
+  return std::move(binding).template Ctx<ffi::ThreadPool>().Attrs();
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract, complete(contraction()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, fixed_chain,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attrs());
-
+                              complete(contraction().Ret<ffi::AnyBuffer>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(chain_lengths_v1, chain_lengths,
-                              ffi::Ffi::Bind()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attrs());
+                              complete(contraction().Ret<ffi::AnyBuffer>()));
 
 }  // namespace
 

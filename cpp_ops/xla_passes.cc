@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "channel_sums.h"
 #include "isa.h"
@@ -90,8 +91,8 @@ ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
 }
 
 ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
-                        ffi::Result<Numbers> exponent, ffi::ThreadPool pool, int64_t bits,
-                        std::string_view isa, int64_t threads) {
+                        ffi::Result<Numbers> exponent, ffi::ThreadPool pool, std::string_view isa,
+                        int64_t threads, int64_t bits) {
   std::string error;
   if (mantissas->element_count() != x.element_count()) error = must_be("mantissas", "of x's size");
   if (exponent->element_count() != 1) error = must_be("exponent", "one number");
@@ -124,8 +125,8 @@ std::string check_images(const Floats& in, const Floats& out, Sizes windows) {
   return check_pool(pool_of(in, out, windows));
 }
 
-ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool, Sizes windows,
-                        std::string_view isa, int64_t threads) {
+ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                        std::string_view isa, int64_t threads, Sizes windows) {
   const std::string error = check_images(x, *out, windows);
   return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
     return max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels,
@@ -134,7 +135,7 @@ ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
 }
 
 ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
-                                 Sizes windows, std::string_view isa, int64_t threads) {
+                                 std::string_view isa, int64_t threads, Sizes windows) {
   std::string error = check_images(x, g, windows);
   if (out->element_count() != x.element_count()) error = must_be("result", "of x's size");
   return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
@@ -143,64 +144,33 @@ ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ff
   });
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(moments_v1, run_moments,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
+// A binding of operands and results, completed by what every pass has.
+template <class Binding>
+auto pass(Binding binding) {
+  return std::move(binding)
+      .template Ctx<ffi::ThreadPool>()
+      .template Attr<std::string_view>("isa")
+      .template Attr<int64_t>("threads");
+}
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(paired_sums_v1, run_paired_sums,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
-
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    moments_v1, run_moments,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    paired_sums_v1, run_paired_sums,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, run_largest,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Ret<Numbers>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(quantize_v1, run_quantize,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Ret<ffi::Buffer<ffi::S16>>()
-                                  .Ret<Numbers>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<int64_t>("bits")
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool_v1, run_max_pool,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<Sizes>("windows")
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(max_pool_gradient_v1, run_max_pool_gradient,
-                              ffi::Ffi::Bind()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Attr<Sizes>("windows")
-                                  .Attr<std::string_view>("isa")
-                                  .Attr<int64_t>("threads"));
+                              pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Numbers>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    quantize_v1, run_quantize,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<ffi::Buffer<ffi::S16>>().Ret<Numbers>())
+        .Attr<int64_t>("bits"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    max_pool_v1, run_max_pool,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    max_pool_gradient_v1, run_max_pool_gradient,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
 
 }  // namespace
 
