@@ -2,13 +2,15 @@
 
 JAX's profiler gives the times at which XLA's CPU runtime starts and ends each instruction. Several may be
 under way at once, on one pool of threads: each moment of the step is divided equally among the instructions
-that are under way in it, so that the classes, and the moments in which none is, add up to the step.
+that are under way in it, so that the classes, and the moments in which none is, add up to the step. But
+where native code is under way the moment is its own: it works on all threads, and what else has begun waits
+for one.
 """
 
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -83,7 +85,8 @@ def measure(compiled, step: Callable[[], None], count: int = 3) -> dict:
     program = parse(compiled.as_text())
     intervals, (start, end) = profile(step, count)
     intervals = [i for i in intervals if program.instructions[i[2]].opcode not in CONTROL]
-    shares = divide(intervals, start, end)
+    native = {name for _, _, name in intervals if program.instructions[name].target.startswith("dfpjax")}
+    shares = divide(intervals, start, end, native)
     seconds, moved = Counter(), Counter()
     for name, nanoseconds in shares.items():
         kind = classify(program.instructions[name], program) if name else IDLE
@@ -128,8 +131,11 @@ def read(data: ProfileData) -> tuple[list[Interval], tuple[int, int]]:
     return found, whole
 
 
-def divide(intervals: list[Interval], start: int, end: int) -> dict[str, float]:
-    """The nanoseconds from start to end, divided among what is under way; None has those of nothing."""
+def divide(intervals: list[Interval], start: int, end: int, first: Collection[str] = ()) -> dict[str, float]:
+    """The nanoseconds from start to end, divided among what is under way; None has those of nothing.
+
+    Where some of `first` are under way, the others have no share.
+    """
     moments = defaultdict(list)
     for begun, done, name in intervals:
         begun, done = max(begun, start), min(done, end)
@@ -138,8 +144,9 @@ def divide(intervals: list[Interval], start: int, end: int) -> dict[str, float]:
             moments[done].append((name, -1))
     shares, under_way, last = defaultdict(float), Counter(), start
     for moment in sorted({*moments, end}):
-        total = under_way.total()
-        for name, number in under_way.items():
+        working = Counter({name: under_way[name] for name in under_way if name in first}) or under_way
+        total = working.total()
+        for name, number in working.items():
             shares[name] += (moment - last) * number / total
         if not total:
             shares[None] += moment - last

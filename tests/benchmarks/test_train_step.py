@@ -85,6 +85,8 @@ def test_time_is_divided_among_what_is_under_way():
     shares = breakdown.divide(intervals, 0, 60)
     third = 10 / 3
     assert shares == pytest.approx({None: 15, "a": 10 + third + 15, "b": third + 10, "c": third})
+    shares = breakdown.divide(intervals, 0, 60, {"b"})
+    assert shares == pytest.approx({None: 15, "a": 10 + 15, "b": 20})
 
 
 HLO = """HloModule m
