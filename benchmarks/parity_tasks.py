@@ -101,9 +101,9 @@ class _Recorder(Report):
         self.curves: dict[str, list[float]] = {}
         self.finished: list[int] = []
 
-    def start_run(self, *, seed: int, **more: Any) -> None:
-        super().start_run(seed=seed, **more)
+    def start_run(self, *, seed: int, **more: Any) -> list[EpochMetrics]:
         self.curves = {}
+        return super().start_run(seed=seed, **more)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         super().epoch(metrics)

@@ -165,7 +165,11 @@ def test_too_large_a_batch_is_an_error(make_config):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("precision", "fp8", "precision is 'fp8'; it must be one of float32, bfloat16, dfp16, dfp16_paper"),
+        (
+            "precision",
+            "fp8",
+            "precision is 'fp8'; it must be one of float32, bfloat16, dfp16, dfp16_stochastic,",
+        ),
         ("model", "vgg", "model is 'vgg'; it must be one of alexnet, googlenet, resnet50, vgg16, "),
         (
             "dataset",
@@ -259,7 +263,7 @@ def test_precisions():
     assert exact("dfp16_paper") == [True, False, True]  # the first convolution and the last dot product
     for output, expected in zip(outputs["dfp16"], outputs["float32"], strict=True):
         np.testing.assert_allclose(output, expected, atol=1e-3)
-    with pytest.raises(ValueError, match="it must be one of float32, bfloat16, dfp16, dfp16_paper"):
+    with pytest.raises(ValueError, match="it must be one of float32, bfloat16, dfp16, dfp16_stochastic,"):
         with_precision(fun, "fp8")
 
 
@@ -286,7 +290,7 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
     ("argument", "message"),
     [
         ("--config.precison=dfp16", "no such field: precison; the fields are precision, seed"),
-        ("--config.precision=fp8", "it must be one of float32, bfloat16, dfp16, dfp16_paper"),
+        ("--config.precision=fp8", "it must be one of float32, bfloat16, dfp16, dfp16_stochastic,"),
         ("--config.epochs=many", "many"),
         (
             "--config.dataset=imagenet2012",
