@@ -52,6 +52,15 @@ def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bo
     return primitive
 
 
+def mapped_first(operands, dims) -> list[jax.Array]:
+    """The operands of a batching rule, each with the mapped axis in front."""
+    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
+    return [
+        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0)
+        for x, dim in zip(operands, dims, strict=True)
+    ]
+
+
 register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
 register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
@@ -109,12 +118,7 @@ def _moments_jvp(primals, tangents, *, mapped):
 
 
 def _sums_batch(primitive, operands, dims, *, mapped):
-    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
-    operands = [
-        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0)
-        for x, dim in zip(operands, dims, strict=True)
-    ]
-    out = primitive.bind(*operands, mapped=mapped + 1)
+    out = primitive.bind(*mapped_first(operands, dims), mapped=mapped + 1)
     return out, [0] * len(out)
 
 

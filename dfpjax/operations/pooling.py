@@ -4,13 +4,12 @@ import functools
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching
 
 from dfpjax.kernels import passes
-from dfpjax.operations.passes import pass_primitive
+from dfpjax.operations.passes import mapped_first, pass_primitive
 
 MOST_TAPS = 1024
 """Pixels in a window that the native pass takes."""
@@ -113,12 +112,9 @@ def _transpose(other, ct, v, x, *, windows):
 
 def _pool_batch(primitive, operands, dims, *, windows):
     """The mapped axis becomes one of the images'."""
-    size = next(x.shape[dim] for x, dim in zip(operands, dims, strict=True) if dim is not None)
-    operands = [
-        lax.broadcast(x, (size,)) if dim is None else jnp.moveaxis(x, dim, 0)
-        for x, dim in zip(operands, dims, strict=True)
-    ]
-    merged = [x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]) for x in operands]
+    operands = mapped_first(operands, dims)
+    size = len(operands[0])
+    merged = [x.reshape(size * x.shape[1], *x.shape[2:]) for x in operands]
     out = primitive.bind(*merged, windows=windows)
     return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
