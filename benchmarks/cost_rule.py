@@ -271,7 +271,7 @@ def main(argv=None) -> list[Row]:
     parser.add_argument("--budget", type=float, default=0.1, help="seconds for each contender and pass")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write this JSON file")
-    help_text = "huge: glibc keeps memory and uses huge pages; default: as the environment says"
+    help_text = "huge: glibc uses huge pages; default: as the environment says"
     parser.add_argument("--allocator", choices=("huge", "default"), default="huge", help=help_text)
     arguments = parser.parse_args(argv)
     use_allocator(arguments.allocator, "benchmarks.cost_rule")

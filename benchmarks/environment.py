@@ -12,7 +12,7 @@ def use_allocator(name: str, module: str) -> None:
     glibc reads its tunables when a process starts. Child processes inherit them.
 
     Arguments:
-        name: "huge" keeps memory and uses huge pages; "default" leaves everything as it is.
+        name: "huge" uses huge pages; "default" leaves everything as it is.
         module: the module to run, as in ``python -m module``.
     """
     if name == "default" or SETTINGS.items() <= os.environ.items():

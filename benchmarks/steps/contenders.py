@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,12 @@ USUAL = ("jax-float32", "jax-dfp16", "torch-float32", "torch-bfloat16")
 class Worker:
     """A process that prepares one contender's step and takes it when told to."""
 
-    def __init__(self, contender: Contender, wanted: dict, *, allocator: str, torch_python: str):
+    def __init__(
+        self, contender: Contender, wanted: dict, *, allocator: Mapping[str, str], torch_python: str
+    ):
         self._name = contender.name
         environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-        environment |= ALLOCATORS[allocator]
+        environment |= allocator
         if contender.framework == "torch":
             command = [torch_python, str(Path(__file__).with_name("torch_worker.py"))]
             # Each OpenMP thread on a core of its own, as oneDNN recommends.
@@ -114,7 +116,8 @@ def start(
     with ExitStack() as stack:
         workers = {}
         for name in names:
-            workers[name] = Worker(CONTENDERS[name], wanted, allocator=allocator, torch_python=torch_python)
+            settings = {"allocator": ALLOCATORS[allocator], "torch_python": torch_python}
+            workers[name] = Worker(CONTENDERS[name], wanted, **settings)
             stack.callback(workers[name].close)
         parameters = {name: worker.facts["parameters"] for name, worker in workers.items()}
         if len(set(parameters.values())) > 1:

@@ -1,9 +1,12 @@
 """What the C library's memory allocator must be told for large steps to be fast, and a hint where it was not.
 
-XLA takes the memory of a step's temporaries with malloc. glibc gives large blocks back to the system as soon
-as they are freed, so each step pays a page fault for every 4 KiB of them, which can take longer than its
-arithmetic. With these settings glibc keeps the memory, in huge pages. It reads them when a process starts:
-`dfpjax.launch` starts a program with them.
+XLA takes the memory of a step's temporaries with malloc. glibc maps large blocks afresh, so each step pays a
+page fault for every 4 KiB of them, which can take longer than its arithmetic. In huge pages it is one fault
+for 2 MiB. glibc reads the setting when a process starts: `dfpjax.launch` starts a program with it.
+
+To keep the memory between steps is no faster, and now and then a block does not fit into the hole that it
+left, since something small lies there: then the process grows by all temporaries, and the step takes twice as
+long or more. `python -m benchmarks.allocators` compares.
 """
 
 import functools
@@ -12,16 +15,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-SETTINGS = {
-    "GLIBC_TUNABLES": ":".join(
-        (
-            "glibc.malloc.hugetlb=1",
-            "glibc.malloc.mmap_max=0",
-            "glibc.malloc.trim_threshold=100000000000",
-            "glibc.malloc.arena_max=1",
-        )
-    )
-}
+SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Environment variables."""
 
 SWITCH = "DFPJAX_LAUNCH"
@@ -74,7 +68,7 @@ def _hint_once() -> None:
     if is_off(os.environ) or chosen_already(os.environ) or not has_glibc():
         return
     logging.getLogger("dfpjax").warning(
-        "glibc gives the memory of large arrays back after every step, and taking it again can cost more "
+        "glibc takes the memory of large arrays anew in every step, 4 KiB at a time, which can cost more "
         "time than arithmetic. Start the program with `python -m dfpjax.launch PROGRAM …`, or set "
         "GLIBC_TUNABLES=%s; %s=off silences this.",
         SETTINGS["GLIBC_TUNABLES"],
