@@ -110,9 +110,9 @@ def main(argv=None) -> None:
     wanted = {"network": arguments.model, "batch": arguments.batch, "mode": "train"}
     with ExitStack() as stack:
         workers = {}
+        contender = CONTENDERS["jax-dfp16"]
         for name, variables in arguments.settings.items():
             print(f"preparing {name}", file=sys.stderr)
-            contender = CONTENDERS["jax-dfp16"]
             workers[name] = Worker(contender, wanted, allocator=variables, torch_python=sys.executable)
             stack.callback(workers[name].close)
         steps, peaks = {name: [] for name in workers}, {}
