@@ -6,7 +6,7 @@ for 2 MiB. glibc reads the setting when a process starts: `dfpjax.launch` starts
 
 To keep the memory between steps is no faster, and now and then a block does not fit into the hole that it
 left, since something small lies there: then the process grows by all temporaries, and the step takes twice as
-long or more. `python -m benchmarks.allocators` compares.
+long. `python -m benchmarks.allocators` compares.
 """
 
 import functools
