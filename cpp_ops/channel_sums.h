@@ -1,19 +1,17 @@
-// Sums over all axes but the channels, which are the last, at the speed of memory: those of batch
-// normalization and of its gradient.
+// Passes over tensors whose last axis are channels, with results for each channel, at the speed of
+// memory: those of batch normalization, of what follows it and of its gradient.
 #ifndef DFPJAX_CHANNEL_SUMS_H_
 #define DFPJAX_CHANNEL_SUMS_H_
 
 #include <cstdint>
 
+#include "channel_blocks.h"
 #include "isa.h"
 #include "parallel.h"
 
 namespace dfpjax {
 
-// x[groups][rows][channels]; results are [groups][channels].
-struct ChannelShape {
-  int64_t groups, rows, channels;
-};
+// Tensors are [groups][rows][channels], what there is for each channel is [groups][channels].
 
 // Sum, sum of squares, least and greatest value over the rows. Sums are float64 over blocks that
 // the shape alone decides, so that threads do not matter. Where a number is NaN all four are;
@@ -24,9 +22,26 @@ struct Moments {
 bool moments(const ChannelShape& shape, const float* x, const Moments& out,
              const KernelTable& kernels, Executor& executor);
 
-// Over the rows, sums of g and of g * (x - centre); centre is [groups][channels].
-bool paired_sums(const ChannelShape& shape, const float* g, const float* x, const float* centre,
-                 float* sums, float* products, const KernelTable& kernels, Executor& executor);
+// Over the rows, sums of g and of g * (x - centre). With `scale` and `shift`, g counts only where
+// (x - centre) * scale + shift is positive; they may be null.
+struct Paired {
+  const float *g, *x, *centre, *scale, *shift;
+};
+bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
+                 const KernelTable& kernels, Executor& executor);
+
+// y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null), and its
+// least and greatest value, as in Moments; without rows the greatest is 0.
+struct Rectified {
+  const float *x, *residual, *mean, *scale, *shift;
+};
+struct RectifiedSum {
+  float* y;
+  bool* positive;
+  float *low, *high;
+};
+bool rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
+                   const KernelTable& kernels, Executor& executor);
 
 }  // namespace dfpjax
 

@@ -48,6 +48,46 @@ inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads ar
 // Elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;
 
+// Rows [rows][channels] of g and x; centre, sums and products have one number per channel.
+struct PairedRows {
+  const float *g, *x, *centre;
+  // Null, or: g is zero unless (x - centre) * scale + shift > 0.
+  const float *scale, *shift;
+  double *sums, *products;
+
+  PairedRows from(int64_t channel) const {
+    const bool rectified = scale != nullptr;
+    return {g + channel,
+            x + channel,
+            centre + channel,
+            rectified ? scale + channel : nullptr,
+            rectified ? shift + channel : nullptr,
+            sums + channel,
+            products + channel};
+  }
+};
+
+// Rows [rows][channels] of x, residual, out and positive; the others have one number per channel.
+struct RectifiedRows {
+  const float *x, *residual, *mean, *scale, *shift;
+  float* out;
+  bool* positive;  // may be null
+  float* low;
+  int32_t* high_bits;
+
+  RectifiedRows from(int64_t channel) const {
+    return {x + channel,
+            residual + channel,
+            mean + channel,
+            scale + channel,
+            shift + channel,
+            out + channel,
+            positive == nullptr ? nullptr : positive + channel,
+            low + channel,
+            high_bits + channel};
+  }
+};
+
 struct KernelTable {
   const char* name;
 
@@ -86,9 +126,11 @@ struct KernelTable {
   // raises its least and greatest value, which leave NaNs out.
   void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
                   float* low, float* high);
-  // Likewise adds sums of g and of g * (x - centre[channel]).
-  void (*paired_sums)(const float* g, const float* x, const float* centre, int64_t rows,
-                      int64_t channels, double* sums, double* products);
+  // Likewise adds sums of g and of g * (x - centre).
+  void (*paired_sums)(const PairedRows& at, int64_t rows, int64_t channels);
+  // out = max((x - mean) * scale + shift + residual, 0), and whether it is positive; lowers its
+  // least value, NaNs left out, and raises the bits of its greatest, where a NaN is the greatest.
+  void (*rectified_sum)(const RectifiedRows& at, int64_t rows, int64_t channels);
   // The greatest of the numbers' bits without their signs: infinity's or more if not all are
   // finite.
   int32_t (*largest_magnitude)(const float* x, int64_t count);

@@ -11,6 +11,7 @@ inline int32_t join_words(int16_t low, int16_t high) {
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
 using Shorts = int16_t __attribute__((vector_size(32)));
+using Bytes = int8_t __attribute__((vector_size(16)));
 inline constexpr int kFloats = sizeof(Floats) / sizeof(float);
 
 template <class V, class T>

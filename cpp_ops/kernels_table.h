@@ -2,8 +2,22 @@
 
 template <class S>
 constexpr KernelTable make_table(const char* name) {
-  return {name,          cell<S>,           pack_rows<S>, pack_pairs<S>, transpose<S>,
-          norms_rows<S>, norms_pairs<S>,    lanes<S>,     combine<S>,    moments,
-          paired_sums,   largest_magnitude, quantize,     max_of_taps,   add_to_max_of_taps,
-          peak_dot<S>,   peak_fma<S>};
+  return {name,
+          cell<S>,
+          pack_rows<S>,
+          pack_pairs<S>,
+          transpose<S>,
+          norms_rows<S>,
+          norms_pairs<S>,
+          lanes<S>,
+          combine<S>,
+          moments,
+          paired_sums,
+          rectified_sum,
+          largest_magnitude,
+          quantize,
+          max_of_taps,
+          add_to_max_of_taps,
+          peak_dot<S>,
+          peak_fma<S>};
 }

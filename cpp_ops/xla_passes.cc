@@ -1,5 +1,6 @@
 // The XLA handlers of passes over float32 activations: channel sums, quantization, pooling.
 #include <cstdint>
+#include <initializer_list>
 #include <new>
 #include <string>
 #include <utility>
@@ -46,15 +47,18 @@ ChannelShape channel_shape(const Floats& x) {
   return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2]};
 }
 
+size_t channel_count(const Floats& x) {
+  const ChannelShape shape = channel_shape(x);
+  return static_cast<size_t>(shape.groups * shape.channels);
+}
+
 ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> squares,
                        ffi::Result<Floats> low, ffi::Result<Floats> high, ffi::ThreadPool pool,
                        std::string_view isa, int64_t threads) {
   std::string error = check_channels(x);
   if (error.empty()) {
-    const ChannelShape shape = channel_shape(x);
-    const auto size = static_cast<size_t>(shape.groups * shape.channels);
     for (const auto& out : {*sums, *squares, *low, *high})
-      if (out.element_count() != size) error = must_be("results", "[groups, channels]");
+      if (out.element_count() != channel_count(x)) error = must_be("results", "[groups, channels]");
   }
   return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
     const Moments out{sums->typed_data(), squares->typed_data(), low->typed_data(),
@@ -63,21 +67,63 @@ ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> s
   });
 }
 
+std::string check_paired(const Floats& g, const Floats& x, std::initializer_list<Floats> others) {
+  std::string error = check_channels(x);
+  if (!error.empty()) return error;
+  if (g.element_count() != x.element_count()) error = must_be("g", "of x's size");
+  for (const auto& tensor : others)
+    if (tensor.element_count() != channel_count(x))
+      error = must_be("operands but g and x, and results", "[groups, channels]");
+  return error;
+}
+
 ffi::Error run_paired_sums(Floats g, Floats x, Floats centre, ffi::Result<Floats> sums,
                            ffi::Result<Floats> products, ffi::ThreadPool pool, std::string_view isa,
                            int64_t threads) {
+  const std::string error = check_paired(g, x, {centre, *sums, *products});
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), nullptr, nullptr};
+    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                       executor);
+  });
+}
+
+ffi::Error run_rectified_sums(Floats g, Floats x, Floats centre, Floats scale, Floats shift,
+                              ffi::Result<Floats> sums, ffi::Result<Floats> products,
+                              ffi::ThreadPool pool, std::string_view isa, int64_t threads) {
+  const std::string error = check_paired(g, x, {centre, scale, shift, *sums, *products});
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), scale.typed_data(),
+                    shift.typed_data()};
+    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                       executor);
+  });
+}
+
+using Truth = ffi::Buffer<ffi::PRED>;
+
+ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scale, Floats shift,
+                             ffi::Result<Floats> y, ffi::Result<Truth> positive,
+                             ffi::Result<Floats> low, ffi::Result<Floats> high,
+                             ffi::ThreadPool pool, std::string_view isa, int64_t threads) {
   std::string error = check_channels(x);
+  const size_t size = x.element_count();
   if (error.empty()) {
-    const ChannelShape shape = channel_shape(x);
-    const auto size = static_cast<size_t>(shape.groups * shape.channels);
-    if (g.element_count() != x.element_count()) error = must_be("g", "of x's size");
-    for (const auto& tensor : {centre, *sums, *products})
-      if (tensor.element_count() != size)
-        error = must_be("centre and results", "[groups, channels]");
+    for (const auto& tensor : {mean, scale, shift, *low, *high})
+      if (tensor.element_count() != channel_count(x))
+        error = must_be("mean, scale, shift, low and high", "[groups, channels]");
+    if (residual.element_count() != size || y->element_count() != size)
+      error = must_be("residual and y", "of x's size");
+    if (positive->element_count() != size && positive->element_count() != 0)
+      error = must_be("positive", "of x's size or empty");
   }
   return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
-    return paired_sums(channel_shape(x), g.typed_data(), x.typed_data(), centre.typed_data(),
-                       sums->typed_data(), products->typed_data(), kernels, executor);
+    const Rectified in{x.typed_data(), residual.typed_data(), mean.typed_data(), scale.typed_data(),
+                       shift.typed_data()};
+    const RectifiedSum out{y->typed_data(),
+                           positive->element_count() == 0 ? nullptr : positive->typed_data(),
+                           low->typed_data(), high->typed_data()};
+    return rectified_sum(channel_shape(x), in, out, kernels, executor);
   });
 }
 
@@ -156,6 +202,26 @@ auto pass(Binding binding) {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     moments_v1, run_moments,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sums_v1, run_rectified_sums,
+                              pass(ffi::Ffi::Bind()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Ret<Floats>()
+                                       .Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, run_rectified_sum,
+                              pass(ffi::Ffi::Bind()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Ret<Floats>()
+                                       .Ret<Truth>()
+                                       .Ret<Floats>()
+                                       .Ret<Floats>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     paired_sums_v1, run_paired_sums,
     pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>()));
@@ -177,6 +243,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 Handlers pass_handlers() {
   return {{"dfpjax_moments_v1", moments_v1},
           {"dfpjax_paired_sums_v1", paired_sums_v1},
+          {"dfpjax_rectified_sums_v1", rectified_sums_v1},
+          {"dfpjax_rectified_sum_v1", rectified_sum_v1},
           {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
           {"dfpjax_quantize_v1", quantize_v1},
           {"dfpjax_max_pool_v1", max_pool_v1},

@@ -90,9 +90,8 @@ void check_sums(const ChannelShape& shape, std::mt19937* random) {
     Values high = room(results), totals = room(results), products = room(results);
     const Moments out{sums.data(), squares.data(), low.data(), high.data()};
     expect(moments(shape, x.data(), out, kernels, executor), where);
-    expect(paired_sums(shape, g.data(), x.data(), centre.data(), totals.data(), products.data(),
-                       kernels, executor),
-           where);
+    const Paired paired{g.data(), x.data(), centre.data(), nullptr, nullptr};
+    expect(paired_sums(shape, paired, totals.data(), products.data(), kernels, executor), where);
     Values all;
     for (const Values* v : {&sums, &squares, &low, &high, &totals, &products})
       all.insert(all.end(), v->begin(), v->end());

@@ -1,5 +1,5 @@
-"""Bindings of the native passes over float32 activations: sums over all but the channels, the largest
-magnitude, maximum pooling.
+"""Bindings of the native passes over float32 activations: sums over all but the channels, a rectified sum,
+the largest magnitude, maximum pooling.
 
 Each takes `isa`, the name of an instruction set path, and `threads`, at most so many, for tests; by default
 the best path and all threads. Results depend on neither.
@@ -43,6 +43,46 @@ def paired_sums(
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
     return tuple(_call("dfpjax_paired_sums_v1", results, isa, threads)(g, x, centre))
+
+
+def rectified_sums(
+    g: jax.Array, x: jax.Array, centre: jax.Array, scale: jax.Array, shift: jax.Array,
+    *, isa: str = "", threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """What `paired_sums` gives where g counts only if (x − centre) · scale + shift is positive.
+
+    Arguments:
+        g, x: float32[groups, rows, channels].
+        centre, scale, shift: float32[groups, channels].
+
+    Returns:
+        Twice float32[groups, channels].
+    """
+    groups, _, channels = x.shape
+    results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
+    return tuple(_call("dfpjax_rectified_sums_v1", results, isa, threads)(g, x, centre, scale, shift))
+
+
+def rectified_sum(
+    x: jax.Array, residual: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array,
+    *, masked: bool = True, isa: str = "", threads: int = 0,
+) -> tuple[jax.Array, ...]:  # fmt: skip
+    """y = max((x − mean) · scale + shift + residual, 0), where it is positive, and its extremes.
+
+    Arguments:
+        x, residual: float32[groups, rows, channels].
+        mean, scale, shift: float32[groups, channels].
+        masked: whether to tell where it is positive.
+
+    Returns:
+        y as float32 of x's shape; y > 0 as bool of that shape, or bool[0] if not `masked`; the channels'
+        least and greatest y, float32[groups, channels], NaN where a channel has one.
+    """
+    groups, _, channels = x.shape
+    extreme = jax.ShapeDtypeStruct((groups, channels), jnp.float32)
+    positive = jax.ShapeDtypeStruct(x.shape if masked else (0,), jnp.bool_)
+    results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), positive, extreme, extreme]
+    return tuple(_call("dfpjax_rectified_sum_v1", results, isa, threads)(x, residual, mean, scale, shift))
 
 
 def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.Array:

@@ -81,17 +81,26 @@ def _batch(fun, operands, dims, **params):
     return jax.vmap(functools.partial(fun, **params), in_axes=tuple(dims))(*operands), 0
 
 
-def _register(name: str, fun) -> Primitive:
-    """A primitive for an expression whose transpose alone is to be another one."""
+def expression(name: str, fun) -> Primitive:
+    """A primitive for an expression of which only the transpose is to be another one: that is left to be
+    registered, and so is its abstract evaluation."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
     batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
+    ad.primitive_jvps[primitive] = functools.partial(_expression_jvp, primitive, fun)
     return primitive
 
 
-broadcast_rows_p = _register("dfp_broadcast_rows", _broadcast_rows)
-normalize_tangent_p = _register("dfp_normalize_tangent", _normalize_tangent)
+def _expression_jvp(primitive, fun, primals, tangents, **params):
+    # Second derivatives: rare, and in ordinary operations.
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+    out = primitive.bind(*primals, **params)
+    return out, jax.jvp(functools.partial(fun, **params), tuple(primals), tuple(tangents))[1]
+
+
+broadcast_rows_p = expression("dfp_broadcast_rows", _broadcast_rows)
+normalize_tangent_p = expression("dfp_normalize_tangent", _normalize_tangent)
 
 
 @broadcast_rows_p.def_abstract_eval
@@ -110,12 +119,6 @@ def _broadcast_rows_transpose(ct, v, *, shape):
     return [moments(ct)[0].reshape(v.aval.shape)]
 
 
-def _normalize_tangent_jvp(primals, tangents):
-    # Second derivatives: rare, and in ordinary operations.
-    tangents = [ad.instantiate_zeros(t) for t in tangents]
-    return normalize_tangent_p.bind(*primals), jax.jvp(_normalize_tangent, tuple(primals), tuple(tangents))[1]
-
-
 def _normalize_tangent_transpose(ct, dmean, dscale, dshift, x, mean, scale):
     linear = (dmean, dscale, dshift)
     if isinstance(ct, ad.Zero):
@@ -126,5 +129,4 @@ def _normalize_tangent_transpose(ct, dmean, dscale, dshift, x, mean, scale):
 
 
 ad.deflinear2(broadcast_rows_p, _broadcast_rows_transpose)
-ad.primitive_jvps[normalize_tangent_p] = _normalize_tangent_jvp
 ad.primitive_transposes[normalize_tangent_p] = _normalize_tangent_transpose

@@ -65,31 +65,37 @@ register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest
 register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
 
+def batch_as_groups(primitive, operands, dims, *, mapped, **params):
+    """The batching rule of a pass with results for each channel: mapped axes are groups of rows."""
+    out = primitive.bind(*mapped_first(operands, dims), mapped=mapped + 1, **params)
+    return out, [0] * len(out)
+
+
 # --- sums over all axes but the channels ------------------------------------------------------------
 
 
-def _rows(x: jax.Array, mapped: int) -> tuple[int, ...]:
+def rows_of(x: jax.Array, mapped: int) -> tuple[int, ...]:
     return tuple(range(mapped, x.ndim - 1))
 
 
-def _grouped(x: jax.Array, mapped: int) -> jax.Array:
+def grouped(x: jax.Array, mapped: int) -> jax.Array:
     """As [groups, rows, channels]."""
     groups = int(np.prod(x.shape[:mapped], dtype=np.int64))
     return x.reshape(groups, x.size // max(groups * x.shape[-1], 1), x.shape[-1])
 
 
-def _of_channels(results, x: jax.Array, mapped: int):
+def ungrouped(results, x: jax.Array, mapped: int):
     return tuple(result.reshape(*x.shape[:mapped], x.shape[-1]) for result in results)
 
 
 def _moments_in_hlo(x, *, mapped):
-    rows = _rows(x, mapped)
+    rows = rows_of(x, mapped)
     low, high = jnp.min(x, rows, initial=np.inf), jnp.max(x, rows, initial=-np.inf)
     return jnp.sum(x, rows), jnp.sum(x * x, rows), low, high
 
 
 def _moments_natively(x, *, mapped):
-    return _of_channels(passes.moments(_grouped(x, mapped)), x, mapped)
+    return ungrouped(passes.moments(grouped(x, mapped)), x, mapped)
 
 
 moments_p = pass_primitive("dfp_moments", _moments_in_hlo, _moments_natively, several=True)
@@ -113,23 +119,18 @@ def _moments_jvp(primals, tangents, *, mapped):
     zeros = [ad.Zero(jax.typeof(y).to_tangent_aval()) for y in out]
     if isinstance(dx, ad.Zero):
         return out, zeros
-    rows = _rows(x, mapped)
+    rows = rows_of(x, mapped)
     return out, [jnp.sum(dx, rows), jnp.sum(dx * (2.0 * x), rows), *zeros[2:]]
 
 
-def _sums_batch(primitive, operands, dims, *, mapped):
-    out = primitive.bind(*mapped_first(operands, dims), mapped=mapped + 1)
-    return out, [0] * len(out)
-
-
 def _paired_in_hlo(g, x, centre, *, mapped):
-    rows = _rows(x, mapped)
+    rows = rows_of(x, mapped)
     return jnp.sum(g, rows), jnp.sum(g * (x - jnp.expand_dims(centre, rows)), rows)
 
 
 def _paired_natively(g, x, centre, *, mapped):
-    sums = passes.paired_sums(_grouped(g, mapped), _grouped(x, mapped), _grouped(centre, mapped)[:, 0])
-    return _of_channels(sums, x, mapped)
+    sums = passes.paired_sums(grouped(g, mapped), grouped(x, mapped), grouped(centre, mapped)[:, 0])
+    return ungrouped(sums, x, mapped)
 
 
 paired_sums_p = pass_primitive("dfp_paired_sums", _paired_in_hlo, _paired_natively, several=True)
@@ -148,23 +149,54 @@ def paired_sums(g: jax.Array, x: jax.Array, centre: jax.Array) -> tuple[jax.Arra
     return tuple(paired_sums_p.bind(*_compat.vary_together(g, x, centre), mapped=0))
 
 
-def _paired_jvp(primals, tangents, *, mapped):
+def _rectified_in_hlo(g, x, centre, scale, shift, *, mapped):
+    rows = rows_of(x, mapped)
+    centred = x - jnp.expand_dims(centre, rows)
+    g = jnp.where(centred * jnp.expand_dims(scale, rows) + jnp.expand_dims(shift, rows) > 0, g, 0)
+    return jnp.sum(g, rows), jnp.sum(g * centred, rows)
+
+
+def _rectified_natively(g, x, *of_channels, mapped):
+    of_channels = (grouped(v, mapped)[:, 0] for v in of_channels)
+    return ungrouped(passes.rectified_sums(grouped(g, mapped), grouped(x, mapped), *of_channels), x, mapped)
+
+
+rectified_sums_p = pass_primitive("dfp_rectified_sums", _rectified_in_hlo, _rectified_natively, several=True)
+
+
+def rectified_sums(
+    g: jax.Array, x: jax.Array, centre: jax.Array, scale: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`paired_sums` of g where (x − centre) · scale + shift is positive, and of 0 elsewhere.
+
+    Arguments:
+        g, x: float32[..., channels].
+        centre, scale, shift: float32[channels].
+
+    Returns:
+        Twice float32[channels].
+    """
+    return tuple(rectified_sums_p.bind(*_compat.vary_together(g, x, centre, scale, shift), mapped=0))
+
+
+def _sums_jvp(primitive, in_hlo, primals, tangents, *, mapped):
     # Second derivatives: rare, and in ordinary operations.
     tangents = [ad.instantiate_zeros(t) for t in tangents]
-    out = paired_sums_p.bind(*primals, mapped=mapped)
-    return out, jax.jvp(functools.partial(_paired_in_hlo, mapped=mapped), tuple(primals), tuple(tangents))[1]
+    out = primitive.bind(*primals, mapped=mapped)
+    return out, jax.jvp(functools.partial(in_hlo, mapped=mapped), tuple(primals), tuple(tangents))[1]
 
 
-def _paired_transpose(cts, g, x, centre, *, mapped):
-    assert ad.is_undefined_primal(g) and not ad.is_undefined_primal(x)
-    (out,) = jax.linear_transpose(lambda g: _paired_in_hlo(g, x, centre, mapped=mapped), g.aval)(
+def _sums_transpose(in_hlo, cts, g, *others, mapped):
+    assert ad.is_undefined_primal(g) and not any(map(ad.is_undefined_primal, others))
+    (out,) = jax.linear_transpose(lambda g: in_hlo(g, *others, mapped=mapped), g.aval)(
         tuple(ad.instantiate_zeros(ct) for ct in cts)
     )
-    return [out, None, None]
+    return [out, *[None] * len(others)]
 
 
 ad.primitive_jvps[moments_p] = _moments_jvp
-ad.primitive_jvps[paired_sums_p] = _paired_jvp
-ad.primitive_transposes[paired_sums_p] = _paired_transpose
-for _p in (moments_p, paired_sums_p):
-    batching.primitive_batchers[_p] = functools.partial(_sums_batch, _p)
+batching.primitive_batchers[moments_p] = functools.partial(batch_as_groups, moments_p)
+for _p, _in_hlo in ((paired_sums_p, _paired_in_hlo), (rectified_sums_p, _rectified_in_hlo)):
+    ad.primitive_jvps[_p] = functools.partial(_sums_jvp, _p, _in_hlo)
+    ad.primitive_transposes[_p] = functools.partial(_sums_transpose, _in_hlo)
+    batching.primitive_batchers[_p] = functools.partial(batch_as_groups, _p)

@@ -5,12 +5,15 @@
 - Where what has these extremes is normalized, shifted or rectified and then becomes an operation's left
   operand, its largest magnitude is where the extremes go, since all of this is monotonic: they are the
   operand's *witness*, from which its exponent is computed without a pass over the operand.
-- `(x − mean) · scale + shift` and `x + shift`, of each channel, have gradients in one pass.
+- `(x − mean) · scale + shift` and `x + shift`, of each channel, have gradients in one pass, also where the
+  former is rectified.
+- Such a normalized tensor plus a residual, rectified, is one pass, and its own extremes come with it.
 - Maximum pooling of images in NHWC, and its gradient.
 
 Large float32 tensors alone gain. Nothing is assumed of a program that does not match: it stays as it is.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,9 +22,11 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.sharding import AxisType
 
+from dfpjax import _compat
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.passes import moments
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
+from dfpjax.operations.rectified import rectify_normalized, rectify_sum
 from dfpjax.policy._config import PASSES
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._subjaxprs import opened
@@ -45,6 +50,8 @@ class Fusion:
     inputs: Sequence[Var]
     outputs: Sequence[Var | None]
     """What each result of `fun` becomes; None for a result that no equation had."""
+    extremes_of: Var | None = None
+    """The tensor whose channels' least and greatest values are the last two results, if they are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +126,7 @@ class _Finder:
                 case "add":
                     self._affine(index, eqn)
                 case "max" | "custom_jvp_call":
-                    self._rectified(eqn)
+                    self._rectified(index, eqn)
                 case "reduce_window_max" | "select_and_scatter_add":
                     self._pool(index, eqn)
 
@@ -155,6 +162,7 @@ class _Finder:
                 fun=moments,
                 inputs=[x],
                 outputs=[total.outvars[0], square.outvars[0], None, None],
+                extremes_of=x,
             )
             self.fusions.dropped.add(last)
             self._uses[square.invars[0]] -= 1
@@ -205,13 +213,45 @@ class _Finder:
 
     # --- rectification ---
 
-    def _rectified(self, eqn: JaxprEqn) -> None:
+    def _rectified(self, index: int, eqn: JaxprEqn) -> None:
         bounded = _lower_bound(eqn)
         if bounded is None:
             return
         x, bound = bounded
+        out = eqn.outvars[0]
         if (witness := self.fusions.witnesses.get(x)) is not None:
-            self.fusions.witnesses[eqn.outvars[0]] = witness.then(lambda w: jnp.maximum(w, bound))
+            self.fusions.witnesses[out] = witness.then(lambda w: jnp.maximum(w, bound))
+        if self._uses[x] > 1 or not _large(x, LEAST_SUMMED) or not _is_relu(eqn, self._jaxpr):
+            return
+        if (normalized := self._normalization(x)) is not None:
+            self.fusions.passes[index] = Fusion(
+                kind="rectified normalization", eqn=eqn, fun=rectify_normalized,
+                inputs=normalized.inputs, outputs=[out],
+            )  # fmt: skip
+            return
+        add = self._maker(x, "add")
+        if add is None or add.invars[0].aval.shape != add.invars[1].aval.shape:
+            return
+        for x, residual in (add.invars, add.invars[::-1]):
+            normalized = self._normalization(x)
+            if normalized is not None and isinstance(residual, Var):
+                self.fusions.dropped.add(self._made_at[add.outvars[0]])
+                self.fusions.passes[index] = Fusion(
+                    kind="rectified sum", eqn=eqn, fun=rectify_sum,
+                    inputs=[*normalized.inputs, residual], outputs=[out, None, None], extremes_of=out,
+                )  # fmt: skip
+                self.fusions.witnesses[out] = Witness(of=out)
+                return
+
+    def _normalization(self, var: Var | Literal) -> Fusion | None:
+        """The normalization that makes this, if nothing else uses it; drops it."""
+        index = self._made_at.get(var) if isinstance(var, Var) else None
+        found = self.fusions.passes.get(index)
+        if found is None or found.fun is not normalize_channels or self._uses[var] > 1:
+            return None
+        del self.fusions.passes[index]
+        self.fusions.dropped.add(index)
+        return found
 
     # --- pooling ---
 
@@ -277,6 +317,21 @@ def _lower_bound(eqn: JaxprEqn) -> tuple[Var, float] | None:
         return None
     outer = eqn.invars[inside.invars.index(bounded[0])]
     return (outer, bounded[1]) if isinstance(outer, Var) else None
+
+
+def _is_relu(eqn: JaxprEqn, jaxpr: Jaxpr) -> bool:
+    """Whether the derivative is known too: that of `jax.nn.relu`, which is 0 at 0."""
+    if eqn.primitive.name != "custom_jvp_call" or len(eqn.invars) != 1:
+        return False
+    alone = jaxpr.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
+    rectify = functools.partial(_compat.eval_jaxpr, alone, ())
+    return _derivative(lambda x: rectify(x)[0], eqn) == _derivative(jax.nn.relu, eqn)
+
+
+def _derivative(fun: Callable, eqn: JaxprEqn) -> str:
+    with eqn.ctx.manager:
+        avals = [eqn.invars[0].aval] * 2
+        return str(_compat.trace(lambda x, t: jax.jvp(fun, (x,), (t,))[1], avals, "derivative")[0])
 
 
 def _windows(eqn: JaxprEqn) -> Windows | None:

@@ -45,9 +45,8 @@ class Fusing:
             jaxpr = without_constants(found.fun, [v.aval for v in found.inputs], found.kind)
         results = zip(jaxpr.outvars, found.outputs, strict=True)
         rename = {inner: outer for inner, outer in results if outer is not None}
-        if None in found.outputs:
-            (x,) = found.inputs
-            self._extremes[x] = jaxpr.outvars[2:]
+        if found.extremes_of is not None:
+            self._extremes[found.extremes_of] = jaxpr.outvars[-2:]
         return renamed(jaxpr, found.eqn, {**dict(zip(jaxpr.invars, found.inputs, strict=True)), **rename})
 
     def witness(self, site: Site, treatment: Treatment) -> PlacedWitness | None:

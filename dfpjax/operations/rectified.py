@@ -1,0 +1,173 @@
+"""Rectified normalized tensors, and their sums with a residual, as they end the blocks of a residual network.
+
+Values and gradients are those of `jax.nn.relu` of the plain expressions; what is sums of products may be one
+rounding off.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.interpreters import ad, batching
+
+from dfpjax import _compat
+from dfpjax.kernels import passes
+from dfpjax.operations.channels import expression, normalize_tangent_p
+from dfpjax.operations.passes import (
+    batch_as_groups,
+    grouped,
+    pass_primitive,
+    rectified_sums,
+    rows_of,
+    ungrouped,
+)
+
+# --- without a residual -----------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def rectify_normalized(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """max((x − mean) · scale + shift, 0), with gradients by `mean`, `scale` and `shift` that take one native
+    pass together, in which the cotangent is rectified as well.
+
+    Arguments:
+        x: float32[..., channels].
+        mean, scale, shift: float32[1, ..., 1, channels], of x's rank.
+
+    Returns:
+        float32 of x's shape.
+    """
+    return jnp.maximum((x - mean) * scale + shift, 0)
+
+
+@functools.partial(rectify_normalized.defjvp, symbolic_zeros=True)
+def _rectify_jvp(primals, tangents):
+    x, mean, scale, shift = primals
+    dx, *of_channels = tangents
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        normalized = (x - mean) * scale + shift
+        terms.append(lax.select(normalized > 0, dx * scale, jnp.zeros_like(x)))
+    if not all(isinstance(t, SymbolicZero) for t in of_channels):
+        operands = _compat.vary_together(*map(_instantiated, of_channels), x, mean, scale, shift)
+        terms.append(rectified_tangent_p.bind(*operands))
+    return rectify_normalized(*primals), functools.reduce(lax.add, terms)
+
+
+def _instantiated(tangent):
+    return jnp.zeros(tangent.shape, tangent.dtype) if isinstance(tangent, SymbolicZero) else tangent
+
+
+def _rectified_tangent(dmean, dscale, dshift, x, mean, scale, shift):
+    tangent = (x - mean) * dscale - dmean * scale + dshift
+    return jnp.where((x - mean) * scale + shift > 0, tangent, 0)
+
+
+rectified_tangent_p = expression("dfp_rectified_tangent", _rectified_tangent)
+
+
+@rectified_tangent_p.def_abstract_eval
+def _rectified_tangent_abstract_eval(dmean, dscale, dshift, x, mean, scale, shift):
+    return _compat.result_aval(x, x.shape, x.dtype)
+
+
+def _rectified_tangent_transpose(ct, *operands):
+    *linear, x, mean, scale, shift = operands
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval) if ad.is_undefined_primal(v) else None for v in linear] + [None] * 4
+    sums = rectified_sums(ct, x, *(v.reshape(-1) for v in (mean, scale, shift)))
+    total, product = (s.reshape(mean.shape) for s in sums)
+    by = (-scale * total, product, total)
+    return [g if ad.is_undefined_primal(v) else None for g, v in zip(by, linear, strict=True)] + [None] * 4
+
+
+ad.primitive_transposes[rectified_tangent_p] = _rectified_tangent_transpose
+
+
+# --- with a residual --------------------------------------------------------------------------------
+
+
+def rectify_sum(
+    x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """y = max((x − mean) · scale + shift + residual, 0) and its extremes, in one native pass.
+
+    For the gradient, one byte of each number says whether it is positive.
+
+    Arguments:
+        x, residual: float32[..., channels].
+        mean, scale, shift: float32[1, ..., 1, channels], of x's rank.
+
+    Returns:
+        y, float32 of x's shape, and float32[channels] with the least and the greatest y of each channel, NaN
+        where it has one. No gradient flows through the last two.
+    """
+    of_channels = (v.reshape(-1) for v in (mean, scale, shift))
+    operands = _compat.vary_together(x, residual, *of_channels)
+    y, _, low, high = rectified_sum_p.bind(*operands, mapped=0, masked=False)
+    return y, low, high
+
+
+def _sum_in_hlo(x, residual, mean, scale, shift, *, mapped, masked):
+    rows = rows_of(x, mapped)
+    y = jnp.maximum(_plain_sum(x, residual, mean, scale, shift, mapped=mapped), 0)
+    low, high = jnp.min(y, rows, initial=np.inf), jnp.max(y, rows, initial=0)
+    return y, (y > 0 if masked else jnp.zeros(0, jnp.bool_)), low, high
+
+
+def _plain_sum(x, residual, mean, scale, shift, *, mapped):
+    mean, scale, shift = (jnp.expand_dims(v, rows_of(x, mapped)) for v in (mean, scale, shift))
+    return (x - mean) * scale + shift + residual
+
+
+def _sum_natively(x, residual, *of_channels, mapped, masked):
+    of_channels = (grouped(v, mapped)[:, 0] for v in of_channels)
+    operands = grouped(x, mapped), grouped(residual, mapped), *of_channels
+    y, positive, *extremes = passes.rectified_sum(*operands, masked=masked)
+    positive = positive.reshape(x.shape) if masked else positive
+    return y.reshape(x.shape), positive, *ungrouped(extremes, x, mapped)
+
+
+rectified_sum_p = pass_primitive("dfp_rectified_sum", _sum_in_hlo, _sum_natively, several=True)
+
+
+def _sum_jvp(primals, tangents, *, mapped, masked):
+    x, _, *of_channels = primals
+    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True)
+    out = [y, positive if masked else jnp.zeros(0, jnp.bool_), low, high]
+    zeros = [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in out]
+    if all(isinstance(t, ad.Zero) for t in tangents):
+        return out, zeros
+    if mapped:
+        plain = functools.partial(_plain_sum, mapped=mapped)
+        tangent = jax.jvp(plain, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))[1]
+    else:
+        tangent = _sum_tangent(x, of_channels, tangents)
+    return out, [lax.select(positive, tangent, jnp.zeros_like(y)), *zeros[1:]]
+
+
+def _sum_tangent(x, of_channels, tangents):
+    """The tangent of the sum before it is rectified; that of what is normalized is `normalize_channels`'s."""
+    dx, dresidual, *dof_channels = tangents
+    terms = [] if isinstance(dresidual, ad.Zero) else [dresidual]
+    if not all(isinstance(t, ad.Zero) for t in (dx, *dof_channels)):
+        shape = (1,) * (x.ndim - 1) + x.shape[-1:]
+        mean, scale, _ = (v.reshape(shape) for v in of_channels)
+        if not isinstance(dx, ad.Zero):
+            terms.append(dx * scale)
+        if not all(isinstance(t, ad.Zero) for t in dof_channels):
+            given = (ad.instantiate_zeros(t).reshape(shape) for t in dof_channels)
+            terms.append(normalize_tangent_p.bind(*_compat.vary_together(*given, x, mean, scale)))
+    return functools.reduce(lax.add, terms)
+
+
+def _sum_batch(operands, dims, *, mapped, masked):
+    out, out_dims = batch_as_groups(rectified_sum_p, operands, dims, mapped=mapped, masked=masked)
+    return out, out_dims if masked else [out_dims[0], None, *out_dims[2:]]
+
+
+ad.primitive_jvps[rectified_sum_p] = _sum_jvp
+batching.primitive_batchers[rectified_sum_p] = _sum_batch
