@@ -6,8 +6,9 @@ Each setting has a process of its own, and they take turns. For each: the median
 (the 95th percentile), the slowest, how many took more than 1.5 times the median, the memory that was resident
 at most, and of the usual and of the slow steps how much memory the process took from the system.
 
-`huge pages` is what `dfpjax.launch` sets; see `dfpjax.kernels.memory`. jemalloc and mimalloc
-are measured where the system has them as libraries. Prints a Markdown table; --out writes OUT.md and every
+`launcher` is what `dfpjax.launch` sets: large blocks kept by the process, and huge pages; see
+`dfpjax.kernels.memory`. `glibc keeps` is glibc's own way of that. jemalloc and mimalloc are measured where
+the system has them as libraries. Prints a Markdown table; --out writes OUT.md and every
 step as OUT.json.
 """
 
@@ -29,9 +30,10 @@ from dfpjax.kernels import memory
 KEPT = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
 SETTINGS = {
     "default": {},
-    "huge pages": memory.SETTINGS,
-    "kept": {"GLIBC_TUNABLES": KEPT},
-    "kept, one arena": {"GLIBC_TUNABLES": f"{KEPT}:glibc.malloc.arena_max=1"},
+    "launcher": memory.SETTINGS,
+    "huge pages": memory.HUGE_PAGES,
+    "glibc keeps": {"GLIBC_TUNABLES": KEPT},
+    "glibc keeps, one arena": {"GLIBC_TUNABLES": f"{KEPT}:glibc.malloc.arena_max=1"},
 }
 PRELOADED = {
     "jemalloc": {"MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"},

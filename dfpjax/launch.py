@@ -28,8 +28,9 @@ def settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
     if not has_glibc():
         return {}, "not on glibc: the memory allocator is left alone"
     text = " ".join(f"{name}={value}" for name, value in SETTINGS.items())
-    off = "" if has_huge_pages() else ", but this machine has transparent huge pages switched off"
-    return dict(SETTINGS), f"large arrays lie in huge pages{off}: {text} ({SWITCH}=off for none of this)"
+    how = "kept between steps, in huge pages" if "LD_PRELOAD" in SETTINGS else "in huge pages"
+    off = "" if has_huge_pages() else " (but this machine has transparent huge pages switched off)"
+    return dict(SETTINGS), f"large arrays are {how}{off}: {text}; {SWITCH}=off for none of this"
 
 
 def relaunch() -> None:

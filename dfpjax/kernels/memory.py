@@ -1,12 +1,17 @@
-"""What the C library's memory allocator must be told for large steps to be fast, and a hint where it was not.
+"""How large steps are to take their memory, and a hint where that was not set.
 
-XLA takes the memory of a step's temporaries with malloc. glibc maps large blocks afresh, so each step pays a
-page fault for every 4 KiB of them, which can take longer than its arithmetic. In huge pages it is one fault
-for 2 MiB. glibc reads the setting when a process starts: `dfpjax.launch` starts a program with it.
+XLA takes the memory of a step's temporaries as one block with malloc. glibc gives a block of that size back
+to the system when it is freed, so each step pays anew for its pages: a page fault for every 4 KiB, and
+clearing them. In a virtual machine that reports free pages to its host, they may have to come from there, and
+the step takes up to twice as long.
 
-To keep the memory between steps is no faster, and now and then a block does not fit into the hole that it
-left, since something small lies there: then the process grows by all temporaries, and the step takes twice as
-long. `python -m benchmarks.allocators` compares.
+So large blocks are kept: a small library of ours, which is preloaded, has those of 32 MiB and more stay in
+the process for the next block of that size, until nothing has wanted them for half a minute
+(`cpp_ops/preload/kept_blocks.cc`). They lie in huge pages, with which there is one fault for 2 MiB, and so do
+glibc's own. Both are decided when a process starts: `dfpjax.launch` starts a program with them.
+
+glibc's own ways of keeping memory cannot keep such a block in its place: now and then something small lies in
+the hole that it left, and the process grows by all temporaries. `python -m benchmarks.allocators` compares.
 """
 
 import functools
@@ -15,18 +20,30 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Environment variables."""
+from dfpjax import _native
+
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_LIBRARY = Path(_native.__file__).with_name("libdfpjax_kept_blocks.so")
+
+
+def _settings() -> dict[str, str]:
+    usable = _LIBRARY.exists() and not set(" :") & set(str(_LIBRARY))
+    return {**HUGE_PAGES, "LD_PRELOAD": str(_LIBRARY)} if usable else HUGE_PAGES
+
+
+SETTINGS = _settings()
+"""Environment variables. Without LD_PRELOAD where the library was not built, as without glibc, or where its
+path holds a space or colon, which the dynamic linker would take for the path's end."""
 
 SWITCH = "DFPJAX_LAUNCH"
 """An environment variable: `off` leaves the allocator alone, and says nothing about it."""
 
-# What else tells malloc what to do, or replaces it.
-_OTHERS = ("LD_PRELOAD", "MALLOC_CONF", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_",
-           "MALLOC_TRIM_THRESHOLD_")  # fmt: skip
+# What tells malloc what to do, or replaces it.
+_NAMES = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_CONF", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_",
+          "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # fmt: skip
 
 LARGE = 32 << 20
-"""Bytes of an operand in float32 from which on the settings matter: glibc's own largest threshold."""
+"""Bytes of an operand in float32 from which on the settings matter: glibc gives blocks of that size back."""
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -37,7 +54,7 @@ def is_off(environment: Mapping[str, str]) -> bool:
 
 def chosen_already(environment: Mapping[str, str]) -> list[str]:
     """The variables that say something of the allocator."""
-    return [name for name in (*SETTINGS, *_OTHERS) if environment.get(name)]
+    return [name for name in _NAMES if environment.get(name)]
 
 
 def has_glibc() -> bool:
@@ -69,8 +86,7 @@ def _hint_once() -> None:
         return
     logging.getLogger("dfpjax").warning(
         "glibc takes the memory of large arrays anew in every step, 4 KiB at a time, which can cost more "
-        "time than arithmetic. Start the program with `python -m dfpjax.launch PROGRAM …`, or set "
-        "GLIBC_TUNABLES=%s; %s=off silences this.",
-        SETTINGS["GLIBC_TUNABLES"],
+        "time than arithmetic. Start the program with `python -m dfpjax.launch PROGRAM …`; %s=off silences "
+        "this.",
         SWITCH,
     )
