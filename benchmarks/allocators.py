@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.arguments import prepare_output
 from benchmarks.kernels import cpu_model
-from benchmarks.steps.contenders import CONTENDERS, Worker
+from benchmarks.steps.contenders import CONTENDERS, Worker, without_folders
 from benchmarks.steps.networks import NETWORKS
 from dfpjax.kernels import memory
 
@@ -132,7 +132,8 @@ def main(argv=None) -> None:
     print(f"{text}\n\n{minutes:.1f} minutes")
     if arguments.out:
         arguments.out.with_name(f"{arguments.out.name}.md").write_text(f"{text}\n")
-        record = {"settings": arguments.settings, "steps": steps, "peak_bytes": peaks}
+        settings = {name: without_folders(variables) for name, variables in arguments.settings.items()}
+        record = {"settings": settings, "steps": steps, "peak_bytes": peaks}
         arguments.out.with_name(f"{arguments.out.name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

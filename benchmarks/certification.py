@@ -116,8 +116,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=CORES, help="at most so many (default: all cores)")
     parser.add_argument("--out", type=Path, help="write OUT.json")
-    help_text = "huge: glibc uses huge pages; default: as the environment says"
-    parser.add_argument("--allocator", choices=("huge", "default"), default="huge", help=help_text)
+    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
+    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.threads <= CORES:
         parser.error(f"--threads must be from 1 to {CORES}, got {arguments.threads}")

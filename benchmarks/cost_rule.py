@@ -271,8 +271,8 @@ def main(argv=None) -> list[Row]:
     parser.add_argument("--budget", type=float, default=0.1, help="seconds for each contender and pass")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write this JSON file")
-    help_text = "huge: glibc uses huge pages; default: as the environment says"
-    parser.add_argument("--allocator", choices=("huge", "default"), default="huge", help=help_text)
+    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
+    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
     arguments = parser.parse_args(argv)
     use_allocator(arguments.allocator, "benchmarks.cost_rule")
 

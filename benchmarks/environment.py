@@ -9,10 +9,10 @@ from dfpjax.kernels.memory import SETTINGS
 def use_allocator(name: str, module: str) -> None:
     """Restart this process with the allocator settings of that name; return if it has them.
 
-    glibc reads its tunables when a process starts. Child processes inherit them.
+    They are read when a process starts. Child processes inherit them.
 
     Arguments:
-        name: "huge" uses huge pages; "default" leaves everything as it is.
+        name: "tuned" for those of `dfpjax.launch`; "default" leaves everything as it is.
         module: the module to run, as in ``python -m module``.
     """
     if name == "default" or SETTINGS.items() <= os.environ.items():

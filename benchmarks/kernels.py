@@ -116,8 +116,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--isa", help="instruction set path (default: DFPJAX_ISA, or the best one)")
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT_SUITE.png")
-    help_text = "huge: glibc uses huge pages; default: as the environment says"
-    parser.add_argument("--allocator", choices=("huge", "default"), default="huge", help=help_text)
+    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
+    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
     arguments = parser.parse_args(argv)
     if arguments.isa:
         os.environ["DFPJAX_ISA"] = arguments.isa

@@ -44,7 +44,7 @@ def _run(f, x):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--allocator", choices=["huge", "default"], default="huge")
+    parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for each contender")
     arguments = parser.parse_args()
     use_allocator(arguments.allocator, "benchmarks.quantizer")

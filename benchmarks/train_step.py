@@ -28,7 +28,15 @@ import jaxlib
 from benchmarks.arguments import prepare_output
 from benchmarks.kernels import cpu_model
 from benchmarks.steps import results
-from benchmarks.steps.contenders import ALLOCATORS, CONTENDERS, USUAL, Worker, has_torch, start
+from benchmarks.steps.contenders import (
+    ALLOCATORS,
+    CONTENDERS,
+    USUAL,
+    Worker,
+    has_torch,
+    start,
+    without_folders,
+)
 from benchmarks.steps.networks import MODES, NETWORKS
 from benchmarks.steps.results import Row
 
@@ -154,7 +162,7 @@ def write(rows: list[Row], versions: dict[str, str], out: Path) -> None:
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions,
-        "allocators": ALLOCATORS,
+        "allocators": {name: without_folders(variables) for name, variables in ALLOCATORS.items()},
         "rows": [vars(row) for row in rows],
     }
     out.with_name(f"{out.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -18,6 +18,11 @@ ALLOCATORS = {"tuned": SETTINGS, "default": {}}
 ROOT = Path(__file__).parents[2]
 
 
+def without_folders(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables, to be written down: a library by its name alone."""
+    return {name: Path(value).name for name, value in variables.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contender:
     """A framework and what it computes in."""
