@@ -6,7 +6,8 @@
 // a virtual machine that reports free pages to its host they may have to come from there, which
 // takes longer than the step's arithmetic. Blocks of kLeast bytes and more therefore come from one
 // region of addresses, as whole huge pages, and stay in memory; those that nothing has wanted for
-// kIdleSeconds are given back when another one is freed. All else is glibc's.
+// half a minute are given back, and so is the oldest where the process would otherwise have more
+// than it ever had in use at once. All else is glibc's.
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
@@ -32,8 +33,8 @@ namespace {
 constexpr size_t kPage = size_t{2} << 20;
 constexpr size_t kLeast = size_t{32} << 20;  // glibc keeps smaller ones itself
 constexpr int kMostBlocks = 4096;
-constexpr int64_t kIdleSeconds = 30;
-constexpr int kMoments = 40;  // to wait for a block, each of
+constexpr int64_t kIdle = 30'000'000'000;  // nanoseconds
+constexpr int kMoments = 40;               // to wait for a block, each of
 constexpr long kNanoseconds = 250'000;
 
 // A stretch of the region, in pages. Blocks cover the region in the order of addresses; the last
@@ -41,7 +42,7 @@ constexpr long kNanoseconds = 250'000;
 struct Block {
   size_t first, count;
   bool used;
-  int64_t freed_at;  // in seconds, of a free one that may have memory; else kNever
+  int64_t freed_at;  // in nanoseconds, of a free one that has memory; else kNever
 };
 constexpr int64_t kNever = -1;
 
@@ -50,6 +51,7 @@ Block blocks[kMostBlocks];
 int block_count = 0;
 char* region = nullptr;
 size_t region_bytes = 0;
+size_t most_used = 0;  // pages, at once
 
 struct Locked {
   Locked() { pthread_mutex_lock(&mutex); }
@@ -58,8 +60,8 @@ struct Locked {
 
 int64_t now() {
   timespec time;
-  clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
-  return time.tv_sec;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
 }
 
 bool is_ours(const void* p) {
@@ -120,14 +122,36 @@ bool has_twin(size_t count) {
                      [&](const Block& b) { return b.used && b.count == count; });
 }
 
-// Gives the pages of blocks that have been free for so long back to the system.
-void release(int64_t seconds) {
+// Gives the memory of a free block back to the system.
+void release(Block* block) {
+  madvise(region + block->first * kPage, block->count * kPage, MADV_DONTNEED);
+  block->freed_at = kNever;
+}
+
+// That of all that have been free for so long.
+void release_idle(int64_t nanoseconds) {
   const int64_t time = now();
   for (Block* block = blocks; block < blocks + block_count; ++block)
-    if (!block->used && block->freed_at != kNever && time - block->freed_at >= seconds) {
-      madvise(region + block->first * kPage, block->count * kPage, MADV_DONTNEED);
-      block->freed_at = kNever;
-    }
+    if (block->freed_at != kNever && time - block->freed_at >= nanoseconds) release(block);
+}
+
+// Before a block gets new memory: what the process has must not become more than it had in use at
+// once, or now has with this block. What was freed first goes first.
+void make_room(size_t count) {
+  size_t used = count, kept = 0;
+  for (const Block* block = blocks; block < blocks + block_count; ++block) {
+    if (block->used) used += block->count;
+    if (block->freed_at != kNever) kept += block->count;
+  }
+  most_used = std::max(most_used, used);
+  while (used + kept > most_used) {
+    Block* oldest = nullptr;
+    for (Block* block = blocks; block < blocks + block_count; ++block)
+      if (block->freed_at != kNever && (oldest == nullptr || block->freed_at < oldest->freed_at))
+        oldest = block;
+    kept -= oldest->count;
+    release(oldest);
+  }
 }
 
 void* take(size_t bytes) {
@@ -158,7 +182,7 @@ void* take(size_t bytes) {
       if (block == nullptr) block = blocks + block_count - 1;
       if (block->used || block->count < count || block_count == kMostBlocks) return nullptr;
     }
-    if (block->count > count) {
+    if (block->count > count) {  // the rest is a block of its own
       std::copy_backward(block, blocks + block_count, blocks + block_count + 1);
       ++block_count;
       block[1].first += count;
@@ -166,7 +190,9 @@ void* take(size_t bytes) {
       block->count = count;
     }
   }
+  if (block->freed_at == kNever) make_room(count);
   block->used = true;
+  block->freed_at = kNever;
   return region + block->first * kPage;
 }
 
@@ -186,7 +212,7 @@ void give(void* p) {
   Block* const block = find_used(p);
   block->used = false;
   block->freed_at = now();
-  release(kIdleSeconds);
+  release_idle(kIdle);
 }
 
 size_t usable(const void* p) {
@@ -262,11 +288,12 @@ EXPORT size_t malloc_usable_size(void* p) {
   return is_ours(p) ? usable(p) : usable_in_glibc ? usable_in_glibc(p) : 0;
 }
 
-// Also gives all free blocks back.
+// Also gives all free blocks back, and forgets how much was ever in use.
 EXPORT int malloc_trim(size_t pad) {
   {
     Locked locked;
-    release(0);
+    release_idle(0);
+    most_used = 0;
   }
   return trim_glibc ? trim_glibc(pad) : 0;
 }

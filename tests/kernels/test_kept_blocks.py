@@ -104,6 +104,22 @@ assert resident() < before - 99 * MB and holds(q, 50 * MB, 3)
 """)
 
 
+def test_memory_is_never_more_than_was_in_use_at_once():
+    passes("""
+start = resident()
+sizes = [40, 50, 70, 100, 140, 200]
+for size in sizes + sizes[::-1]:
+    p = c.malloc(size * MB)
+    fill(p, size * MB)
+    assert resident() - start < 202 * MB
+    c.free(p)
+p, q = c.malloc(200 * MB), c.malloc(100 * MB)
+fill(p, 200 * MB), fill(q, 100 * MB)
+c.free(p), c.free(q)
+assert resident() - start > 299 * MB  # two at once: both are kept
+""")
+
+
 @pytest.mark.slow
 def test_memory_goes_back_when_nothing_wants_it():
     passes("""
