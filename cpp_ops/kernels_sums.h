@@ -124,7 +124,7 @@ inline void rectified_of(const RectifiedRows& at, int64_t rows, int64_t stride) 
       const int64_t i = r * stride + v * kLanes;
       const V sum =
           (load_as<V>(at.x + i) - mean[v]) * scale[v] + shift[v] + load_as<V>(at.residual + i);
-      const V y = sum < V{} ? V{} : sum;  // a NaN stays
+      const V y = sum <= V{} ? V{} : sum;  // a NaN stays, a negative zero does not
       store_as(at.out + i, y);
       if (at.positive != nullptr) store_truth(at.positive + i, y > V{});
       // Those of a NaN are the greatest.

@@ -16,8 +16,12 @@ from dfpjax.transform import mixed_precision
 UNFUSED = Policy(default=OpConfig(force=True), fuse=False)
 ROWS = (0, 1, 2)
 LARGE = (4, 64, 64, 64)  # 2^20 numbers, from which on sums are fused
-PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_max_pool", "dfp_max_pool_gradient", "dfp_broadcast_rows",
-          "dfp_normalize_tangent")  # fmt: skip
+PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_rectified_sums", "dfp_rectified_sum", "dfp_max_pool",
+          "dfp_max_pool_gradient", "dfp_broadcast_rows", "dfp_normalize_tangent",
+          "dfp_rectified_tangent")  # fmt: skip
+STATISTICS, NORMALIZATION, BIAS = "channel statistics", "normalization", "bias"
+RECTIFIED, SUM = "rectified normalization", "rectified sum"
+EXPONENT = "exponent from statistics"
 
 fused = functools.partial(mixed_precision, policy=FORCED)
 unfused = functools.partial(mixed_precision, policy=UNFUSED)

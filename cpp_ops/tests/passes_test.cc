@@ -6,13 +6,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "channel_sums.h"
-#include "executor.h"
+#include "every_path.h"
 #include "isa.h"
 #include "pooling.h"
 #include "quantize.h"
@@ -21,61 +20,7 @@
 namespace dfpjax {
 namespace {
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-using Values = std::vector<float>;
-
-int failures = 0;
-
-void expect(bool right, const std::string& what) {
-  if (right) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-template <class T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() &&
-         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-template <class T = float>
-std::vector<T> room(int64_t size) {
-  return std::vector<T>(static_cast<size_t>(size), T{7});  // that is written to
-}
-
-Values normal(int64_t size, float mean, float deviation, std::mt19937* random) {
-  std::normal_distribution<float> distribution(mean, deviation);
-  Values x(static_cast<size_t>(size));
-  for (float& v : x) v = distribution(*random);
-  return x;
-}
-
-// Calls run(kernels, executor, name) on every path, with one thread and with three.
-template <class Run>
-void on_every_path(Run run) {
-  for (int i = 0; i < kIsaCount; ++i) {
-    const IsaInfo& isa = all_isas()[i];
-    if (!isa.usable) continue;
-    std::string error;
-    for (const int threads : {1, 3}) {
-      TestExecutor executor(threads);
-      run(*find_isa(isa.name, &error), executor,
-          std::string(isa.name) + ", " + std::to_string(threads) + " threads");
-    }
-  }
-}
-
 // --- sums over all but the channels ---
-
-// Sums of float32 over 32 rows may err by so much, in units of the sum of magnitudes; and their
-// sum is rounded to float32.
-constexpr double kTolerance = 32 * 0x1p-24;
-
-bool near(float actual, double expected, double magnitudes) {
-  return std::abs(actual - expected) <= kTolerance * magnitudes + 1e-40;
-}
 
 void check_sums(const ChannelShape& shape, std::mt19937* random) {
   const int64_t size = shape.groups * shape.rows * shape.channels;

@@ -84,6 +84,11 @@ def grouped(x: jax.Array, mapped: int) -> jax.Array:
     return x.reshape(groups, x.size // max(groups * x.shape[-1], 1), x.shape[-1])
 
 
+def grouped_channels(v: jax.Array, mapped: int) -> jax.Array:
+    """What there is for each channel as [groups, channels]."""
+    return v.reshape(int(np.prod(v.shape[:mapped], dtype=np.int64)), v.shape[-1])
+
+
 def ungrouped(results, x: jax.Array, mapped: int):
     return tuple(result.reshape(*x.shape[:mapped], x.shape[-1]) for result in results)
 
@@ -129,7 +134,7 @@ def _paired_in_hlo(g, x, centre, *, mapped):
 
 
 def _paired_natively(g, x, centre, *, mapped):
-    sums = passes.paired_sums(grouped(g, mapped), grouped(x, mapped), grouped(centre, mapped)[:, 0])
+    sums = passes.paired_sums(grouped(g, mapped), grouped(x, mapped), grouped_channels(centre, mapped))
     return ungrouped(sums, x, mapped)
 
 
@@ -157,7 +162,7 @@ def _rectified_in_hlo(g, x, centre, scale, shift, *, mapped):
 
 
 def _rectified_natively(g, x, *of_channels, mapped):
-    of_channels = (grouped(v, mapped)[:, 0] for v in of_channels)
+    of_channels = (grouped_channels(v, mapped) for v in of_channels)
     return ungrouped(passes.rectified_sums(grouped(g, mapped), grouped(x, mapped), *of_channels), x, mapped)
 
 

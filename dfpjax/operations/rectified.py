@@ -19,6 +19,7 @@ from dfpjax.operations.channels import expression, normalize_tangent_p
 from dfpjax.operations.passes import (
     batch_as_groups,
     grouped,
+    grouped_channels,
     pass_primitive,
     rectified_sums,
     rows_of,
@@ -124,7 +125,7 @@ def _plain_sum(x, residual, mean, scale, shift, *, mapped):
 
 
 def _sum_natively(x, residual, *of_channels, mapped, masked):
-    of_channels = (grouped(v, mapped)[:, 0] for v in of_channels)
+    of_channels = (grouped_channels(v, mapped) for v in of_channels)
     operands = grouped(x, mapped), grouped(residual, mapped), *of_channels
     y, positive, *extremes = passes.rectified_sum(*operands, masked=masked)
     positive = positive.reshape(x.shape) if masked else positive

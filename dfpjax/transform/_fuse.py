@@ -235,7 +235,9 @@ class _Finder:
         for x, residual in (add.invars, add.invars[::-1]):
             normalized = self._normalization(x)
             if normalized is not None and isinstance(residual, Var):
-                self.fusions.dropped.add(self._made_at[add.outvars[0]])
+                added = self._made_at[add.outvars[0]]
+                self.fusions.passes.pop(added, None)  # a single row is a bias too
+                self.fusions.dropped.add(added)
                 self.fusions.passes[index] = Fusion(
                     kind="rectified sum", eqn=eqn, fun=rectify_sum,
                     inputs=[*normalized.inputs, residual], outputs=[out, None, None], extremes_of=out,
@@ -325,7 +327,11 @@ def _is_relu(eqn: JaxprEqn, jaxpr: Jaxpr) -> bool:
         return False
     alone = jaxpr.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
     rectify = functools.partial(_compat.eval_jaxpr, alone, ())
-    return _derivative(lambda x: rectify(x)[0], eqn) == _derivative(jax.nn.relu, eqn)
+    try:
+        found = _derivative(lambda x: rectify(x)[0], eqn)
+    except Exception:  # a rule that has no derivative to give, of which a program may have no need
+        return False
+    return found == _derivative(jax.nn.relu, eqn)
 
 
 def _derivative(fun: Callable, eqn: JaxprEqn) -> str:

@@ -8,47 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import COMPILED_QUICKLY
+from every_path import assert_same_bits, assert_sums, on_every_path
 from jax import lax
 
-from dfpjax import kernels
 from dfpjax.kernels import passes
 from dfpjax.numbers.dtype import to_integers
 from dfpjax.numbers.magnitude import largest_magnitude_in_hlo
 from dfpjax.numbers.quantize import Quantizer, quantize_array
 
-PATHS = [(isa, threads) for isa in kernels.runtime_info().usable for threads in (1, 3)]
-
-
-def on_every_path(fun, *args):
-    """The results of a pass; all paths and numbers of threads give the same bits."""
-
-    first, *others = jax.device_get(_runner(fun)(*args))
-    for path, other in zip(PATHS[1:], others, strict=True):
-        jax.tree.map(functools.partial(assert_same_bits, message=str(path)), other, first)
-    return first
-
-
-@functools.cache
-def _runner(fun):
-    return jax.jit(lambda *args: [fun(*args, isa=isa, threads=threads) for isa, threads in PATHS])
-
-
-def assert_same_bits(actual, expected, message=""):
-    """Equal in every bit, but for which NaN a NaN is."""
-    actual, expected = np.asarray(actual), np.asarray(expected)
-    np.testing.assert_array_equal(actual, expected, err_msg=message)
-    if np.issubdtype(actual.dtype, np.floating):
-        signs = np.signbit(actual) == np.signbit(expected)
-        assert (signs | np.isnan(actual)).all(), f"zeros differ in sign: {message}"
-
-
 # --- sums over all but the channels -----------------------------------------------------------------
-
-
-def assert_sums(actual, terms, axis=1):
-    """Sums of float32 over 32 rows err by less than 32 roundings of the magnitudes' sum."""
-    bound = 32 * 2.0**-24 * np.abs(terms).sum(axis)
-    assert (np.abs(actual - terms.sum(axis)) <= bound).all()
 
 
 @pytest.mark.parametrize(
@@ -285,6 +253,12 @@ def struct(*shape, dtype=jnp.float32):
 GOOD = {
     "moments": ([struct(2, 4)] * 4, [CUBE], {}),
     "paired_sums": ([struct(2, 4)] * 2, [CUBE, CUBE, CUBE[:, 0]], {}),
+    "rectified_sums": ([struct(2, 4)] * 2, [CUBE, CUBE, *[CUBE[:, 0]] * 3], {}),
+    "rectified_sum": (
+        [struct(2, 3, 4), struct(2, 3, 4, dtype=jnp.bool_), struct(2, 4), struct(2, 4)],
+        [CUBE, CUBE, *[CUBE[:, 0]] * 3],
+        {},
+    ),
     "largest_magnitude": (struct(dtype=jnp.int32), [CUBE], {}),
     "quantize": (
         [struct(2, 3, 4, dtype=jnp.int16), struct(dtype=jnp.int32)],
@@ -319,6 +293,24 @@ def test_bad_paths_and_threads_are_refused(name):
         call(name, isa="mmx")
 
 
+OTHERS = r"operands but g and x, and results: must be \[groups, channels\]"
+EXTREMES = r"mean, scale, shift, low and high: must be \[groups, channels\]"
+BOOLS = struct(2, 3, 3, dtype=jnp.bool_)
+
+
+def rectified(at, operand):
+    """Another operand of a rectified pass."""
+    operands = list(GOOD["rectified_sum"][1])
+    operands[at] = operand
+    return {"operands": operands}
+
+
+def rectified_results(at, result):
+    results = list(GOOD["rectified_sum"][0])
+    results[at] = result
+    return {"results": results}
+
+
 def windows(*numbers):
     return {"windows": np.int64(numbers)}
 
@@ -330,8 +322,19 @@ def windows(*numbers):
         ("moments", r"results: must be \[groups, channels\]", {"results": [struct(2, 4)] * 3 + [struct(4)]}),
         ("paired_sums", r"x: must be \[groups, rows, channels\]", {"operands": [CUBE, CUBE[0], CUBE[:, 0]]}),
         ("paired_sums", "g: must be of x's size", {"operands": [CUBE[:, 1:], CUBE, CUBE[:, 0]]}),
-        ("paired_sums", "centre and results: must be", {"operands": [CUBE, CUBE, CUBE[0, 0]]}),
-        ("paired_sums", "centre and results: must be", {"results": [struct(2, 4), struct(2, 3)]}),
+        ("paired_sums", OTHERS, {"operands": [CUBE, CUBE, CUBE[0, 0]]}),
+        ("paired_sums", OTHERS, {"results": [struct(2, 4), struct(2, 3)]}),
+        ("rectified_sums", r"x: must be \[groups, rows, channels\]", rectified(1, CUBE[0])),
+        ("rectified_sums", "g: must be of x's size", rectified(0, CUBE[:, 1:])),
+        *(("rectified_sums", OTHERS, rectified(at, CUBE[0, 0])) for at in (2, 3, 4)),
+        ("rectified_sums", OTHERS, {"results": [struct(2, 3), struct(2, 4)]}),
+        ("rectified_sums", OTHERS, {"results": [struct(2, 4), struct(2, 3)]}),
+        ("rectified_sum", r"x: must be \[groups, rows, channels\]", rectified(0, CUBE[0])),
+        ("rectified_sum", "residual and y: must be of x's size", rectified(1, CUBE[:, 1:])),
+        ("rectified_sum", "residual and y: must be of x's size", rectified_results(0, struct(2, 3, 3))),
+        ("rectified_sum", "positive: must be of x's size or empty", rectified_results(1, BOOLS)),
+        *(("rectified_sum", EXTREMES, rectified(at, CUBE[0, 0])) for at in (2, 3, 4)),
+        *(("rectified_sum", EXTREMES, rectified_results(at, struct(2, 3))) for at in (2, 3)),
         ("largest_magnitude", "result: must be one number", {"results": struct(2, dtype=jnp.int32)}),
         (
             "quantize",

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from transform_helpers import normal, relative_error
 
 from dfpjax.operations.channels import normalize_channels, shift_channels
-from dfpjax.operations.passes import moments, paired_sums
+from dfpjax.operations.passes import moments, paired_sums, rectified_sums
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
+from dfpjax.operations.rectified import rectify_normalized, rectify_sum
 
 WINDOWS = Windows(sizes=(3, 2), strides=(2, 2), padding=((1, 1), (0, 0)))
 SHAPE = (4, 6, 4, 5)
@@ -31,6 +32,11 @@ def plain_pool(x):
 
 def plain_pool_gradient(g, x):
     return jax.vjp(plain_pool, x)[1](g)[0]
+
+
+def plain_rectified_sums(g, x, centre, scale, shift):
+    g = jnp.where((x - centre) * scale + shift > 0, g, 0)
+    return jnp.sum(g, ROWS), jnp.sum(g * (x - centre), ROWS)
 
 
 # Name: the operation, the plain expression, its arguments, which of them it is differentiated by
@@ -58,6 +64,24 @@ OPERATIONS = {
         lambda x, mean, scale, shift: (x - mean) * scale + shift,
         (normal(6, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (7, 8, 9))),
         (0, 1, 2, 3),
+    ),
+    "rectified_sums": (
+        rectified_sums,
+        plain_rectified_sums,
+        (normal(13, *SHAPE), normal(14, *SHAPE), *(normal(i, 5) for i in (15, 16, 17))),
+        (0, 1, 2, 3, 4),
+    ),
+    "rectify_normalized": (
+        rectify_normalized,
+        lambda x, mean, scale, shift: jax.nn.relu((x - mean) * scale + shift),
+        (normal(18, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (19, 20, 21))),
+        (0, 1, 2, 3),
+    ),
+    "rectify_sum": (
+        lambda *args: rectify_sum(*args)[0],
+        lambda x, mean, scale, shift, residual: jax.nn.relu((x - mean) * scale + shift + residual),
+        (normal(22, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (23, 24, 25)), normal(26, *SHAPE)),
+        (0, 1, 2, 3, 4),
     ),
     "max_pool": (lambda x: max_pool(x, WINDOWS), plain_pool, (normal(10, *SHAPE),), (0,)),
     "max_pool_gradient": (
@@ -142,7 +166,7 @@ def test_everything_is_that_of_the_plain_expression(name):
         assert relative_error(result, expected[use]) < TOLERANCE, use
 
 
-@pytest.mark.parametrize("name", ["shift_channels", "normalize_channels", "max_pool"])
+@pytest.mark.parametrize("name", ["shift_channels", "normalize_channels", "rectify_normalized", "max_pool"])
 def test_values_have_the_plain_expressions_bits(name):
     fun, plain, args, _ = OPERATIONS[name]
     np.testing.assert_array_equal(jax.jit(fun)(*args), jax.jit(plain)(*args))
@@ -185,6 +209,7 @@ def test_ties_go_to_the_first():
 # --- several devices --------------------------------------------------------------------------------
 
 NATIVE = "dfpjax_"
+ONLY_GRADIENTS = ("shift_channels", "normalize_channels", "rectify_normalized")  # are native
 
 
 def mesh(kind=AxisType.Auto):
@@ -238,7 +263,7 @@ def test_shard_map(name, check_vma):
     alone = quickly(plain)
     expected = jax.tree.map(lambda *xs: np.stack(xs), *(alone(*part) for part in parts))
     value = on_devices(fun)
-    assert NATIVE in value.lower(*args).as_text() or name in ("shift_channels", "normalize_channels")
+    assert NATIVE in value.lower(*args).as_text() or name in ONLY_GRADIENTS
     assert relative_error(value(*args), expected) < TOLERANCE
     # By what every device has of its own; JAX adds the others' gradients where it keeps track of them.
     by = tuple(i for i in by if specs(args)[i] == P("data"))

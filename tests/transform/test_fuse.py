@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from forced import FORCED
 from fusing import (
+    BIAS,
+    EXPONENT,
     LARGE,
     LARGE_X,
+    NORMALIZATION,
     OF_CHANNELS,
     PARAMS,
     PASSES,
+    RECTIFIED,
     ROWS,
+    STATISTICS,
     UNFUSED,
     WEIGHTS,
     W,
@@ -47,14 +52,13 @@ def test_what_a_network_has():
     found = [(record.kind, record.name.rsplit("/")[-1], record.shape) for record in report.fused]
     assert found == [
         ("channel statistics", "norm", LARGE),
-        ("normalization", "norm", LARGE),
+        ("rectified normalization", "norm", LARGE),
         ("exponent from statistics", "second", LARGE),
         ("bias", "second", LARGE),
         ("maximum pooling", "pool", LARGE),
     ]
-    assert "in one pass: 1 x channel statistics, 1 x normalization, 1 x exponent from statistics" in str(
-        report
-    )
+    passes = "in one pass: 1 x channel statistics, 1 x rectified normalization, 1 x exponent from statistics"
+    assert passes in str(report)
     assert explain(network, PARAMS, X, policy=UNFUSED).fused == ()
 
 
@@ -68,8 +72,8 @@ def test_one_pass_stands_for_both_sums():
     gradient = jax.make_jaxpr(jax.grad(fused(loss)))(PARAMS, X)
     found = primitives(gradient)
     # The bias's gradient is a sum, which is one of the moments.
-    assert (found["dfp_moments"], found["dfp_paired_sums"], found["dfp_max_pool_gradient"]) == (2, 1, 1)
-    assert found["select_and_scatter_add"] == 0
+    assert (found["dfp_moments"], found["dfp_rectified_sums"], found["dfp_max_pool_gradient"]) == (2, 1, 1)
+    assert found["dfp_paired_sums"] == found["select_and_scatter_add"] == 0
 
 
 def test_without_fusing_a_program_stays_as_it_was():
@@ -117,21 +121,17 @@ def means(*funs, axes=ROWS):
     return lambda x: tuple(fun(x).mean(axes, keepdims=True) for fun in funs)
 
 
-STATISTICS, NORMALIZATION = "channel statistics", "normalization"
-EXPONENT = "exponent from statistics"
-
-
 @pytest.mark.parametrize(
     ("fun", "expected"),
     [
-        (norm_then_conv, [STATISTICS, NORMALIZATION, EXPONENT]),
-        (variant(), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (norm_then_conv, [STATISTICS, RECTIFIED, EXPONENT]),
+        (variant(), [STATISTICS, RECTIFIED, EXPONENT]),
         (variant(rectify=lambda x: jnp.maximum(x, 0)), [STATISTICS, NORMALIZATION, EXPONENT]),
         (variant(rectify=lambda x: x), [STATISTICS, NORMALIZATION, EXPONENT]),
-        (variant(normalize=lambda x, m, s, b: s * (x - m) + b), [STATISTICS, NORMALIZATION, EXPONENT]),
-        (variant(normalize=lambda x, m, s, b: b + (x - m) * s), [STATISTICS, NORMALIZATION, EXPONENT]),
-        (variant(statistics=means(lambda x: x, lambda x: x * x)), [STATISTICS, NORMALIZATION, EXPONENT]),
-        (variant(statistics=means(lambda x: x**2, lambda x: x)), [STATISTICS, NORMALIZATION, EXPONENT]),
+        (variant(normalize=lambda x, m, s, b: s * (x - m) + b), [STATISTICS, RECTIFIED, EXPONENT]),
+        (variant(normalize=lambda x, m, s, b: b + (x - m) * s), [STATISTICS, RECTIFIED, EXPONENT]),
+        (variant(statistics=means(lambda x: x, lambda x: x * x)), [STATISTICS, RECTIFIED, EXPONENT]),
+        (variant(statistics=means(lambda x: x**2, lambda x: x)), [STATISTICS, RECTIFIED, EXPONENT]),
         # Functions that are not monotonic, or not known to be
         (variant(rectify=jnp.tanh), [STATISTICS, NORMALIZATION]),
         (variant(rectify=jax.nn.leaky_relu), [STATISTICS, NORMALIZATION]),
@@ -139,16 +139,16 @@ EXPONENT = "exponent from statistics"
         (variant(rectify=lambda x: jnp.minimum(x, 0)), [STATISTICS, NORMALIZATION]),
         (variant(rectify=lambda x: jnp.maximum(x, jnp.sin(x))), [STATISTICS, NORMALIZATION]),
         # The mean alone, other powers, variance in a second pass, other axes
-        (variant(statistics=lambda x: (means(lambda x: x)(x)[0], 1.0)), [NORMALIZATION]),
-        (variant(statistics=means(lambda x: x, lambda x: x**3)), [NORMALIZATION]),
+        (variant(statistics=lambda x: (means(lambda x: x)(x)[0], 1.0)), [RECTIFIED]),
+        (variant(statistics=means(lambda x: x, lambda x: x**3)), [RECTIFIED]),
         (
             variant(statistics=lambda x: (means(lambda x: x)(x)[0], x.var(ROWS, keepdims=True))),
-            [NORMALIZATION],
+            [RECTIFIED],
         ),
-        (variant(statistics=means(lambda x: x, jnp.square, axes=(1, 2))), ["bias"]),
-        (variant(statistics=means(lambda x: x, jnp.square, axes=3)), ["bias"]),
+        (variant(statistics=means(lambda x: x, jnp.square, axes=(1, 2))), [BIAS]),
+        (variant(statistics=means(lambda x: x, jnp.square, axes=3)), [BIAS]),
         # What a pass would not compute is used elsewhere
-        (variant(normalize=reused), [STATISTICS, "bias"]),
+        (variant(normalize=reused), [STATISTICS, BIAS]),
     ],
 )
 def test_what_matches_is_fused_and_nothing_else(fun, expected):
@@ -178,7 +178,7 @@ def test_what_is_used_elsewhere_is_still_computed():
         return squares, squares.sum(ROWS), x.sum(ROWS), conv(x, w)
 
     x = random(*LARGE)
-    assert kinds(fun, x, WEIGHTS) == ["channel statistics", "exponent from statistics"]
+    assert kinds(fun, x, WEIGHTS) == [STATISTICS, EXPONENT]
     actual, expected = (jax.jit(t(fun))(x, WEIGHTS) for t in (fused, unfused))
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
@@ -194,7 +194,7 @@ def test_what_is_used_elsewhere_is_still_computed():
 )
 def test_operations_that_need_the_operand_itself_have_no_witness(config):
     found = kinds(norm_then_conv, LARGE_X, OF_CHANNELS, OF_CHANNELS, W, policy=Policy(default=config))
-    assert found == ["channel statistics", "normalization"]
+    assert found == [STATISTICS, RECTIFIED]
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from forced import FORCED
 from fusing import (
+    BIAS,
+    EXPONENT,
     LARGE,
     LARGE_X,
     OF_CHANNELS,
+    SUM,
     WEIGHTS,
     W,
     batch_norm,
@@ -41,7 +44,7 @@ def exponent_of(x):
 @pytest.fixture(scope="module")
 def measured():
     """The operand, the result, and the exponent that the operand had, compiled once."""
-    assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == "exponent from statistics"
+    assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == EXPONENT
 
     @jax.jit
     def run(x, scale, shift, w):
@@ -81,6 +84,57 @@ def test_exponents_are_those_of_a_pass_over_the_operand(name, measured):
     assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
 
 
+# --- of rectified sums ------------------------------------------------------------------------------
+
+
+def rectified_sum(x, scale, shift, residual, w):
+    """The operand, and the operation on it."""
+    hidden = jax.nn.relu(batch_norm(x, scale, shift) + residual)
+    with jax.named_scope("op"):
+        return hidden, conv(hidden, w)
+
+
+@pytest.fixture(scope="module")
+def measured_sum():
+    """As `measured`."""
+    assert kinds(rectified_sum, LARGE_X, OF_CHANNELS, OF_CHANNELS, LARGE_X, W)[-2:] == [SUM, EXPONENT]
+
+    @jax.jit
+    def run(*args):
+        (hidden, out), statistics = dfpjax.with_statistics(rectified_sum, policy=FORCED)(*args)
+        return hidden, out, statistics["op"].input.exponent
+
+    return run
+
+
+OTHER = random(*LARGE)[::-1].copy()
+SUMS = {
+    **{name: (*of, OTHER) for name, of in DATA.items()},
+    "large residual": (random(*LARGE), ONES, ZEROS, 1e6 * OTHER),
+    "one large number in the residual": (random(*LARGE), ONES, ZEROS, special(1e4)),
+    "one large negative number in the residual": (random(*LARGE), ONES, ZEROS, special(-1e4)),
+    "the residual makes all negative": (random(*LARGE), ONES, ZEROS, np.full(LARGE, -100)),
+    "the residual makes all positive": (-np.abs(random(*LARGE)), ONES, -10 * ONES, np.full(LARGE, 100)),
+    "the residual makes all zero": (np.full(LARGE, 3), ONES, 7 * ONES, np.full(LARGE, -7)),
+    "both tiny": (random(*LARGE) * np.float32(1e-30), 1e-30 * ONES, ZEROS, OTHER * np.float32(1e-33)),
+    "NaN in the residual": (random(*LARGE), ONES, ZEROS, special(np.nan)),
+    "NaN in the residual's last channel": (random(*LARGE), ONES, ZEROS, special(np.nan, 63)),
+    "infinity in the residual": (random(*LARGE), ONES, ZEROS, special(np.inf)),
+    "infinity that is rectified": (random(*LARGE), ONES, ZEROS, special(-np.inf)),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_exponents_of_rectified_sums_are_those_of_a_pass_over_them(name, measured_sum):
+    arguments = (*map(np.float32, SUMS[name]), WEIGHTS)
+    hidden, out, exponent = jax.device_get(measured_sum(*arguments))
+    assert exponent == exponent_of(hidden)
+    assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
+
+
+# --- whose statistics -------------------------------------------------------------------------------
+
+
 def moved(x, shift, w, mean):
     """Statistics of x, which only meet x where neither mean nor variance is used."""
     hidden = jnp.maximum(x + shift, -1.5)
@@ -90,11 +144,24 @@ def moved(x, shift, w, mean):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 def test_a_special_number_shows_where_no_statistic_brings_it(value):
     """The witness is all that the exponent is computed from."""
-    assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == "exponent from statistics"
+    assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == EXPONENT
     arguments = special(value), ONES, WEIGHTS, ZEROS
     actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
     np.testing.assert_array_equal(actual, expected)
     assert np.isnan(actual).all() == (not np.isfinite(value))
+
+
+def test_what_follows_a_rectified_sum_has_its_witness_too():
+    def fun(x, scale, shift, residual, more, w):
+        hidden = jax.nn.relu(batch_norm(x, scale, shift) + residual)
+        with jax.named_scope("op"):
+            hidden = jnp.maximum(hidden + more, -1.5)
+            return hidden, conv(hidden, w)
+
+    args = random(*LARGE), ONES, ZEROS, OTHER, -3 * ONES, WEIGHTS
+    assert kinds(fun, *args)[-3:] == [SUM, BIAS, EXPONENT]
+    (hidden, _), statistics = jax.jit(dfpjax.with_statistics(fun, policy=FORCED))(*args)
+    assert statistics["op"].input.exponent == exponent_of(hidden)
 
 
 def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
@@ -103,6 +170,6 @@ def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
         return conv(jax.nn.relu(first), w), conv(jax.nn.relu(second), w)
 
     args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
-    assert kinds(both, *args).count("exponent from statistics") == 2
+    assert kinds(both, *args).count(EXPONENT) == 2
     for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
         assert relative_error(actual, expected) < 1e-5

@@ -1,0 +1,76 @@
+// What the tests of passes share: a pass on every path that this CPU supports, and what its results
+// are held against.
+#ifndef DFPJAX_TESTS_EVERY_PATH_H_
+#define DFPJAX_TESTS_EVERY_PATH_H_
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "executor.h"
+#include "isa.h"
+
+namespace dfpjax {
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
+inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+using Values = std::vector<float>;
+
+inline int failures = 0;
+
+inline void expect(bool right, const std::string& what) {
+  if (right) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T = float>
+std::vector<T> room(int64_t size) {
+  return std::vector<T>(static_cast<size_t>(size), T{7});  // that is written to
+}
+
+inline Values normal(int64_t size, float mean, float deviation, std::mt19937* random) {
+  std::normal_distribution<float> distribution(mean, deviation);
+  Values x(static_cast<size_t>(size));
+  for (float& v : x) v = distribution(*random);
+  return x;
+}
+
+// Calls run(kernels, executor, name) on every path, with one thread and with three.
+template <class Run>
+void on_every_path(Run run) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    const IsaInfo& isa = all_isas()[i];
+    if (!isa.usable) continue;
+    std::string error;
+    for (const int threads : {1, 3}) {
+      TestExecutor executor(threads);
+      run(*find_isa(isa.name, &error), executor,
+          std::string(isa.name) + ", " + std::to_string(threads) + " threads");
+    }
+  }
+}
+
+// Sums of float32 over 32 rows may err by so much, in units of the sum of magnitudes; and their
+// sum is rounded to float32.
+inline constexpr double kTolerance = 32 * 0x1p-24;
+
+inline bool near(float actual, double expected, double magnitudes) {
+  return std::abs(actual - expected) <= kTolerance * magnitudes + 1e-40;
+}
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_TESTS_EVERY_PATH_H_
