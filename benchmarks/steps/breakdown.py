@@ -36,6 +36,8 @@ _PASSES = {
     "dfpjax_quantize": MANTISSAS,
     "dfpjax_moments": REDUCTIONS,
     "dfpjax_paired_sums": REDUCTIONS,
+    "dfpjax_rectified_sums": REDUCTIONS,
+    "dfpjax_rectified_sum": ELEMENTWISE,
     "dfpjax_max_pool": POOLING,
 }
 _POOLING = re.compile(r"reduce_window|select_and_scatter|select_and_gather")
@@ -61,7 +63,10 @@ def classify(instruction: Instruction, program: Program) -> str:
     if opcodes & {"convolution", "dot"} or instruction.target:
         return PLAIN
     if any("dfp_quantize" in name for name in names):
-        return MANTISSAS if "s16" in instruction.shape else MAXIMUM
+        if "s16" in instruction.shape:
+            return MANTISSAS
+        if opcodes & set(_REDUCING):
+            return MAXIMUM
     if any(_POOLING.search(name) for name in names):
         return POOLING
     # Only what is differentiated or a derivative stands in JAX's `jvp`.
