@@ -33,7 +33,7 @@ SETTINGS = {
     "launcher": memory.SETTINGS,
     "huge pages": memory.HUGE_PAGES,
     "glibc keeps": {"GLIBC_TUNABLES": KEPT},
-    "glibc keeps, one arena": {"GLIBC_TUNABLES": f"{KEPT}:glibc.malloc.arena_max=1"},
+    "glibc keeps in one arena": {"GLIBC_TUNABLES": f"{KEPT}:glibc.malloc.arena_max=1"},
 }
 PRELOADED = {
     "jemalloc": {"MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"},

@@ -63,6 +63,13 @@ def test_wrong_arguments_are_refused(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", allocators.SETTINGS)
+def test_every_setting_can_be_chosen(name):
+    assert list(allocators.parse(["--only", f"{name},default"]).settings) == list(
+        dict.fromkeys([name, "default"])
+    )
+
+
 def test_setting_reaches_the_process():
     """A worker has the variables of its setting, and none of another one's."""
     setting = allocators.SETTINGS["glibc keeps"]

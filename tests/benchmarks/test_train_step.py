@@ -117,6 +117,35 @@ def test_hlo_is_read():
     assert kinds == [breakdown.COPIES, breakdown.MANTISSAS, breakdown.KERNELS]
 
 
+PASS = """HloModule m
+
+ENTRY %main (x: f32[4,2]) -> f32[4,2] {
+  %x = f32[4,2]{1,0} parameter(0)
+  ROOT %k = f32[4,2]{1,0} custom-call(%x), custom_call_target="TARGET_v1"
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("dfpjax_contract", breakdown.KERNELS),
+        ("dfpjax_fixed_chain", breakdown.KERNELS),
+        ("dfpjax_quantize", breakdown.MANTISSAS),
+        ("dfpjax_largest_magnitude", breakdown.MAXIMUM),
+        ("dfpjax_moments", breakdown.REDUCTIONS),
+        ("dfpjax_paired_sums", breakdown.REDUCTIONS),
+        ("dfpjax_rectified_sums", breakdown.REDUCTIONS),
+        ("dfpjax_rectified_sum", breakdown.ELEMENTWISE),
+        ("dfpjax_max_pool_gradient", breakdown.POOLING),
+        ("another_library", breakdown.PLAIN),
+    ],
+)
+def test_native_passes_have_their_classes(target, kind):
+    program = hlo.parse(PASS.replace("TARGET", target))
+    assert breakdown.classify(program.instructions["k"], program) == kind
+
+
 def test_the_bound_has_kernels_at_the_peak_and_the_rest_at_memory_s_speed():
     classes = {breakdown.KERNELS: {"bytes": 5e9}, breakdown.POOLING: {"bytes": 4e9}}
     bounds = roofline.bounds(classes, macs=6e11, peak=3e11, memory=2e9)
