@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from jax.profiler import ProfileData, ProfileOptions
 
-from benchmarks.steps.hlo import Instruction, Program, parse
+from benchmarks.steps.hlo import Instruction, Program, differentiated, parse
 
 KERNELS, PLAIN = "DFP16 kernels", "other conv and dot"
 MAXIMUM, MANTISSAS = "quantization: maximum", "quantization: mantissas"
@@ -69,8 +69,8 @@ def classify(instruction: Instruction, program: Program) -> str:
             return MAXIMUM
     if any(_POOLING.search(name) for name in names):
         return POOLING
-    # Only what is differentiated or a derivative stands in JAX's `jvp`.
-    if instruction.op_name and not any("jvp(" in name for name in names):
+    # Of a training step, all that is neither differentiated nor a derivative.
+    if program.differentiates and instruction.op_name and not any(map(differentiated, names)):
         return OPTIMIZER
     if opcodes & set(_REDUCING):
         return REDUCTIONS

@@ -1,5 +1,6 @@
 """The instructions of a compiled program, read from its HLO text."""
 
+import functools
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -43,12 +44,22 @@ def _bytes(dtype: str, bits: str, extents: str) -> int:
     return math.prod(int(extent) for extent in extents.split(",") if extent) * bits // 8
 
 
+def differentiated(op_name: str) -> bool:
+    """Whether a path is that of something differentiated or of a derivative: JAX puts `jvp` into both."""
+    return "jvp(" in op_name
+
+
 @dataclass(frozen=True)
 class Program:
     """A module: its instructions by name, which is unique in it, and the names in each computation."""
 
     instructions: dict[str, Instruction] = field(default_factory=dict)
     computations: dict[str, list[str]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def differentiates(self) -> bool:
+        """Whether something in it is differentiated or a derivative."""
+        return any(differentiated(i.op_name) for i in self.instructions.values())
 
     def inside(self, instruction: Instruction) -> list[Instruction]:
         """A fusion's instructions; any other instruction by itself."""

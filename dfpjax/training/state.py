@@ -26,8 +26,9 @@ class TrainState(train_state.TrainState):
 def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
     """Sums over the batch: `loss` float32[] (cross-entropy), `correct` and `correct_top5` int32[].
 
-    Images whose label is negative fill up the batch and count for nothing. Of five classes or fewer, all are
-    among the first five.
+    `logits` are float32[..., classes] and `labels` int32[...]: one for each image, or for each character of
+    each text. Images whose label is negative fill up the batch and count for nothing. Of five classes or
+    fewer, all are among the first five.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
@@ -35,14 +36,14 @@ def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 
     return {
         "loss": jnp.sum(losses, where=labels >= 0),
         "correct": jnp.sum(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.int32),
-        "correct_top5": jnp.sum(first == labels[:, None], dtype=jnp.int32),
+        "correct_top5": jnp.sum(first == labels[..., None], dtype=jnp.int32),
     }
 
 
 def _step(
     state: TrainState, images: jax.Array, labels: jax.Array, *, label_smoothing: float
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of SGD on images `float32[N, H, W, C]` and labels `int32[N]`.
+    """One step of SGD on images `float32[N, H, W, C]`, labels `int32[N]`; or texts and labels `int32[N, T]`.
 
     The loss is the mean cross-entropy, and 0.3 times that of each auxiliary head the model has. What dropout
     drops is a function of the run's seed and of the step, so a run that is resumed goes on as it would have.
@@ -64,7 +65,7 @@ def _step(
         loss = metrics["loss"]
         for auxiliary in jax.tree.leaves(updates.get("auxiliary", {})):
             loss += AUXILIARY_WEIGHT * step_metrics(auxiliary, labels, label_smoothing)["loss"]
-        return loss / len(labels), (metrics, updates.get("batch_stats", {}))
+        return loss / labels.size, (metrics, updates.get("batch_stats", {}))
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics

@@ -1,5 +1,6 @@
 """The benchmark of whole steps: where time goes is told apart, and its processes do as they are told."""
 
+import functools
 import json
 import re
 import subprocess
@@ -15,8 +16,9 @@ import pytest
 import dfpjax
 from benchmarks import train_step
 from benchmarks.steps import breakdown, hlo, results, roofline, service
-from benchmarks.steps.networks import NETWORKS
+from benchmarks.steps.networks import NETWORKS, infer, initial_state, random_batch
 from benchmarks.steps.results import Row
+from dfpjax.training.state import train_step as training_step
 
 FOLDER = Path(service.__file__).parent
 
@@ -212,6 +214,28 @@ def test_bad_arguments_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
         train_step.parse(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_is_not_differentiated_is_the_optimizer_s_only_in_training(small):
+    assert hlo.parse(small[0].as_text()).differentiates
+    arguments = [jnp.ones((64, 64)), jnp.ones(64)]
+    forward = jax.jit(lambda x, b: jnp.tanh(x + b) * b).lower(*arguments).compile()
+    program = hlo.parse(forward.as_text())
+    kinds = {breakdown.classify(i, program) for i in program.instructions.values() if i.opcode == "fusion"}
+    assert kinds == {breakdown.ELEMENTWISE}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_takes_a_step(name):
+    network = NETWORKS[name]
+    inputs, labels = random_batch(network, 2)
+    state = jax.eval_shape(lambda: initial_state(network, "float32", inputs))
+    step = functools.partial(training_step, label_smoothing=0.0)
+    after, metrics = jax.eval_shape(step, state, inputs, labels)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert {name: value.shape for name, value in metrics.items()} == dict.fromkeys(metrics, ())
+    logits = jax.eval_shape(infer, state, inputs)
+    assert logits.shape[:-1] == labels.shape
 
 
 def test_every_network_has_a_batch():
