@@ -88,6 +88,16 @@ struct RectifiedRows {
   }
 };
 
+// Divides x by (k + alpha * sum of x^2 over the channels at most `reach` away)^0.75.
+struct Response {
+  int64_t reach;
+  float k, alpha;
+};
+// The kernels of local response normalization want the memory of so many rows of so many numbers,
+// zero at first: vectors may read and write beyond the channels.
+inline constexpr int64_t kResponseRows = 3;
+inline int64_t response_row(int64_t channels, int64_t reach) { return channels + 2 * reach + 16; }
+
 struct KernelTable {
   const char* name;
 
@@ -142,6 +152,12 @@ struct KernelTable {
   void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);
   void (*add_to_max_of_taps)(const float* const* taps, float* const* gradients, int count,
                              int64_t channels, const float* g);
+
+  // Of pixels [rows][channels]; see Response. And the gradient by x, for that of the result, g.
+  void (*local_response)(const Response& response, const float* x, int64_t rows, int64_t channels,
+                         float* memory, float* out);
+  void (*local_response_gradient)(const Response& response, const float* g, const float* x,
+                                  int64_t rows, int64_t channels, float* memory, float* out);
 
   // Run a register-only loop of the path's int16 dot product (or f32 multiply-add) and return how
   // many multiply-adds it did.

@@ -21,6 +21,7 @@ struct Dot {
 #include "kernels_pack.h"
 #include "kernels_pool.h"
 #include "kernels_quantize.h"
+#include "kernels_response.h"
 #include "kernels_sums.h"
 #include "kernels_table.h"
 

@@ -149,6 +149,7 @@ struct Portable {
 #include "kernels_pack.h"
 #include "kernels_pool.h"
 #include "kernels_quantize.h"
+#include "kernels_response.h"
 #include "kernels_sums.h"
 #include "kernels_table.h"
 

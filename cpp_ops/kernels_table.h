@@ -18,6 +18,8 @@ constexpr KernelTable make_table(const char* name) {
           quantize,
           max_of_taps,
           add_to_max_of_taps,
+          local_response,
+          local_response_gradient,
           peak_dot<S>,
           peak_fma<S>};
 }

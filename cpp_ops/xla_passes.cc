@@ -1,4 +1,5 @@
-// The XLA handlers of passes over float32 activations: channel sums, quantization, pooling.
+// The XLA handlers of passes over float32 activations: channel sums, quantization, pooling, local
+// response normalization.
 #include <cstdint>
 #include <initializer_list>
 #include <new>
@@ -7,6 +8,7 @@
 
 #include "channel_sums.h"
 #include "isa.h"
+#include "local_response.h"
 #include "pooling.h"
 #include "quantize.h"
 #include "xla_support.h"
@@ -190,6 +192,36 @@ ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ff
   });
 }
 
+std::string check_response(const Floats& x, std::initializer_list<Floats> others, int64_t reach) {
+  if (x.dimensions().size() != 2) return must_be("x", "[rows, channels]");
+  for (const auto& tensor : others)
+    if (tensor.element_count() != x.element_count())
+      return must_be("operands and result", "of x's size");
+  if (reach < 0 || reach > x.dimensions()[1]) return must_be("reach", "from 0 to the channels");
+  return "";
+}
+
+ffi::Error run_local_response(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                              std::string_view isa, int64_t threads, int64_t reach, float k,
+                              float alpha) {
+  const std::string error = check_response(x, {*out}, reach);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return local_response({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], x.typed_data(),
+                          out->typed_data(), kernels, executor);
+  });
+}
+
+ffi::Error run_local_response_gradient(Floats g, Floats x, ffi::Result<Floats> out,
+                                       ffi::ThreadPool pool, std::string_view isa, int64_t threads,
+                                       int64_t reach, float k, float alpha) {
+  const std::string error = check_response(x, {g, *out}, reach);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return local_response_gradient({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1],
+                                   g.typed_data(), x.typed_data(), out->typed_data(), kernels,
+                                   executor);
+  });
+}
+
 // A binding of operands and results, completed by what every pass has.
 template <class Binding>
 auto pass(Binding binding) {
@@ -197,6 +229,14 @@ auto pass(Binding binding) {
       .template Ctx<ffi::ThreadPool>()
       .template Attr<std::string_view>("isa")
       .template Attr<int64_t>("threads");
+}
+
+template <class Binding>
+auto response(Binding binding) {
+  return std::move(binding)
+      .template Attr<int64_t>("reach")
+      .template Attr<float>("k")
+      .template Attr<float>("alpha");
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
@@ -237,6 +277,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     max_pool_gradient_v1, run_max_pool_gradient,
     pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(local_response_v1, run_local_response,
+                              response(pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    local_response_gradient_v1, run_local_response_gradient,
+    response(pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>())));
 
 }  // namespace
 
@@ -248,7 +293,9 @@ Handlers pass_handlers() {
           {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
           {"dfpjax_quantize_v1", quantize_v1},
           {"dfpjax_max_pool_v1", max_pool_v1},
-          {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1}};
+          {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1},
+          {"dfpjax_local_response_v1", local_response_v1},
+          {"dfpjax_local_response_gradient_v1", local_response_gradient_v1}};
 }
 
 }  // namespace dfpjax

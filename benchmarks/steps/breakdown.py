@@ -38,6 +38,7 @@ _PASSES = {
     "dfpjax_paired_sums": REDUCTIONS,
     "dfpjax_rectified_sums": REDUCTIONS,
     "dfpjax_rectified_sum": ELEMENTWISE,
+    "dfpjax_local_response": ELEMENTWISE,
     "dfpjax_max_pool": POOLING,
 }
 _POOLING = re.compile(r"reduce_window|select_and_scatter|select_and_gather")

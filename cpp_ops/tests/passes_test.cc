@@ -13,6 +13,7 @@
 #include "channel_sums.h"
 #include "every_path.h"
 #include "isa.h"
+#include "local_response.h"
 #include "pooling.h"
 #include "quantize.h"
 #include "scratch.h"
@@ -235,6 +236,63 @@ void check_pools(std::mt19937* random) {
   check_pooling({2, 0, plain, plain}, false, random);
 }
 
+// --- local response normalization ---
+
+void check_response(const Response& response, int64_t rows, int64_t channels,
+                    std::mt19937* random) {
+  const Values x = normal(rows * channels, 0, 9, random), g = normal(rows * channels, 0, 1, random);
+  const auto divisor = [&](int64_t row, int64_t channel) {
+    double sum = 0;
+    for (int64_t c = 0; c < channels; ++c)
+      if (std::abs(c - channel) <= response.reach) {
+        const double value = x[static_cast<size_t>(row * channels + c)];
+        sum += value * value;
+      }
+    return response.k + response.alpha * sum;
+  };
+  Values first;
+  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+    const std::string where = name + ", " + std::to_string(rows) + " x " +
+                              std::to_string(channels) + ", reach " +
+                              std::to_string(response.reach);
+    Values y = room(rows * channels), gradient = room(rows * channels);
+    expect(local_response(response, rows, channels, x.data(), y.data(), kernels, executor), where);
+    expect(local_response_gradient(response, rows, channels, g.data(), x.data(), gradient.data(),
+                                   kernels, executor),
+           where);
+    Values all = y;
+    all.insert(all.end(), gradient.begin(), gradient.end());
+    if (first.empty()) first = all;
+    expect(same_bits(all, first), "other bits, " + where);
+    for (int64_t row = 0; row < std::min<int64_t>(rows, 40); ++row)
+      for (int64_t channel = 0; channel < std::min<int64_t>(channels, 100); ++channel) {
+        const auto at = static_cast<size_t>(row * channels + channel);
+        const double scale = std::pow(divisor(row, channel), -0.75);
+        double through_others = 0, magnitudes = 0;
+        for (int64_t c = 0; c < channels; ++c)
+          if (std::abs(c - channel) <= response.reach) {
+            const auto other = static_cast<size_t>(row * channels + c);
+            const double d = std::pow(divisor(row, c), -1.75) * g[other] * x[other] * x[at];
+            through_others += 1.5 * response.alpha * d;
+            magnitudes += 1.5 * response.alpha * std::abs(d);
+          }
+        expect(near(y[at], x[at] * scale, std::abs(x[at] * scale)), "response, " + where);
+        expect(near(gradient[at], g[at] * scale - through_others,
+                    std::abs(g[at] * scale) + magnitudes),
+               "gradient of the response, " + where);
+      }
+  });
+}
+
+void check_responses(std::mt19937* random) {
+  for (const int64_t channels : {0, 1, 5, 15, 16, 17, 96})
+    for (const int64_t rows : {0, 1, 33})
+      for (const int64_t reach : {0, 1, 2, 20})
+        if (reach <= channels) check_response({reach, 2, 1e-2F}, rows, channels, random);
+  check_response({2, 1, 1e-4F}, 5000, 16, random);  // several blocks of rows
+  check_response({2, 1, 1e-4F}, 3, 40000, random);  // a row is a block
+}
+
 void check_refusals() {
   const PoolAxis good{8, 4, 2, 2, 0};
   constexpr int64_t kHuge = int64_t{1} << 62;
@@ -271,6 +329,7 @@ void run() {
   check_special_channels();
   check_quantization(&random);
   check_pools(&random);
+  check_responses(&random);
   check_refusals();
   std::printf("%d failures\n", failures);
   release_scratch();

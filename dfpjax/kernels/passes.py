@@ -1,5 +1,5 @@
 """Bindings of the native passes over float32 activations: sums over all but the channels, a rectified sum,
-the largest magnitude, maximum pooling.
+the largest magnitude, maximum pooling, local response normalization.
 
 Each takes `isa`, the name of an instruction set path, and `threads`, at most so many, for tests; by default
 the best path and all threads. Results depend on neither.
@@ -128,6 +128,36 @@ def max_pool_gradient(
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     windows = np.asarray(windows, np.int64)
     return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=windows)(g, x)
+
+
+def local_response(
+    x: jax.Array, *, reach: int, k: float, alpha: float, isa: str = "", threads: int = 0
+) -> jax.Array:
+    """x / (k + alpha · s) ** 0.75, where s is the sum of x² over the channels at most `reach` away.
+
+    Arguments:
+        x: float32[rows, channels].
+        reach: from 0 to the number of channels.
+
+    Returns:
+        float32 of x's shape.
+    """
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    attributes = {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
+    return _call("dfpjax_local_response_v1", result, isa, threads, **attributes)(x)
+
+
+def local_response_gradient(
+    g: jax.Array, x: jax.Array, *, reach: int, k: float, alpha: float, isa: str = "", threads: int = 0
+) -> jax.Array:
+    """The gradient of `local_response` by x, where g is that of its result.
+
+    Returns:
+        float32 of x's shape.
+    """
+    result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
+    attributes = {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
+    return _call("dfpjax_local_response_gradient_v1", result, isa, threads, **attributes)(g, x)
 
 
 def _call(target: str, results, isa: str, threads: int, **attributes):

@@ -140,6 +140,7 @@ ENTRY %main (x: f32[4,2]) -> f32[4,2] {
         ("dfpjax_rectified_sums", breakdown.REDUCTIONS),
         ("dfpjax_rectified_sum", breakdown.ELEMENTWISE),
         ("dfpjax_max_pool_gradient", breakdown.POOLING),
+        ("dfpjax_local_response_gradient", breakdown.ELEMENTWISE),
         ("another_library", breakdown.PLAIN),
     ],
 )

@@ -250,6 +250,7 @@ def struct(*shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+RESPONSE = {"reach": np.int64(2), "k": np.float32(2), "alpha": np.float32(1e-4)}
 GOOD = {
     "moments": ([struct(2, 4)] * 4, [CUBE], {}),
     "paired_sums": ([struct(2, 4)] * 2, [CUBE, CUBE, CUBE[:, 0]], {}),
@@ -271,6 +272,8 @@ GOOD = {
         [IMAGES[:, ::2, ::2], IMAGES],
         {"windows": np.int64([2, 2, 0, 2, 2, 0])},
     ),
+    "local_response": (struct(3, 4), [CUBE[0]], RESPONSE),
+    "local_response_gradient": (struct(3, 4), [CUBE[0], CUBE[0]], RESPONSE),
 }
 
 
@@ -362,6 +365,13 @@ def windows(*numbers):
         ("max_pool", "height: an image has no pixels", {"operands": [IMAGES[:, :0]]}),
         ("max_pool_gradient", "result: must be of x's size", {"results": struct(2, 8, 8, 4)}),
         ("max_pool_gradient", "height: a window holds no pixel", windows(2, 3, 0, 2, 2, 0)),
+        ("local_response", r"x: must be \[rows, channels\]", {"operands": [CUBE]}),
+        ("local_response", "operands and result: must be of x's size", {"results": struct(3, 3)}),
+        ("local_response", "reach: must be from 0 to the channels", {"reach": np.int64(-1)}),
+        ("local_response", "reach: must be from 0 to the channels", {"reach": np.int64(5)}),
+        ("local_response_gradient", "must be of x's size", {"operands": [CUBE[0, :2], CUBE[0]]}),
+        ("local_response_gradient", "must be of x's size", {"results": struct(3, 3)}),
+        ("local_response_gradient", "reach: must be from 0 to the channels", {"reach": np.int64(2**62)}),
     ],
 )
 def test_bad_arguments_are_refused(name, message, changes):

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from transform_helpers import normal, relative_error
 
 from dfpjax.operations.channels import normalize_channels, shift_channels
+from dfpjax.operations.local_response import local_response_norm, response_gradient_p
 from dfpjax.operations.passes import moments, paired_sums, rectified_sums
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
 from dfpjax.operations.rectified import rectify_normalized, rectify_sum
@@ -37,6 +38,15 @@ def plain_pool_gradient(g, x):
 def plain_rectified_sums(g, x, centre, scale, shift):
     g = jnp.where((x - centre) * scale + shift > 0, g, 0)
     return jnp.sum(g, ROWS), jnp.sum(g * (x - centre), ROWS)
+
+
+def plain_response(x):
+    near = np.abs(np.subtract.outer(np.arange(5), np.arange(5))) <= 1
+    return x / (2 + 0.3 * x**2 @ jnp.float32(near)) ** 0.75
+
+
+def response_gradient(g, x):
+    return response_gradient_p.bind(g, x, size=3, k=2.0, alpha=0.3, beta=0.75)
 
 
 # Name: the operation, the plain expression, its arguments, which of them it is differentiated by
@@ -89,6 +99,18 @@ OPERATIONS = {
         plain_pool_gradient,
         (normal(11, 4, 3, 2, 5), normal(12, *SHAPE)),
         (0,),
+    ),
+    "local_response_norm": (
+        lambda x: local_response_norm(x, size=3, k=2.0, alpha=0.3, beta=0.75),
+        plain_response,
+        (normal(27, *SHAPE),),
+        (0,),
+    ),
+    "local_response_gradient": (
+        response_gradient,
+        lambda g, x: jax.vjp(plain_response, x)[1](g)[0],
+        (normal(28, *SHAPE), normal(29, *SHAPE)),
+        (0, 1),
     ),
 }
 
@@ -204,6 +226,27 @@ def test_ties_go_to_the_first():
         for pool in (lambda x: max_pool(x, WINDOWS), plain_pool)
     )
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((7,), 3), ((2, 3), 9), ((4, 0), 5), ((0, 6), 5), ((2, 3, 4, 6), 1)]
+)
+def test_local_response_of_any_rank_and_window(shape, size):
+    x = normal(0, *shape)
+    near = np.abs(np.subtract.outer(*2 * [np.arange(shape[-1])])) <= size // 2
+    expected = x / (1 + 0.5 * np.float64(x) ** 2 @ near) ** 0.75
+    y = local_response_norm(x, size=size, k=1.0, alpha=0.5, beta=0.75)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "beta"), [(jnp.bfloat16, 0.75), (jnp.float32, 0.5)])
+def test_local_response_in_other_dtypes_and_powers_is_plain_hlo(dtype, beta):
+    fun = jax.jit(functools.partial(local_response_norm, size=3, k=2.0, alpha=0.3, beta=beta))
+    x = normal(0, *SHAPE).astype(dtype)
+    assert NATIVE not in fun.lower(x).as_text()
+    assert fun(x).dtype == dtype
+    plain = x / (2 + 0.3 * np.float64(x) ** 2 @ (np.eye(5) + np.eye(5, k=1) + np.eye(5, k=-1))) ** beta
+    np.testing.assert_allclose(np.float64(fun(x)), np.float64(plain), rtol=2e-2 if beta == 0.75 else 1e-6)
 
 
 # --- several devices --------------------------------------------------------------------------------

@@ -1,0 +1,117 @@
+"""Local response normalization over the channels, in native passes forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import ad, batching
+
+from dfpjax import _compat
+from dfpjax.kernels import passes
+from dfpjax.operations.passes import mapped_first, pass_primitive
+
+NATIVE_POWER = 0.75
+"""What the native passes raise to; other powers take ordinary operations."""
+
+
+def local_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta: float) -> jax.Array:
+    """x / (k + alpha · s) ** beta, where s is the sum of x² over the `size` channels around each.
+
+    Arguments:
+        x: floating-point [..., channels].
+        size: an odd number.
+
+    Returns:
+        As `x`, in shape and dtype.
+    """
+    return response_p.bind(x, size=size, k=k, alpha=alpha, beta=beta)
+
+
+def _response(x, *, size, k, alpha, beta):
+    return x * _power(k + alpha * _window_sum(x * x, size), beta)
+
+
+def _tangent(dx, x, *, size, k, alpha, beta):
+    divisor = k + alpha * _window_sum(x * x, size)
+    scale = _power(divisor, beta)
+    return dx * scale - 2 * alpha * beta * (x * scale / divisor) * _window_sum(dx * x, size)
+
+
+def _gradient(g, x, *, size, k, alpha, beta):
+    """Written out, since XLA for CPU takes 15 times as long for what JAX derives."""
+    divisor = k + alpha * _window_sum(x * x, size)
+    scale = _power(divisor, beta)
+    # The window is as wide to the left as to the right, so its sum is its own transpose.
+    return g * scale - 2 * alpha * beta * x * _window_sum(g * x * scale / divisor, size)
+
+
+def _window_sum(x: jax.Array, size: int) -> jax.Array:
+    """Over the `size` channels around each."""
+    channels, reach = x.shape[-1], size // 2
+    # Slices of one padded array and not a window reduction: XLA fuses them into one pass.
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
+    return sum(x[..., start : start + channels] for start in range(size))
+
+
+def _power(x: jax.Array, beta: float) -> jax.Array:
+    """x ** −beta, without a logarithm for the usual power."""
+    if beta == 0.75:
+        root = lax.rsqrt(x)
+        return root * lax.sqrt(root)
+    return x**-beta
+
+
+def _natively(native, in_hlo, *operands, size, k, alpha, beta):
+    x = operands[0]
+    if beta != NATIVE_POWER or x.dtype != jnp.float32:
+        return in_hlo(*operands, size=size, k=k, alpha=alpha, beta=beta)
+    channels = x.shape[-1]
+    rows = (v.reshape(x.size // max(channels, 1), channels) for v in operands)
+    # A window that reaches beyond all channels is no wider than one that reaches all.
+    return native(*rows, reach=min(size // 2, channels), k=k, alpha=alpha).reshape(x.shape)
+
+
+def _primitive(name, in_hlo, native):
+    return pass_primitive(name, in_hlo, functools.partial(_natively, native, in_hlo))
+
+
+response_p = _primitive("dfp_local_response", _response, passes.local_response)
+response_tangent_p = pass_primitive("dfp_local_response_tangent", _tangent, _tangent)
+response_gradient_p = _primitive("dfp_local_response_gradient", _gradient, passes.local_response_gradient)
+
+
+def _response_jvp(primals, tangents, **params):
+    (x,), (dx,) = primals, tangents
+    out = response_p.bind(x, **params)
+    if isinstance(dx, ad.Zero):
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+    return out, response_tangent_p.bind(*_compat.vary_together(dx, x), **params)
+
+
+def _linear_jvp(primitive, in_hlo, primals, tangents, **params):
+    # Second derivatives: rare, and in ordinary operations.
+    tangents = tuple(map(ad.instantiate_zeros, tangents))
+    out = primitive.bind(*primals, **params)
+    return out, jax.jvp(functools.partial(in_hlo, **params), tuple(primals), tangents)[1]
+
+
+def _transpose(other, ct, v, x, **params):
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval), None]
+    return [other.bind(*_compat.vary_together(ct, x), **params), None]
+
+
+def _batch(primitive, operands, dims, **params):
+    return primitive.bind(*mapped_first(operands, dims), **params), 0
+
+
+ad.primitive_jvps[response_p] = _response_jvp
+for _p, _in_hlo, _other in (
+    (response_tangent_p, _tangent, response_gradient_p),
+    (response_gradient_p, _gradient, response_tangent_p),
+):
+    ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p, _in_hlo)
+    ad.primitive_transposes[_p] = functools.partial(_transpose, _other)
+for _p in (response_p, response_tangent_p, response_gradient_p):
+    batching.primitive_batchers[_p] = functools.partial(_batch, _p)
