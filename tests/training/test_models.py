@@ -20,7 +20,7 @@ from dfpjax.training.models import (
     ViT,
     ViTS16,
 )
-from dfpjax.training.models.googlenet import Inception
+from dfpjax.training.models.googlenet import Inception, average_pool
 from dfpjax.training.models.normalization import local_response_norm
 from dfpjax.training.models.resnet import Basic, Bottleneck
 from dfpjax.training.models.vit import Attention
@@ -253,6 +253,22 @@ def test_local_response_norm_has_the_gradient_that_jax_derives(beta, size):
     written_out = partial(local_response_norm, size=size, k=k, alpha=alpha, beta=beta)
     (actual,) = jax.vjp(written_out, jnp.float32(x))[1](jnp.float32(g))
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "size", "stride"), [((2, 14, 14, 3), 5, 3), ((1, 5, 8, 2), 2, 2)])
+def test_average_pool_is_that_over_both_axes(shape, size, stride):
+    x, weights = (np.random.default_rng(i).normal(size=shape).astype(np.float32) for i in (0, 1))
+    expected = nn.avg_pool(jnp.asarray(x), (size, size), strides=(stride, stride))
+    weights = weights[:, : expected.shape[1], : expected.shape[2]]
+    np.testing.assert_allclose(average_pool(x, size, stride), expected, rtol=1e-5, atol=1e-6)
+    windows = [(i, j) for i in range(expected.shape[1]) for j in range(expected.shape[2])]
+    gradient = np.zeros_like(x)
+    for i, j in windows:
+        rows, columns = (slice(stride * at, stride * at + size) for at in (i, j))
+        gradient[:, rows, columns] += weights[:, i : i + 1, j : j + 1] / size**2
+    pool = partial(average_pool, size=size, stride=stride)
+    (actual,) = jax.vjp(pool, jnp.asarray(x))[1](jnp.asarray(weights))
+    np.testing.assert_allclose(actual, gradient, rtol=1e-5, atol=1e-6)
 
 
 def _image_shape(name: str) -> tuple[int, int, int]:
