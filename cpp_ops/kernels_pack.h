@@ -48,11 +48,45 @@ inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run
   return {static_cast<int>(low), static_cast<int>(high)};
 }
 
+// How far the coordinates of some runs are from their point's, at least and at most.
+struct Reach {
+  int32_t low[kMaxWindows], high[kMaxWindows];
+};
+
+inline Reach reach_of(const Bounds& bounds, const Run* runs, int run_count) {
+  Reach reach{};
+  for (int w = 0; w < bounds.count; ++w)
+    for (int i = 0; i < run_count; ++i) {
+      const int32_t low = runs[i].coord[w];
+      const auto last = static_cast<int32_t>(runs[i].last);
+      const int32_t high = w == runs[i].window ? low + runs[i].coef * last : low;
+      if (i == 0 || low < reach.low[w]) reach.low[w] = low;
+      if (i == 0 || high > reach.high[w]) reach.high[w] = high;
+    }
+  return reach;
+}
+
+// Whether all of the runs exist at a point.
+inline bool inside(const Bounds& bounds, const Point& point, const Reach& reach) {
+  for (int w = 0; w < bounds.count; ++w)
+    if (point.coord[w] + reach.low[w] < 0 || point.coord[w] + reach.high[w] >= bounds.size[w])
+      return false;
+  return true;
+}
+
 template <class S>
 void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
                const Run* runs, int run_count, int16_t* out, int64_t stride) {
   const int length = run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  const Reach reach = reach_of(bounds, runs, run_count);
   for (int r = 0; r < rows; ++r, out += stride) {
+    if (inside(bounds, points[r], reach)) {
+      const int16_t* const point = base + points[r].offset;
+      for (int i = 0; i < run_count; ++i)
+        copy<S>(point + runs[i].offset, runs[i].length, out + runs[i].start);
+      fill_zero(out + length, static_cast<int>(stride) - length);
+      continue;
+    }
     for (int i = 0; i < run_count; ++i) {
       const Run& run = runs[i];
       const Valid valid = valid_part(bounds, points[r], run);
