@@ -100,7 +100,7 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
   }
 }
 
-// Operands are read once per task, in pieces that the hardware does not foresee.
+// Operands without windows are read once per task, in pieces that the hardware does not foresee.
 inline constexpr int kPrefetchPairs = 8;
 
 inline void prefetch(const int16_t* from, int n) {
@@ -112,19 +112,22 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
                 const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
                 int64_t stride, int padding) {
   const int length = runs[run_count - 1].start + runs[run_count - 1].length;
+  const Reach reach = reach_of(bounds, runs, run_count);
   for (int pair = 0; pair < k; pair += 2, out += stride) {
     const int count = k - pair < 2 ? 1 : 2;
+    const bool whole =
+        inside(bounds, points[pair], reach) && inside(bounds, points[pair + count - 1], reach);
     // The words after a run belong to a later run or pair, but those after the last pair may not.
     const bool exact = pair + 2 >= k;
     const int ahead = pair + kPrefetchPairs * 2;
     for (int i = 0; i < run_count; ++i) {
       const Run& run = runs[i];
-      if (ahead + 1 < k) {
+      if (bounds.count == 0 && ahead + 1 < k) {
         prefetch(base + points[ahead].offset + run.offset, run.length);
         prefetch(base + points[ahead + 1].offset + run.offset, run.length);
       }
       const int16_t* source[2] = {zeros, zeros};
-      if (bounds.count == 0) {
+      if (whole) {
         for (int half = 0; half < count; ++half)
           source[half] = base + points[pair + half].offset + run.offset;
         interleave<S>(source[0], source[1], run.length, exact, out + run.start);
@@ -136,11 +139,11 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
         if (valid.low == valid.high) continue;
         source[half] = base + point.offset + run.offset;
         if (valid.low == 0 && valid.high == run.length) continue;
-        int16_t* whole = edge + half * run.length;
-        fill_zero(whole, valid.low);
-        copy<S>(source[half] + valid.low, valid.high - valid.low, whole + valid.low);
-        fill_zero(whole + valid.high, run.length - valid.high);
-        source[half] = whole;
+        int16_t* padded = edge + half * run.length;
+        fill_zero(padded, valid.low);
+        copy<S>(source[half] + valid.low, valid.high - valid.low, padded + valid.low);
+        fill_zero(padded + valid.high, run.length - valid.high);
+        source[half] = padded;
       }
       interleave<S>(source[0], source[1], run.length, exact, out + run.start);
     }
