@@ -143,3 +143,23 @@ def test_names_stay_under_other_transformations():
         assert primitives(jax.make_jaxpr(gradient)(w))["name"] == 4
         for result in (gradient(w), jax.jit(gradient)(w)):
             assert relative_error(result, jax.vmap(jax.grad(lambda w: jnp.sin(w @ w).sum()))(w)) < 1e-3
+
+
+def test_an_input_of_several_operations_is_quantized_once():
+    """In the compiled program, as in an Inception module, and each cotangent for both gradients."""
+    x, weights = normal(0, 4, 32, 32, 16), [normal(i, 1, 1, 16, 32) for i in (1, 2, 3)]
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+    def loss(x, weights):
+        return sum(jnp.sum(jnp.sin(convolve(x, w))) for w in weights)
+
+    gradient = jax.jit(jax.grad(mixed_precision(loss, FORCED), (0, 1)))
+    text = gradient.lower(x, weights).compile().as_text()
+    quantized = re.findall(r'custom-call\(([^)]*)\), custom_call_target="dfpjax_quantize', text)
+    # The input and three cotangents; kernels are too small for a native pass.
+    assert len(quantized) == len(set(quantized)) == 4, quantized
