@@ -32,7 +32,7 @@ from rich.table import Table
 from benchmarks import shapes
 from benchmarks.arguments import prepare_output
 from benchmarks.contenders import Contenders, normal
-from benchmarks.environment import use_allocator
+from benchmarks.environment import add_allocator, use_allocator
 from benchmarks.kernels import CORES, choose, cpu_model, passes
 from benchmarks.results import Row, by_suite_and_pass, geometric_mean, rate, ratio
 from benchmarks.timing import best_seconds
@@ -116,8 +116,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=CORES, help="at most so many (default: all cores)")
     parser.add_argument("--out", type=Path, help="write OUT.json")
-    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
-    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
+    add_allocator(parser)
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.threads <= CORES:
         parser.error(f"--threads must be from 1 to {CORES}, got {arguments.threads}")

@@ -28,7 +28,7 @@ from rich.table import Table
 
 import dfpjax
 from benchmarks.contenders import ours_and_jax
-from benchmarks.environment import use_allocator
+from benchmarks.environment import add_allocator, use_allocator
 from benchmarks.kernels import cpu_model
 from benchmarks.shapes import Conv, Dot
 from benchmarks.timing import best_seconds
@@ -271,8 +271,7 @@ def main(argv=None) -> list[Row]:
     parser.add_argument("--budget", type=float, default=0.1, help="seconds for each contender and pass")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write this JSON file")
-    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
-    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
+    add_allocator(parser)
     arguments = parser.parse_args(argv)
     use_allocator(arguments.allocator, "benchmarks.cost_rule")
 

@@ -2,8 +2,15 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 
 from dfpjax.kernels.memory import SETTINGS
+
+
+def add_allocator(parser: ArgumentParser) -> None:
+    """The option `--allocator`, whose value `use_allocator` takes."""
+    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
+    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
 
 
 def use_allocator(name: str, module: str) -> None:

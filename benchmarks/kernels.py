@@ -28,7 +28,7 @@ from rich.console import Console
 from benchmarks import contenders, results, shapes
 from benchmarks.arguments import prepare_output
 from benchmarks.contenders import ONEDNN, PASSES, XLA, Torch
-from benchmarks.environment import use_allocator
+from benchmarks.environment import add_allocator, use_allocator
 from benchmarks.results import Row
 from benchmarks.timing import best_seconds
 from dfpjax import _native, runtime_info
@@ -116,8 +116,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--isa", help="instruction set path (default: DFPJAX_ISA, or the best one)")
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT_SUITE.png")
-    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
-    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
+    add_allocator(parser)
     arguments = parser.parse_args(argv)
     if arguments.isa:
         os.environ["DFPJAX_ISA"] = arguments.isa

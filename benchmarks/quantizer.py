@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.environment import use_allocator
+from benchmarks.environment import add_allocator, use_allocator
 from benchmarks.timing import best_seconds
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.quantize import quantize_array
@@ -44,7 +44,7 @@ def _run(f, x):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--allocator", choices=["tuned", "default"], default="tuned")
+    add_allocator(parser)
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for each contender")
     arguments = parser.parse_args()
     use_allocator(arguments.allocator, "benchmarks.quantizer")

@@ -47,11 +47,16 @@ def pool(x, window=3, stride=2):
     )
 
 
-def network(params, x):
+def stem(params, x):
+    """How the networks begin."""
     with jax.named_scope("first"):
         x = conv(x, params["first"])
     with jax.named_scope("norm"):
-        x = jax.nn.relu(batch_norm(x, params["scale"], params["shift"]))
+        return jax.nn.relu(batch_norm(x, params["scale"], params["shift"]))
+
+
+def network(params, x):
+    x = stem(params, x)
     with jax.named_scope("second"):
         x = conv(x, params["second"]) + params["bias"]
     with jax.named_scope("pool"):

@@ -143,8 +143,7 @@ def local_response(
         float32 of x's shape.
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    attributes = {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
-    return _call("dfpjax_local_response_v1", result, isa, threads, **attributes)(x)
+    return _call("dfpjax_local_response_v1", result, isa, threads, **_response(reach, k, alpha))(x)
 
 
 def local_response_gradient(
@@ -156,8 +155,13 @@ def local_response_gradient(
         float32 of x's shape.
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    attributes = {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
-    return _call("dfpjax_local_response_gradient_v1", result, isa, threads, **attributes)(g, x)
+    response = _response(reach, k, alpha)
+    return _call("dfpjax_local_response_gradient_v1", result, isa, threads, **response)(g, x)
+
+
+def _response(reach: int, k: float, alpha: float) -> dict:
+    """The attributes of both handlers."""
+    return {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
 
 
 def _call(target: str, results, isa: str, threads: int, **attributes):

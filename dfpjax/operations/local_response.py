@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import ad, batching
 
-from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.operations.passes import mapped_first, pass_primitive
+from dfpjax.operations.passes import jvp_by, jvp_in_hlo, mapped_first, pass_primitive, transpose_by
 
 NATIVE_POWER = 0.75
 """What the native passes raise to; other powers take ordinary operations."""
@@ -56,7 +55,7 @@ def _window_sum(x: jax.Array, size: int) -> jax.Array:
 
 def _power(x: jax.Array, beta: float) -> jax.Array:
     """x ** −beta, without a logarithm for the usual power."""
-    if beta == 0.75:
+    if beta == NATIVE_POWER:
         root = lax.rsqrt(x)
         return root * lax.sqrt(root)
     return x**-beta
@@ -81,37 +80,16 @@ response_tangent_p = pass_primitive("dfp_local_response_tangent", _tangent, _tan
 response_gradient_p = _primitive("dfp_local_response_gradient", _gradient, passes.local_response_gradient)
 
 
-def _response_jvp(primals, tangents, **params):
-    (x,), (dx,) = primals, tangents
-    out = response_p.bind(x, **params)
-    if isinstance(dx, ad.Zero):
-        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
-    return out, response_tangent_p.bind(*_compat.vary_together(dx, x), **params)
-
-
-def _linear_jvp(primitive, in_hlo, primals, tangents, **params):
-    # Second derivatives: rare, and in ordinary operations.
-    tangents = tuple(map(ad.instantiate_zeros, tangents))
-    out = primitive.bind(*primals, **params)
-    return out, jax.jvp(functools.partial(in_hlo, **params), tuple(primals), tangents)[1]
-
-
-def _transpose(other, ct, v, x, **params):
-    if isinstance(ct, ad.Zero):
-        return [ad.Zero(v.aval), None]
-    return [other.bind(*_compat.vary_together(ct, x), **params), None]
-
-
 def _batch(primitive, operands, dims, **params):
     return primitive.bind(*mapped_first(operands, dims), **params), 0
 
 
-ad.primitive_jvps[response_p] = _response_jvp
+ad.primitive_jvps[response_p] = functools.partial(jvp_by, response_p, response_tangent_p)
 for _p, _in_hlo, _other in (
     (response_tangent_p, _tangent, response_gradient_p),
     (response_gradient_p, _gradient, response_tangent_p),
 ):
-    ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p, _in_hlo)
-    ad.primitive_transposes[_p] = functools.partial(_transpose, _other)
+    ad.primitive_jvps[_p] = functools.partial(jvp_in_hlo, _p, _in_hlo)
+    ad.primitive_transposes[_p] = functools.partial(transpose_by, _other)
 for _p in (response_p, response_tangent_p, response_gradient_p):
     batching.primitive_batchers[_p] = functools.partial(_batch, _p)

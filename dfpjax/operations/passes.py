@@ -61,6 +61,32 @@ def mapped_first(operands, dims) -> list[jax.Array]:
     ]
 
 
+# --- rules of differentiation that several passes share ---------------------------------------------
+
+
+def jvp_by(primitive, tangent, primals, tangents, **params):
+    """The rule of a function of one tensor, whose tangent is `tangent.bind(dx, x)`."""
+    (x,), (dx,) = primals, tangents
+    out = primitive.bind(x, **params)
+    if isinstance(dx, ad.Zero):
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+    return out, tangent.bind(*_compat.vary_together(dx, x), **params)
+
+
+def jvp_in_hlo(primitive, in_hlo, primals, tangents, **params):
+    """The rule of what is a derivative itself: second derivatives are rare, and in ordinary operations."""
+    tangents = tuple(map(ad.instantiate_zeros, tangents))
+    out = primitive.bind(*primals, **params)
+    return out, jax.jvp(functools.partial(in_hlo, **params), tuple(primals), tangents)[1]
+
+
+def transpose_by(other, ct, v, x, **params):
+    """The rule of what is linear in `v`, with `other` as its transpose."""
+    if isinstance(ct, ad.Zero):
+        return [ad.Zero(v.aval), None]
+    return [other.bind(*_compat.vary_together(ct, x), **params), None]
+
+
 register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
 register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
@@ -184,13 +210,6 @@ def rectified_sums(
     return tuple(rectified_sums_p.bind(*_compat.vary_together(g, x, centre, scale, shift), mapped=0))
 
 
-def _sums_jvp(primitive, in_hlo, primals, tangents, *, mapped):
-    # Second derivatives: rare, and in ordinary operations.
-    tangents = [ad.instantiate_zeros(t) for t in tangents]
-    out = primitive.bind(*primals, mapped=mapped)
-    return out, jax.jvp(functools.partial(in_hlo, mapped=mapped), tuple(primals), tuple(tangents))[1]
-
-
 def _sums_transpose(in_hlo, cts, g, *others, mapped):
     assert ad.is_undefined_primal(g) and not any(map(ad.is_undefined_primal, others))
     (out,) = jax.linear_transpose(lambda g: in_hlo(g, *others, mapped=mapped), g.aval)(
@@ -202,6 +221,6 @@ def _sums_transpose(in_hlo, cts, g, *others, mapped):
 ad.primitive_jvps[moments_p] = _moments_jvp
 batching.primitive_batchers[moments_p] = functools.partial(batch_as_groups, moments_p)
 for _p, _in_hlo in ((paired_sums_p, _paired_in_hlo), (rectified_sums_p, _rectified_in_hlo)):
-    ad.primitive_jvps[_p] = functools.partial(_sums_jvp, _p, _in_hlo)
+    ad.primitive_jvps[_p] = functools.partial(jvp_in_hlo, _p, _in_hlo)
     ad.primitive_transposes[_p] = functools.partial(_sums_transpose, _in_hlo)
     batching.primitive_batchers[_p] = functools.partial(batch_as_groups, _p)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.interpreters import ad, batching
 
 from dfpjax.kernels import passes
-from dfpjax.operations.passes import mapped_first, pass_primitive
+from dfpjax.operations.passes import jvp_by, mapped_first, pass_primitive, transpose_by
 
 MOST_TAPS = 1024
 """Pixels in a window that the native pass takes."""
@@ -87,14 +87,6 @@ max_pool_tangent_p = pass_primitive("dfp_max_pool_tangent", _tangent, _tangent)
 max_pool_gradient_p = pass_primitive("dfp_max_pool_gradient", _gradient, _gradient_natively)
 
 
-def _max_pool_jvp(primals, tangents, *, windows):
-    (x,), (dx,) = primals, tangents
-    out = max_pool_p.bind(x, windows=windows)
-    if isinstance(dx, ad.Zero):
-        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
-    return out, max_pool_tangent_p.bind(dx, x, windows=windows)
-
-
 def _linear_jvp(primitive, primals, tangents, *, windows):
     """Linear in the first operand; the second one only says where the maxima are."""
     (v, x), (dv, _) = primals, tangents
@@ -102,12 +94,6 @@ def _linear_jvp(primitive, primals, tangents, *, windows):
     if isinstance(dv, ad.Zero):
         return out, ad.Zero(jax.typeof(out).to_tangent_aval())
     return out, primitive.bind(dv, x, windows=windows)
-
-
-def _transpose(other, ct, v, x, *, windows):
-    if isinstance(ct, ad.Zero):
-        return [ad.Zero(v.aval), None]
-    return [other.bind(ct, x, windows=windows), None]
 
 
 def _pool_batch(primitive, operands, dims, *, windows):
@@ -119,9 +105,9 @@ def _pool_batch(primitive, operands, dims, *, windows):
     return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
 
-ad.primitive_jvps[max_pool_p] = _max_pool_jvp
+ad.primitive_jvps[max_pool_p] = functools.partial(jvp_by, max_pool_p, max_pool_tangent_p)
 for _p, _other in ((max_pool_tangent_p, max_pool_gradient_p), (max_pool_gradient_p, max_pool_tangent_p)):
     ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p)
-    ad.primitive_transposes[_p] = functools.partial(_transpose, _other)
+    ad.primitive_transposes[_p] = functools.partial(transpose_by, _other)
 for _p in (max_pool_p, max_pool_tangent_p, max_pool_gradient_p):
     batching.primitive_batchers[_p] = functools.partial(_pool_batch, _p)

@@ -27,6 +27,7 @@ from fusing import (
     kinds,
     random,
     shape,
+    stem,
     unfused,
 )
 from jax import lax
@@ -191,10 +192,7 @@ ONES = np.ones((1, 1, 1, 64), np.float32)
 
 
 def network(params, x):
-    with jax.named_scope("first"):
-        x = conv(x, params["first"])
-    with jax.named_scope("norm"):
-        x = jax.nn.relu(batch_norm(x, params["scale"], params["shift"]))
+    x = stem(params, x)
     with jax.named_scope("second"):
         y = conv(x, params["second"])
     with jax.named_scope("sum"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 from forced import FORCED
+from fusing import conv
 from jax.ad_checkpoint import print_saved_residuals
 from transform_helpers import equations, normal, primitives, relative_error, variables_of
 
@@ -148,15 +149,9 @@ def test_names_stay_under_other_transformations():
 def test_an_input_of_several_operations_is_quantized_once():
     """In the compiled program, as in an Inception module, and each cotangent for both gradients."""
     x, weights = normal(0, 4, 32, 32, 16), [normal(i, 1, 1, 16, 32) for i in (1, 2, 3)]
-    convolve = functools.partial(
-        jax.lax.conv_general_dilated,
-        window_strides=(1, 1),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
     def loss(x, weights):
-        return sum(jnp.sum(jnp.sin(convolve(x, w))) for w in weights)
+        return sum(jnp.sum(jnp.sin(conv(x, w))) for w in weights)
 
     gradient = jax.jit(jax.grad(mixed_precision(loss, FORCED), (0, 1)))
     text = gradient.lower(x, weights).compile().as_text()
