@@ -1,5 +1,5 @@
 // Runs every path that this CPU supports against the scalar reference, bit by bit.
-#include "contract.h"
+#include "contraction/contract.h"
 
 #include <algorithm>
 #include <array>
@@ -12,12 +12,12 @@
 #include <string>
 #include <vector>
 
-#include "blocking.h"
-#include "executor.h"
-#include "isa.h"
-#include "plan.h"
-#include "reference.h"
-#include "scratch.h"
+#include "contraction/blocking.h"
+#include "isa/isa.h"
+#include "plan/plan.h"
+#include "runtime/scratch.h"
+#include "tests/executor.h"
+#include "tests/reference.h"
 
 namespace dfpjax {
 namespace {

@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "executor.h"
-#include "isa.h"
+#include "isa/isa.h"
+#include "tests/executor.h"
 
 namespace dfpjax {
 

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "parallel.h"
+#include "runtime/parallel.h"
 
 namespace dfpjax {
 

@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
-#include "channel_sums.h"
-#include "every_path.h"
-#include "isa.h"
-#include "local_response.h"
-#include "pooling.h"
-#include "quantize.h"
-#include "scratch.h"
+#include "isa/isa.h"
+#include "passes/channel_sums.h"
+#include "passes/local_response.h"
+#include "passes/pooling.h"
+#include "passes/quantize.h"
+#include "runtime/scratch.h"
+#include "tests/every_path.h"
 
 namespace dfpjax {
 namespace {

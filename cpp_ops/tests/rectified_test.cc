@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "channel_sums.h"
-#include "every_path.h"
-#include "isa.h"
-#include "scratch.h"
+#include "isa/isa.h"
+#include "passes/channel_sums.h"
+#include "runtime/scratch.h"
+#include "tests/every_path.h"
 
 namespace dfpjax {
 namespace {

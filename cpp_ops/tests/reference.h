@@ -5,7 +5,7 @@
 #include <array>
 #include <vector>
 
-#include "contract.h"
+#include "contraction/contract.h"
 
 namespace dfpjax {
 

@@ -107,7 +107,7 @@ class Plan:
     parts: tuple[Part, ...]
 
     def encode(self) -> tuple[int, ...]:
-        """The integers that the native kernel takes (see `cpp_ops/plan.h`)."""
+        """The integers that the native kernel takes (see `cpp_ops/plan/plan.h`)."""
         return (
             ENCODING_VERSION,
             len(self.parts),

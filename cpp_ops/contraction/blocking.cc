@@ -1,0 +1,85 @@
+#include "contraction/blocking.h"
+
+#include <algorithm>
+#include <initializer_list>
+#include <limits>
+
+#include "contraction/packing.h"
+#include "plan/plan.h"
+
+namespace dfpjax {
+namespace {
+
+// Times in cells (6 rows, 64 columns, 256 products), measured on one core of a Zen 4.
+constexpr double kPackTile[] = {0.1, 0.2, 0.2};  // by source; norms included
+constexpr double kPackStrip = 1.5;               // of interleaved rows, however narrow
+constexpr double kPackPanel = 1.3;
+constexpr double kReadTile[] = {0.05, 0.2};  // of a shared A, from the third level or memory
+constexpr double kReadPanel[] = {0.5, 1.5};  // of a shared B
+constexpr double kStart = 0.5;               // of a task, its tail included
+constexpr double kBarrier = 20;              // of the stage before
+
+constexpr int64_t kCachedBytes = int64_t{8} << 20;  // a shared B that stays in the third level
+constexpr int64_t kRowTiles = 16;                   // packed A of 48 KiB for each k-block
+constexpr int64_t kSumsBytes = 512 << 10;  // of all panels of a task: part of the second level
+
+struct Choice {
+  double time = std::numeric_limits<double>::infinity();
+  Blocking blocking;
+};
+
+void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool share_a,
+              Choice* best) {
+  const Blocking b{ceil_div(w.tiles, tiles), ceil_div(w.panels, panels), share_a};
+  const double blocks = static_cast<double>(ceil_div(w.k, kBlock));
+  const double t = static_cast<double>(w.tiles) / static_cast<double>(b.row_blocks);
+  const double p = static_cast<double>(w.panels) / static_cast<double>(b.panel_ranges);
+  const double strip = w.source == Source::kAlongM ? kPackStrip : 0;
+  const double pack = t * kPackTile[static_cast<int>(w.source)] + strip;
+  const bool share_b = b.row_blocks > 1;
+  const auto from = [&w](int64_t rows) {
+    return rows * w.k * w.outer * int64_t{sizeof(int16_t)} <= kCachedBytes ? 0 : 1;
+  };
+  const double tile = share_a ? t * kReadTile[from(w.tiles * kTileRows)] : pack;
+  const double panel = share_b ? kReadPanel[from(w.panels * kPanelColumns)] : kPackPanel;
+  const double task = blocks * (tile + p * (t + panel)) + kStart;
+  const double prepare = (share_a ? static_cast<double>(b.row_blocks) * pack : 0) +
+                         (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
+  const int64_t tasks = w.outer * b.row_blocks * b.panel_ranges;
+  // Rounds of tasks; with the last one some threads wait for others.
+  double time = (static_cast<double>(ceil_div(tasks, threads)) + (threads > 1 ? 0.3 : 0)) * task;
+  if (prepare > 0)
+    time +=
+        static_cast<double>(w.outer) * blocks * prepare / threads + (threads > 1 ? kBarrier : 0);
+  if (time < best->time) *best = {time, b};
+}
+
+}  // namespace
+
+Blocking choose_blocking(const Work& w, int threads) {
+  // Short rows of A leave room for more of them.
+  const int64_t most_tiles =
+      std::min(w.tiles, kRowTiles * kBlock / std::clamp<int64_t>(w.k, kBlock / 4, kBlock) *
+                            (w.source == Source::kAlongM ? 8 : 1));
+  Choice best;
+  int64_t last_tiles = 0;
+  for (int64_t t : {1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128}) {
+    const int64_t tiles = std::min(t, most_tiles);
+    if (tiles == last_tiles) break;
+    last_tiles = tiles;
+    int64_t last_panels = 0;
+    for (int64_t p : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256}) {
+      const int64_t panels = std::min(p, w.panels);
+      if (panels == last_panels) break;
+      last_panels = panels;
+      if (tiles * panels * kTileRows * kPanelColumns * int64_t{sizeof(float)} > kSumsBytes &&
+          panels > 1)
+        break;
+      consider(w, threads, tiles, panels, false, &best);
+      if (w.can_share_a && panels < w.panels) consider(w, threads, tiles, panels, true, &best);
+    }
+  }
+  return best.blocking;
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,25 @@
+// The avx512bw kernels. For AVX-512 CPUs without VNNI.
+#include <immintrin.h>
+
+#include "isa/isa.h"
+
+namespace dfpjax {
+namespace {
+
+#include "isa/common-inl.h"
+#include "isa/simd_avx512-inl.h"
+
+struct Dot {
+  static void add(__m512i& sum, __m512i a, __m512i b) {
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+  }
+};
+
+#include "contraction/kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable kAvx512BwKernels;
+const KernelTable kAvx512BwKernels = make_table<Avx512<Dot>>("avx512bw");
+
+}  // namespace dfpjax

@@ -1,0 +1,26 @@
+// The avx512vnni kernels. Extended asm keeps the compiler from spilling the sums of the register
+// tile.
+#include <immintrin.h>
+
+#include "isa/isa.h"
+
+namespace dfpjax {
+namespace {
+
+#include "isa/common-inl.h"
+#include "isa/simd_avx512-inl.h"
+
+struct Dot {
+  static void add(__m512i& sum, __m512i a, __m512i b) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  }
+};
+
+#include "contraction/kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable kAvx512VnniKernels;
+const KernelTable kAvx512VnniKernels = make_table<Avx512<Dot>>("avx512vnni");
+
+}  // namespace dfpjax

@@ -1,0 +1,25 @@
+// The avxvnni kernels. For client CPUs that have VNNI but no AVX-512.
+#include <immintrin.h>
+
+#include "isa/isa.h"
+
+namespace dfpjax {
+namespace {
+
+#include "isa/common-inl.h"
+#include "isa/simd_avx2-inl.h"
+
+struct Dot {
+  static void add(__m256i& sum, __m256i a, __m256i b) {
+    asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  }
+};
+
+#include "contraction/kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable kAvxVnniKernels;
+const KernelTable kAvxVnniKernels = make_table<Avx2<Dot>>("avxvnni");
+
+}  // namespace dfpjax

@@ -1,0 +1,211 @@
+// The register-tiled microkernels. See isa/common-inl.h for how they are included.
+
+// Adds exact sums of `chain` words of k for MR x NV vectors.
+template <class S, int MR, int NV>
+inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a_row,
+                                                     int64_t a_pair, const int32_t* b,
+                                                     int64_t b_pair, int chain,
+                                                     typename S::I (&sum)[MR][NV]) {
+  using I = typename S::I;
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) sum[i][j] = S::zero();
+  for (int k = 0; k < chain; ++k, a += a_pair, b += b_pair) {
+    I bk[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) bk[j] = S::load(b + j * S::kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      const I ak = S::broadcast(a + i * a_row);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) S::dot(sum[i][j], ak, bk[j]);
+    }
+  }
+}
+
+template <class S>
+inline void store_output(bool finish, bool stream, typename S::F scale, typename S::F total,
+                         float* to) {
+  if (finish) {
+    total = S::mul_float(total, scale);
+    if (stream) return S::stream_float(to, total);
+  }
+  S::store_float(to, total);
+}
+
+// For long chains: the registers are full of int32 sums, and the float32 sums live in memory.
+template <class S, int MR, int NV>
+__attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
+  const int32_t* a = t.a;
+  const int32_t* b = t.b + column;
+  const float* const* in = t.in;
+  const typename S::F scale = S::broadcast_float(t.scale);
+  const bool stream = t.stream && t.pairs <= t.chain;  // else the caches have the outputs already
+  for (int left = t.pairs; left > 0;) {
+    const int chain = left < t.chain ? left : t.chain;
+    left -= chain;
+    typename S::I sum[MR][NV];
+    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
+    a += chain * t.a_pair;
+    b += chain * int64_t{t.columns};
+    const bool finish = left == 0 && t.finish;
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) {
+        const int at = column + j * S::kLanes;
+        store_output<S>(finish, stream, scale,
+                        S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])),
+                        t.out[i] + at);
+      }
+    in = t.out;
+  }
+}
+
+// For short chains, which end often: half as many columns, and the float32 sums stay in registers.
+template <class S, int MR, int NV>
+__attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
+  const int32_t* a = t.a;
+  const int32_t* b = t.b + column;
+  typename S::F total[MR][NV];
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) total[i][j] = S::load_float(t.in[i] + column + j * S::kLanes);
+  for (int left = t.pairs; left > 0;) {
+    const int chain = left < t.chain ? left : t.chain;
+    left -= chain;
+    typename S::I sum[MR][NV];
+    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
+    a += chain * t.a_pair;
+    b += chain * int64_t{t.columns};
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) total[i][j] = S::add_float(total[i][j], S::to_float(sum[i][j]));
+  }
+  const typename S::F scale = S::broadcast_float(t.scale);
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      store_output<S>(t.finish, t.stream, scale, total[i][j], t.out[i] + column + j * S::kLanes);
+}
+
+// Walks the cell in strips of kStripVectors vectors; the last one may be narrower.
+template <class S, int MR>
+void cell_rows(const CellArgs& t) {
+  constexpr int kLong = S::kStripVectors, kShort = kLong / 2;
+  int column = 0;
+  if (t.chain <= S::kShortChain) {
+    constexpr int kStrip = kShort * S::kLanes;
+    for (; column + kStrip <= t.columns; column += kStrip) short_chains<S, MR, kShort>(t, column);
+    if constexpr (kStrip > kColumnQuantum)
+      if (column < t.columns) short_chains<S, MR, 1>(t, column);
+    return;
+  }
+  constexpr int kStrip = kLong * S::kLanes;
+  for (; column + kStrip <= t.columns; column += kStrip) long_chains<S, MR, kLong>(t, column);
+  if constexpr (kStrip > kColumnQuantum) {
+    static_assert(kStrip == 4 * kColumnQuantum);
+    switch ((t.columns - column) / kColumnQuantum) {
+      case 1:
+        return long_chains<S, MR, 1>(t, column);
+      case 2:
+        return long_chains<S, MR, 2>(t, column);
+      case 3:
+        return long_chains<S, MR, 3>(t, column);
+    }
+  }
+}
+
+// For up to four columns: each vector holds four words of k for each of them, so that no lane is
+// wasted on columns that do not exist, and the four are added up when a chain ends.
+template <class S>
+__attribute__((noinline)) void narrow_cell(const CellArgs& t) {
+  using I = typename S::I;
+  using F = typename S::F;
+  static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
+  // Rows 0 to 3 and rows 4, 5, 4, 5 of every column.
+  constexpr int kRowOf[2][4] = {{0, 1, 2, 3}, {4, 5, 4, 5}};
+  alignas(64) float sums[2][S::kLanes] = {};
+  for (int h = 0; h < 2; ++h)
+    for (int j = 0; j < t.narrow; ++j)
+      for (int i = 0; i < 4; ++i) sums[h][4 * j + i] = t.in[kRowOf[h][i]][j];
+  F total[2] = {S::load_float(sums[0]), S::load_float(sums[1])};
+  for (int start = 0; start < t.pairs; start += t.chain) {
+    const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
+    I sum[kTileRows];
+#pragma GCC unroll 6
+    for (int i = 0; i < kTileRows; ++i) sum[i] = S::zero();
+    for (int k = start; k < end; k += 4) {
+      const I b = S::load(t.b_quads + k * kMostNarrow);
+#pragma GCC unroll 6
+      for (int i = 0; i < kTileRows; ++i)
+        S::dot(sum[i], S::broadcast_quad(t.a + i * t.a_row + k), b);
+    }
+    I pairs[3];
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) pairs[i] = S::add_neighbours(sum[2 * i], sum[2 * i + 1]);
+    total[0] = S::add_float(total[0], S::to_float(S::add_neighbours(pairs[0], pairs[1])));
+    total[1] = S::add_float(total[1], S::to_float(S::add_neighbours(pairs[2], pairs[2])));
+  }
+  const F scale = S::broadcast_float(t.scale);
+  for (int h = 0; h < 2; ++h)
+    S::store_float(sums[h], t.finish ? S::mul_float(total[h], scale) : total[h]);
+  for (int i = 0; i < kTileRows; ++i)
+    for (int j = 0; j < t.narrow; ++j) t.out[i][j] = sums[i / 4][4 * j + i % 4];
+}
+
+// For chains that may overflow: sums of 64 bits, saturated when a chain ends. Plain loops, which
+// the compiler vectorizes; data for which many cells come here are not worth more.
+__attribute__((noinline)) void saturating_cell(const CellArgs& t) {
+  constexpr int64_t kLeast = INT32_MIN, kMost = INT32_MAX;
+  for (int i = 0; i < t.rows; ++i) {
+    const int32_t* a = t.a + i * t.a_row;
+    const int32_t* b = t.b;
+    const float* in = t.in[i];
+    float* out = t.out[i];
+    for (int start = 0; start < t.pairs; start += t.chain) {
+      const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
+      int64_t sum[kPanelColumns] = {};
+      for (int k = start; k < end; ++k, a += t.a_pair, b += t.columns) {
+        const int32_t low = static_cast<int16_t>(*a), high = *a >> 16;
+        for (int j = 0; j < t.columns; ++j)
+          sum[j] += int64_t{low * static_cast<int16_t>(b[j])} + int64_t{high * (b[j] >> 16)};
+      }
+      int64_t saturated = 0;
+      for (int j = 0; j < t.columns; ++j) {
+        saturated += sum[j] < kLeast || sum[j] > kMost;
+        const int64_t above = sum[j] < kLeast ? kLeast : sum[j];
+        out[j] = in[j] + static_cast<float>(static_cast<int32_t>(above > kMost ? kMost : above));
+      }
+      *t.saturated += saturated;
+      in = out;
+    }
+    if (t.finish)
+      for (int j = 0; j < t.columns; ++j) out[j] *= t.scale;
+  }
+}
+
+template <class S>
+void cell(const CellArgs& t) {
+  if (t.saturated != nullptr) return saturating_cell(t);
+  if constexpr (S::kNarrow)
+    if (t.b_quads != nullptr && t.rows == kTileRows && t.chain % 4 == 0) return narrow_cell<S>(t);
+  switch (t.rows) {
+    case 1:
+      return cell_rows<S, 1>(t);
+    case 2:
+      return cell_rows<S, 2>(t);
+    case 3:
+      return cell_rows<S, 3>(t);
+    case 4:
+      return cell_rows<S, 4>(t);
+    case 5:
+      return cell_rows<S, 5>(t);
+    default:
+      return cell_rows<S, 6>(t);
+  }
+}

@@ -1,0 +1,103 @@
+// Element-wise kernels: depthwise lanes, split sums and peaks. See isa/common-inl.h.
+
+// Sums of NV vectors of lanes: enough to use whole cache lines and to hide an addition's latency.
+template <class S, int NV>
+inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a, const int32_t* b,
+                                                        int64_t b_stride, int k, int lane,
+                                                        bool first, float* sums) {
+  using F = typename S::F;
+  F sum[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j)
+    sum[j] = first ? S::broadcast_float(0) : S::load_float(sums + lane + j * S::kLanes);
+  for (int i = 0; i < k; i += 2) {
+    const int16_t* x = a[i] + lane;
+    const int16_t* y = a[i + 1 < k ? i + 1 : i] + lane;  // b's second half is zero in the end
+    const int32_t* z = b + (i / 2) * b_stride + lane;
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      const int at = j * S::kLanes;
+      sum[j] = S::add_float(
+          sum[j], S::to_float(S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at))));
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) S::store_float(sums + lane + j * S::kLanes, sum[j]);
+}
+
+template <class S>
+void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, int count,
+           bool first, float* sums) {
+  int lane = 0;
+  for (; lane + 4 * S::kLanes <= count; lane += 4 * S::kLanes)
+    lane_vectors<S, 4>(a, b, b_stride, k, lane, first, sums);
+  for (; lane + S::kLanes <= count; lane += S::kLanes)
+    lane_vectors<S, 1>(a, b, b_stride, k, lane, first, sums);
+  for (; lane < count; ++lane) {
+    float sum = first ? 0 : sums[lane];
+    for (int i = 0; i < k; i += 2) {
+      const int32_t word = b[(i / 2) * b_stride + lane];
+      int32_t products = a[i][lane] * static_cast<int16_t>(word & 0xffff);
+      if (i + 1 < k) products += a[i + 1][lane] * (word >> 16);
+      sum += static_cast<float>(products);
+    }
+    sums[lane] = sum;
+  }
+}
+
+template <class S>
+void combine(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
+             float* out) {
+  using F = typename S::F;
+  const F factor = S::broadcast_float(scale);
+  int64_t i = 0;
+  for (; i + S::kLanes <= count; i += S::kLanes) {
+    F sum = S::load_float(partial + i);
+    for (int64_t p = 1; p < parts; ++p)
+      sum = S::add_float(sum, S::load_float(partial + p * stride + i));
+    S::store_float(out + i, S::mul_float(sum, factor));
+  }
+  for (; i < count; ++i) {
+    float sum = partial[i];
+    for (int64_t p = 1; p < parts; ++p) sum += partial[p * stride + i];
+    out[i] = sum * scale;
+  }
+}
+
+inline constexpr int kPeakSums = 12;  // enough to hide the latency of every instruction measured
+
+template <class S>
+int64_t peak_dot(int64_t iterations) {
+  using I = typename S::I;
+  I sum[kPeakSums];
+  const int32_t one = 1;
+  I x = S::broadcast(&one);
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::zero();
+  for (int64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kPeakSums; ++i) {
+      S::hide(x);
+      S::dot(sum[i], x, x);
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
+  return iterations * kPeakSums * S::kLanes * 2;
+}
+
+template <class S>
+int64_t peak_fma(int64_t iterations) {
+  using F = typename S::F;
+  F sum[kPeakSums];
+  const F x = S::broadcast_float(1);
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::broadcast_float(0);
+  for (int64_t n = 0; n < iterations; ++n) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kPeakSums; ++i) S::fma_float(sum[i], x, x);
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
+  return iterations * kPeakSums * S::kLanes;
+}

@@ -1,0 +1,153 @@
+// Plain C++ kernels for any architecture, and the twin that the SIMD paths are tested against.
+#include <algorithm>
+#include <cstring>
+
+#include "isa/isa.h"
+
+namespace dfpjax {
+namespace {
+
+#include "isa/common-inl.h"
+
+struct Portable {
+  static constexpr int kLanes = 8;
+  static constexpr int kStripVectors = 2;
+  static constexpr bool kNarrow = false;
+  static constexpr int kShortChain = 16;
+  struct I {
+    int32_t v[kLanes];
+  };
+  struct F {
+    float v[kLanes];
+  };
+
+  static I zero() { return I{}; }
+  static I load(const void* p) {
+    I x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  static void store(void* p, I x) { std::memcpy(p, &x, sizeof x); }
+  static I broadcast(const int32_t* p) {
+    return map([p](int) { return *p; });
+  }
+  // Keeps the compiler from knowing the value.
+  template <class V>
+  static void hide(V& x) {
+    asm volatile("" : "+m"(x));
+  }
+  static void dot(I& sum, I a, I b) { sum = add(sum, pair_dot(a, b)); }
+  static I pair_dot(I a, I b) {
+    return map([&](int i) { return low(a.v[i]) * low(b.v[i]) + high(a.v[i]) * high(b.v[i]); });
+  }
+  static I add(I a, I b) {
+    return map([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static I max(I a, I b) {
+    return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static int32_t reduce_max(I a) {
+    int32_t result = a.v[0];
+    for (int i = 1; i < kLanes; ++i) result = a.v[i] > result ? a.v[i] : result;
+    return result;
+  }
+  static I squares(I m) {
+    return map([&](int i) {
+      const uint32_t x = static_cast<uint32_t>(low(m.v[i]) * low(m.v[i]));
+      const uint32_t y = static_cast<uint32_t>(high(m.v[i]) * high(m.v[i]));
+      return static_cast<int32_t>((x + y) >> kNormShift);
+    });
+  }
+
+  static F to_float(I x) {
+    F r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<float>(x.v[i]);
+    return r;
+  }
+  static F load_float(const float* p) {
+    F x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+  }
+  static void store_float(float* p, F x) { std::memcpy(p, &x, sizeof x); }
+  static void stream_float(float* p, F x) { store_float(p, x); }
+  static F broadcast_float(float x) {
+    F r;
+    for (float& v : r.v) v = x;
+    return r;
+  }
+  static F add_float(F a, F b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static F mul_float(F a, F b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  static void fma_float(F& sum, F a, F b) {
+    for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
+  }
+
+  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 16 vectors of sums of
+  // two and returns the sums of 16.
+  struct Sums16 {
+    int32_t v[kBlock / 16];
+  };
+  static Sums16 raise_short(const I* pairs, I* maxima) {
+    int32_t sum[kBlock / 2];
+    std::memcpy(sum, pairs, sizeof sum);
+    add_neighbours(6, 4, kBlock / 4, sum, maxima);
+    Sums16 sums;
+    std::memcpy(&sums, sum, sizeof sums);
+    return sums;
+  }
+  // Raises those of 32 and more to the sums of two rows.
+  static void raise_long(Sums16 first, Sums16 second, I* maxima) {
+    add_neighbours(3, 0, kBlock / 32, first.v, maxima);
+    add_neighbours(3, 0, kBlock / 32, second.v, maxima);
+  }
+
+  // Words of x[i] (low half) and y[i] (high half).
+  static I pair_words(const int16_t* x, const int16_t* y) {
+    return map([=](int i) { return join_words(x[i], y[i]); });
+  }
+  static void interleave_tail(const int16_t* x, const int16_t* y, int n, bool, int32_t* out) {
+    for (int i = 0; i < n; ++i) out[i] = join_words(x[i], y[i]);
+  }
+  static void copy_tail(const int16_t* from, int n, int16_t* to) {
+    for (int i = 0; i < n; ++i) to[i] = from[i];
+  }
+  // Transposes 8 x 8 words.
+  static void transpose(const int16_t* rows, int64_t stride, int32_t* out, int64_t out_stride) {
+    for (int i = 0; i < kLanes; ++i) {
+      const I row = load(rows + i * stride);
+      for (int j = 0; j < kLanes; ++j) out[j * out_stride + i] = row.v[j];
+    }
+  }
+
+ private:
+  static void add_neighbours(int level, int last, int count, int32_t* sum, I* maxima) {
+    for (; level >= last; --level, count /= 2)
+      for (int i = 0; i < count; ++i) {
+        sum[i] = sum[2 * i] + sum[2 * i + 1];
+        maxima[level].v[0] = std::max(maxima[level].v[0], sum[i]);
+      }
+  }
+  template <class F>
+  static I map(F f) {
+    I r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
+    return r;
+  }
+  static int32_t low(int32_t word) { return static_cast<int16_t>(word & 0xffff); }
+  static int32_t high(int32_t word) { return word >> 16; }
+};
+
+#include "contraction/kernels/table-inl.h"
+
+}  // namespace
+
+extern const KernelTable kPortableKernels;
+const KernelTable kPortableKernels = make_table<Portable>("portable");
+
+}  // namespace dfpjax

@@ -1,0 +1,144 @@
+// Packing of whole blocks of A and B, with their norms.
+#ifndef DFPJAX_CONTRACTION_PACKING_H_
+#define DFPJAX_CONTRACTION_PACKING_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "contraction/blocking.h"
+#include "isa/isa.h"
+#include "plan/index.h"
+#include "plan/plan.h"
+
+namespace dfpjax {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
+
+// Columns that are packed together, so that wide rows of B are read in one go.
+inline constexpr int64_t kPanelsPerPack = 4;
+
+Bounds make_bounds(const std::vector<Window>& windows);
+
+// Words [pairs][stride] as CellArgs::b_quads.
+const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out);
+
+// Room for packing; each thread has its own.
+class PackingSpace {
+ public:
+  // For blocks of up to max_rows rows of A and max_blocks blocks of k at a time.
+  PackingSpace(int64_t max_rows, int64_t max_blocks);
+
+ private:
+  friend class PackerA;
+  friend class PackerB;
+  // Not initialized: most of it is never used.
+  std::unique_ptr<Point[]> points;
+  std::unique_ptr<Run[]> runs;
+  std::unique_ptr<int16_t[]> edge, rows;
+  std::vector<int> run_counts;
+  std::vector<int16_t> zeros;
+};
+
+// What a later packing call will read. Fetching it into the second-level cache bit by bit, while
+// the microkernel computes, hides the latency of main memory.
+class Preview {
+ public:
+  // Spreads the rest of the fetching evenly over so many steps.
+  void spread(int64_t steps) { per_step_ = ceil_div(end_ - next_, std::max<int64_t>(steps, 1)); }
+  void step();
+  // Previews words that are packed already.
+  void set(const int32_t* words, int64_t count);
+
+ private:
+  friend class PackerA;
+  friend class PackerB;
+  // The operand's elements at all sums of a point [p0, p1) and a run index [r0, r1).
+  void set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
+           int64_t r0, int64_t r1);
+
+  const int16_t* base_ = nullptr;
+  std::vector<int64_t> offsets_;
+  std::vector<Run> runs_;
+  int run_count_ = 0;
+  int64_t next_ = 0, end_ = 0, per_step_ = 0;
+};
+
+// A packed k-block of A: word (row, k/2) is at words[row * row_stride + (k/2) * pair_stride].
+struct PackedA {
+  const int32_t* words;
+  int64_t row_stride, pair_stride;
+};
+
+// Packs k-blocks for ranges of rows.
+class PackerA {
+ public:
+  // Norms are left as they are if nobody wants them.
+  PackerA(const Part& part, const int16_t* a, const KernelTable& kernels, bool norms);
+
+  Source source() const { return source_; }
+  // Whether elements belong to several rows, most of them to neighbouring ones.
+  bool overlapping() const { return overlapping_; }
+  // Words to provide per block of so many rows.
+  int64_t block_words(int64_t rows) const;
+  // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand
+  // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
+  void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
+            int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
+  // Previews such a call, unless most of what it reads has been read for other rows.
+  void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
+               Preview* preview) const;
+
+ private:
+  int64_t pair_stride(int64_t rows) const;
+  int64_t block_size(int64_t block) const;
+  void pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
+                    PackingSpace* space, int32_t* out, PackedA* packed, Norms* norms,
+                    int64_t norms_stride) const;
+
+  const KernelTable& kernels_;
+  const int16_t* base_;
+  Axis g_, m_, k_;
+  Point origin_;
+  Bounds bounds_;
+  const bool wants_norms_;
+  Source source_;
+  int64_t row_step_ = 0;  // between rows used in place
+  bool overlapping_;
+};
+
+// Packs blocks of up to kBlock consecutive k for column panels.
+class PackerB {
+ public:
+  PackerB(const Part& part, const int16_t* b, const KernelTable& kernels, bool norms);
+
+  // Words that a block of that size takes.
+  static int64_t block_words(int64_t columns, int64_t k);
+  // Packs columns [n, n + columns) of B[g], at most kPanelsPerPack panels, k in [k0, k0 + k).
+  // Panels are panel_stride words apart, their norms norms_stride.
+  void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
+            int32_t* out, int64_t panel_stride, Norms* norms, int64_t norms_stride) const;
+  // Previews such a call.
+  void preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
+               Preview* preview) const;
+  // Without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns; B must not be
+  // contiguous along k.
+  void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
+                  int32_t* out) const;
+
+ private:
+  void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
+                    PackingSpace* space, int32_t* out) const;
+
+  const KernelTable& kernels_;
+  const int16_t* base_;
+  Axis g_, n_, k_;
+  const bool wants_norms_;
+  bool along_k_;  // runs along k rather than along n
+};
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_CONTRACTION_PACKING_H_

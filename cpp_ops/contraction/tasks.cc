@@ -1,0 +1,211 @@
+// The tasks of a part of mode "tiles": the loops around the microkernel.
+#include "contraction/certificate.h"
+#include "contraction/tiles.h"
+
+namespace dfpjax {
+namespace {
+
+alignas(64) constexpr float kZeros[kPanelColumns] = {};
+
+}  // namespace
+
+void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
+  const int64_t m = task.tile * kTileRows, rows = task_rows(task);
+  c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
+  const int64_t first = task.split * p_.blocks_per_split;
+  const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
+  const int64_t panels_per_pack = share_b_ ? 1 : kPanelsPerPack;
+  const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
+  for (int64_t group = first; group < end; group += group_) {
+    const int64_t count = std::min(group_, end - group);
+    const PackedA* packed_a = w->packed_a.data();
+    const Norms* a_norms = w->a_norms.data();
+    if (share_a_) {
+      const int64_t at = (task.g * row_blocks_ + task.row_block) * blocks_ + group;
+      packed_a = &shared_packed_[static_cast<size_t>(at)];
+      a_norms = &shared_a_norms_[static_cast<size_t>(at * block_tiles_)];
+      const int64_t ahead = group + group_ < end ? std::min(group_, end - group - group_) : 0;
+      w->next_a.set(shared_a_.as<int32_t>() + (at + group_) * a_words_, ahead * a_words_);
+    } else {
+      pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(),
+                   w->packed_a.data(), w->a_norms.data(), block_tiles_);
+      const int64_t next_group = group + group_;
+      if (next_group < end) {
+        pack_a_.preview(task.g, m, rows, next_group, std::min(group_, end - next_group),
+                        &w->next_a);
+      } else if (next != nullptr) {
+        const int64_t next_first = next->split * p_.blocks_per_split;
+        pack_a_.preview(next->g, next->tile * kTileRows, task_rows(*next), next_first,
+                        std::min({group_, p_.blocks_per_split, blocks_ - next_first}), &w->next_a);
+      }
+    }
+    const int64_t tiles = task.tile_end - task.tile;
+    w->next_a.spread(tiles * (task.panel_end - task.panel) * count);
+    for (int64_t panel = task.panel; panel < task.panel_end; panel += panels_per_pack) {
+      const int64_t panel_end = std::min(panel + panels_per_pack, task.panel_end);
+      const int64_t n = panel * kPanelColumns;
+      const int64_t columns = std::min(panel_end * kPanelColumns, p_.N) - n;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t b = group + i;
+        Norms b_norms[kPanelsPerPack];
+        if (!share_b_) {
+          pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
+                       w->b.as<int32_t>(), panel_words, b_norms, 1);
+          if (b + 1 < end) {
+            const Block k = block(b + 1);
+            pack_b_.preview(task.g, n, columns, k.k, k.size, &w->next_b);
+            w->next_b.spread(tiles * (panel_end - panel));
+          }
+        }
+        for (int64_t p = panel; p < panel_end; ++p) {
+          const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
+          if (preview_b_)
+            preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
+          run_panel(task, p, b,
+                    share_b_ ? shared_block(task.g, p, b)
+                             : w->b.as<int32_t>() + (p - panel) * panel_words,
+                    share_b_ ? shared_norms_[static_cast<size_t>(shared)] : b_norms[p - panel],
+                    packed_a[i], a_norms + i * block_tiles_, w);
+        }
+      }
+    }
+  }
+  if (splits_ == 1 && !scaling_.is_factor()) scale_rows(task, w);
+  report_counts(task, w);
+}
+
+void Tiles::report_counts(const Task& task, Workspace* w) const {
+  if (w->saturated > 0) chains_.saturated->add(p_, task.g, 0, w->saturated);
+  w->saturated = 0;
+  if (chains_.lengths == nullptr) return;
+  for (int i = 0; i < kChainLengths; ++i) {
+    chains_.lengths->add(p_, task.g, i, w->lengths[i]);
+    w->lengths[i] = 0;
+  }
+}
+
+// The chain of a cell; sums that could leave int32 are saturated.
+void Tiles::choose_chain(const Norms& row, const Norms& column, CellArgs* cell,
+                         Workspace* w) const {
+  cell->saturated = nullptr;
+  if (chains_.length == 0) {
+    cell->chain = chain_pairs(row, column);
+    return;
+  }
+  cell->chain = chains_.length / 2;
+  if (!chains_.bounded && chain_pairs(row, column) < cell->chain) cell->saturated = &w->saturated;
+}
+
+// Previews a packed block of B that is used next.
+void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Workspace* w) const {
+  if (panel >= task.panel_end) return;
+  w->next_b.set(shared_block(task.g, panel, index),
+                PackerB::block_words(columns(panel), block(index).size));
+  w->next_b.spread(task.tile_end - task.tile);
+}
+
+// Fetches the lines that the last block of a tile writes.
+void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const {
+  const int64_t* at = &w.row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
+  for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p_.M - tile * kTileRows); ++r)
+    for (int64_t n = 0; n < columns(panel); n += 16)
+      __builtin_prefetch(c_ + at[r] + panel * kPanelColumns + n, 1, 3);
+}
+
+// All tiles of one panel and one k-block. Sums run on in the workspace, close to the core, and go
+// where they belong with the split's last block.
+void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t* packed_b,
+                      const Norms& b_norms, const PackedA& a, const Norms* a_norms,
+                      Workspace* w) const {
+  const int64_t split_begin = task.split * p_.blocks_per_split;
+  const bool first = b == split_begin;
+  const bool last = b == std::min(split_begin + p_.blocks_per_split, blocks_) - 1;
+  if (last && !contiguous_columns_)
+    c_n_.offsets(panel * kPanelColumns, panel * kPanelColumns + columns(panel), 0,
+                 w->column_offsets.data());
+  const float* in[kTileRows];
+  float* out[kTileRows];
+  CellArgs cell;
+  cell.a_row = a.row_stride;
+  cell.a_pair = a.pair_stride;
+  cell.b = packed_b;
+  cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
+  cell.pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
+  cell.in = in;
+  cell.out = out;
+  cell.finish = splits_ == 1 && last && scaling_.is_factor();
+  cell.stream = false;
+  cell.scale = scaling_.factor();
+  cell.narrow = static_cast<int32_t>(columns(panel));
+  cell.b_quads = nullptr;
+  if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
+    cell.b_quads = word_quads(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_quads);
+  // With several groups every panel of the task has sums of its own.
+  const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
+  const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
+  for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
+    const int64_t local = tile - task.tile;
+    cell.a = a.words + local * kTileRows * a.row_stride;
+    cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
+    choose_chain(a_norms[local], b_norms, &cell, w);
+    if (chains_.lengths != nullptr)
+      w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
+    w->next_a.step();
+    w->next_b.step();
+    if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
+    float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
+    for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;
+    if (last) {
+      finish_tile(task, panel, tile, &cell, out, w);
+      continue;
+    }
+    for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
+    kernels_.cell(cell);
+  }
+}
+
+// The last cell of a tile, with its outputs in place if the microkernel can write there.
+void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
+                        Workspace* w) const {
+  const int rows = cell->rows;
+  const int64_t* offsets = &w->row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
+  const int64_t n = panel * kPanelColumns, count = columns(panel);
+  if (splits_ > 1) {
+    const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
+    for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
+    return kernels_.cell(*cell);
+  }
+  if (contiguous_columns_ && cell->columns == count) {
+    uintptr_t address = 0;
+    for (int i = 0; i < rows; ++i) {
+      out[i] = c_ + offsets[i] + n;
+      address |= reinterpret_cast<uintptr_t>(out[i]);
+    }
+    cell->stream = stream_ && address % 64 == 0;
+    return kernels_.cell(*cell);
+  }
+  for (int i = 0; i < rows; ++i) out[i] = w->bounce[i];
+  kernels_.cell(*cell);
+  for (int i = 0; i < rows; ++i) {
+    float* row = c_ + offsets[i];
+    if (contiguous_columns_) {
+      std::copy_n(w->bounce[i], count, row + n);
+    } else {
+      const int64_t* at = w->column_offsets.data();
+      for (int64_t j = 0; j < count; ++j) row[at[j]] = w->bounce[i][j];
+    }
+  }
+}
+
+void Tiles::scale_rows(const Task& task, Workspace* w) const {
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+    const int64_t n = panel * kPanelColumns;
+    c_n_.offsets(n, n + columns(panel), 0, w->column_offsets.data());
+    const int64_t end = std::min(task.tile_end * kTileRows, p_.M);
+    for (int64_t m = task.tile * kTileRows; m < end; ++m)
+      scaling_.apply(task.g, m, n, n + columns(panel), w->column_offsets.data(),
+                     c_ + w->row_offsets[static_cast<size_t>(m - task.tile * kTileRows)]);
+  }
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,201 @@
+// What a part of mode "tiles" does in each stage, apart from the tasks themselves (tasks.cc).
+#include "contraction/tiles.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+#include "contraction/blocking.h"
+
+namespace dfpjax {
+namespace {
+
+// Cache budgets, for a second-level cache of 512 KiB or more.
+constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
+constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahead when it is used
+
+}  // namespace
+
+Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
+             const KernelTable& kernels, int threads)
+    : p_(part),
+      chains_(chains),
+      kernels_(kernels),
+      c_(operands.c + part.base_c),
+      pack_a_(part, operands.a, kernels, !chains.bounded),
+      pack_b_(part, operands.b, kernels, !chains.bounded),
+      c_g_(part.g, &Dim::stride_c, nullptr),
+      c_m_(part.m, &Dim::stride_c, nullptr),
+      c_n_(part.n, &Dim::stride_c, nullptr),
+      scaling_(part, operands.ea, operands.eb),
+      contiguous_columns_(c_n_.run_extent() == part.N),
+      blocks_(ceil_div(part.K, kBlock)),
+      splits_(ceil_div(blocks_, part.blocks_per_split)),
+      tiles_(ceil_div(part.M, kTileRows)),
+      panels_(ceil_div(part.N, kPanelColumns)),
+      workspaces_(static_cast<size_t>(threads)) {
+  const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
+  // Overlapping rows would make many times the operand of it.
+  const bool can_share_a = pack_a_.source() != Source::kInPlace && !pack_a_.overlapping();
+  const Blocking blocking =
+      choose_blocking({p_.G * splits_, tiles_, panels_, std::min(split_blocks * kBlock, p_.K),
+                       pack_a_.source(), can_share_a},
+                      threads);
+  row_blocks_ = blocking.row_blocks;
+  panel_ranges_ = blocking.panel_ranges;
+  block_tiles_ = ceil_div(tiles_, row_blocks_);
+  a_words_ = pack_a_.block_words(block_tiles_ * kTileRows);
+  group_ =
+      std::clamp<int64_t>(kPackedABytes / (a_words_ * int64_t{sizeof(int32_t)}), 1, split_blocks);
+  share_a_ = blocking.share_a;
+  if (share_a_) {
+    const int64_t count = p_.G * row_blocks_ * blocks_;
+    shared_a_ = Scratch(count * a_words_ * int64_t{sizeof(int32_t)});
+    shared_packed_.resize(static_cast<size_t>(count));
+    shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
+  }
+  share_b_ = row_blocks_ > 1;
+  shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
+  shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
+                        blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
+  preview_b_ = share_b_ && shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
+  if (share_b_) {
+    shared_b_ = Scratch(p_.G * shared_group_words_ * int64_t{sizeof(int32_t)});
+    shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
+  }
+  partial_stride_ = round_up(p_.N, kColumnQuantum);
+  if (splits_ > 1)
+    partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
+  sum_panels_ = split_blocks == 1       ? 0
+                : split_blocks > group_ ? ceil_div(panels_, panel_ranges_)
+                                        : (share_b_ ? 1 : kPanelsPerPack);
+  stream_ = splits_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
+            p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
+}
+
+Tiles::Workspace::Workspace(const Tiles& t)
+    : packing(t.block_tiles_ * kTileRows, t.group_),
+      a(t.share_a_ ? 0 : t.group_ * t.a_words_ * int64_t{sizeof(int32_t)}),
+      b(kPanelsPerPack * PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
+      sums(t.sum_panels_ * t.block_tiles_ * kTileRows * kPanelColumns * int64_t{sizeof(float)}),
+      packed_a(static_cast<size_t>(t.group_)),
+      a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
+      row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
+      column_offsets(kPanelColumns),
+      tiles(t.block_tiles_) {}
+
+Tiles::Task Tiles::task(int64_t index) const {
+  Task t;
+  const int64_t range = index % panel_ranges_;
+  index /= panel_ranges_;
+  const int64_t rows = index % row_blocks_;
+  index /= row_blocks_;
+  t.split = index % splits_;
+  t.g = index / splits_;
+  t.row_block = rows;
+  // Blocks and ranges of nearly equal size, for balance.
+  t.tile = tiles_ * rows / row_blocks_;
+  t.tile_end = tiles_ * (rows + 1) / row_blocks_;
+  t.panel = panels_ * range / panel_ranges_;
+  t.panel_end = panels_ * (range + 1) / panel_ranges_;
+  return t;
+}
+
+void Tiles::enlist(std::vector<Stage>* stages) {
+  const int64_t threads = static_cast<int64_t>(workspaces_.size());
+  const auto workspace = [this](int worker) {
+    auto& w = workspaces_[static_cast<size_t>(worker)];
+    if (w == nullptr) w = std::make_unique<Workspace>(*this);
+    return w.get();
+  };
+  if (share_b_) {
+    const int64_t count = p_.G * ceil_div(panels_, kPanelsPerPack) * blocks_;
+    (*stages)[kPrepare].push_back(
+        {count, count / (32 * threads), [this](int, int64_t low, int64_t high) {
+           PackingSpace space(0, 1);
+           for (int64_t i = low; i < high; ++i) pack_b(i, &space);
+         }});
+  }
+  if (share_a_) {
+    const int64_t count = p_.G * row_blocks_ * blocks_;
+    (*stages)[kPrepare].push_back(
+        {count, count / (32 * threads), [this](int, int64_t low, int64_t high) {
+           PackingSpace space(block_tiles_ * kTileRows, 1);
+           for (int64_t i = low; i < high; ++i) pack_a(i, &space);
+         }});
+  }
+  const int64_t count = p_.G * splits_ * row_blocks_ * panel_ranges_;
+  (*stages)[kCompute].push_back(
+      {count, 1, [this, count, workspace](int worker, int64_t i, int64_t) {
+         const Task next = task(std::min(i + 1, count - 1));
+         run_task(task(i), i + 1 < count ? &next : nullptr, workspace(worker));
+#if defined(__x86_64__)
+         if (stream_) _mm_sfence();
+#endif
+       }});
+  if (splits_ == 1) return;
+  const int64_t rows = p_.G * p_.M;
+  (*stages)[kCombine].push_back(
+      {rows, rows / (32 * threads), [this, workspace](int worker, int64_t low, int64_t high) {
+         combine(low, high, workspace(worker));
+       }});
+}
+
+// Block `index` of shared A: of g, row blocks and k-blocks.
+void Tiles::pack_a(int64_t index, PackingSpace* space) {
+  const int64_t rows = index / blocks_ % row_blocks_;
+  const int64_t m = tiles_ * rows / row_blocks_ * kTileRows;
+  const int64_t end = std::min(tiles_ * (rows + 1) / row_blocks_ * kTileRows, p_.M);
+  pack_a_.pack(index / blocks_ / row_blocks_, m, end - m, index % blocks_, 1, space,
+               shared_a_.as<int32_t>() + index * a_words_,
+               &shared_packed_[static_cast<size_t>(index)],
+               &shared_a_norms_[static_cast<size_t>(index * block_tiles_)], block_tiles_);
+}
+
+void Tiles::pack_b(int64_t index, PackingSpace* space) {
+  const int64_t b = index % blocks_;
+  index /= blocks_;
+  const int64_t packs = ceil_div(panels_, kPanelsPerPack);
+  const int64_t g = index / packs, panel = index % packs * kPanelsPerPack;
+  const int64_t n = panel * kPanelColumns;
+  const int64_t columns = std::min(kPanelsPerPack * kPanelColumns, p_.N - n);
+  const Block k = block(b);
+  const int64_t norms = (g * panels_ + panel) * blocks_ + b;
+  // The last panel may be narrower, and its blocks closer to each other.
+  for (int64_t first = 0; first < columns;) {
+    const int64_t whole = (columns - first) / kPanelColumns * kPanelColumns;
+    const int64_t count = whole > 0 ? whole : columns - first;
+    const int64_t p = first / kPanelColumns;
+    pack_b_.pack(g, n + first, count, k.k, k.size, space, shared_block(g, panel + p, b),
+                 shared_panel_words_, &shared_norms_[static_cast<size_t>(norms + p * blocks_)],
+                 blocks_);
+    first += count;
+  }
+}
+
+// Adds up the splits of rows [low, high) of G x M, in ascending order.
+void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
+  const int64_t split_stride = p_.G * p_.M * partial_stride_;
+  for (int64_t i = low; i < high; ++i) {
+    const int64_t g = i / p_.M, m = i % p_.M;
+    float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
+    for (int64_t panel = 0; panel < panels_; ++panel) {
+      const int64_t n = panel * kPanelColumns, count = columns(panel);
+      const float* partial = partial_.as<float>() + i * partial_stride_ + n;
+      int64_t* at = w->column_offsets.data();
+      c_n_.offsets(n, n + count, 0, at);
+      float* to = contiguous_columns_ ? row + n : w->bounce[0];
+      kernels_.combine(partial, split_stride, splits_, count, scaling_.factor(), to);
+      if (!contiguous_columns_)
+        for (int64_t j = 0; j < count; ++j) row[at[j]] = to[j];
+      if (!scaling_.is_factor()) scaling_.apply(g, m, n, n + count, at, row);
+    }
+  }
+}
+
+std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
+                                const KernelTable& kernels, int threads) {
+  return std::make_unique<Tiles>(part, operands, chains, kernels, threads);
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,123 @@
+// A part of mode "tiles". In stage 1 it packs what several tasks read, in stage 2 it computes, in
+// stage 3 it adds up the splits. A task is a block of row tiles times a range of column panels
+// times one split of k. How the work is cut into tasks depends on the machine; the bits of the
+// result do not.
+#ifndef DFPJAX_CONTRACTION_TILES_H_
+#define DFPJAX_CONTRACTION_TILES_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "contraction/contract.h"
+#include "contraction/packing.h"
+#include "contraction/scaling.h"
+#include "plan/index.h"
+#include "runtime/scratch.h"
+
+namespace dfpjax {
+
+class Tiles : public Job {
+ public:
+  Tiles(const Part& part, const Operands& operands, const Chains& chains,
+        const KernelTable& kernels, int threads);
+  void enlist(std::vector<Stage>* stages) override;
+
+ private:
+  struct Task {
+    int64_t g, split, row_block;
+    int64_t tile, tile_end;    // rows, in tiles
+    int64_t panel, panel_end;  // columns, in panels
+  };
+  // What a thread needs to run tasks.
+  struct Workspace {
+    explicit Workspace(const Tiles& t);
+    PackingSpace packing;
+    Preview next_a, next_b;
+    Scratch a, b, sums;
+    std::vector<PackedA> packed_a;
+    std::vector<Norms> a_norms;
+    std::vector<int64_t> row_offsets, column_offsets;
+    alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
+    alignas(64) float bounce[kTileRows][kPanelColumns];
+
+    // Running sums of a tile and panel of the task, panels counted from its first.
+    float* sums_of(int64_t panel, int64_t tile) const {
+      return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
+    }
+    int64_t tiles;                        // of a panel of sums
+    int64_t saturated = 0;                // chains of the task
+    int64_t lengths[kChainLengths] = {};  // its multiply-accumulates, if they are counted
+  };
+  struct Block {
+    int64_t k, size;
+  };
+
+  Task task(int64_t index) const;
+  void pack_a(int64_t index, PackingSpace* space);
+  void pack_b(int64_t index, PackingSpace* space);
+  void run_task(const Task& task, const Task* next, Workspace* w) const;
+  void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
+                 const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
+  void choose_chain(const Norms& row, const Norms& column, CellArgs* cell, Workspace* w) const;
+  void report_counts(const Task& task, Workspace* w) const;
+  void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
+  void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
+  void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
+                   Workspace* w) const;
+  void scale_rows(const Task& task, Workspace* w) const;
+  void combine(int64_t low, int64_t high, Workspace* w) const;
+
+  int64_t task_rows(const Task& task) const {
+    return std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
+  }
+  Block block(int64_t index) const {
+    return {index * kBlock, std::min<int64_t>(kBlock, p_.K - index * kBlock)};
+  }
+  int64_t columns(int64_t panel) const {
+    return std::min<int64_t>(kPanelColumns, p_.N - panel * kPanelColumns);
+  }
+  int32_t* shared_block(int64_t g, int64_t panel, int64_t block) const {
+    return shared_b_.as<int32_t>() + g * shared_group_words_ + panel * shared_panel_words_ +
+           block * PackerB::block_words(columns(panel), kBlock);
+  }
+
+  const Part& p_;
+  const Chains chains_;
+  const KernelTable& kernels_;
+  float* const c_;
+  const PackerA pack_a_;
+  const PackerB pack_b_;
+  const Axis c_g_, c_m_, c_n_;
+  const Scaling scaling_;
+  const bool contiguous_columns_;
+  const int64_t blocks_, splits_, tiles_, panels_;
+
+  int64_t row_blocks_, panel_ranges_;
+  int64_t block_tiles_;  // most tiles of a row block
+  int64_t group_;        // k-blocks of A packed at a time
+  int64_t sum_panels_;   // panels of a task that have running sums at the same time
+  bool stream_;
+
+  int64_t a_words_;  // of a packed k-block of a row block of A
+
+  bool share_a_;
+  Scratch shared_a_;
+  std::vector<PackedA> shared_packed_;
+  std::vector<Norms> shared_a_norms_;
+
+  bool share_b_, preview_b_;
+  int64_t shared_panel_words_, shared_group_words_;
+  Scratch shared_b_;
+  std::vector<Norms> shared_norms_;
+
+  int64_t partial_stride_;  // of one row of partial sums
+  Scratch partial_;
+
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // one for each worker
+};
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_CONTRACTION_TILES_H_

@@ -1,0 +1,301 @@
+// The XLA handlers of passes over float32 activations: channel sums, quantization, pooling, local
+// response normalization.
+#include <cstdint>
+#include <initializer_list>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "ffi/support.h"
+#include "isa/isa.h"
+#include "passes/channel_sums.h"
+#include "passes/local_response.h"
+#include "passes/pooling.h"
+#include "passes/quantize.h"
+
+namespace dfpjax {
+namespace {
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Numbers = ffi::Buffer<ffi::S32>;
+
+// Finds the kernels and runs `work(kernels, executor)`, unless something is wrong.
+template <class Work>
+ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view isa,
+               int64_t threads, Work work) {
+  if (threads < 0) error = "threads: must not be negative";
+  std::string why;
+  const KernelTable* const kernels = find_isa(std::string(isa).c_str(), &why);
+  if (kernels == nullptr) error = "isa: " + why;
+  if (!error.empty()) return ffi::Error::InvalidArgument(error);
+  ffi::ThreadPool own = pool;
+  XlaExecutor executor(&own, threads);
+  try {
+    if (work(*kernels, executor)) return ffi::Error::Success();
+  } catch (const std::bad_alloc&) {
+  }
+  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+}
+
+std::string must_be(const char* name, const char* what) {
+  return std::string(name) + ": must be " + what;
+}
+
+std::string check_channels(const Floats& x) {
+  return x.dimensions().size() == 3 ? "" : must_be("x", "[groups, rows, channels]");
+}
+
+ChannelShape channel_shape(const Floats& x) {
+  return {x.dimensions()[0], x.dimensions()[1], x.dimensions()[2]};
+}
+
+size_t channel_count(const Floats& x) {
+  const ChannelShape shape = channel_shape(x);
+  return static_cast<size_t>(shape.groups * shape.channels);
+}
+
+ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> squares,
+                       ffi::Result<Floats> low, ffi::Result<Floats> high, ffi::ThreadPool pool,
+                       std::string_view isa, int64_t threads) {
+  std::string error = check_channels(x);
+  if (error.empty()) {
+    for (const auto& out : {*sums, *squares, *low, *high})
+      if (out.element_count() != channel_count(x)) error = must_be("results", "[groups, channels]");
+  }
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Moments out{sums->typed_data(), squares->typed_data(), low->typed_data(),
+                      high->typed_data()};
+    return moments(channel_shape(x), x.typed_data(), out, kernels, executor);
+  });
+}
+
+std::string check_paired(const Floats& g, const Floats& x, std::initializer_list<Floats> others) {
+  std::string error = check_channels(x);
+  if (!error.empty()) return error;
+  if (g.element_count() != x.element_count()) error = must_be("g", "of x's size");
+  for (const auto& tensor : others)
+    if (tensor.element_count() != channel_count(x))
+      error = must_be("operands but g and x, and results", "[groups, channels]");
+  return error;
+}
+
+ffi::Error run_paired_sums(Floats g, Floats x, Floats centre, ffi::Result<Floats> sums,
+                           ffi::Result<Floats> products, ffi::ThreadPool pool, std::string_view isa,
+                           int64_t threads) {
+  const std::string error = check_paired(g, x, {centre, *sums, *products});
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), nullptr, nullptr};
+    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                       executor);
+  });
+}
+
+ffi::Error run_rectified_sums(Floats g, Floats x, Floats centre, Floats scale, Floats shift,
+                              ffi::Result<Floats> sums, ffi::Result<Floats> products,
+                              ffi::ThreadPool pool, std::string_view isa, int64_t threads) {
+  const std::string error = check_paired(g, x, {centre, scale, shift, *sums, *products});
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), scale.typed_data(),
+                    shift.typed_data()};
+    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                       executor);
+  });
+}
+
+using Truth = ffi::Buffer<ffi::PRED>;
+
+ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scale, Floats shift,
+                             ffi::Result<Floats> y, ffi::Result<Truth> positive,
+                             ffi::Result<Floats> low, ffi::Result<Floats> high,
+                             ffi::ThreadPool pool, std::string_view isa, int64_t threads) {
+  std::string error = check_channels(x);
+  const size_t size = x.element_count();
+  if (error.empty()) {
+    for (const auto& tensor : {mean, scale, shift, *low, *high})
+      if (tensor.element_count() != channel_count(x))
+        error = must_be("mean, scale, shift, low and high", "[groups, channels]");
+    if (residual.element_count() != size || y->element_count() != size)
+      error = must_be("residual and y", "of x's size");
+    if (positive->element_count() != size && positive->element_count() != 0)
+      error = must_be("positive", "of x's size or empty");
+  }
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    const Rectified in{x.typed_data(), residual.typed_data(), mean.typed_data(), scale.typed_data(),
+                       shift.typed_data()};
+    const RectifiedSum out{y->typed_data(),
+                           positive->element_count() == 0 ? nullptr : positive->typed_data(),
+                           low->typed_data(), high->typed_data()};
+    return rectified_sum(channel_shape(x), in, out, kernels, executor);
+  });
+}
+
+ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
+                       std::string_view isa, int64_t threads) {
+  const std::string error = out->element_count() == 1 ? "" : must_be("result", "one number");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return largest_magnitude(x.typed_data(), static_cast<int64_t>(x.element_count()),
+                             out->typed_data(), kernels, executor);
+  });
+}
+
+ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
+                        ffi::Result<Numbers> exponent, ffi::ThreadPool pool, std::string_view isa,
+                        int64_t threads, int64_t bits) {
+  std::string error;
+  if (mantissas->element_count() != x.element_count()) error = must_be("mantissas", "of x's size");
+  if (exponent->element_count() != 1) error = must_be("exponent", "one number");
+  if (bits < 2 || bits > 16) error = must_be("bits", "from 2 to 16");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return quantize(x.typed_data(), static_cast<int64_t>(x.element_count()), static_cast<int>(bits),
+                    mantissas->typed_data(), exponent->typed_data(), kernels, executor);
+  });
+}
+
+using Sizes = ffi::Span<const int64_t>;
+
+// `windows` are window, stride and padding of the height, then of the width.
+Pool pool_of(const Floats& in, const Floats& out, Sizes windows) {
+  const auto axis = [&](size_t i) {
+    const int64_t* const w = windows.begin() + 3 * (i - 1);
+    return PoolAxis{in.dimensions()[i], out.dimensions()[i], w[0], w[1], w[2]};
+  };
+  return {in.dimensions()[0], in.dimensions()[3], axis(1), axis(2)};
+}
+
+std::string check_images(const Floats& in, const Floats& out, Sizes windows) {
+  if (in.dimensions().size() != 4 || out.dimensions().size() != 4)
+    return must_be("images", "[images, height, width, channels]");
+  if (windows.size() != 6)
+    return must_be("windows", "window, stride and padding of height and width");
+  if (in.dimensions()[0] != out.dimensions()[0] || in.dimensions()[3] != out.dimensions()[3])
+    return must_be("images and channels", "as many before and after");
+  if (in.dimensions()[0] == 0 || in.dimensions()[3] == 0) return "";  // nothing to be done
+  return check_pool(pool_of(in, out, windows));
+}
+
+ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                        std::string_view isa, int64_t threads, Sizes windows) {
+  const std::string error = check_images(x, *out, windows);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels,
+                    executor);
+  });
+}
+
+ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                                 std::string_view isa, int64_t threads, Sizes windows) {
+  std::string error = check_images(x, g, windows);
+  if (out->element_count() != x.element_count()) error = must_be("result", "of x's size");
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return max_pool_gradient(pool_of(x, g, windows), g.typed_data(), x.typed_data(),
+                             out->typed_data(), kernels, executor);
+  });
+}
+
+std::string check_response(const Floats& x, std::initializer_list<Floats> others, int64_t reach) {
+  if (x.dimensions().size() != 2) return must_be("x", "[rows, channels]");
+  for (const auto& tensor : others)
+    if (tensor.element_count() != x.element_count())
+      return must_be("operands and result", "of x's size");
+  if (reach < 0 || reach > x.dimensions()[1]) return must_be("reach", "from 0 to the channels");
+  return "";
+}
+
+ffi::Error run_local_response(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
+                              std::string_view isa, int64_t threads, int64_t reach, float k,
+                              float alpha) {
+  const std::string error = check_response(x, {*out}, reach);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return local_response({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], x.typed_data(),
+                          out->typed_data(), kernels, executor);
+  });
+}
+
+ffi::Error run_local_response_gradient(Floats g, Floats x, ffi::Result<Floats> out,
+                                       ffi::ThreadPool pool, std::string_view isa, int64_t threads,
+                                       int64_t reach, float k, float alpha) {
+  const std::string error = check_response(x, {g, *out}, reach);
+  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+    return local_response_gradient({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1],
+                                   g.typed_data(), x.typed_data(), out->typed_data(), kernels,
+                                   executor);
+  });
+}
+
+// A binding of operands and results, completed by what every pass has.
+template <class Binding>
+auto pass(Binding binding) {
+  return std::move(binding)
+      .template Ctx<ffi::ThreadPool>()
+      .template Attr<std::string_view>("isa")
+      .template Attr<int64_t>("threads");
+}
+
+template <class Binding>
+auto response(Binding binding) {
+  return std::move(binding)
+      .template Attr<int64_t>("reach")
+      .template Attr<float>("k")
+      .template Attr<float>("alpha");
+}
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    moments_v1, run_moments,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sums_v1, run_rectified_sums,
+                              pass(ffi::Ffi::Bind()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Ret<Floats>()
+                                       .Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, run_rectified_sum,
+                              pass(ffi::Ffi::Bind()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Arg<Floats>()
+                                       .Ret<Floats>()
+                                       .Ret<Truth>()
+                                       .Ret<Floats>()
+                                       .Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    paired_sums_v1, run_paired_sums,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, run_largest,
+                              pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Numbers>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    quantize_v1, run_quantize,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<ffi::Buffer<ffi::S16>>().Ret<Numbers>())
+        .Attr<int64_t>("bits"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    max_pool_v1, run_max_pool,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    max_pool_gradient_v1, run_max_pool_gradient,
+    pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(local_response_v1, run_local_response,
+                              response(pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    local_response_gradient_v1, run_local_response_gradient,
+    response(pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>())));
+
+}  // namespace
+
+Handlers pass_handlers() {
+  return {{"dfpjax_moments_v1", moments_v1},
+          {"dfpjax_paired_sums_v1", paired_sums_v1},
+          {"dfpjax_rectified_sums_v1", rectified_sums_v1},
+          {"dfpjax_rectified_sum_v1", rectified_sum_v1},
+          {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
+          {"dfpjax_quantize_v1", quantize_v1},
+          {"dfpjax_max_pool_v1", max_pool_v1},
+          {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1},
+          {"dfpjax_local_response_v1", local_response_v1},
+          {"dfpjax_local_response_gradient_v1", local_response_gradient_v1}};
+}
+
+}  // namespace dfpjax

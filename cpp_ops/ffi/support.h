@@ -1,0 +1,75 @@
+// What the XLA handlers share: the thread pool, and the check of their arguments.
+#ifndef DFPJAX_FFI_SUPPORT_H_
+#define DFPJAX_FFI_SUPPORT_H_
+
+#include <algorithm>
+#include <sstream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace dfpjax {
+
+namespace ffi = xla::ffi;
+
+// Names and handlers, for registration with XLA.
+using Handlers = std::vector<std::pair<const char*, XLA_FFI_Handler*>>;
+Handlers contraction_handlers();
+Handlers pass_handlers();
+
+// XLA's own pool, so that the machine is not oversubscribed.
+class XlaExecutor : public Executor {
+ public:
+  XlaExecutor(ffi::ThreadPool* pool, int64_t limit)
+      : pool_(pool), threads_(static_cast<int>(std::max<int64_t>(1, pool->num_threads()))) {
+    if (limit > 0 && limit < threads_) threads_ = static_cast<int>(limit);
+  }
+  int threads() const override { return threads_; }
+  void schedule(std::function<void()> task) override { pool_->Schedule(std::move(task)); }
+
+ private:
+  ffi::ThreadPool* pool_;
+  int threads_;
+};
+
+// Takes the handler's arguments one by one and keeps what is wrong with the first bad one. XLA
+// would check types itself, but name an argument by its number.
+class Arguments {
+ public:
+  explicit Arguments(ffi::Dictionary attributes) : attributes_(attributes) {}
+
+  template <ffi::DataType type>
+  ffi::NativeType<type>* buffer(const char* name, const ffi::AnyBuffer& buffer) {
+    if (buffer.element_type() == type) return buffer.typed_data<ffi::NativeType<type>>();
+    std::ostringstream what;
+    what << name << ": must have elements of type " << static_cast<XLA_FFI_DataType>(type)
+         << ", not " << static_cast<XLA_FFI_DataType>(buffer.element_type());
+    complain(what.str());
+    return nullptr;
+  }
+
+  template <typename T>
+  T attribute(const char* name) {
+    ffi::ErrorOr<T> value = attributes_.get<T>(name);
+    if (value.has_value()) return value.value();
+    complain(std::string(name) + ": " +
+             (attributes_.contains(name) ? value.error().message() : "is missing"));
+    return T();
+  }
+
+  void complain(const std::string& what) {
+    if (error_.empty()) error_ = what;
+  }
+  const std::string& error() const { return error_; }
+
+ private:
+  ffi::Dictionary attributes_;
+  std::string error_;
+};
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_FFI_SUPPORT_H_

@@ -1,0 +1,24 @@
+// Quantization of a whole float32 tensor, and the magnitude that decides its exponent.
+#ifndef DFPJAX_PASSES_QUANTIZE_H_
+#define DFPJAX_PASSES_QUANTIZE_H_
+
+#include <cstdint>
+
+#include "isa/isa.h"
+#include "runtime/parallel.h"
+
+namespace dfpjax {
+
+// The bits of the largest magnitude, a NaN's or infinity's if there is one; 0 of no numbers.
+bool largest_magnitude(const float* x, int64_t count, int32_t* out, const KernelTable& kernels,
+                       Executor& executor);
+
+// Mantissas of `bits` bits of a tensor, rounded to nearest even, and its exponent; the same as
+// dfpjax.numbers.quantize computes. A tensor with a NaN or an infinity has zeros and kNotFinite.
+inline constexpr int32_t kNotFinite = 1 << 20;
+bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
+              const KernelTable& kernels, Executor& executor);
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_PASSES_QUANTIZE_H_

@@ -1,0 +1,233 @@
+#include "plan/plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace dfpjax {
+namespace {
+
+constexpr int64_t kVersion = 1;
+constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3;
+constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
+
+// The closed interval of the values that an address or a coordinate can take. Overflow is sticky.
+class Range {
+ public:
+  explicit Range(int64_t start) : low_(start), high_(start) {}
+
+  // Adds i * stride for all i in [0, extent).
+  void add(int64_t stride, int64_t extent) {
+    int64_t reach;
+    overflow_ |= __builtin_mul_overflow(stride, extent - 1, &reach);
+    overflow_ |=
+        __builtin_add_overflow(reach < 0 ? low_ : high_, reach, reach < 0 ? &low_ : &high_);
+  }
+  void clip(int64_t low, int64_t high) {
+    low_ = std::max(low_, low);
+    high_ = std::min(high_, high);
+  }
+  // Adds stride * x for all x of another range.
+  void add_scaled(const Range& x, int64_t stride) {
+    int64_t first, last;
+    overflow_ |= x.overflow_;
+    overflow_ |= __builtin_mul_overflow(x.low_, stride, &first);
+    overflow_ |= __builtin_mul_overflow(x.high_, stride, &last);
+    overflow_ |= __builtin_add_overflow(low_, std::min(first, last), &low_);
+    overflow_ |= __builtin_add_overflow(high_, std::max(first, last), &high_);
+  }
+  bool inside(int64_t low, int64_t high) const {
+    return !overflow_ && low <= low_ && high_ <= high;
+  }
+  bool empty() const { return !overflow_ && low_ > high_; }
+
+ private:
+  int64_t low_, high_;
+  bool overflow_ = false;
+};
+
+class Decoder {
+ public:
+  Decoder(const int64_t* code, int64_t size) : code_(code), end_(code + size) {}
+
+  bool has(int64_t count) const { return count <= end_ - code_; }
+  bool done() const { return code_ == end_; }
+  int64_t next() { return *code_++; }
+
+  // Reads `count` dimensions; `keep_last` keeps the last one even when its extent is 1.
+  std::string dims(int64_t count, const char* name, bool keep_last, int64_t windows,
+                   std::vector<Dim>* dims, int64_t* total) {
+    *total = 1;
+    for (int64_t i = 0; i < count; ++i) {
+      Dim d;
+      d.extent = next();
+      d.stride_a = next();
+      d.stride_b = next();
+      d.stride_c = next();
+      d.exp_a = next();
+      d.exp_b = next();
+      const int64_t window = next();
+      d.coef = next();
+      if (d.extent < 0 || d.extent > kMaxExtent)
+        return std::string("a dimension of ") + name + " has an extent out of range";
+      if (window < -1 || window >= windows)
+        return std::string("a dimension of ") + name + " names a window that does not exist";
+      d.window = static_cast<int>(window);
+      if (__builtin_mul_overflow(*total, d.extent, total) || *total > kMaxExtent)
+        return std::string("the extents of ") + name + " are too large";
+      if (d.extent != 1 || (keep_last && i == count - 1)) dims->push_back(d);
+    }
+    if (dims->size() > kMaxDims) return std::string("too many dimensions in ") + name;
+    return "";
+  }
+
+ private:
+  const int64_t* code_;
+  const int64_t* end_;
+};
+
+template <typename F>
+void for_each_dim(const Part& p, bool g, bool m, bool n, bool k, F f) {
+  for (auto [on, dims] : {std::pair{g, &p.g}, {m, &p.m}, {n, &p.n}, {k, &p.k}})
+    if (on)
+      for (const Dim& d : *dims) f(d);
+}
+
+// Checks every address that the part can reach.
+std::string check_addresses(const Part& p, const BufferSizes& sizes) {
+  Range c(p.base_c), ea(0), eb(0);
+  for_each_dim(p, true, true, true, false, [&](const Dim& d) { c.add(d.stride_c, d.extent); });
+  for_each_dim(p, true, true, false, false, [&](const Dim& d) { ea.add(d.exp_a, d.extent); });
+  for_each_dim(p, true, false, true, false, [&](const Dim& d) { eb.add(d.exp_b, d.extent); });
+  if (!c.inside(0, sizes.c - 1)) return "c: the plan reaches outside the output";
+  if (!ea.inside(0, sizes.ea - 1)) return "ea: the plan reaches outside the exponents";
+  if (!eb.inside(0, sizes.eb - 1)) return "eb: the plan reaches outside the exponents";
+  if (p.K == 0) return "";
+
+  Range b(p.base_b);
+  for_each_dim(p, true, false, true, true, [&](const Dim& d) { b.add(d.stride_b, d.extent); });
+  if (!b.inside(0, sizes.b - 1)) return "b: the plan reaches outside the operand";
+
+  Range a(p.base_a);
+  bool reads_a = true;
+  for_each_dim(p, true, true, false, true, [&](const Dim& d) { a.add(d.stride_a, d.extent); });
+  Range anywhere = a;
+  for (size_t w = 0; w < p.windows.size(); ++w) {
+    const Window& window = p.windows[w];
+    Range coord(window.offset);
+    for_each_dim(p, true, true, false, true, [&](const Dim& d) {
+      if (d.window == static_cast<int>(w)) coord.add(d.coef, d.extent);
+    });
+    // Coordinates are kept in 32 bits, with room for the sum of two of them.
+    constexpr int64_t kLimit = int64_t{1} << 30;
+    if (!coord.inside(-kLimit, kLimit)) return "plan: a window coordinate is out of range";
+    anywhere.add_scaled(coord, window.stride_a);
+    coord.clip(0, window.size - 1);
+    if (coord.empty())
+      reads_a = false;
+    else
+      a.add_scaled(coord, window.stride_a);
+  }
+  // Addresses of padding are computed too, though never read.
+  if (!anywhere.inside(-(int64_t{1} << 60), int64_t{1} << 60)) return "a: an address overflows";
+  if (reads_a && !a.inside(0, sizes.a - 1)) return "a: the plan reaches outside the operand";
+  return "";
+}
+
+std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs) {
+  if (p.blocks_per_split < 1) return "plan: blocks_per_split must be positive";
+  for (const auto* dims : {&p.g, &p.m, &p.k})
+    for (const Dim& d : *dims)
+      if (d.window >= 0 && d.stride_a != 0)
+        return "plan: a dimension that moves a window has a stride of its own";
+  for (const Dim& d : p.n)
+    if (d.window >= 0) return "plan: a dimension of N moves a window";
+  for (const Window& w : p.windows)
+    if (w.size < 1 || w.size > std::numeric_limits<int32_t>::max() / 2)
+      return "plan: a window has a size out of range";
+  if (p.mode == Mode::kLanes) {
+    if (p.N > 1) return "plan: lanes need an N of extent 1";
+    if (p.g.empty()) return "plan: lanes need a G dimension";
+    const Dim& d = p.g.back();
+    if (d.stride_a != 1 || d.stride_b != 1 || d.stride_c != 1)
+      return "plan: lanes need a last G dimension of unit strides";
+  }
+  if (p.G == 0 || p.M == 0 || p.N == 0) return "";
+  if (__builtin_mul_overflow(p.G, p.M, outputs) || __builtin_mul_overflow(*outputs, p.N, outputs) ||
+      *outputs > sizes.c)
+    return "c: the plan has more outputs than the buffer";
+  return check_addresses(p, sizes);
+}
+
+template <typename T>
+bool aligned(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(T) == 0;
+}
+
+}  // namespace
+
+std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
+                            const int32_t* eb) {
+  for (const auto& [ok, name] : {std::pair{aligned(a), "a"},
+                                 {aligned(b), "b"},
+                                 {aligned(c), "c"},
+                                 {aligned(ea), "ea"},
+                                 {aligned(eb), "eb"}})
+    if (!ok) return std::string(name) + ": is not aligned to its elements";
+  return "";
+}
+
+std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
+                        std::vector<Part>* parts) {
+  Decoder in(code, size);
+  if (!in.has(2)) return "plan: truncated";
+  if (in.next() != kVersion) return "plan: unknown version";
+  const int64_t count = in.next();
+  if (count < 0 || !in.has(count)) return "plan: truncated";
+  parts->reserve(static_cast<size_t>(count));
+  int64_t missing = sizes.c;  // outputs that no part has written yet
+  for (int64_t i = 0; i < count; ++i) {
+    if (!in.has(kPartHeader)) return "plan: truncated";
+    Part p;
+    const int64_t mode = in.next();
+    if (mode != 0 && mode != 1) return "plan: unknown mode";
+    p.mode = static_cast<Mode>(mode);
+    p.base_a = in.next();
+    p.base_b = in.next();
+    p.base_c = in.next();
+    p.blocks_per_split = in.next();
+    int64_t dims[4], windows = 0, total = 0;
+    for (int64_t& d : dims) {
+      d = in.next();
+      if (d < 0 || d > 1024) return "plan: a number of dimensions is out of range";
+      total += d;
+    }
+    windows = in.next();
+    if (windows < 0 || windows > kMaxWindows) return "plan: a number of windows is out of range";
+    if (!in.has(total * kDimFields + windows * kWindowFields)) return "plan: truncated";
+    const bool lanes = p.mode == Mode::kLanes;
+    std::string error = in.dims(dims[0], "G", lanes, windows, &p.g, &p.G);
+    if (error.empty()) error = in.dims(dims[1], "M", false, windows, &p.m, &p.M);
+    if (error.empty()) error = in.dims(dims[2], "N", false, windows, &p.n, &p.N);
+    if (error.empty()) error = in.dims(dims[3], "K", false, windows, &p.k, &p.K);
+    if (!error.empty()) return "plan: " + error;
+    for (int64_t w = 0; w < windows; ++w) {
+      Window window;
+      window.size = in.next();
+      window.stride_a = in.next();
+      window.offset = in.next();
+      p.windows.push_back(window);
+    }
+    int64_t outputs = 0;
+    error = check_part(p, sizes, &outputs);
+    if (!error.empty()) return error;
+    missing -= outputs;
+    if (missing < 0) return "c: the plan has more outputs than the buffer";
+    if (p.G > 0 && p.M > 0 && p.N > 0) parts->push_back(std::move(p));
+  }
+  if (!in.done()) return "plan: trailing values";
+  if (missing > 0) return "c: the plan has fewer outputs than the buffer";
+  return "";
+}
+
+}  // namespace dfpjax

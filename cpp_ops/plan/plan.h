@@ -1,0 +1,62 @@
+// A plan: C[g,m,n] = 2^e sum_k A[g,m,k] B[g,k,n] over strided, possibly overlapping operands.
+//
+// Convolutions of every kind and dots are brought to this one form before they reach this library,
+// which therefore knows nothing about them.
+#ifndef DFPJAX_PLAN_PLAN_H_
+#define DFPJAX_PLAN_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dfpjax {
+
+// Fixed by the arithmetic, not by the machine: the tiles for which a chain length is certified.
+inline constexpr int kTileRows = 6;
+inline constexpr int kPanelColumns = 64;
+inline constexpr int kBlock = 256;
+
+inline constexpr int kMaxDims = 16;    // per group of dimensions
+inline constexpr int kMaxWindows = 6;  // bounds-checked coordinates of A
+
+struct Dim {
+  int64_t extent;
+  int64_t stride_a, stride_b, stride_c;
+  int64_t exp_a, exp_b;
+  int window;  // index of the window that this dimension moves, or -1
+  int64_t coef;
+};
+
+// A coordinate of A that may leave [0, size); the element is then zero.
+struct Window {
+  int64_t size, stride_a, offset;
+};
+
+enum class Mode : int { kTiles = 0, kLanes = 1 };
+
+struct Part {
+  Mode mode;
+  int64_t base_a, base_b, base_c;
+  int64_t blocks_per_split;
+  std::vector<Dim> g, m, n, k;  // outermost first; those of extent 1 are left out
+  std::vector<Window> windows;
+  int64_t G, M, N, K;  // extents of the flattened indices
+};
+
+struct BufferSizes {
+  int64_t a, b, c, ea, eb;
+};
+
+// Empty, or which buffer does not lie at a multiple of its elements' size. (More is not needed.)
+std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
+                            const int32_t* eb);
+
+// Decodes and validates; the parts have as many outputs together as there are, and every address
+// that the plan can reach lies inside its buffer afterwards. Returns an empty string, or what is
+// wrong.
+std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
+                        std::vector<Part>* parts);
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_PLAN_PLAN_H_

@@ -1,0 +1,117 @@
+// The Python module; the only file that knows of Python, as the files in ffi/ alone know of XLA.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ffi/support.h"
+#include "isa/isa.h"
+#include "runtime/scratch.h"
+
+namespace nb = nanobind;
+
+namespace dfpjax {
+namespace {
+
+nb::dict registrations() {
+  nb::dict result;
+  for (const Handlers& handlers : {contraction_handlers(), pass_handlers()})
+    for (const auto& [name, handler] : handlers)
+      result[name] = nb::capsule(reinterpret_cast<void*>(handler));
+  return result;
+}
+
+const KernelTable& kernels_or_raise(const std::string& name) {
+  std::string error;
+  const KernelTable* kernels = find_isa(name.c_str(), &error);
+  if (kernels == nullptr) throw nb::value_error(error.c_str());
+  return *kernels;
+}
+
+nb::list isas() {
+  nb::list result;
+  for (int i = 0; i < kIsaCount; ++i) {
+    const IsaInfo& isa = all_isas()[i];
+    result.append(nb::make_tuple(isa.name, isa.why_not));
+  }
+  return result;
+}
+
+// Keeps this thread on the i-th of the cores that it may use: two threads on one core, which a
+// scheduler may leave there for seconds, would halve what is measured.
+void pin_to_core(int i) {
+#if defined(__linux__)
+  cpu_set_t usable;
+  if (sched_getaffinity(0, sizeof usable, &usable) != 0) return;
+  int left = i % std::max(CPU_COUNT(&usable), 1);
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (!CPU_ISSET(core, &usable) || left-- > 0) continue;
+    cpu_set_t own;
+    CPU_ZERO(&own);
+    CPU_SET(core, &own);
+    sched_setaffinity(0, sizeof own, &own);
+    return;
+  }
+#else
+  static_cast<void>(i);
+#endif
+}
+
+// Billions of multiply-adds per second that `threads` threads reach together, best of a few runs.
+double peak(int64_t (*loop)(int64_t), int threads) {
+  constexpr int64_t kIterations = 10'000'000;
+  double best = 0;
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    std::vector<int64_t> done(static_cast<size_t>(threads));
+    std::vector<std::thread> workers;
+    for (int64_t& d : done)
+      workers.emplace_back([&, i = static_cast<int>(workers.size())] {
+        pin_to_core(i);
+        d = loop(kIterations);
+      });
+    for (std::thread& w : workers) w.join();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    double total = 0;
+    for (int64_t d : done) total += static_cast<double>(d);
+    best = std::max(best, total / seconds.count() / 1e9);
+  }
+  return best;
+}
+
+nb::dict measure_peak(int threads, const std::string& isa) {
+  const KernelTable& kernels = kernels_or_raise(isa);
+  if (threads < 1) throw nb::value_error("threads must be positive");
+  nb::dict result;
+  result["isa"] = kernels.name;
+  result["int16_dot"] = peak(kernels.peak_dot, threads);
+  result["f32_fma"] = peak(kernels.peak_fma, threads);
+  return result;
+}
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native kernels of dfpjax.";
+  m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsule.");
+  m.def(
+      "isa", [] { return std::string(kernels_or_raise("").name); },
+      "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
+  m.def("isa_asked_for", &isa_asked_for, "Whether DFPJAX_ISA asked for the path in use.");
+  m.def("isas", &isas,
+        "All paths, best first, as tuples (name, why it cannot run or an empty string).");
+  m.def("release_scratch", &release_scratch, "Frees the scratch memory kept between calls.");
+  m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
+  m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
+        "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
+}
+
+}  // namespace
+}  // namespace dfpjax

@@ -1,0 +1,161 @@
+#include "runtime/parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace dfpjax {
+namespace {
+
+// Results include subnormal numbers, but XLA runs its threads with flush-to-zero.
+class DefaultFloatMode {
+ public:
+#if defined(__x86_64__)
+  DefaultFloatMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatMode() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  DefaultFloatMode() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+  }
+  ~DefaultFloatMode() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#endif
+};
+
+void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int64_t count_units(const Loop& loop) {
+  const int64_t grain = std::max<int64_t>(loop.grain, 1);
+  return (loop.count + grain - 1) / grain;
+}
+
+// Indices of a stage that belong to one worker until another one has nothing left to do.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+  int64_t end;
+};
+
+struct Progress {
+  Progress(const Stage& stage, int workers) : shares(static_cast<size_t>(workers)) {
+    // In units of a loop's grain, so that a share is cut where a range is.
+    int64_t units = 0;
+    for (const Loop& loop : stage) {
+      grains.push_back(std::max<int64_t>(loop.grain, 1));
+      units += count_units(loop);
+      ends.push_back(units);
+    }
+    for (int w = 0; w < workers; ++w) {
+      shares[static_cast<size_t>(w)].next.store(units * w / workers, std::memory_order_relaxed);
+      shares[static_cast<size_t>(w)].end = units * (w + 1) / workers;
+    }
+    left.store(units, std::memory_order_relaxed);
+  }
+
+  std::vector<int64_t> grains, ends;
+  std::deque<Share> shares;
+  std::atomic<int64_t> left;  // units that are not complete
+};
+
+class Team {
+ public:
+  Team(const std::vector<Stage>& stages, int workers) : stages_(stages), workers_(workers) {
+    for (const Stage& stage : stages) progress_.emplace_back(stage, workers);
+  }
+
+  // Works as long as there is something to do. The caller returns when all stages are complete;
+  // `stages` is alive as long as one is not.
+  void work(bool caller) {
+    const int worker = arrived_.fetch_add(1, std::memory_order_relaxed);
+    DefaultFloatMode mode;
+    for (size_t i = 0; i < progress_.size(); ++i) {
+      Progress& p = progress_[i];
+      for (int s = 0; s < workers_; ++s) {
+        Share& share = p.shares[static_cast<size_t>((worker + s) % workers_)];
+        for (;;) {
+          const int64_t unit = share.next.fetch_add(1, std::memory_order_relaxed);
+          if (unit >= share.end) break;
+          run(i, unit, worker);
+          if (p.left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            complete_.notify_all();
+          }
+        }
+      }
+      if (caller || i + 1 < progress_.size()) wait(p);
+    }
+  }
+
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+
+ private:
+  void run(size_t stage, int64_t unit, int worker) {
+    if (failed()) return;  // what later ranges need may be missing
+    const Progress& p = progress_[stage];
+    const size_t at =
+        static_cast<size_t>(std::upper_bound(p.ends.begin(), p.ends.end(), unit) - p.ends.begin());
+    const Loop& loop = stages_[stage][at];
+    const int64_t low = (unit - (at > 0 ? p.ends[at - 1] : 0)) * p.grains[at];
+    try {
+      loop.body(worker, low, std::min(low + p.grains[at], loop.count));
+    } catch (...) {
+      failed_.store(true, std::memory_order_relaxed);
+    }
+  }
+
+  // The ranges that are not complete are nearly so: sleeping at once would cost more than waiting.
+  void wait(const Progress& p) {
+    constexpr int kSpins = 4000;
+    const auto complete = [&p] { return p.left.load(std::memory_order_acquire) == 0; };
+    for (int i = 0; i < kSpins; ++i, pause())
+      if (complete()) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    complete_.wait(lock, complete);
+  }
+
+  const std::vector<Stage>& stages_;
+  const int workers_;
+  std::deque<Progress> progress_;
+  std::atomic<int> arrived_{0};
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::condition_variable complete_;
+};
+
+}  // namespace
+
+bool run_stages(Executor& executor, const std::vector<Stage>& stages) {
+  int64_t most = 0;
+  for (const Stage& stage : stages) {
+    int64_t units = 0;
+    for (const Loop& loop : stage) units += count_units(loop);
+    most = std::max(most, units);
+  }
+  const int workers = static_cast<int>(std::min<int64_t>(executor.threads(), most));
+  if (workers == 0) return true;
+  // Helpers that come late still look at the team, so they share it.
+  auto team = std::make_shared<Team>(stages, workers);
+  for (int i = 1; i < workers; ++i) executor.schedule([team] { team->work(false); });
+  team->work(true);
+  return !team->failed();
+}
+
+}  // namespace dfpjax
