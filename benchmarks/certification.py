@@ -38,10 +38,10 @@ from benchmarks.results import Row, by_suite_and_pass, geometric_mean, rate, rat
 from benchmarks.timing import best_seconds
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.accumulation import is_bounded
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.plan import make_plan
-from dfpjax.numbers.quantize import quantize_array
+from dfpjax.numbers.contraction.accumulation import is_bounded
+from dfpjax.numbers.contraction.plan import make_plan
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.quantize import quantize_array
 
 BITS = 12
 CERTIFIED, CHAIN_128, CHAIN_256, WIDE = "certified", "chain 128", "chain 256", "16 bits"

@@ -15,9 +15,9 @@ import numpy as np
 from benchmarks import shapes
 from dfpjax import kernels
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.plan import make_plan
-from dfpjax.numbers.quantize import quantize_array
+from dfpjax.numbers.contraction.plan import make_plan
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.operations import conv_general_dilated, dot_general
 
 PASSES = ("fprop", "dgrad", "wgrad")

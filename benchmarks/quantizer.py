@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.environment import add_allocator, use_allocator
 from benchmarks.timing import best_seconds
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.quantize import quantize_array
+from dfpjax.numbers.format.quantize import quantize_array
 
 SHAPES = [(32, 56, 56, 64), (32, 14, 14, 1024), (3, 3, 512, 512), (64, 1000)]
 ROUNDINGS = ("nearest", "stochastic", "biased", "truncate")

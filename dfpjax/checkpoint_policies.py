@@ -18,8 +18,8 @@ import jax
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.quantize import quantize_p
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.quantize import quantize_p
 from dfpjax.operations.primitives import LHS_NAME as LHS_NAME
 from dfpjax.operations.primitives import RHS_NAME as RHS_NAME
 from dfpjax.operations.primitives import contract_linear_p, contract_p

@@ -14,7 +14,8 @@ bool largest_magnitude(const float* x, int64_t count, int32_t* out, const Kernel
                        Executor& executor);
 
 // Mantissas of `bits` bits of a tensor, rounded to nearest even, and its exponent; the same as
-// dfpjax.numbers.quantize computes. A tensor with a NaN or an infinity has zeros and kNotFinite.
+// dfpjax.numbers.format.quantize computes. A tensor with a NaN or an infinity has zeros and
+// kNotFinite.
 inline constexpr int32_t kNotFinite = 1 << 20;
 bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
               const KernelTable& kernels, Executor& executor);

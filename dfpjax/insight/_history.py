@@ -9,7 +9,7 @@ import numpy as np
 
 from dfpjax.insight._figures import finished, in_natural_order, new_figure
 from dfpjax.insight._statistics import LayerStatistics, OperandStatistics
-from dfpjax.numbers.plan import CHAINS
+from dfpjax.numbers.contraction.plan import CHAINS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

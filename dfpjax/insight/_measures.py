@@ -9,9 +9,9 @@ from jax.extend.core import Primitive
 from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import OperandStatistics, operand_statistics, relative_error
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.dtype import from_integers, to_integers
-from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.dtype import from_integers, to_integers
+from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
 from dfpjax.operations.exponents import align, quantize_operand
 from dfpjax.operations.primitives import chain_lengths, saturated_chains
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.contraction.contraction import Contraction
 
 
 def contract_float32(lhs: jax.Array, rhs: jax.Array, contraction: Contraction) -> jax.Array:

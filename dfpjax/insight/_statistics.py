@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.quantize import NONFINITE_THRESHOLD, power_of_two, scaled_down
+from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, power_of_two, scaled_down
 
 
 @functools.partial(

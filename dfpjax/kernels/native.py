@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfpjax import _native
-from dfpjax.numbers.plan import CHAINS, Plan
+from dfpjax.numbers.contraction.plan import CHAINS, Plan
 
 # The targets' names carry a version: a program serialized with jax.export outlives the library that made it.
 _CERTIFIED, _CHAIN_LENGTHS = "dfpjax_contract_v1", "dfpjax_chain_lengths_v1"
@@ -30,14 +30,14 @@ def contract(
     """Run a plan with certified chains in native code, on XLA's own thread pool.
 
     Arguments:
-        plan: from `dfpjax.numbers.plan.make_plan`.
+        plan: from `dfpjax.numbers.contraction.plan.make_plan`.
         a, b: int16 mantissas of the plan's A and B (rhs and lhs where `plan.swapped`).
         exponent_a, exponent_b: their int32 exponents.
         isa: name of an instruction set path, for tests; "" takes the best one that the machine has.
         threads: at most so many threads, for tests; 0 for all.
 
     Returns:
-        float32 of shape `plan.out_shape`, bit-identical to `dfpjax.numbers.reference.run_plan`.
+        float32 of shape `plan.out_shape`, bit-identical to `dfpjax.numbers.contraction.reference.run_plan`.
     """
     call = jax.ffi.ffi_call(_CERTIFIED, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
     return call(a, b, exponent_a, exponent_b, **_attributes(plan, isa, threads))
@@ -64,7 +64,8 @@ def contract_chain_lengths(
         `contract`'s float32 of shape `plan.out_shape`, and the share of each example's multiply-accumulates
         that is done with chains of each length, in the order of `CHAINS`: float32[examples, len(CHAINS)].
         The products with padding are among them, what only fills up a tile is not. They are counted as
-        integers; `dfpjax.numbers.reference.run_plan_chain_lengths` gives the same to float32's precision.
+        integers; `dfpjax.numbers.contraction.reference.run_plan_chain_lengths` gives the same to float32's
+        precision.
     """
     results = [
         jax.ShapeDtypeStruct(plan.out_shape, jnp.float32),
@@ -100,7 +101,7 @@ def contract_fixed_chain(
     Returns:
         float32 of shape `plan.out_shape`, and how many chains of each example were saturated as
         int32[examples], at most 2³¹ − 1; both bit-identical to
-        `dfpjax.numbers.reference.run_plan_fixed_chain`.
+        `dfpjax.numbers.contraction.reference.run_plan_fixed_chain`.
     """
     results = [
         jax.ShapeDtypeStruct(plan.out_shape, jnp.float32),

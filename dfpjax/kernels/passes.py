@@ -94,7 +94,7 @@ def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.A
 def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tuple[jax.Array, jax.Array]:
     """Mantissas of so many bits, rounded to nearest even, as int16 of x's shape, and the exponent as int32[].
 
-    Bit-identical to `dfpjax.numbers.quantize`; `x` is float32.
+    Bit-identical to `dfpjax.numbers.format.quantize`; `x` is float32.
     """
     results = [jax.ShapeDtypeStruct(x.shape, jnp.int16), jax.ShapeDtypeStruct((), jnp.int32)]
     mantissa, exponent = _call("dfpjax_quantize_v1", results, isa, threads, bits=np.int64(bits))(x)

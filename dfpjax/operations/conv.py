@@ -6,8 +6,8 @@ import jax
 from jax import lax
 
 from dfpjax.numbers import Quantizers
-from dfpjax.numbers.accumulation import Accumulation
-from dfpjax.numbers.contraction import Contraction, Window
+from dfpjax.numbers.contraction.accumulation import Accumulation
+from dfpjax.numbers.contraction.contraction import Contraction, Window
 from dfpjax.operations.dot import Problem, _require_float32, contract
 from dfpjax.operations.primitives import Backend
 

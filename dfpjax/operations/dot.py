@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dfpjax.numbers import Quantizers
-from dfpjax.numbers.accumulation import Accumulation, check_roles, pre_shifted
-from dfpjax.numbers.contraction import Contraction, Shape
+from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, pre_shifted
+from dfpjax.numbers.contraction.contraction import Contraction, Shape
 from dfpjax.operations import primitives
 from dfpjax.operations.exponents import quantize_operand
 from dfpjax.operations.primitives import Backend

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.quantize import NONFINITE_THRESHOLD, quantize_array
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.quantize import quantize_array
+from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def quantize_operand(

@@ -17,8 +17,8 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.numbers.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
-from dfpjax.numbers.quantize import quantize_whole_in_hlo, quantize_whole_p
+from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
+from dfpjax.numbers.format.quantize import quantize_whole_in_hlo, quantize_whole_p
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:

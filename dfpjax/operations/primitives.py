@@ -29,11 +29,11 @@ from jax.interpreters import ad, batching, mlir
 from dfpjax import _compat, kernels
 from dfpjax.kernels import memory
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.accumulation import is_bounded
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.plan import CHAINS, make_plan
-from dfpjax.numbers.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
+from dfpjax.numbers.contraction.accumulation import is_bounded
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.contraction.plan import CHAINS, make_plan
+from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
+from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.operations import sharding
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 

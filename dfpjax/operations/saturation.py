@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from dfpjax.numbers import Quantizers
-from dfpjax.numbers.accumulation import Accumulation
+from dfpjax.numbers.contraction.accumulation import Accumulation
 from dfpjax.operations import primitives
 from dfpjax.operations.conv import conv_general_dilated, conv_problem
 from dfpjax.operations.dot import _require_float32, dot_general, dot_problem, quantized

@@ -34,7 +34,7 @@ from jax.experimental.custom_partitioning import SdyShardingRule, custom_partiti
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dfpjax import _compat
-from dfpjax.numbers.contraction import Contraction
+from dfpjax.numbers.contraction.contraction import Contraction
 
 Compute = Callable[..., jax.Array]
 """(contraction, lhs, lhs_exponent, rhs, rhs_exponent) -> out."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from dfpjax.numbers import Accumulation, Quantizer, Quantizers
-from dfpjax.numbers.accumulation import check_roles
+from dfpjax.numbers.contraction.accumulation import check_roles
 
 
 @dataclass(frozen=True, kw_only=True)

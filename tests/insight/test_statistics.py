@@ -11,8 +11,9 @@ from jax.extend.core import Literal
 from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import operand_statistics, relative_error
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT, quantize_array
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.quantize import quantize_array
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 from dfpjax.operations.primitives import contract_linear_p, contract_p
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision

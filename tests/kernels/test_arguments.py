@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.plan import make_plan
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.contraction.plan import make_plan
 
 CONTRACTION = Contraction(lhs=(0, 1), rhs=(1, 2), out=(0, 2), out_shape=(4, 3))
 PLAN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 1)).encode(), np.int64)

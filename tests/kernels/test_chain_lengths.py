@@ -11,8 +11,8 @@ from cases import COMPILED_QUICKLY, contractions
 from test_native import ISAS, matmul, native, problem
 
 from dfpjax import kernels
-from dfpjax.numbers.plan import CHAINS
-from dfpjax.numbers.reference import run_plan_chain_lengths
+from dfpjax.numbers.contraction.plan import CHAINS
+from dfpjax.numbers.contraction.reference import run_plan_chain_lengths
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "isa", "threads"))

@@ -12,8 +12,8 @@ from cases import COMPILED_QUICKLY, contractions
 from test_native import ISAS, assert_same_on_every_isa, matmul, native, problem
 
 from dfpjax import kernels
-from dfpjax.numbers.plan import BLOCK, CHAINS
-from dfpjax.numbers.reference import run_plan_fixed_chain
+from dfpjax.numbers.contraction.plan import BLOCK, CHAINS
+from dfpjax.numbers.contraction.reference import run_plan_fixed_chain
 
 LENGTHS = [*range(1, 4), 8, 31, 32, 33, *range(127, 130), *range(255, 259), *range(511, 514), 4097, 100_000]
 CONVOLUTIONS = ["3x3", "3x3_strided", "grouped", "depthwise", "dilated_input", "nchw", "matmul_tt"]

@@ -11,10 +11,10 @@ import pytest
 from cases import CASES, COMPILED_QUICKLY, contractions
 
 from dfpjax import kernels
-from dfpjax.numbers.contraction import Contraction
-from dfpjax.numbers.plan import make_plan
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT
-from dfpjax.numbers.reference import run_plan
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.contraction.plan import make_plan
+from dfpjax.numbers.contraction.reference import run_plan
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 ISAS = kernels.runtime_info().usable
 

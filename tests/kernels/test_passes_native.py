@@ -12,9 +12,10 @@ from every_path import assert_same_bits, assert_sums, on_every_path
 from jax import lax
 
 from dfpjax.kernels import passes
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.magnitude import largest_magnitude_in_hlo
-from dfpjax.numbers.quantize import Quantizer, quantize_array
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo
+from dfpjax.numbers.format.quantize import quantize_array
+from dfpjax.numbers.format.quantizer import Quantizer
 
 # --- sums over all but the channels -----------------------------------------------------------------
 

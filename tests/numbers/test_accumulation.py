@@ -6,8 +6,8 @@ import pytest
 
 from dfpjax import FixedChain
 from dfpjax.numbers import Quantizer, Quantizers
-from dfpjax.numbers.accumulation import check, check_roles, is_bounded, pre_shifted
-from dfpjax.numbers.plan import CHAINS
+from dfpjax.numbers.contraction.accumulation import check, check_roles, is_bounded, pre_shifted
+from dfpjax.numbers.contraction.plan import CHAINS
 
 
 @pytest.mark.parametrize("length", CHAINS)

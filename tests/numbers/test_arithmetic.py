@@ -11,7 +11,7 @@ from tensors import BITS, FULL, KINDS, assert_tensor, make, mantissas
 import dfpjax
 import dfpjax.numpy as dnp
 from dfpjax import DFP32Array, DFPArray
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 
 def nan_tensor(kind=DFPArray, shape=(6,)):

@@ -9,7 +9,7 @@ from tensors import make
 import dfpjax
 import dfpjax.numpy as dnp
 from dfpjax import DFP32Array, DFPArray
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 
 def everything(a, b):

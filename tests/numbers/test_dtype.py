@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfpjax import dfp16
-from dfpjax.numbers.dtype import MantissaArray, from_integers, to_integers
+from dfpjax.numbers.format.dtype import MantissaArray, from_integers, to_integers
 
 
 @pytest.fixture

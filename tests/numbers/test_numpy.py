@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import dfpjax
 import dfpjax.numpy as dnp
 from dfpjax import DFP32Array, DFPArray
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 # Integers are moved, shifted and compared: there is no float32 arithmetic for XLA to contract.
 pytestmark = pytest.mark.usefixtures("compiled_quickly")

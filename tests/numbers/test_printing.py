@@ -4,7 +4,7 @@ import numpy as np
 
 import dfpjax
 from dfpjax import DFPArray
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 
 def test_values_and_exponent():

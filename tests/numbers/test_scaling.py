@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfpjax.numbers.quantize import NONFINITE_EXPONENT, scale_by_power_of_two
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT, scale_by_power_of_two
 
 EXPONENTS = [-400, -330, -280, -180, -165, -150, -149, -140, -127, -126, -30, 0, 60, 97, 98, 127, 200]
 

@@ -10,7 +10,8 @@ import pytest
 
 import dfpjax
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.quantize import NONFINITE_THRESHOLD, quantize_array
+from dfpjax.numbers.format.quantize import quantize_array
+from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def many_scales(shape, seed=0):

@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import dfpjax
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.dtype import to_integers
-from dfpjax.numbers.quantize import quantize_array, random_bits
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.quantize import quantize_array
+from dfpjax.numbers.format.rounding import random_bits
 
 # Too late if another test module has computed something on import.
 with contextlib.suppress(RuntimeError):

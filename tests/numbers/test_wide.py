@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dfpjax.numbers import wide
+from dfpjax.numbers.format import wide
 
 WORDS = st.integers(-(2**31), 2**31 - 1)
 BELOW_63_BITS = st.one_of(

@@ -12,7 +12,7 @@ from cases import CASES, COMPILED_QUICKLY, contractions
 
 from dfpjax import FixedChain
 from dfpjax.numbers import Quantizer, Quantizers
-from dfpjax.numbers.plan import make_plan
+from dfpjax.numbers.contraction.plan import make_plan
 from dfpjax.operations import conv_general_dilated, dot_general, saturated_chains
 
 LONG = FixedChain(256, 2, saturate=True)

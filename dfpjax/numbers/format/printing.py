@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from dfpjax import _compat
-from dfpjax.numbers.dtype import MantissaArray, MantissaDType
-from dfpjax.numbers.quantize import NONFINITE_THRESHOLD
+from dfpjax.numbers.format.dtype import MantissaArray, MantissaDType
+from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def describe(array) -> str:

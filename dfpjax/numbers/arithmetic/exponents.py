@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpjax.numbers.array import DFP32Array, DFPArray
-from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT, NONFINITE_EXPONENT, NONFINITE_THRESHOLD
-from dfpjax.numbers.wide import Wide, bit_length, magnitude, shift_right, widen
+from dfpjax.numbers.format.array import DFP32Array, DFPArray
+from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, NONFINITE_EXPONENT, NONFINITE_THRESHOLD
+from dfpjax.numbers.format.wide import Wide, bit_length, magnitude, shift_right, widen
 
 LOWEST_EXPONENT = -NONFINITE_THRESHOLD
 """A product with an exponent from here down has underflowed to zero. It loses every comparison."""

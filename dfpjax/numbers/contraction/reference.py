@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.plan import (
+from dfpjax.numbers.contraction.plan import (
     BLOCK,
     CERTIFIED_BELOW,
     CHAINS,
@@ -22,7 +22,7 @@ from dfpjax.numbers.plan import (
     Part,
     Plan,
 )
-from dfpjax.numbers.quantize import scale_by_power_of_two
+from dfpjax.numbers.format.scaling import scale_by_power_of_two
 
 
 def run_plan(

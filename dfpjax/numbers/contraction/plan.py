@@ -2,8 +2,8 @@
 
 C[g, m, n] = 2^(ea + eb) · Σ_k A[g, m, k] · B[g, k, n], where each of g, m, n and k stands for several
 nested loops and every operand is addressed by strides. Overlapping windows are just strides; padding is a
-bounds check on A. `dfpjax.numbers.reference` and the native kernels in `cpp_ops` run the same plan, and a
-plan fixes everything that the result's bits depend on:
+bounds check on A. `dfpjax.numbers.contraction.reference` and the native kernels in `cpp_ops` run the same
+plan, and a plan fixes everything that the result's bits depend on:
 
 - the order of the contracted index: that of A's axes in memory;
 - which elements share a tile (the order of m and of n is that of the output's axes in memory);
@@ -16,7 +16,7 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from dfpjax.numbers.contraction import Contraction, Shape
+from dfpjax.numbers.contraction.contraction import Contraction, Shape
 
 ENCODING_VERSION = 1
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dfpjax.numbers.arithmetic import Tensor, check_operand, check_rounding, common_kind
-from dfpjax.numbers.dtype import from_integers, to_integers
-from dfpjax.numbers.exponents import aligned, dominance, padded_exponent, settled, widened
-from dfpjax.numbers.straight_through import straight_through
-from dfpjax.numbers.structure import padded
+from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.arithmetic.straight_through import straight_through
+from dfpjax.numbers.arithmetic.structure import padded
+from dfpjax.numbers.format.dtype import from_integers, to_integers
 
 
 def relu(x: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ data do not make overflow.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dfpjax.numbers.plan import CHAINS
-from dfpjax.numbers.quantize import Quantizer, Quantizers
+from dfpjax.numbers.contraction.plan import CHAINS
+from dfpjax.numbers.format.quantizer import Quantizer, Quantizers
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
 """Quantization of float32 arrays to dynamic fixed point (Das et al., 2018, §3), in ordinary JAX operations.
 
-Written as plain HLO so that XLA fuses it into whatever produces the tensor. XLA runs its CPU code with
-subnormal numbers flushed to zero, so everything that decides about a value's exponent works on its bits.
+Written as plain HLO so that XLA fuses it into whatever produces the tensor.
 """
 
 import functools
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,102 +13,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
-from dfpjax.numbers.dtype import dfp16, from_integers, to_integers
-from dfpjax.numbers.magnitude import LEAST_NATIVE, largest_magnitude_bits
-
-Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
-Granularity = Literal["tensor", "channel"]
-
-MIN_FLOAT_EXPONENT = -149
-"""Exponent of float32's smallest positive number; an all-zero tensor gets the exponent that this number
-would get."""
-
-NONFINITE_EXPONENT = 1 << 20
-"""Exponent of a tensor that holds a NaN or an infinity. It dominates every sum, and every result computed
-from it is NaN."""
-
-NONFINITE_THRESHOLD = 1 << 19
-"""An exponent, or sum of exponents, from here on means NaN: no finite one comes near it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantizer:
-    """How one operand of an operation is brought to dynamic fixed point."""
-
-    bits: int = 16
-    """Bits of a mantissa, its sign included: 2 to 16."""
-
-    rounding: Rounding = "nearest"
-    """`nearest` (ties to even), `stochastic`, `biased` or `truncate`; all act on magnitudes."""
-
-    granularity: Granularity = "tensor"
-    """`tensor`: one exponent. `channel`: one for each slice along the axes that the operation's output has
-    too, such as a kernel's output feature, an input's example, or a group."""
-
-    def __post_init__(self):
-        if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
-            raise ValueError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
-        if self.rounding not in get_args(Rounding):
-            raise ValueError(
-                f"rounding must be one of {', '.join(get_args(Rounding))}, got {self.rounding!r}"
-            )
-        if self.granularity not in get_args(Granularity):
-            raise ValueError(
-                f"granularity must be one of {', '.join(get_args(Granularity))}, got {self.granularity!r}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantizers:
-    """The quantizers of an operation's operands: `cotangent` serves the gradients that come back to it."""
-
-    lhs: Quantizer = Quantizer()
-    rhs: Quantizer = Quantizer()
-    cotangent: Quantizer = Quantizer()
-
-
-def _float_bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.int32)
-
-
-def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x · 2^exponent with one rounding (to nearest even), subnormal and overflowing results included.
-
-    Arguments:
-        x: float32; zero or a normal number.
-        exponent: int32, broadcastable against `x`. From `NONFINITE_THRESHOLD` on the result is NaN.
-
-    Returns:
-        float32 of the broadcast shape.
-    """
-    bits = _float_bits(x)
-    sign = bits & np.int32(-(2**31))
-    magnitude = bits & np.int32(0x7FFFFFFF)
-    shift_in = jnp.clip(exponent, -1000, 1000)
-    biased = (magnitude >> 23) + shift_in
-    fraction = magnitude & np.int32(0x7FFFFF)
-    normal = (biased << 23) | fraction
-    # Below the normal range the significand is shifted right by `drop`, rounding to nearest even; a carry
-    # into the exponent field is what it should be.
-    significand = fraction | np.int32(1 << 23)
-    drop = jnp.clip(1 - biased, 1, 26)
-    kept = significand >> drop
-    lost = significand & ((np.int32(1) << drop) - 1)
-    half = np.int32(1) << (drop - 1)
-    subnormal = kept + ((lost > half) | ((lost == half) & (kept & 1 == 1))).astype(jnp.int32)
-    scaled = jnp.where(biased >= 255, np.int32(0x7F800000), jnp.where(biased >= 1, normal, subnormal))
-    scaled = jnp.where(magnitude == 0, 0, scaled)
-    scaled = jnp.where(exponent >= NONFINITE_THRESHOLD, np.int32(0x7FC00000), scaled | sign)
-    return lax.bitcast_convert_type(scaled, jnp.float32)
-
-
-def _floor_log2(bits: jax.Array) -> jax.Array:
-    """floor(log2|x|) from the bits of |x|: that of float32's smallest number for zero, and
-    `NONFINITE_EXPONENT` for a NaN or an infinity."""
-    biased = bits >> 23
-    subnormal_log2 = (31 - lax.clz(jnp.maximum(bits, 1))) + MIN_FLOAT_EXPONENT
-    log2 = jnp.where(biased == 0, subnormal_log2, biased - 127)
-    return jnp.where(biased == 255, NONFINITE_EXPONENT, log2)
+from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
+from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
+from dfpjax.numbers.format.quantizer import Quantizer
+from dfpjax.numbers.format.rounding import random_bits, round_to_integers
+from dfpjax.numbers.format.scaling import (
+    MIN_FLOAT_EXPONENT,
+    NONFINITE_EXPONENT,
+    NONFINITE_THRESHOLD,
+    floor_log2,
+    scaled_down,
+)
 
 
 def _shared_exponent(
@@ -120,69 +32,16 @@ def _shared_exponent(
     """E = floor(log2(max|x|)) − (P − 2) with the maximum over `axes` (§3.1), of x · 2^shift if there is a
     shift."""
     if shift is None:
-        return _floor_log2(largest_magnitude_bits(x, axes, native=native)) - (bits - 2)
+        return floor_log2(largest_magnitude_bits(x, axes, native=native)) - (bits - 2)
     # Slices that are shifted alike come first: what is left is small.
     alike = tuple(axis for axis in axes if shift.shape[axis] == 1)
     largest = largest_magnitude_bits(x, alike)
-    log2 = _floor_log2(largest)
+    log2 = floor_log2(largest)
     shifted = jnp.where((largest == 0) | (log2 == NONFINITE_EXPONENT), log2, log2 + shift)
     # A zero must not raise the maximum above what the numbers beside it have.
     lowest = np.int32(-NONFINITE_EXPONENT)
     log2 = jnp.max(jnp.where(largest == 0, lowest, shifted), axes, keepdims=True, initial=lowest)
     return jnp.where(log2 == lowest, MIN_FLOAT_EXPONENT, log2) - (bits - 2)
-
-
-def scaled_down(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x · 2^−exponent, exact wherever the result is at least 2^−63 (everything below rounds to zero
-    anyway)."""
-    exponent = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
-    magnitude_bits = _float_bits(x) & np.int32(0x7FFFFFFF)
-    # 2^−exponent can lie outside of float32's range, so it is applied in two factors.
-    first = -exponent // 2
-    normal = x * power_of_two(first) * power_of_two(-exponent - first)
-    # XLA takes a subnormal x for zero; its bits are the integer x · 2^149.
-    integer = magnitude_bits.astype(jnp.float32) * power_of_two(
-        jnp.maximum(MIN_FLOAT_EXPONENT - exponent, -126)
-    )
-    return jnp.where(magnitude_bits < (1 << 23), jnp.where(_float_bits(x) < 0, -integer, integer), normal)
-
-
-def power_of_two(exponent: jax.Array) -> jax.Array:
-    """2^exponent for −126 ≤ exponent ≤ 127, from the bits: exp2 is not exact on every platform."""
-    return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-
-
-def _hash(x: jax.Array) -> jax.Array:
-    """A bijective mixing of 32-bit words (two xor-shift-multiply rounds). Its high bits are the good ones,
-    and numbers are compared by these; without the first shift, neighbours would be measurably correlated."""
-    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
-    return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
-
-
-def _round(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
-    if rounding == "nearest":
-        return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
-    magnitude = jnp.abs(y)
-    below = jnp.floor(magnitude)
-    dropped = magnitude - below
-    if rounding == "biased":
-        below = below + (dropped >= 0.25)  # one of the two highest dropped bits is set
-    elif rounding == "stochastic":
-        # Compared as floats, of 31 bits: conversions to and from unsigned integers are slow on many CPUs.
-        threshold = lax.bitcast_convert_type(random >> 1, jnp.int32).astype(jnp.float32)
-        below = below + (threshold < dropped * np.float32(2**31))
-    return jnp.where(y < 0, -below, below)
-
-
-def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A hash of the seed and the flat index, over `axes` where given: uint32 of that shape. The seed
-    broadcasts against it."""
-    axes = tuple(range(len(shape))) if axes is None else axes
-    index, stride = jnp.zeros((), jnp.uint32), 1
-    for axis in reversed(axes):
-        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride & 0xFFFFFFFF)
-        stride *= shape[axis]
-    return _hash(index ^ _hash(seed))
 
 
 def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
@@ -208,7 +67,7 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tu
         seed = lax.bitcast_convert_type(x, jnp.uint32) if seed is None else seed
         random = random_bits(x.shape, seed, example)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
-    mantissa = lax.clamp(-limit, _round(scaled_down(x, own), quantizer.rounding, random), limit)
+    mantissa = lax.clamp(-limit, round_to_integers(scaled_down(x, own), quantizer.rounding, random), limit)
     mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
     return from_integers(mantissa), exponent
 

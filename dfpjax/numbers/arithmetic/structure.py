@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.arithmetic import Tensor, check_operand, check_rounding, common_kind
-from dfpjax.numbers.exponents import aligned, dominance, padded_exponent, settled, widened
-from dfpjax.numbers.quantize import MIN_FLOAT_EXPONENT
-from dfpjax.numbers.straight_through import straight_through
+from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.arithmetic.straight_through import straight_through
+from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
 
 Shape = Sequence[int]
 

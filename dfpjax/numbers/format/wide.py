@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.quantize import random_bits
+from dfpjax.numbers.format.rounding import random_bits
 
 _ALL_DROPPED = 96
 """A shift from here on leaves nothing of a number below 2^63, in the first 32 bits dropped either."""

@@ -1,0 +1,44 @@
+"""The rounding modes of float32 arrays, and the random bits of the stochastic one."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
+
+
+def _hash(x: jax.Array) -> jax.Array:
+    """A bijective mixing of 32-bit words (two xor-shift-multiply rounds). Its high bits are the good ones,
+    and numbers are compared by these; without the first shift, neighbours would be measurably correlated."""
+    x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
+    return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
+
+
+def round_to_integers(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
+    """y rounded to integers, as float32; `random` holds 32 random bits for each number if stochastic."""
+    if rounding == "nearest":
+        return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
+    magnitude = jnp.abs(y)
+    below = jnp.floor(magnitude)
+    dropped = magnitude - below
+    if rounding == "biased":
+        below = below + (dropped >= 0.25)  # one of the two highest dropped bits is set
+    elif rounding == "stochastic":
+        # Compared as floats, of 31 bits: conversions to and from unsigned integers are slow on many CPUs.
+        threshold = lax.bitcast_convert_type(random >> 1, jnp.int32).astype(jnp.float32)
+        below = below + (threshold < dropped * np.float32(2**31))
+    return jnp.where(y < 0, -below, below)
+
+
+def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """A hash of the seed and the flat index, over `axes` where given: uint32 of that shape. The seed
+    broadcasts against it."""
+    axes = tuple(range(len(shape))) if axes is None else axes
+    index, stride = jnp.zeros((), jnp.uint32), 1
+    for axis in reversed(axes):
+        index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride & 0xFFFFFFFF)
+        stride *= shape[axis]
+    return _hash(index ^ _hash(seed))
