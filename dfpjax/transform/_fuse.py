@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 
 from dfpjax import _compat
@@ -31,11 +33,15 @@ from dfpjax.policy._config import PASSES
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._subjaxprs import opened
 
-LEAST_SUMMED = 1 << 20
-"""Elements of a tensor from which on a channel's sums are fused: from there on XLA reads it from memory."""
 
-LEAST_POOLED = 1 << 15
-"""Elements of an image batch from which on pooling is native."""
+@dataclass(frozen=True, kw_only=True)
+class Least:
+    """How many elements a tensor needs to gain by a pass."""
+
+    summed: int = 1 << 20
+    """For sums of channels: from there on XLA reads the tensor from memory."""
+    pooled: int = 1 << 15
+    """For maximum pooling of a batch of images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,7 +93,8 @@ class Fusions:
     """What was found in a jaxpr."""
 
     passes: dict[int, Fusion] = field(default_factory=dict)
-    """By the index of the equation at which they stand."""
+    """By the index of the equation at which they stand, or before it where a witness is needed sooner: batch
+    statistics take nothing but the tensor itself."""
     dropped: set[int] = field(default_factory=set)
     """Indices of the equations that are left out for them."""
     witnesses: dict[Var, Witness] = field(default_factory=dict)
@@ -101,14 +108,15 @@ class Fusions:
         return self.witnesses.get(lhs) if whole else None
 
 
-def find_fusions(jaxpr: Jaxpr) -> Fusions:
+def find_fusions(jaxpr: Jaxpr, least: Least) -> Fusions:
     """Find what can be computed in one pass in a jaxpr; jaxprs inside of it are on their own."""
-    return _Finder(jaxpr).fusions
+    return _Finder(jaxpr, least).fusions
 
 
 class _Finder:
-    def __init__(self, jaxpr: Jaxpr):
+    def __init__(self, jaxpr: Jaxpr, least: Least):
         self._jaxpr = jaxpr
+        self._least = least
         self._made_at: dict[Var, int] = {}
         self._uses: dict[Var, int] = {}
         for index, eqn in enumerate(jaxpr.eqns):
@@ -145,7 +153,7 @@ class _Finder:
         sums: dict[Var, int] = {}
         squares: dict[Var, int] = {}
         for index, eqn in enumerate(self._jaxpr.eqns):
-            if eqn.primitive.name != "reduce_sum" or not _large(eqn.invars[0], LEAST_SUMMED):
+            if eqn.primitive.name != "reduce_sum" or not _large(eqn.invars[0], self._least.summed):
                 continue
             (x,) = eqn.invars
             if tuple(eqn.params["axes"]) != tuple(range(x.aval.ndim - 1)):
@@ -180,10 +188,10 @@ class _Finder:
 
     def _affine(self, index: int, eqn: JaxprEqn) -> None:
         out = eqn.outvars[0]
-        if not _large(out, LEAST_SUMMED):
+        if not _large(out, self._least.summed):
             return
         for x, shift in (eqn.invars, eqn.invars[::-1]):
-            if _of_channels(shift, out) and _large(x, LEAST_SUMMED):
+            if _of_channels(shift, out) and _large(x, self._least.summed):
                 break
         else:
             return
@@ -206,7 +214,7 @@ class _Finder:
             if subtract is None or self._uses[centred] > 1 or not _of_channels(scale, scaled):
                 continue
             x, mean = subtract.invars
-            if _of_channels(mean, scaled) and _large(x, LEAST_SUMMED):
+            if _of_channels(mean, scaled) and _large(x, self._least.summed):
                 self.fusions.dropped.update((self._made_at[scaled], self._made_at[centred]))
                 return x, mean, scale
         return None
@@ -214,14 +222,14 @@ class _Finder:
     # --- rectification ---
 
     def _rectified(self, index: int, eqn: JaxprEqn) -> None:
-        bounded = _lower_bound(eqn)
-        if bounded is None:
-            return
-        x, bound = bounded
         out = eqn.outvars[0]
+        found = _lower_bound(eqn, self._jaxpr) if _large(out, self._least.summed) else None
+        if found is None:
+            return
+        x, bound = found.x, found.bound
         if (witness := self.fusions.witnesses.get(x)) is not None:
             self.fusions.witnesses[out] = witness.then(lambda w: jnp.maximum(w, bound))
-        if self._uses[x] > 1 or not _large(x, LEAST_SUMMED) or not _is_relu(eqn, self._jaxpr):
+        if self._uses[x] > 1 or not _large(x, self._least.summed) or not _is_relu(eqn, found):
             return
         if (normalized := self._normalization(x)) is not None:
             self.fusions.passes[index] = Fusion(
@@ -233,8 +241,8 @@ class _Finder:
         if add is None or add.invars[0].aval.shape != add.invars[1].aval.shape:
             return
         for x, residual in (add.invars, add.invars[::-1]):
-            normalized = self._normalization(x)
-            if normalized is not None and isinstance(residual, Var):
+            normalized = self._normalization(x) if isinstance(residual, Var) else None
+            if normalized is not None:
                 added = self._made_at[add.outvars[0]]
                 self.fusions.passes.pop(added, None)  # a single row is a bias too
                 self.fusions.dropped.add(added)
@@ -261,7 +269,7 @@ class _Finder:
         gradient = eqn.primitive.name == "select_and_scatter_add"
         x = eqn.invars[-1]
         windows = _windows(eqn)
-        if windows is None or not _large(x, LEAST_POOLED) or eqn.outvars[0].aval.size == 0:
+        if windows is None or not _large(x, self._least.pooled) or eqn.outvars[0].aval.size == 0:
             return
         fun = max_pool_gradient if gradient else max_pool
         self.fusions.passes[index] = Fusion(
@@ -297,47 +305,90 @@ def _of_channels(var: Var | Literal, x: Var) -> bool:
     )
 
 
-def _lower_bound(eqn: JaxprEqn) -> tuple[Var, float] | None:
-    """x and c, if the equation is max(x, c) for a number c, such as relu is."""
+@dataclass(frozen=True, kw_only=True)
+class _Bounded:
+    """What an equation is that computes max(x, bound), such as relu is."""
+
+    x: Var
+    bound: float
+    rule: Jaxpr | None = None
+    """Of a `custom_jvp`: from x and its tangent to the value and its tangent."""
+
+
+def _lower_bound(eqn: JaxprEqn, jaxpr: Jaxpr, *, in_rule: bool = False) -> _Bounded | None:
+    """x and the bound, if the equation of the jaxpr is max(x, bound) for a number.
+
+    A rule usually calls its own function for the value, so what is in a rule is not asked for its rule again.
+    """
     if eqn.primitive.name == "max":
         for x, bound in (eqn.invars, eqn.invars[::-1]):
             if isinstance(x, Var) and isinstance(bound, Literal) and bound.aval.shape == ():
-                return x, bound.val
+                return _Bounded(x=x, bound=bound.val)
         return None
     inside = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
     if inside is None or eqn.primitive.name not in ("custom_jvp_call", "jit"):
         return None
     inside = opened(inside)
-    if (
-        len(inside.eqns) != 1
-        or len(inside.outvars) != 1
-        or inside.eqns[0].outvars[0] is not inside.outvars[0]
-    ):
+    if len(inside.eqns) != 1 or list(inside.outvars) != list(inside.eqns[0].outvars):
         return None
-    bounded = _lower_bound(inside.eqns[0])
-    if bounded is None or bounded[0] not in inside.invars:
+    found = _lower_bound(inside.eqns[0], inside, in_rule=in_rule)
+    if found is None or found.x not in inside.invars:
         return None
-    outer = eqn.invars[inside.invars.index(bounded[0])]
-    return (outer, bounded[1]) if isinstance(outer, Var) else None
+    x = eqn.invars[inside.invars.index(found.x)]
+    if not isinstance(x, Var):
+        return None
+    if eqn.primitive.name == "jit" or in_rule:
+        return _Bounded(x=x, bound=found.bound)
+    rule = _rule_of(eqn, jaxpr)
+    # Where JAX differentiates, the rule gives the value too, and nothing keeps it from being another one.
+    if rule is not None and not _has_value(rule, found.bound):
+        return None
+    return _Bounded(x=x, bound=found.bound, rule=rule)
 
 
-def _is_relu(eqn: JaxprEqn, jaxpr: Jaxpr) -> bool:
-    """Whether the derivative is known too: that of `jax.nn.relu`, which is 0 at 0."""
-    if eqn.primitive.name != "custom_jvp_call" or len(eqn.invars) != 1:
-        return False
+def _rule_of(eqn: JaxprEqn, jaxpr: Jaxpr) -> Jaxpr | None:
+    """The rule of a `custom_jvp` of one array; None if there is none: a program may not need it."""
+    if len(eqn.invars) != 1:
+        return None
     alone = jaxpr.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
-    rectify = functools.partial(_compat.eval_jaxpr, alone, ())
+    call = functools.partial(_compat.eval_jaxpr, alone, ())
     try:
-        found = _derivative(lambda x: rectify(x)[0], eqn)
-    except Exception:  # a rule that has no derivative to give, of which a program may have no need
+        return _traced_jvp(lambda x: call(x)[0], eqn)
+    except Exception:  # such as a rule that raises because the program is for inference
+        return None
+
+
+def _has_value(rule: Jaxpr, bound: float) -> bool:
+    """Whether the value that a rule gives is max(x, bound)."""
+    for eqn in rule.eqns:
+        if rule.outvars[0] in eqn.outvars:
+            found = _lower_bound(eqn, rule, in_rule=True)
+            return (
+                found is not None
+                and found.x is rule.invars[0]
+                and np.array_equal(found.bound, bound, equal_nan=True)
+            )
+    return False
+
+
+def _is_relu(eqn: JaxprEqn, found: _Bounded) -> bool:
+    """Whether it is max(x, 0) with the derivative of `jax.nn.relu`, which is 0 at 0."""
+    if found.rule is None or found.bound != 0 or np.signbit(found.bound):  # max(x, −0) may be −0
         return False
-    return found == _derivative(jax.nn.relu, eqn)
+    return _derivative(found.rule) == _derivative(_traced_jvp(jax.nn.relu, eqn))
 
 
-def _derivative(fun: Callable, eqn: JaxprEqn) -> str:
+def _traced_jvp(fun: Callable, eqn: JaxprEqn) -> Jaxpr:
+    """From x, an equation's operand, and its tangent to `fun`'s value and its tangent."""
     with eqn.ctx.manager:
         avals = [eqn.invars[0].aval] * 2
-        return str(_compat.trace(lambda x, t: jax.jvp(fun, (x,), (t,))[1], avals, "derivative")[0])
+        return _compat.trace(lambda x, t: jax.jvp(fun, (x,), (t,)), avals, "derivative")[0]
+
+
+def _derivative(rule: Jaxpr) -> str:
+    """How the tangent is computed."""
+    needed, _ = partial_eval.dce_jaxpr(rule, [False, True], instantiate=True)
+    return str(needed)
 
 
 def _windows(eqn: JaxprEqn) -> Windows | None:

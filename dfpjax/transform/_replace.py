@@ -20,7 +20,7 @@ from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._errors import layer_error
-from dfpjax.transform._fuse import Fusion, Fusions
+from dfpjax.transform._fuse import Fusions
 from dfpjax.transform._survey import Site
 
 
@@ -37,10 +37,20 @@ class Fusing:
 
     def __init__(self, fusions: Fusions):
         self._fusions = fusions
+        self._written: set[int] = set()
         self._extremes: dict[Var, list[Var]] = {}
+        self._gives_extremes = {
+            found.extremes_of: index
+            for index, found in fusions.passes.items()
+            if found.extremes_of is not None
+        }
 
-    def equations(self, found: Fusion) -> list[JaxprEqn]:
-        """Those that compute a pass."""
+    def equations(self, index: int) -> list[JaxprEqn]:
+        """Those that compute the pass of an equation; none if they have been written before."""
+        if index in self._written:
+            return []
+        self._written.add(index)
+        found = self._fusions.passes[index]
         with user_context(found.eqn.source_info.traceback), found.eqn.ctx.manager:
             jaxpr = without_constants(found.fun, [v.aval for v in found.inputs], found.kind)
         results = zip(jaxpr.outvars, found.outputs, strict=True)
@@ -49,12 +59,15 @@ class Fusing:
             self._extremes[found.extremes_of] = jaxpr.outvars[-2:]
         return renamed(jaxpr, found.eqn, {**dict(zip(jaxpr.invars, found.inputs, strict=True)), **rename})
 
-    def witness(self, site: Site, treatment: Treatment) -> PlacedWitness | None:
-        """What an operation's left operand has its exponent from, if not from itself."""
+    def witness(self, site: Site, treatment: Treatment) -> tuple[list[JaxprEqn], PlacedWitness | None]:
+        """What an operation's left operand has its exponent from, if not from itself, and the equations that
+        have to stand before the operation for it: the pass that gives the extremes may come later."""
         found = self._fusions.witness(site.eqn, treatment)
         if found is None:
-            return None
-        return PlacedWitness(compute=found.compute, inputs=[*self._extremes[found.of], *found.inputs])
+            return [], None
+        before = self.equations(self._gives_extremes[found.of])
+        inputs = [*self._extremes[found.of], *found.inputs]
+        return before, PlacedWitness(compute=found.compute, inputs=inputs)
 
 
 def inlined(

@@ -15,7 +15,7 @@ from dfpjax.operations.primitives import Backend
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._decide import decide
 from dfpjax.transform._deferred import DEFERRED, Rewriting
-from dfpjax.transform._fuse import Fusions, find_fusions
+from dfpjax.transform._fuse import Fusions, Least, find_fusions
 from dfpjax.transform._replace import Fusing, inlined
 from dfpjax.transform._subjaxprs import with_sub_jaxprs
 from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
@@ -28,9 +28,10 @@ class Rewriter:
     step) gives the very same result if the same becomes of it: JAX lowers and compiles by identity.
     """
 
-    def __init__(self, policy: BoundPolicy, backend: Backend):
+    def __init__(self, policy: BoundPolicy, backend: Backend, least: Least = Least()):  # noqa: B008 (frozen)
         self._policy = policy
         self._backend = backend
+        self._least = least
         self._done: WeakKeyDictionary[Jaxpr, dict[Hashable, Jaxpr]] = WeakKeyDictionary()
         self._closed: WeakKeyDictionary[ClosedJaxpr, dict[int, ClosedJaxpr]] = WeakKeyDictionary()
 
@@ -42,7 +43,7 @@ class Rewriter:
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(treatments):
             return body.jaxpr
-        fusions = fusions_of(body, self._policy) if self._backend == "auto" else Fusions()
+        fusions = fusions_of(body, self._policy, self._least) if self._backend == "auto" else Fusions()
         if has_deferred and self._policy.policy.rules:
             # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
             return self._rewritten(body, fusions)
@@ -60,7 +61,7 @@ class Rewriter:
                 case _ if index in fusions.dropped:
                     new, added = [], set()
                 case _ if index in fusions.passes:
-                    new, added = fusing.equations(fusions.passes[index]), set()
+                    new, added = fusing.equations(index), set()
                 case Site() as site:
                     new, added = self._site(site, fusing)
                 case Call() as call:
@@ -75,7 +76,8 @@ class Rewriter:
         treatment = decide(site, self._policy).treatment
         if treatment is None:
             return [site.eqn], set()
-        new = inlined(site, treatment, self._backend, fusing.witness(site, treatment))
+        before, witness = fusing.witness(site, treatment)
+        new = [*before, *inlined(site, treatment, self._backend, witness)]
         return new, set().union(*(eqn.effects for eqn in new))
 
     def _call(self, eqn: JaxprEqn, call: Call) -> tuple[list[JaxprEqn], set]:
@@ -110,11 +112,11 @@ class Rewriter:
         return self.rewrite(survey(jaxpr, inputs, inside))
 
 
-def fusions_of(body: Body, policy: BoundPolicy) -> Fusions:
+def fusions_of(body: Body, policy: BoundPolicy, least: Least = Least()) -> Fusions:  # noqa: B008 (frozen)
     """What is fused in a jaxpr: nothing where nothing in it or inside of it runs in dynamic fixed point."""
     if not policy.policy.fuse or all(decide(site, policy).treatment is None for site in body.sites()):
         return Fusions()
-    return find_fusions(body.jaxpr)
+    return find_fusions(body.jaxpr, least)
 
 
 def _has_deferred(body: Body) -> bool:
