@@ -21,10 +21,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.arguments import prepare_output
-from benchmarks.kernels import cpu_model
-from benchmarks.steps.contenders import CONTENDERS, Worker, without_folders
-from benchmarks.steps.networks import NETWORKS
+from benchmarks.common.arguments import prepare_output
+from benchmarks.common.environment import cpu_model
+from benchmarks.train_step.contenders import CONTENDERS, Worker, without_folders
+from benchmarks.train_step.networks import NETWORKS
 from dfpjax.kernels import memory
 
 KEPT = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"

@@ -29,13 +29,13 @@ import jaxlib
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import shapes
-from benchmarks.arguments import prepare_output
-from benchmarks.contenders import Contenders, normal
-from benchmarks.environment import add_allocator, use_allocator
-from benchmarks.kernels import CORES, choose, cpu_model, passes
-from benchmarks.results import Row, by_suite_and_pass, geometric_mean, rate, ratio
-from benchmarks.timing import best_seconds
+from benchmarks.common import shapes
+from benchmarks.common.arguments import prepare_output
+from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
+from benchmarks.common.means import geometric_mean
+from benchmarks.common.operations import normal, passes
+from benchmarks.common.timing import Contenders, best_seconds
+from benchmarks.kernels.results import Row, by_suite_and_pass, rate, ratio
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.accumulation import is_bounded
@@ -120,7 +120,7 @@ def parse(argv) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.threads <= CORES:
         parser.error(f"--threads must be from 1 to {CORES}, got {arguments.threads}")
-    arguments.cases = choose([arguments.suite], arguments.only, arguments.batch)
+    arguments.cases = shapes.choose([arguments.suite], arguments.only, arguments.batch)
     if not arguments.cases:
         parser.error(f"no shape's name contains {arguments.only!r}")
     prepare_output(parser, arguments.out)

@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.common.environment import ROOT
+
 PRECISIONS = ("float32", "dfp16")
 
 

@@ -24,8 +24,8 @@ import numpy as np
 import optax
 
 import dfpjax
-from benchmarks.arguments import prepare_output
-from benchmarks.kernels import CORES, cpu_model
+from benchmarks.common.arguments import prepare_output
+from benchmarks.common.environment import CORES, cpu_model
 from configs import default
 from dfpjax.training import TrainConfig
 from dfpjax.training.data import load_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import allocators
-from benchmarks.steps.contenders import CONTENDERS, Worker
+from benchmarks.train_step.contenders import CONTENDERS, Worker
 from dfpjax.kernels import memory
 
 

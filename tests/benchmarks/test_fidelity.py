@@ -11,11 +11,12 @@ import numpy as np
 import oracle
 import pytest
 
-from benchmarks import fidelity, fidelity_results, photographs, precisions
-from benchmarks.captured import Training
-from benchmarks.contenders import PASSES, ours_and_jax
-from benchmarks.shapes import Conv, Dot
-from benchmarks.tensors import random_operands
+from benchmarks.common.operations import PASSES, ours_and_jax
+from benchmarks.common.shapes import Conv, Dot
+from benchmarks.fidelity import __main__ as fidelity
+from benchmarks.fidelity import photographs, precisions, results
+from benchmarks.fidelity.captured import Training
+from benchmarks.fidelity.tensors import random_operands
 from dfpjax.training.models.resnet import Bottleneck, ResNet
 
 CASES = (
@@ -108,22 +109,22 @@ def example_row(**changes):
     errors = {p.name: {"relative": 1e-3, "largest": 1e-2, "channel": 1e-1} for p in precisions.PRECISIONS}
     errors["bfloat16"] = {"relative": 0.02, "largest": 0.5, "channel": 0.1}
     values = {"family": "f", "layer": "l", "operation": "o", "which": "fprop", "errors": errors}
-    return fidelity_results.Row(**{**values, "rms_over_max": (0.1, 0.1), "lost": (0.0, 0.25), **changes})
+    return results.Row(**{**values, "rms_over_max": (0.1, 0.1), "lost": (0.0, 0.25), **changes})
 
 
 def test_tables():
     rows = [example_row(), example_row(which="dgrad", rms_over_max=(0.3, 0.05))]
     assert rows[0].fill == pytest.approx(0.1)
     assert rows[0].gain() == pytest.approx(20) and rows[0].gain("largest") == pytest.approx(50)
-    first, _, *lines = fidelity_results.summary(rows).splitlines()
+    first, _, *lines = results.summary(rows).splitlines()
     assert len(lines) == 2 and all(line.count("|") == first.count("|") for line in lines)
     assert lines[0].startswith("| f | fprop | 0.100 |") and lines[0].endswith("| 60 | 20 | 20 | 50 | 1.0 |")
-    assert "| l | o | dgrad | 0.300 | 0.050 |" in fidelity_results.every_row(rows)
+    assert "| l | o | dgrad | 0.300 | 0.050 |" in results.every_row(rows)
 
 
 def test_a_chart_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    fidelity_results.chart([example_row(), example_row(family="g")], tmp_path / "chart.png")
+    results.chart([example_row(), example_row(family="g")], tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from benchmarks import parity, parity_gan, parity_text
-from benchmarks.parity_results import Test, paired_test, pooled_test, report
-from benchmarks.parity_tasks import PRECISIONS, Run, Task, classifiers
+from benchmarks.parity import __main__ as parity
+from benchmarks.parity import gan, text
+from benchmarks.parity.results import Test, paired_test, pooled_test, report
+from benchmarks.parity.tasks import PRECISIONS, Run, Task, classifiers
 
 ACCURACY, LOSS = "test accuracy", "test loss"
 
@@ -92,26 +93,26 @@ def test_the_frechet_distance_is_that_of_its_formula():
     other = random.normal(size=(400, 6)) @ random.normal(size=(6, 6)) + 1
     (a, b), means = (np.cov(x, rowvar=False) for x in (one, other)), one.mean(0) - other.mean(0)
     expected = means @ means + np.trace(a + b - 2 * linalg.sqrtm(a @ b).real)
-    assert parity_gan.frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
-    assert parity_gan.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+    assert gan.frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert gan.frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_judge_tells_digits_from_noise():
-    judge = parity_gan.judge()
+    judge = gan.judge()
     half, rest = judge.real[::2], judge.real[1::2]
     noise = np.random.default_rng(0).uniform(-1, 1, size=half.shape).astype(np.float32)
-    between = parity_gan.frechet_distance(judge.features(half), judge.features(rest))
+    between = gan.frechet_distance(judge.features(half), judge.features(rest))
     assert 10 * between < judge.distance(noise)
 
 
 def test_text_is_held_out_and_pieces_cover_it():
-    text = parity_text.corpus()
-    assert 0 <= min(text.train.min(), text.test.min()) <= max(text.train.max(), text.test.max())
-    assert max(text.train.max(), text.test.max()) == text.characters - 1
-    pieces = parity_text._pieces(text.test)
-    np.testing.assert_array_equal(np.ravel(pieces[:, 1:]), text.test[1 : pieces[:, 1:].size + 1])
-    first, again, other = (next(parity_text.batches(text.train, seed)) for seed in (0, 0, 1))
-    assert first.shape == (parity_text.BATCH, parity_text.LENGTH + 1)
+    corpus = text.corpus()
+    assert 0 <= min(corpus.train.min(), corpus.test.min()) <= max(corpus.train.max(), corpus.test.max())
+    assert max(corpus.train.max(), corpus.test.max()) == corpus.characters - 1
+    pieces = text._pieces(corpus.test)
+    np.testing.assert_array_equal(np.ravel(pieces[:, 1:]), corpus.test[1 : pieces[:, 1:].size + 1])
+    first, again, other = (next(text.batches(corpus.train, seed)) for seed in (0, 0, 1))
+    assert first.shape == (text.BATCH, text.LENGTH + 1)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -123,7 +124,7 @@ def test_every_operation_of_a_forced_step_is_in_dfp16(vgg):
     assert share.macs == share.macs_dfp16 > 0
     assert vgg.share("dfp16").macs_dfp16 < share.macs
     assert vgg.share("bfloat16") is None
-    game = parity_gan.gan_task(quick=True).share("dfp16_forced")
+    game = gan.gan_task(quick=True).share("dfp16_forced")
     assert game.macs_dfp16 > 0.999 * game.macs  # a dot product with one term is none
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import dfpjax
-from benchmarks import train_step
-from benchmarks.steps import breakdown, hlo, results, roofline, service
-from benchmarks.steps.networks import NETWORKS, infer, initial_state, random_batch
-from benchmarks.steps.results import Row
+from benchmarks.train_step import __main__ as train_step
+from benchmarks.train_step import breakdown, hlo, results, roofline, service
+from benchmarks.train_step.networks import NETWORKS, infer, initial_state, random_batch
+from benchmarks.train_step.results import Row
 from dfpjax.training.state import train_step as training_step
 
 FOLDER = Path(service.__file__).parent

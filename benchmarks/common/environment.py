@@ -1,0 +1,38 @@
+"""What a benchmark runs in: the machine, and the allocator's settings, the same for every contender."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from dfpjax.kernels.memory import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+CORES = len(os.sched_getaffinity(0))
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, "unknown CPU")
+
+
+def add_allocator(parser: ArgumentParser) -> None:
+    """The option `--allocator`, whose value `use_allocator` takes."""
+    help_text = "tuned: what dfpjax.launch sets; default: as the environment says"
+    parser.add_argument("--allocator", choices=("tuned", "default"), default="tuned", help=help_text)
+
+
+def use_allocator(name: str, module: str) -> None:
+    """Restart this process with the allocator settings of that name; return if it has them.
+
+    They are read when a process starts. Child processes inherit them.
+
+    Arguments:
+        name: "tuned" for those of `dfpjax.launch`; "default" leaves everything as it is.
+        module: the module to run, as in ``python -m module``.
+    """
+    if name == "default" or SETTINGS.items() <= os.environ.items():
+        return
+    environment = {**os.environ, **SETTINGS}
+    os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)

@@ -1,0 +1,159 @@
+"""The rows that `benchmarks.fidelity` measures, and how they are shown: Markdown tables and a chart."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common.means import geometric_mean
+from benchmarks.fidelity.precisions import BFLOAT16, DFP16, PRECISIONS
+
+CLAIM = 16
+"""How many times DFP-16's error bfloat16's is said to be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One pass of one operation on one family's tensors."""
+
+    family: str
+    layer: str
+    """Its path in the network; empty for random tensors."""
+    operation: str
+    which: str
+    rms_over_max: tuple[float, float]
+    """Of the pass's two operands, root mean square over largest magnitude."""
+    lost: tuple[float, float]
+    """Of the two, the share of values that are too small for DFP-16 and become zero in it."""
+    errors: dict[str, dict[str, float]]
+    """Of each precision: `relative` error; `largest` error over the truth's root mean square; relative error
+    of the worst `channel`."""
+
+    def error(self, precision: str, measure: str = "relative") -> float:
+        return self.errors[precision][measure]
+
+    def gain(self, measure: str = "relative") -> float:
+        """How many times DFP-16's error bfloat16's is."""
+        return self.error(BFLOAT16.name, measure) / self.error(DFP16.name, measure)
+
+    @property
+    def fill(self) -> float:
+        """The operands' rms over max as one number: the one of two alike operands that would give a product
+        the same relative error."""
+        return math.sqrt(2 / sum(value**-2 for value in self.rms_over_max))
+
+
+def _markdown(columns: list[str], cells: list[list[str]], words: int) -> str:
+    """The first `words` columns hold words, the others numbers."""
+    rules = ["---"] * words + ["---:"] * (len(columns) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rules, *cells))
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def _decibels(error: float) -> str:
+    return f"{-20 * math.log10(error):.0f}"
+
+
+def _gain(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def by_family_and_pass(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows whose truth is not zero, in groups."""
+    groups = {}
+    for row in rows:
+        if not math.isnan(row.gain()):
+            groups.setdefault((row.family, row.which), []).append(row)
+    return groups
+
+
+def summary(rows: list[Row]) -> str:
+    """For each family and pass geometric means of the relative errors, and how DFP-16 compares with
+    bfloat16 in the mean and at worst."""
+    columns = ["tensors", "pass", "rms / max", *(p.name for p in PRECISIONS)]
+    columns += [
+        "DFP-16 SQNR, dB",
+        "bfloat16 : DFP-16",
+        "least",
+        "of the largest error",
+        "of the worst channel",
+    ]
+    cells = []
+    for (family, which), group in by_family_and_pass(rows).items():
+        errors = [geometric_mean(row.error(p.name) for row in group) for p in PRECISIONS]
+        gains = [geometric_mean(row.gain(m) for row in group) for m in ("relative", "largest", "channel")]
+        least = min(row.gain() for row in group)
+        cells.append(
+            [
+                family,
+                which,
+                f"{geometric_mean(row.fill for row in group):.3f}",
+                *map(_number, errors),
+                _decibels(geometric_mean(row.error(DFP16.name) for row in group)),
+                *map(_gain, (gains[0], least, *gains[1:])),
+            ]
+        )
+    return _markdown(columns, cells, words=2)
+
+
+def every_row(rows: list[Row]) -> str:
+    """What the summary is made of."""
+    columns = ["tensors", "layer", "operation", "pass", "rms / max", "", *(p.name for p in PRECISIONS)]
+    columns += ["bfloat16 : DFP-16"]
+    cells = []
+    for row in rows:
+        fills = [f"{value:.3f}" for value in row.rms_over_max]
+        errors = [_number(row.error(p.name)) for p in PRECISIONS]
+        cells.append([row.family, row.layer, row.operation, row.which, *fills, *errors, _gain(row.gain())])
+    return _markdown(columns, cells, words=4)
+
+
+def chart(rows: list[Row], path: Path) -> None:
+    """Errors by family, and DFP-16's gain on bfloat16 by how the operands fill their range."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if not math.isnan(row.gain())]
+    families = list(dict.fromkeys(row.family for row in rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6.5))
+    for position, precision in enumerate(PRECISIONS):
+        points = [
+            (
+                families.index(row.family) + 0.1 * (position - (len(PRECISIONS) - 1) / 2),
+                row.error(precision.name),
+            )
+            for row in rows
+        ]
+        left.scatter(*zip(*points, strict=True), s=9, label=precision.name)
+    left.set_yscale("log")
+    left.set_ylim(top=100)  # room for the legend
+    left.set_ylabel("relative error")
+    left.set_xticks(range(len(families)), families, rotation=25, ha="right")
+    left.legend(fontsize="small", ncols=2)
+    left.set_title("error of every operation and pass", loc="left")
+
+    for family in families:
+        points = [(row.fill, row.gain()) for row in rows if row.family == family]
+        right.scatter(*zip(*points, strict=True), s=14, label=family)
+    fills = sorted(row.fill for row in rows)
+    ends = [fills[0], fills[-1]]
+    # Rounding to nearest is off by a step / √12 in rms. DFP-16's step is between 2^-15 and 2^-14 of the
+    # largest value; bfloat16's is 2^-7 of the power of two below each value, which in rms is 0.74 of the
+    # value if its logarithm is uniformly distributed.
+    lower, upper = ([0.74 * 2**p * fill for fill in ends] for p in (7, 8))
+    right.fill_between(ends, lower, upper, color="gray", alpha=0.25, label="expected of rounding")
+    right.axhline(CLAIM, color="black", linestyle="--", linewidth=1, label=f"{CLAIM} times")
+    right.axhline(1, color="black", linewidth=1)
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("rms / max of the operands (of both, combined)")
+    right.set_ylabel("bfloat16's error : DFP-16's")
+    right.legend(fontsize="small")
+    right.set_title("DFP-16 against bfloat16", loc="left")
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -1,0 +1,108 @@
+"""What `benchmarks.kernels` times: our functions, XLA's and PyTorch's, for one shape at a time."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+
+from benchmarks.common import shapes
+from benchmarks.common.environment import ROOT
+from benchmarks.common.operations import normal, ours_and_jax
+from benchmarks.common.timing import Contenders
+from dfpjax import kernels
+from dfpjax.numbers import Quantizer
+from dfpjax.numbers.contraction.plan import make_plan
+from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.quantize import quantize_array
+
+KERNEL, QUANTIZED, XLA, ONEDNN = "dfp16 kernel", "dfp16 + quantize", "XLA f32", "oneDNN f32"
+
+
+quantize = functools.partial(quantize_array, quantizer=Quantizer())
+
+
+def contract(contraction, threads: int):
+    """The native kernel as a function of two quantized operands, on at most so many threads (0: all)."""
+
+    def run(lhs, lhs_exponent, rhs, rhs_exponent):
+        plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+        lhs, rhs = to_integers(lhs), to_integers(rhs)
+        if plan.swapped:
+            lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
+        return kernels.contract(plan, lhs, rhs, lhs_exponent, rhs_exponent, threads=threads)
+
+    return run
+
+
+def ours(lhs_shape, rhs_shape, contraction) -> Contenders:
+    """The kernel alone, and the kernel with quantization of both operands, on normally distributed data."""
+    run = contract(contraction, threads=0)
+    kernel, whole = jax.jit(run), jax.jit(lambda x, y: run(*quantize(x), *quantize(y)))
+    x, y = normal(lhs_shape), normal(rhs_shape)
+    quantized = (*jax.jit(quantize)(x), *jax.jit(quantize)(y))
+    return {
+        KERNEL: lambda: kernel(*quantized).block_until_ready(),
+        QUANTIZED: lambda: whole(x, y).block_until_ready(),
+    }
+
+
+def kernel_on_threads(lhs_shape, rhs_shape, contraction, threads: list[int]) -> Contenders:
+    """The kernel alone, for each number of threads."""
+    quantized = (*jax.jit(quantize)(normal(lhs_shape)), *jax.jit(quantize)(normal(rhs_shape)))
+
+    def call(count):
+        kernel = jax.jit(contract(contraction, count))
+        return lambda: kernel(*quantized).block_until_ready()
+
+    return {str(count): call(count) for count in threads}
+
+
+def xla(case) -> Contenders:
+    """JAX's own float32 operation and its two gradients."""
+    _, operation = ours_and_jax(case)
+    x, w, dy = map(normal, (case.lhs, case.rhs, case.out))
+    functions = {
+        "fprop": (jax.jit(operation), x, w),
+        "dgrad": (jax.jit(lambda dy, w: jax.linear_transpose(lambda x: operation(x, w), x)(dy)[0]), dy, w),
+        "wgrad": (jax.jit(lambda dy, x: jax.linear_transpose(lambda w: operation(x, w), w)(dy)[0]), dy, x),
+    }
+    return {
+        which: lambda f=f, a=a, b=b: f(a, b).block_until_ready() for which, (f, a, b) in functions.items()
+    }
+
+
+class Torch:
+    """A PyTorch process that times one case at a time."""
+
+    def __init__(self, python: str):
+        command = [python, "-m", "benchmarks.kernels.torch_worker"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        # Each OpenMP thread on a core of its own: two on one, which a scheduler may leave there for seconds,
+        # would halve its speed.
+        environment = {**os.environ, "OMP_PROC_BIND": "true"}
+        self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+        self.version: str = self._read()["torch"]
+
+    def _read(self) -> dict:
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the PyTorch process ended; its message stands above")
+        return json.loads(answer)
+
+    def seconds(self, case, **how) -> dict[str, float]:
+        request = {"lhs": case.lhs, "rhs": case.rhs, **how}
+        if isinstance(case, shapes.Conv):
+            request.update(stride=case.stride, padding=case.padding, groups=case.groups)
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._read()
+
+
+def find_torch(python: str | None) -> Torch | None:
+    """PyTorch in that interpreter, or in this one; None if it is not there."""
+    python = python or sys.executable
+    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
+        return None
+    return Torch(python)

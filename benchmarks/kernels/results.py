@@ -1,0 +1,172 @@
+"""The rows that `benchmarks.kernels` measures, and how they are shown: tables, a summary, charts."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from benchmarks.common.means import geometric_mean
+from benchmarks.common.operations import PASSES
+from benchmarks.kernels.contenders import KERNEL, ONEDNN, QUANTIZED, XLA
+
+CONTENDERS = (KERNEL, QUANTIZED, XLA, ONEDNN)
+# What the kernels should reach: their share of the peak in the mean; their speed as a multiple of oneDNN's,
+# in the mean and for every shape; on so many threads, in the mean, as a multiple of one thread's.
+SHARE, TIMES_ONEDNN, TIMES_ONEDNN_EACH = 0.75, 1.9, 1.3
+SPEED_UP = {4: 3.5}
+NO_REUSE = ("depthwise",)
+"""Suites bound by memory, whose target is XLA's speed alone; they are not part of the mean of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One shape and pass."""
+
+    suite: str
+    name: str
+    which: str
+    macs: int
+    seconds: dict[str, float]
+    """Of one call, for each contender; a thread count as a string is a contender too."""
+    peak: float
+    """GMAC/s of the int16 dot instruction on all cores: the best measured in the run."""
+
+    def rate(self, contender: str) -> float:
+        """GMAC/s, or NaN where the contender is missing."""
+        return self.macs / self.seconds[contender] / 1e9 if contender in self.seconds else math.nan
+
+    def times(self, contender: str, ours: str = KERNEL) -> float:
+        """How many times as fast as that contender ours is."""
+        return self.rate(ours) / self.rate(contender)
+
+    @property
+    def share(self) -> float:
+        """The kernel's share of the peak."""
+        return self.rate(KERNEL) / self.peak
+
+
+def rate(value: float) -> str:
+    """GMAC/s in words; nothing for NaN."""
+    return "" if math.isnan(value) else f"{value:.0f}" if value >= 10 else f"{value:.2f}"
+
+
+def ratio(value: float, least: float = 0) -> str:
+    """A ratio in words, marked if it is below `least`; nothing for NaN."""
+    return "" if math.isnan(value) else f"{value:.2f}" + (" !" if value < least else "")
+
+
+def by_suite_and_pass(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
+    groups = dict.fromkeys((row.suite, row.which) for row in rows)
+    return [(*group, [row for row in rows if (row.suite, row.which) == group]) for group in groups]
+
+
+def _table(title: str, columns, words: int) -> Table:
+    """The first `words` columns hold words, the others numbers."""
+    result = Table(title=title)
+    for position, column in enumerate(columns):
+        result.add_column(column, justify="left" if position < words else "right")
+    return result
+
+
+def rates_table(rows: list[Row]) -> Table:
+    """Every row's rates, the kernel's share of the peak, and its speed as a multiple of the peers'."""
+    columns = ("shape", "pass", "peak", KERNEL, "of peak", QUANTIZED, XLA, "× XLA", ONEDNN, "× oneDNN")
+    result = _table("GMAC/s", columns, words=2)
+    for row in rows:
+        kernel, quantized, xla, onednn = (rate(row.rate(c)) for c in CONTENDERS)
+        result.add_row(
+            row.name, row.which, rate(row.peak), kernel, ratio(row.share), quantized,
+            xla, ratio(row.times(XLA)), onednn, ratio(row.times(ONEDNN)),
+        )  # fmt: skip
+    return result
+
+
+def summary(rows: list[Row]) -> Table:
+    """Geometric means of each suite and pass, and the worst shape of each ratio."""
+    result = _table(
+        f"geometric means; ! is short of the target: {SHARE} of the peak and {TIMES_ONEDNN} × oneDNN in the "
+        f"mean, {TIMES_ONEDNN_EACH} × oneDNN and 1 × XLA at worst",
+        ("suite", "pass", "of peak", "worst", "× oneDNN", "worst", "× XLA", "worst"),
+        words=2,
+    )
+
+    def mean_and_worst(group: list[Row], value, least_mean: float = 0, least: float = 0) -> tuple[str, str]:
+        known = [row for row in group if not math.isnan(value(row))]
+        if not known:
+            return "", ""
+        worst = min(known, key=value)
+        mean = geometric_mean(map(value, known))
+        return ratio(mean, least_mean), f"{ratio(value(worst), least)} {worst.name}"
+
+    def add(suite: str, which: str, group: list[Row], **style) -> None:
+        targets = (0, 0, 0) if suite in NO_REUSE else (SHARE, TIMES_ONEDNN, TIMES_ONEDNN_EACH)
+        result.add_row(
+            suite, which,
+            *mean_and_worst(group, lambda row: row.share, targets[0]),
+            *mean_and_worst(group, lambda row: row.times(ONEDNN), *targets[1:]),
+            *mean_and_worst(group, lambda row: row.times(XLA), least=1),
+            **style,
+        )  # fmt: skip
+
+    for suite, which, group in by_suite_and_pass(rows):
+        add(suite, which, group, end_section=which == PASSES[-1])
+    if rest := [row for row in rows if row.suite not in NO_REUSE]:
+        add("all", "all", rest, style="bold")
+    return result
+
+
+def speed_up_table(rows: list[Row], threads: list[int], peaks: list[float]) -> Table:
+    """The kernel's rate for each number of threads, and how much faster it is than on the first."""
+    first, *others = threads
+    gains = ", ".join(
+        f"{peak / peaks[0]:.2f} on {count}" for count, peak in zip(others, peaks[1:], strict=True)
+    )
+    result = _table(
+        f"GMAC/s of the {KERNEL} by number of threads; against {first}, the peak grows by {gains}",
+        ("shape", "pass", *map(str, threads), *(f"{count} : {first}" for count in others)),
+        words=2,
+    )
+
+    def gain(group: list[Row], count: int) -> str:
+        mean = geometric_mean(row.times(str(first), ours=str(count)) for row in group)
+        return ratio(mean, least=SPEED_UP.get(count, 0) if first == 1 else 0)
+
+    for row in rows:
+        rates = (rate(row.rate(str(count))) for count in threads)
+        result.add_row(row.name, row.which, *rates, *(gain([row], count) for count in others))
+    for suite, which, group in [*by_suite_and_pass(rows), ("all", "all", rows)]:
+        means = (rate(geometric_mean(row.rate(str(c)) for row in group)) for c in threads)
+        label = f"{suite}: geometric mean"
+        result.add_row(label, which, *means, *(gain(group, count) for count in others), style="bold")
+    return result
+
+
+def chart(rows: list[Row], path: Path, title: str) -> None:
+    """Bars of every contender's rate under the peak, a panel for each pass."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row.name for row in rows))
+    figure, axes = plt.subplots(len(PASSES), 1, figsize=(max(8, 0.5 * len(names)), 10), sharex=True)
+    contenders = [c for c in CONTENDERS if any(c in row.seconds for row in rows)]
+    width = 0.8 / len(contenders)
+    for axis, which in zip(axes, PASSES, strict=True):
+        chosen = [row for row in rows if row.which == which]
+        for position, contender in enumerate(contenders):
+            offsets = [i + width * (position + 0.5) for i in range(len(chosen))]
+            axis.bar(offsets, [row.rate(contender) for row in chosen], width, label=contender)
+        starts = range(len(chosen))
+        style = {"colors": "black", "linestyles": "--", "label": "peak (int16 dot)"}
+        axis.hlines([row.peak for row in chosen], starts, [i + 0.8 for i in starts], **style)
+        axis.set_ylabel(f"{which}, GMAC/s")
+        axis.margins(x=0.01)
+    axes[0].set_title(title, loc="left")
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes[0].legend(ncols=len(contenders) + 1, fontsize="small", **above)
+    axes[-1].set_xticks([i + 0.4 for i in range(len(names))], names, rotation=60, ha="right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

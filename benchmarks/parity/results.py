@@ -1,0 +1,222 @@
+"""What `benchmarks.parity` makes of its runs: means and deviations, paired tests, a figure, Markdown."""
+
+import dataclasses
+import math
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+from benchmarks.parity.tasks import PRECISIONS, Run, Share, Task
+
+LEVEL = 0.05
+"""Probability of calling something not worse that is worse by the whole margin."""
+
+NAMES = {
+    "float32": "float32",
+    "dfp16_forced": "DFP16",
+    "dfp16_forced_stochastic": "DFP16 stochastic",
+    "bfloat16": "bfloat16",
+}
+
+
+def final(run: Run, measure: str) -> float:
+    """The last value of a measure, NaN for a run that diverged."""
+    return math.nan if run.diverged else run.curves[measure][-1]
+
+
+def values(runs: list[Run], task: Task, precision: str, measure: str) -> dict[int, float]:
+    """The final value of each seed."""
+    chosen = (run for run in runs if (run.task, run.precision) == (task.name, precision))
+    return {run.seed: final(run, measure) for run in sorted(chosen, key=lambda run: run.seed)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Test:
+    """A one-sided test that something is worse by less than a margin, from paired differences."""
+
+    __test__ = False  # no test of pytest's
+
+    differences: list[float]
+    """For each seed, how much worse."""
+
+    margin: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.differences)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return statistics.stdev(self.differences) / math.sqrt(len(self.differences))
+
+    @property
+    def _quantile(self) -> float:
+        return float(stats.t.ppf(1 - LEVEL, len(self.differences) - 1))
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What the true mean is above, and what it is below, each with a confidence of 1 - LEVEL."""
+        reach = self._quantile * self.error
+        return self.mean - reach, self.mean + reach
+
+    @property
+    def p(self) -> float:
+        """Probability of a mean as low as this or lower if the true one were the margin."""
+        distance = self.mean - self.margin
+        if self.error == 0:
+            return 0.0 if distance < 0 else 1.0
+        return float(stats.t.cdf(distance / self.error, len(self.differences) - 1))
+
+    @property
+    def verdict(self) -> str:
+        """In words. What is worse for certain but by less than the margin is not worse in its sense."""
+        if not all(map(math.isfinite, self.differences)):
+            return "diverged"
+        if self.margin == 0:
+            return "no margin"
+        if self.p < LEVEL:
+            return "not worse"
+        return "worse" if self.bounds[0] > 0 else "undecided"
+
+
+def paired_test(runs: list[Run], task: Task, precision: str, measure: str) -> Test | None:
+    """Of a precision against float32, over the seeds that both have; None with fewer than two of them.
+
+    The margin is the standard deviation of float32's seeds.
+    """
+    base, other = (values(runs, task, name, measure) for name in ("float32", precision))
+    common = sorted(base.keys() & other.keys())
+    if len(common) < 2:
+        return None
+    sign = -1 if task.measures[measure] else 1
+    differences = [sign * (other[seed] - base[seed]) for seed in common]
+    return Test(differences=differences, margin=statistics.stdev(base[seed] for seed in common))
+
+
+def pooled_test(tests: list[Test]) -> Test | None:
+    """All differences together, each in units of its own margin."""
+    usable = [test for test in tests if test.margin > 0 and all(map(math.isfinite, test.differences))]
+    differences = [d / test.margin for test in usable for d in test.differences]
+    return Test(differences=differences, margin=1.0) if len(differences) > 1 else None
+
+
+def _number(value: float, measure: str, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    if "accuracy" in measure:
+        return f"{100 * value:{sign}.2f} %"
+    return f"{value:{sign}.4g}" if "distance" in measure else f"{value:{sign}.4f}"
+
+
+def _markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
+    """A table whose first columns hold words, the others numbers."""
+    marks = ["---"] * words + ["---:"] * (len(header) - words)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
+
+
+def results_table(runs: list[Run], tasks: list[Task]) -> str:
+    """Mean ± standard deviation over the seeds of every measure in every precision."""
+    rows = []
+    for task in tasks:
+        for measure in task.measures:
+            cells = []
+            for precision in PRECISIONS:
+                of_seeds = [*values(runs, task, precision, measure).values()]
+                finite = [value for value in of_seeds if math.isfinite(value)]
+                text = "" if not finite else _number(statistics.fmean(finite), measure)
+                if len(finite) > 1:
+                    text += f" ± {_number(statistics.stdev(finite), measure).removesuffix(' %')}"
+                if lost := len(of_seeds) - len(finite):
+                    text += f" ({lost} diverged)"
+                cells.append(text)
+            seeds = len(values(runs, task, "float32", measure))
+            rows.append([task.title, task.recipe, measure, str(seeds), *cells])
+    return _markdown(["network", "recipe", "measure", "seeds", *NAMES.values()], rows, words=3)
+
+
+def tests_table(runs: list[Run], tasks: list[Task], precision: str) -> str:
+    """The paired test of a precision on each task and measure, and on all of them together."""
+    header = ["network", "measure", "seeds", "float32's deviation", "mean difference", "at most", "p", ""]
+    rows, main = [], []
+    for task in tasks:
+        for position, measure in enumerate(task.measures):
+            test = paired_test(runs, task, precision, measure)
+            if test is None:
+                continue
+            if position == 0:
+                main.append(test)
+            rows.append([task.title, measure, *_test_cells(test, measure)])
+    if (pooled := pooled_test(main)) is not None:
+        rows.append(["all", "first measure, in deviations", *_test_cells(pooled, "")])
+    return _markdown(header, rows, words=2)
+
+
+def _test_cells(test: Test, measure: str) -> list[str]:
+    numbers = (
+        _number(test.margin, measure),
+        *(_number(value, measure, signed=True) for value in (test.mean, test.bounds[1])),
+    )
+    return [str(len(test.differences)), *numbers, f"{test.p:.2g}", test.verdict]
+
+
+def shares_table(shares: dict[str, Share], tasks: list[Task]) -> str:
+    """How much of a training step is in dynamic fixed point."""
+    rows = [
+        [
+            task.title,
+            f"{share.operations_dfp16} of {share.operations}",
+            f"{share.macs / 1e6:.0f} M",
+            f"{share.macs_dfp16 / share.macs:.2%}",
+        ]
+        for task in tasks
+        if (share := shares.get(task.name))
+    ]
+    return _markdown(["network", "operations in DFP16", "MACs", "of them in DFP16"], rows)
+
+
+def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
+    """All tables, as Markdown, of the tasks that have been run."""
+    tasks = [task for task in tasks if any(run.task == task.name for run in runs)]
+    parts = [results_table(runs, tasks)]
+    for precision in PRECISIONS[1:]:
+        parts.append(f"{NAMES[precision]} against float32:\n\n{tests_table(runs, tasks, precision)}")
+    parts.append(shares_table(shares, tasks))
+    return "\n\n".join(parts)
+
+
+def figure(runs: list[Run], tasks: list[Task], path: Path) -> None:
+    """Every run's curves, a column for each task: the training loss above, the first measure below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    done = [task for task in tasks if any(run.task == task.name for run in runs)]
+    panels, axes = plt.subplots(2, len(done), figsize=(3.4 * len(done), 6), squeeze=False)
+    colours = dict(zip(PRECISIONS, ("black", "tab:blue", "tab:cyan", "tab:orange"), strict=True))
+    for column, task in enumerate(done):
+        for run in (run for run in runs if run.task == task.name):
+            losses = next(name for name in run.curves if "loss" in name)
+            for axis, name in zip(axes[:, column], (losses, next(iter(task.measures))), strict=True):
+                style = {"color": colours[run.precision], "linewidth": 0.8, "alpha": 0.7}
+                epochs = range(1, len(run.curves[name]) + 1)
+                axis.plot(epochs, run.curves[name], **style, label=NAMES[run.precision])
+                axis.set_title(f"{task.title}: {name}", fontsize="small", loc="left")
+        finals = [final(run, next(iter(task.measures))) for run in runs if run.task == task.name]
+        _zoom(axes[1, column], [value for value in finals if math.isfinite(value)])
+    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    panels.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False)
+    panels.tight_layout(rect=(0, 0.05, 1, 1))
+    panels.savefig(path, dpi=100)
+    plt.close(panels)
+
+
+def _zoom(axis, finals: list[float]) -> None:
+    """Show the end of the curves, where precisions might differ, and not how far down they began."""
+    if not finals:
+        return
+    low, high = min(finals), max(finals)
+    room = max(2 * (high - low), 0.02 * abs(high))
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(max(bottom, low - room), min(top, high + room))
