@@ -2,7 +2,7 @@
 
 JAX keeps no compatibility promise for these names. When a new JAX release moves one of them, this file is
 the only one to mend. `nox -s lowest newest` runs the tests with both ends of the releases that pyproject.toml
-allows; last with 0.10.0 and 0.11.2.
+allows; last with 0.10.0 and 0.12.0.1.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -23,6 +23,11 @@ from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
 from jax.sharding import PartitionSpec
+
+try:
+    from jax._src import flattree as _flattree
+except ImportError:  # before 0.11
+    _flattree = None
 
 # --- extended dtype -------------------------------------------------------------------------------
 
@@ -136,6 +141,22 @@ def trace(fun, avals, name: str):
 def newly_manual_axes(params: dict) -> frozenset:
     """Mesh axes that a shard_map, given its parameters, makes manual."""
     return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # before 0.10.2
+
+
+def scan_constants(params: dict) -> int:
+    """How many of a scan's operands, the first ones, are the same in every iteration."""
+    if "num_consts" in params:  # before 0.11
+        return params["num_consts"]
+    constants, _, _ = params["ft_in"].unpack()
+    return len(constants)
+
+
+def scan_with_results(params: dict, count: int) -> dict:
+    """What changes in a scan's parameters where its body gives so many further results, which are stacked."""
+    if "ft_out" not in params:  # before 0.11, which counts the carry alone
+        return {}
+    carry, stacked = params["ft_out"].unpack()
+    return {"ft_out": _flattree.pack((carry, (stacked, _flattree.nones(count))))}
 
 
 @contextmanager

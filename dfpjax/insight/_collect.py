@@ -250,8 +250,10 @@ class _Writer:
         if eqn.primitive.name == "jit":
             params["out_shardings"] = (*eqn.params["out_shardings"], *(_compat.UNSPECIFIED,) * added)
             params["out_layouts"] = (*eqn.params["out_layouts"], *(None,) * added)
+        if scanned:
+            params = _compat.scan_with_results(eqn.params, added)
         self._replaced(eqn, {(sub.parameter, sub.index): _like(sub.jaxpr, inside.jaxpr)}, measured, params)
-        known = eqn.params["num_consts"] if scanned else len(eqn.invars)
+        known = _compat.scan_constants(eqn.params) if scanned else len(eqn.invars)
         self._take_over(eqn, sub.operands[:known], inside, lengths)
 
     def _cond(self, eqn: JaxprEqn, call: Call) -> None:

@@ -41,6 +41,8 @@ Compute = Callable[..., jax.Array]
 
 Labels = tuple[int, ...]
 
+_NO_MESH = jax.sharding.AbstractMesh((), ())
+
 
 def partitioned(compute: Compute, devices: tuple, contraction: Contraction, *operands) -> jax.Array:
     """`compute(contraction, *operands)`, for XLA to partition over these devices."""
@@ -57,8 +59,11 @@ def partitioned(compute: Compute, devices: tuple, contraction: Contraction, *ope
         summed = tuple(axis for label in split if label not in contraction.out for axis in split[label])
 
         def shard(*operands):
-            part = compute(local, *operands)
-            return lax.psum(part, summed) if summed else part
+            # JAX traces it while XLA compiles, in whatever mesh the caller has set. That mesh is no concern
+            # of one device's part: from 0.11 on psum would constrain its reducer to it, which XLA refuses.
+            with jax.sharding.use_abstract_mesh(_NO_MESH):
+                part = compute(local, *operands)
+                return lax.psum(part, summed) if summed else part
 
         return mesh, shard, out_sharding, tuple(sharding(mesh, tensor, split) for tensor in labels)
 
