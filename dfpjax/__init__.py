@@ -11,6 +11,7 @@ from pkgutil import extend_path
 # Run from a checkout, Python finds these sources first; the compiled extension lies in the installed package.
 __path__ = extend_path(__path__, __name__)
 
+from dfpjax import _releases as _releases  # first: it tells of a JAX that the rest may fail to import on
 from dfpjax import checkpoint_policies as checkpoint_policies
 from dfpjax import numpy as numpy
 from dfpjax.insight import History as History

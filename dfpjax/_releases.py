@@ -1,0 +1,53 @@
+"""The releases of JAX that dfpjax runs on, checked when it is imported.
+
+pip keeps to the bounds in pyproject.toml, but `--no-deps` or a later upgrade of something else can bring in
+any release.
+"""
+
+import re
+import warnings
+
+import jax
+import jaxlib
+
+SUPPORTED = "jax>=0.10,!=0.10.2,!=0.11.0,<0.13"
+OLDEST, BEYOND = (0, 10), (0, 13)
+FAULTY = {
+    (0, 10, 2): "reduces some float32 arrays wrongly on CPUs (jax#39103) and crashes on others (jax#40412)",
+    (0, 11, 0): "crashes in some float32 reductions on CPUs (jax#39257)",
+}
+"""Releases of jaxlib, which holds the compiler, and what is wrong with them."""
+
+
+def check(jax_version: str, jaxlib_version: str) -> None:
+    """Refuse a JAX that is too old, and warn of one that is faulty or newer than what is tested.
+
+    Raises:
+        ImportError: dfpjax cannot run on this JAX.
+    """
+    remedy = f"pip install '{SUPPORTED}'"
+    if _release(jax_version) < OLDEST:
+        raise ImportError(f"dfpjax needs JAX {_dotted(OLDEST)} or later, found {jax_version}: {remedy}")
+    message = None
+    if fault := FAULTY.get(_release(jaxlib_version)):
+        message = f"jaxlib {jaxlib_version} {fault}, with dfpjax or without: {remedy}"
+    elif _release(jax_version) >= BEYOND:
+        message = (
+            f"dfpjax is not tested with JAX {jax_version}, only with releases before {_dotted(BEYOND)}; "
+            f"if something fails: {remedy}"
+        )
+    if message is not None:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)  # of the statement that imports dfpjax
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The release that a version is of, or for: three numbers or more, without what follows them."""
+    numbers = tuple(map(int, re.match(r"\d+(?:\.\d+)*", version)[0].split(".")))
+    return numbers + (0,) * (3 - len(numbers))
+
+
+def _dotted(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))
+
+
+check(jax.__version__, jaxlib.__version__)
