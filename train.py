@@ -5,6 +5,7 @@ With `--workdir=DIR` a run that was stopped or killed goes on when the same comm
 """
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from dfpjax.training import (
     Stopped,
     StopSignals,
     TrainConfig,
+    check_config_file,
     evaluate,
     train,
 )
@@ -53,18 +55,34 @@ _PROFILE = flags.DEFINE_bool(
 )
 
 
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The values of `--config`."""
+    following = [*arguments[1:], None][: len(arguments)]
+    return [
+        file
+        for argument, after in zip(arguments, following, strict=True)
+        if (match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL))
+        and (file := after if match[1] is None else match[1]) is not None
+    ]
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, after a check of the fields: `ml_collections` does not say which ones there are."""
+    """absl's parser, after checks whose messages `ml_collections` lacks: of the fields, and of the file."""
     fields = [match[1] for argument in argv[1:] if (match := re.match(r"--?config\.(\w+)", argument))]
     try:
         TrainConfig.check_fields(fields)
+        for file in config_files(argv[1:]):
+            check_config_file(file)
     except ValueError as error:
         sys.exit(f"train.py: {error}")
     return app.parse_flags_with_usage(argv)
 
 
 def check_flags() -> None:
-    """Ends the program where flags do not go together."""
+    """Ends the program where flags are empty or do not go together."""
+    for flag in (_WORKDIR, _CHECKPOINT, _INIT_FROM):
+        if flag.value == "":
+            sys.exit(f"train.py: --{flag.name} is empty; give a path, or leave it out")
     if _EVAL_ONLY.value and not (_WORKDIR.value or _CHECKPOINT.value):
         sys.exit("train.py: --eval_only needs --workdir=DIR of a run, or --checkpoint=PATH")
     if _CHECKPOINT.value and not _EVAL_ONLY.value:
@@ -80,7 +98,11 @@ def run_evaluation(config: TrainConfig) -> None:
     if _CHECKPOINT.value:
         paths = [Path(_CHECKPOINT.value)]
     else:
-        paths = [checkpoint_directory(Path(_WORKDIR.value), seed) for seed in config.seed]
+        workdir = Path(_WORKDIR.value)
+        if not workdir.is_dir():
+            reason = "is not a directory" if workdir.exists() else "does not exist"
+            sys.exit(f"train.py: --workdir={workdir} {reason}; --eval_only needs that of a run")
+        paths = [checkpoint_directory(workdir, seed) for seed in config.seed]
     with Report(Console()) as report:
         evaluate(config, report, *paths)
 
@@ -99,12 +121,13 @@ def run_training(config: TrainConfig) -> None:
                     stop=signals.requested,
                 )
         except Stopped as stopped:
-            saved = (
-                "saved: the same command goes on from there"
-                if workdir
-                else "not saved, for want of --workdir"
-            )
-            print(f"train.py: stopped by {signals.received.name} {stopped}, {saved}", file=sys.stderr)
+            if stopped.step == 0:
+                outcome = "of which nothing was trained: the same command starts it anew"
+            elif workdir:
+                outcome = "saved: the same command goes on from there"
+            else:
+                outcome = "not saved, for want of --workdir"
+            print(f"train.py: stopped by {signals.received.name} {stopped}, {outcome}", file=sys.stderr)
             sys.exit(128 + signals.received)
 
 
@@ -122,6 +145,11 @@ def main(argv: Sequence[str]) -> None:
         (run_evaluation if _EVAL_ONLY.value else run_training)(config)
     except (CheckpointError, DatasetError, FloatingPointError) as error:
         sys.exit(f"train.py: {error}")
+    except OSError as error:
+        sys.exit(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
+    except KeyboardInterrupt:
+        print("train.py: stopped at once by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ This package uses the public API of `dfpjax` only, and nothing in `dfpjax` depen
 """
 
 from .config import TrainConfig as TrainConfig
+from .config_file import check_config_file as check_config_file
 from .data import DatasetError as DatasetError
 from .evaluation import evaluate as evaluate
 from .loop import train as train

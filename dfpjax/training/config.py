@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -102,14 +103,14 @@ class TrainConfig:
         _check("min_crop_area", self.min_crop_area, 0 < self.min_crop_area <= 1, "above 0 and at most 1")
         for field in ("max_shift", "workers"):
             _check(field, getattr(self, field), getattr(self, field) >= 0, "at least 0")
-        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "above 0")
+        _check("learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check("warmup", self.warmup, 0 <= self.warmup < 1, "from 0 to below 1")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_boundaries(self)
         _check("decay_factor", self.decay_factor, 0 < self.decay_factor <= 1, "above 0 and at most 1")
-        _check("power", self.power, self.power > 0, "above 0")
+        _check("power", self.power, 0 < self.power < math.inf, "above 0 and finite")
         _check("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to below 1")
-        _check("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0 and finite")
         for field in ("statistics_every", "checkpoint_every"):
             natural = isinstance(getattr(self, field), int) and getattr(self, field) >= 0
             _check(field, getattr(self, field), natural, "an integer of at least 0")

@@ -16,6 +16,7 @@ import dfpjax
 from .bar import Bar
 from .metrics import EpochMetrics, Evaluation, Result, Totals
 from .records import Records
+from .workdir import writing
 
 # What tables show of results, under which name, and how.
 _COLUMNS = {
@@ -32,6 +33,8 @@ class Report:
 
     `Records` says which files; and `result.md` gets the final table. On a console that is no terminal there
     is no bar, only a line per epoch.
+
+    **Raises:** `CheckpointError` from whatever writes a file, if that cannot be written.
     """
 
     def __init__(self, console: Console, workdir: Path | None = None) -> None:
@@ -42,19 +45,22 @@ class Report:
 
     def __enter__(self) -> Self:
         if self.workdir is not None:
-            self._records = Records(self.workdir)
+            with writing(self.workdir):
+                self._records = Records(self.workdir)
         self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
         if self._records is not None:
-            self._records.close()
+            with writing(self.workdir):
+                self._records.close()
 
     def clear(self) -> None:
         """Nothing is left of earlier runs in the working directory that could go on: deletes their files."""
         if self._records is not None:
-            self._records.clear()
+            with writing(self.workdir):
+                self._records.clear()
 
     def compiled(self, seconds: float) -> None:
         """The training step has been compiled."""
@@ -67,7 +73,10 @@ class Report:
         """
         done = step * epochs // steps
         self._bar.begin(seed=seed, step=step, steps=steps, epoch=min(done + 1, epochs), epochs=epochs)
-        return [] if self._records is None else self._records.resume(seed=seed, step=step, epochs=done)
+        if self._records is None:
+            return []
+        with writing(self.workdir):
+            return self._records.resume(seed=seed, step=step, epochs=done)
 
     def step(self, totals: Totals, epoch: int, learning_rate: float) -> None:
         """A training step is over; the totals are those of its epoch so far."""
@@ -76,7 +85,8 @@ class Report:
     def statistics(self, layers: dict[str, dfpjax.LayerStatistics], *, seed: int, step: int) -> None:
         """The statistics of a training step of that seed's run."""
         if self._records is not None:
-            self._records.statistics(layers, seed=seed, step=step)
+            with writing(self.workdir):
+                self._records.statistics(layers, seed=seed, step=step)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """An epoch and its evaluation are over."""
@@ -88,7 +98,8 @@ class Report:
             f"  {metrics.images_per_second:6.0f} images/s"
         )
         if self._records is not None:
-            self._records.epoch(metrics)
+            with writing(self.workdir):
+                self._records.epoch(metrics)
 
     def finish(self, results: list[Result]) -> None:
         """All runs are over: shows the table."""
@@ -96,7 +107,8 @@ class Report:
         table = _text(results_table(results))
         self.line(table)
         if self.workdir is not None:
-            (self.workdir / "result.md").write_text(table)
+            with writing(self.workdir):
+                (self.workdir / "result.md").write_text(table)
 
     def evaluated(self, evaluations: Sequence[Evaluation]) -> None:
         """Weights have been tested: shows the table."""

@@ -128,7 +128,7 @@ class Run:
             if job.stop():
                 if checkpoints is not None and self._step > 0:
                     self._save(checkpoints)
-                raise Stopped(f"after step {self._step} of seed {self._seed}")
+                raise Stopped(seed=self._seed, step=self._step)
 
         # Compiling counts neither for this run nor for its first epoch.
         if seconds := job.program.compile():

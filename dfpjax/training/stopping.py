@@ -9,7 +9,17 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved its state if there is a place for it."""
+    """The run of a seed was asked to stop, after so many of its steps.
+
+    It has saved its state if it has made a step, and has a working directory.
+    """
+
+    def __init__(self, *, seed: int, step: int) -> None:
+        self.seed = seed
+        self.step = step
+        super().__init__(
+            f"after step {step} of seed {seed}" if step else f"before the first step of seed {seed}"
+        )
 
 
 class StopSignals:
@@ -40,5 +50,8 @@ class StopSignals:
         if self.received is None:
             self.received = signal.Signals(number)
             # A handler may interrupt a `print`, which must not be entered twice.
-            text = f"\n{self.received.name}: stopping after this step; once more to stop at once\n"
+            text = (
+                f"\n{self.received.name}: stopping after this step (or once compiled);"
+                " once more to stop at once\n"
+            )
             os.write(2, text.encode())

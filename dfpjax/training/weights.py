@@ -16,6 +16,8 @@ WEIGHT_FORMATS = ("float32", "dfp16")
 STATE = "state"
 """In the directory of a step, the item of a checkpoint that has the whole training state."""
 
+_HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the steps in it"
+
 # What a kernel in DFP16 becomes in the tree of parameters, in this order.
 _DFP16 = ("mantissa", "exponent")
 
@@ -65,14 +67,13 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     **Raises:** `CheckpointError` if there are none, or none that fit; the message says which do not.
     """
     path = path.absolute()
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; {_HINT}")
     if steps := checkpoint_steps(path):
         path /= str(steps[-1])
     tree = path / STATE if _is_tree(path / STATE) else path
     if not _is_tree(tree):
-        raise CheckpointError(
-            f"{path} holds no weights; give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the"
-            " steps in it"
-        )
+        raise CheckpointError(f"{path} holds no weights; {_HINT}")
     stored = read_tree(tree)
     if "params" not in stored or "batch_stats" not in stored:
         raise CheckpointError(f"{path} is a checkpoint of another program: it has no params and batch_stats")

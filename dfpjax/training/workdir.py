@@ -1,8 +1,11 @@
 """A working directory belongs to one configuration: what may change between one start and the next."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,20 @@ _MAY_CHANGE = {
     "keep_checkpoints",
     "export_weights",
 }
+
+
+@contextlib.contextmanager
+def writing(workdir: Path | None) -> Iterator[None]:
+    """**Raises:** `CheckpointError` in place of an `OSError`: one line with the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space and give the same command again"
+        else:
+            remedy = "give --workdir a directory that you may write to"
+        reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror or error
+        raise CheckpointError(f"cannot write {error.filename or workdir}: {reason}; {remedy}") from error
 
 
 def checkpoint_directory(workdir: Path, seed: int) -> Path:
@@ -45,7 +62,8 @@ def claim(workdir: Path, config: TrainConfig, *, train_size: int) -> None:
 
     - `train_size`: images in the training split, which decides what a step is as much as a field does.
 
-    **Raises:** `CheckpointError` if they cannot; the message names the fields.
+    **Raises:** `CheckpointError` if they cannot, and the message names the fields; or if the file cannot be
+    written.
     """
     path = workdir / "config.json"
     # What JSON makes of tuples, so that both sides have lists.
@@ -62,8 +80,9 @@ def claim(workdir: Path, config: TrainConfig, *, train_size: int) -> None:
                 " it, or another --workdir to start a new one"
             )
     # Not in one go: a run may be killed at any time.
-    path.with_suffix(".new").write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(path.with_suffix(".new"), path)
+    with writing(workdir):
+        path.with_suffix(".new").write_text(json.dumps(settings, indent=2) + "\n")
+        os.replace(path.with_suffix(".new"), path)
 
 
 def _read(path: Path) -> dict[str, Any]:

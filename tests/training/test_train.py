@@ -302,14 +302,17 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
         ),
         ("--config.train_split=trian", "train.py: Unknown split 'trian'"),
         ("--eval_only", "train.py: --eval_only needs --workdir=DIR of a run, or --checkpoint=PATH"),
-        ("--eval_only --workdir=MISSING", "/MISSING/checkpoints/seed_0 holds no weights; give WORKDIR/w"),
+        (
+            "--eval_only --workdir=MISSING",
+            "--workdir=MISSING does not exist; --eval_only needs that",
+        ),
         (
             "--checkpoint=A",
             "train.py: --checkpoint is for --eval_only; to train from it, say --init_from=PATH",
         ),
         ("--eval_only --checkpoint=A --profile", "train.py: --eval_only trains nothing; leave out"),
         ("--profile", "train.py: --profile needs --workdir=DIR, where it writes the profile"),
-        ("--init_from=MISSING", "/MISSING holds no weights; give WORKDIR/weights/seed_N, "),
+        ("--init_from=MISSING", "/MISSING does not exist; give WORKDIR/weights/seed_N, "),
     ],
 )
 def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):

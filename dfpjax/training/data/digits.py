@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from .prepared import read_split
-from .source import DataConfig, Example, Source
+from .source import DataConfig, DatasetError, Example, Source
 
 _WHITE = 16
 _TEST_EVERY = 4  # one in four images of each digit is for testing
@@ -99,9 +99,16 @@ def prepared_digits(data_dir: str | None = None) -> Digits:
 def digits_source(config: DataConfig) -> Source:
     """The digits, written under `config.data_dir` if they are not there yet; pixels become 0 to 1.
 
-    **Raises:** `DatasetError` for an unknown split; `OSError` as `prepared_digits` does.
+    **Raises:** `DatasetError` for an unknown or empty split, or if the files cannot be written.
     """
-    builder = prepared_digits(config.data_dir)
+    try:
+        builder = prepared_digits(config.data_dir)
+    except OSError as error:
+        where = config.data_dir or "the folder of tensorflow-datasets"
+        raise DatasetError(
+            f"cannot write the digits into {where}: {error.filename or where}: {error.strerror or error}; set"
+            " data_dir to a directory that you may write to"
+        ) from error
 
     def in_memory(split: str) -> list[Example]:
         # To read an example from its file takes longer than a small network learns from it.

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from .images import decode
-from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, DatasetError, Example, Source
+from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, DatasetError, Example, Source, split_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,16 @@ class PreparedExamples:
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExamples:
     """A split, given as any TFDS split expression, of a prepared dataset with features `image` and `label`.
 
-    **Raises:** `DatasetError` for an unknown split; the message names the splits there are.
+    **Raises:** `DatasetError` for an unknown or empty split; the message names the splits there are.
     """
     encoded = isinstance(builder.info.features["image"], tfds.features.Image)
     # Our own decoder makes RGB of whatever the files hold.
+    split_parts(split, builder.info.splits)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     try:
         records = builder.as_data_source(split, decoders=decoders)
     except (AssertionError, ValueError) as error:
-        raise DatasetError(str(error)) from error
+        raise DatasetError(str(error).split("\n")[0]) from error
     return PreparedExamples(records, encoded)
 
 
@@ -55,6 +56,8 @@ def prepared_source(name: str, config: DataConfig) -> Source:
         builder = read_only_builder.builder_from_files(name, data_dir=config.data_dir)
     except tfds.core.DatasetNotFoundError as error:
         raise DatasetError(_not_found(name, config.data_dir)) from error
+    except ValueError as error:
+        raise DatasetError(f"{name!r} is not a name that tensorflow-datasets can read") from error
     features = builder.info.features
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:

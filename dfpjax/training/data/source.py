@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -82,7 +82,7 @@ class Selection:
 def select(split: str, splits: Mapping[str, Examples]) -> Examples:
     """The examples that a TFDS split expression such as "train[:256]" names.
 
-    **Raises:** `DatasetError` if it names no split there is, or is no such expression.
+    **Raises:** `DatasetError` if it names no split there is, is no such expression, or names no example.
     """
     sizes = {
         name: tfds.core.SplitInfo(
@@ -90,10 +90,21 @@ def select(split: str, splits: Mapping[str, Examples]) -> Examples:
         )
         for name, examples in splits.items()
     }
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (AssertionError, ValueError) as error:
-        raise DatasetError(str(error)) from error
+    parts = split_parts(split, sizes)
     return Selection(
         [(splits[part.splitname], range(len(splits[part.splitname]))[part.from_ : part.to]) for part in parts]
     )
+
+
+def split_parts(split: str, splits: Mapping[str, tfds.core.SplitInfo]) -> Sequence[Any]:
+    """Which examples of which splits an expression names: parts with `splitname`, `from_` and `to`.
+
+    **Raises:** `DatasetError` if it names no split there is, is no such expression, or names no example.
+    """
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except (AssertionError, ValueError) as error:
+        raise DatasetError(str(error).split("\n")[0]) from error
+    if not any(range(splits[part.splitname].num_examples)[part.from_ : part.to] for part in parts):
+        raise DatasetError(f"the split {split!r} has no images")
+    return parts
