@@ -1,9 +1,17 @@
 """The tests against both ends of the JAX releases that pyproject.toml allows, and the linters.
 
-nox                             # all of it, with the Python that runs nox
-nox -s newest -P 3.12           # with another one: JAX 0.11 and later need Python 3.12
+nox                             # all of it
 nox -s lowest -- tests/numbers  # arguments for pytest in place of `-n auto`
+nox -s newest -P 3.12           # with a Python of your choice
+
+JAX 0.11 and later need Python 3.12, so `newest` has a Python of its own, whichever runs nox: the newest that
+`.ci/newer_python` finds on PATH or among pyenv's. Where it finds none, that is the Python that runs nox, and
+JAX 0.10.1 on Python 3.11, with a warning; `-P PATH` takes a Python from anywhere.
 """
+
+import subprocess
+import sys
+from pathlib import Path
 
 import nox
 from packaging.requirements import Requirement
@@ -12,19 +20,35 @@ nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["lint", "lowest", "newest"]
 
 
+def newer_python() -> str | None:
+    """The path of a Python that the newest JAX can be installed for; None if there is none."""
+    script = Path(__file__).parent / ".ci" / "newer_python"
+    found = subprocess.run([script], text=True, capture_output=True)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The tests with the oldest JAX that is allowed, and what pip finds to go with it."""
-    project = nox.project.load_toml("pyproject.toml")["project"]
-    (jax,) = (r for r in map(Requirement, project["dependencies"]) if r.name == "jax")
+    jax = supported_jax()
     (version,) = (bound.version for bound in jax.specifier if bound.operator == ">=")
+    if not jax.specifier.contains(version):
+        session.error(f"pyproject.toml leaves out the release that it begins with: {jax}")
     run_tests(session, f"jax=={version}")
 
 
-@nox.session
+@nox.session(python=newer_python())
 def newest(session: nox.Session) -> None:
-    """The tests with the newest JAX that is allowed and that this Python can install."""
-    run_tests(session)
+    """The tests with the newest JAX that is allowed and that the Python can install."""
+    if session.python is None and sys.version_info < (3, 12):
+        session.warn("no Python newer than 3.11 found, so these are not the tests with the newest JAX")
+    run_tests(session, str(supported_jax()))
+
+
+def supported_jax() -> Requirement:
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    (jax,) = (r for r in map(Requirement, project["dependencies"]) if r.name == "jax")
+    return jax
 
 
 def run_tests(session: nox.Session, *constraints: str) -> None:
