@@ -222,9 +222,9 @@ class _Finder:
     # --- rectification ---
 
     def _rectified(self, index: int, eqn: JaxprEqn) -> None:
-        out = eqn.outvars[0]
-        found = _lower_bound(eqn, self._jaxpr) if _large(out, self._least.summed) else None
-        if found is None:
+        if len(eqn.outvars) != 1 or not _large(out := eqn.outvars[0], self._least.summed):
+            return
+        if (found := _lower_bound(eqn, self._jaxpr)) is None:
             return
         x, bound = found.x, found.bound
         if (witness := self.fusions.witnesses.get(x)) is not None:

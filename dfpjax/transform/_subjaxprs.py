@@ -2,8 +2,11 @@
 
 A conv or dot that is rewritten keeps its operand and result types, so every jaxpr is rewritten in place and
 its equation keeps all of its other parameters. A rule therefore only says where the jaxprs are, and what they
-are called with; a primitive that is not listed gets the generic rule, which takes any jaxpr among the
-parameters.
+are called with; a primitive that is not listed gets the generic rule, which takes the parameters that are
+jaxprs or consist of jaxprs.
+
+A jaxpr among other things (Equinox's primitives keep the static leaves of their arguments in a parameter, and
+a closure among these is a jaxpr) stays: its owner may hold it elsewhere too, and compare.
 """
 
 import contextlib
@@ -11,9 +14,11 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.tree_util import PyTreeDef
 
 from dfpjax import _compat
 
@@ -78,13 +83,31 @@ def with_sub_jaxprs(params: dict, new: dict[tuple[str, int], Jaxpr | ClosedJaxpr
     return params
 
 
+def hidden_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """The jaxprs among the equation's parameters that cannot be replaced."""
+    entered = {id(opened(sub.jaxpr)) for sub in sub_jaxprs(eqn)}
+    found = [opened(leaf) for value in eqn.params.values() for leaf in _leaves(value) if _is_jaxpr(leaf)]
+    return [jaxpr for jaxpr in found if id(jaxpr) not in entered]
+
+
+def _is_jaxpr(leaf: Any) -> bool:
+    return isinstance(leaf, Jaxpr | ClosedJaxpr)
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What a parameter consists of; it is anybody's object, so nothing but Python's containers is opened."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else None
+    return [value] if inside is None else [leaf for v in inside if v is not None for leaf in _leaves(v)]
+
+
 def _generic(eqn: JaxprEqn) -> list[SubJaxpr]:
-    found = [
-        (parameter, index, leaf)
-        for parameter, value in eqn.params.items()
-        for index, leaf in enumerate(jax.tree.leaves(value))
-        if isinstance(leaf, Jaxpr | ClosedJaxpr)
-    ]
+    found = []
+    # Beside the structure of a pytree, jaxprs are leaves of that tree.
+    is_tree = any(isinstance(value, PyTreeDef) for value in eqn.params.values())
+    for parameter, value in eqn.params.items():
+        leaves = _leaves(value)
+        if _is_jaxpr(value) or (not is_tree and all(map(_is_jaxpr, leaves))):
+            found += [(parameter, index, leaf) for index, leaf in enumerate(leaves)]
     # One jaxpr with an input for every operand is a call. With several (custom_linear_solve,
     # select_and_scatter) or with another number of inputs (reduce, scatter) it is anybody's guess which is
     # fed what.

@@ -16,7 +16,7 @@ from dfpjax.policy._layers import (
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Operation
 from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, factors, obstacle
-from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, opened, sub_jaxprs
+from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, hidden_jaxprs, opened, sub_jaxprs
 
 Origins = Sequence[Hashable]
 """What values are: an argument's path, an object that stands for the value, or None if that is not known."""
@@ -115,7 +115,7 @@ def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
         stack = scope.stack + eqn.source_info.name_stack
         if primitive in CONTRACTIONS or primitive in QUANTIZED:
             found[index] = _site(eqn, stack, origin_of, scope)
-        elif primitive in OPAQUE:
+        elif primitive in OPAQUE or _hides_contractions(eqn):
             opaque[index] = primitive
         elif inside := sub_jaxprs(eqn):
             call = _call(eqn, inside, stack, origin_of, scope)
@@ -124,6 +124,18 @@ def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
         elif primitive in PATH_KEEPING:
             origins[eqn.outvars[0]] = origin_of(eqn.invars[0])
     return Body(jaxpr=jaxpr, found=found, opaque=opaque, outputs=[origin_of(v) for v in jaxpr.outvars])
+
+
+def _hides_contractions(eqn: JaxprEqn) -> bool:
+    def contracts(jaxpr: Jaxpr) -> bool:
+        return any(
+            inner.primitive.name in CONTRACTIONS
+            or any(contracts(opened(sub.jaxpr)) for sub in sub_jaxprs(inner))
+            or _hides_contractions(inner)
+            for inner in jaxpr.eqns
+        )
+
+    return any(map(contracts, hidden_jaxprs(eqn)))
 
 
 def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:

@@ -1,0 +1,183 @@
+"""Solvers, such as those of Optimistix, Lineax and Equinox: their primitives keep functions as jaxprs among
+static parameters."""
+
+import functools
+
+import equinox.internal
+import jax
+import jax.numpy as jnp
+import lineax
+import optimistix
+import pytest
+from forced import FORCED
+from jax import lax
+from transform_helpers import normal, quantized, relative_error
+
+import dfpjax
+from dfpjax.policy import Policy
+from dfpjax.transform import mixed_precision
+
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
+W = normal(0, 6, 6) / 5
+B = normal(1, 6)
+START = jnp.zeros(6)
+TOLERANCES = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def image(y, args):
+    w, b = args
+    return jax.nn.relu(w @ y) / 2 + jnp.tanh(w @ y) / 2 + b
+
+
+def residual(y, args):
+    return y - image(y, args)
+
+
+def squared(y, args):
+    return jnp.sum(residual(y, args) ** 2)
+
+
+def root_find(w, b):
+    return optimistix.root_find(residual, optimistix.Newton(**TOLERANCES), START, (w, b)).value
+
+
+def fixed_point(w, b):
+    return optimistix.fixed_point(image, optimistix.FixedPointIteration(**TOLERANCES), START, (w, b)).value
+
+
+def least_squares(w, b):
+    solver = optimistix.LevenbergMarquardt(**TOLERANCES)
+    return optimistix.least_squares(residual, solver, START, (w, b)).value
+
+
+def minimise(w, b):
+    return optimistix.minimise(squared, optimistix.BFGS(**TOLERANCES), START, (w, b)).value
+
+
+def lineax_cg(w, b):
+    operator = lineax.FunctionLinearOperator(
+        lambda y: 2 * y + w.T @ (w @ y), jax.eval_shape(lambda: b), lineax.positive_semidefinite_tag
+    )
+    return lineax.linear_solve(operator, b, lineax.CG(rtol=1e-5, atol=1e-5)).value
+
+
+def lineax_jacobian(w, b):
+    return lineax.linear_solve(lineax.JacobianLinearOperator(residual, b, (w, b)), b).value
+
+
+def checkpointed_loop(w, b):
+    """As Diffrax integrates."""
+
+    def step(y):
+        return 0.9 * y + 0.1 * image(y, (w, b))
+
+    return equinox.internal.while_loop(
+        lambda y: jnp.sum(y) < 1e6, step, b, kind="checkpointed", max_steps=4, checkpoints=2
+    )
+
+
+def custom_linear_solve(w, b):
+    def solve(matvec, y):
+        return lax.fori_loop(0, 12, lambda _, z: (y - matvec(z) + 3 * z) / 3, jnp.zeros_like(y))
+
+    return lax.custom_linear_solve(lambda y: 2 * y + w.T @ (w @ y), b, solve, symmetric=True)
+
+
+def custom_root(w, b):
+    def solve(f, y):
+        return lax.fori_loop(0, 12, lambda _, z: z - f(z), y)
+
+    def tangent_solve(g, y):
+        return jnp.linalg.solve(jax.jacobian(g)(y), y)
+
+    return lax.custom_root(lambda y: residual(y, (w, b)), START, solve, tangent_solve)
+
+
+def solution(w, b):
+    y = b
+    for _ in range(12):
+        y = image(y, (w, b))
+    return y
+
+
+def linear_solution(w, b):
+    return jnp.linalg.solve(2 * jnp.eye(6) + w.T @ w, b)
+
+
+def linearized_solution(w, b):
+    return jnp.linalg.solve(jax.jacobian(residual)(b, (w, b)), b)
+
+
+def integrated(w, b):
+    y = b
+    for _ in range(4):
+        y = 0.9 * y + 0.1 * image(y, (w, b))
+    return y
+
+
+PROGRAMS = {
+    root_find: solution,
+    fixed_point: solution,
+    least_squares: solution,
+    minimise: solution,
+    custom_root: solution,
+    lineax_cg: linear_solution,
+    custom_linear_solve: linear_solution,
+    lineax_jacobian: linearized_solution,
+    checkpointed_loop: integrated,
+}
+
+
+def gradient(fun):
+    return jax.grad(lambda w, b: jnp.sum(jnp.sin(fun(w, b))), (0, 1))
+
+
+@functools.cache
+def expected(fun):
+    """Value and gradients, without any solver."""
+    return jax.jit(value_and_gradients(fun))(W, B)
+
+
+def value_and_gradients(fun):
+    return lambda w, b: (fun(w, b), gradient(fun)(w, b))
+
+
+@pytest.mark.parametrize("fun", PROGRAMS)
+def test_values_and_gradients(fun):
+    actual = jax.jit(value_and_gradients(mixed_precision(fun, FORCED)))(W, B)
+    assert relative_error(actual, expected(PROGRAMS[fun])) < 2e-3
+
+
+def test_vmap():
+    batched = jax.vmap(value_and_gradients(mixed_precision(fixed_point, FORCED)), (None, 0))
+    actual = jax.jit(batched)(W, jnp.stack([B / 2, B]))
+    assert relative_error(jax.tree.map(lambda x: x[1], actual), expected(solution)) < 2e-3
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(default=None), Policy(), FORCED], ids=["float32", "default", "forced"]
+)
+@pytest.mark.parametrize("fun", PROGRAMS)
+def test_gradients_are_traced(fun, policy):
+    of_transformed = gradient(mixed_precision(fun, policy))
+    transformed = mixed_precision(gradient(fun), policy)
+    jax.make_jaxpr(jax.vmap(of_transformed, (None, 0)))(W, jnp.stack([B, B]))
+    counts = [quantized(jax.make_jaxpr(f)(W, B)) for f in (of_transformed, transformed)]
+    # What Lineax solves is a function that is kept as a jaxpr.
+    assert [count > 0 for count in counts] == [policy is FORCED and fun is not lineax_cg, policy is FORCED]
+
+
+def test_a_gradient_without_jit():
+    actual = gradient(mixed_precision(root_find, FORCED))(W, B)
+    assert relative_error(actual, expected(solution)[1]) < 2e-3
+
+
+def test_operations_of_functions_that_are_kept_are_reported():
+    report = dfpjax.explain(lineax_cg, W, B, policy=FORCED)
+    assert "linear_solve" in report.opaque
+
+
+def test_a_primitive_without_contractions_is_not():
+    report = dfpjax.explain(fixed_point, W, B, policy=FORCED)
+    assert "linear_solve" not in report.opaque and len(report.ops) == 2
