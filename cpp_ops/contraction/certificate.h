@@ -2,7 +2,7 @@
 #ifndef DFPJAX_CONTRACTION_CERTIFICATE_H_
 #define DFPJAX_CONTRACTION_CERTIFICATE_H_
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 #include "plan/plan.h"
 
 namespace dfpjax {

@@ -79,7 +79,7 @@ class Empty : public Job {
 };
 
 std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const Chains& chains,
-                              const KernelTable& kernels, int threads) {
+                              const ContractionKernels& kernels, int threads) {
   if (part.K == 0) return std::make_unique<Empty>(part, operands);
   if (part.mode == Mode::kLanes && chains.length == 0) {
     if (chains.lengths != nullptr)
@@ -114,7 +114,7 @@ void Counts::write(int32_t* to) const {
 }
 
 bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
-              const KernelTable& kernels, Executor& executor) {
+              const ContractionKernels& kernels, Executor& executor) {
   try {
     std::vector<std::unique_ptr<Job>> jobs;
     std::vector<Stage> stages(Job::kStages);

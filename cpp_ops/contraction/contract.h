@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 #include "plan/plan.h"
 #include "runtime/parallel.h"
 
@@ -61,7 +61,7 @@ struct Chains {
 
 // Runs a decoded plan. Returns false if there was not enough memory.
 bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
-              const KernelTable& kernels, Executor& executor);
+              const ContractionKernels& kernels, Executor& executor);
 
 // Outputs of that size are not worth a place in the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
@@ -76,10 +76,10 @@ class Job {
 
 // For parts with K > 0. Throw std::bad_alloc.
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
-                                const KernelTable& kernels, int threads);
+                                const ContractionKernels& kernels, int threads);
 // For certified chains and parts of mode "lanes", which tiles can run, too, though slowly.
 std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
-                                const KernelTable& kernels, int threads);
+                                const ContractionKernels& kernels, int threads);
 
 }  // namespace dfpjax
 

@@ -25,7 +25,7 @@ Part without_lanes(Part part) {
 
 class Lanes : public Job {
  public:
-  Lanes(const Part& part, const Operands& operands, const KernelTable& kernels, int threads);
+  Lanes(const Part& part, const Operands& operands, const ContractionKernels& kernels, int threads);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -60,7 +60,7 @@ class Lanes : public Job {
   void scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const;
 
   const Part& p_;
-  const KernelTable& kernels_;
+  const ContractionKernels& kernels_;
   const Part outer_;  // the part without its lane dimension
   const int64_t lanes_;
   const int16_t* const a_;
@@ -83,7 +83,8 @@ Part lanes_as_columns(const Part& part) {
   return result;
 }
 
-Lanes::Lanes(const Part& part, const Operands& operands, const KernelTable& kernels, int threads)
+Lanes::Lanes(const Part& part, const Operands& operands, const ContractionKernels& kernels,
+             int threads)
     : p_(part),
       kernels_(kernels),
       outer_(without_lanes(part)),
@@ -205,7 +206,7 @@ void Lanes::combine(int64_t index) const {
 }  // namespace
 
 std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
-                                const KernelTable& kernels, int threads) {
+                                const ContractionKernels& kernels, int threads) {
   return std::make_unique<Lanes>(part, operands, kernels, threads);
 }
 

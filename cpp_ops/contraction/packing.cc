@@ -72,7 +72,7 @@ void Preview::step() {
   }
 }
 
-PackerA::PackerA(const Part& part, const int16_t* a, const KernelTable& kernels, bool norms)
+PackerA::PackerA(const Part& part, const int16_t* a, const ContractionKernels& kernels, bool norms)
     : kernels_(kernels),
       base_(a + part.base_a),
       g_(part.g, &Dim::stride_a, &part.windows),
@@ -190,7 +190,7 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
   }
 }
 
-PackerB::PackerB(const Part& part, const int16_t* b, const KernelTable& kernels, bool norms)
+PackerB::PackerB(const Part& part, const int16_t* b, const ContractionKernels& kernels, bool norms)
     : kernels_(kernels),
       base_(b + part.base_b),
       g_(part.g, &Dim::stride_b, nullptr),

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "contraction/blocking.h"
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 #include "plan/index.h"
 #include "plan/plan.h"
 
@@ -76,7 +76,7 @@ struct PackedA {
 class PackerA {
  public:
   // Norms are left as they are if nobody wants them.
-  PackerA(const Part& part, const int16_t* a, const KernelTable& kernels, bool norms);
+  PackerA(const Part& part, const int16_t* a, const ContractionKernels& kernels, bool norms);
 
   Source source() const { return source_; }
   // Whether elements belong to several rows, most of them to neighbouring ones.
@@ -98,7 +98,7 @@ class PackerA {
                     PackingSpace* space, int32_t* out, PackedA* packed, Norms* norms,
                     int64_t norms_stride) const;
 
-  const KernelTable& kernels_;
+  const ContractionKernels& kernels_;
   const int16_t* base_;
   Axis g_, m_, k_;
   Point origin_;
@@ -112,7 +112,7 @@ class PackerA {
 // Packs blocks of up to kBlock consecutive k for column panels.
 class PackerB {
  public:
-  PackerB(const Part& part, const int16_t* b, const KernelTable& kernels, bool norms);
+  PackerB(const Part& part, const int16_t* b, const ContractionKernels& kernels, bool norms);
 
   // Words that a block of that size takes.
   static int64_t block_words(int64_t columns, int64_t k);
@@ -132,7 +132,7 @@ class PackerB {
   void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
                     PackingSpace* space, int32_t* out) const;
 
-  const KernelTable& kernels_;
+  const ContractionKernels& kernels_;
   const int16_t* base_;
   Axis g_, n_, k_;
   const bool wants_norms_;

@@ -17,7 +17,7 @@ constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahea
 }  // namespace
 
 Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
-             const KernelTable& kernels, int threads)
+             const ContractionKernels& kernels, int threads)
     : p_(part),
       chains_(chains),
       kernels_(kernels),
@@ -194,7 +194,7 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
 }
 
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
-                                const KernelTable& kernels, int threads) {
+                                const ContractionKernels& kernels, int threads) {
   return std::make_unique<Tiles>(part, operands, chains, kernels, threads);
 }
 

@@ -21,7 +21,7 @@ namespace dfpjax {
 class Tiles : public Job {
  public:
   Tiles(const Part& part, const Operands& operands, const Chains& chains,
-        const KernelTable& kernels, int threads);
+        const ContractionKernels& kernels, int threads);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -85,7 +85,7 @@ class Tiles : public Job {
 
   const Part& p_;
   const Chains chains_;
-  const KernelTable& kernels_;
+  const ContractionKernels& kernels_;
   float* const c_;
   const PackerA pack_a_;
   const PackerB pack_b_;

@@ -2,10 +2,12 @@
 #include "contraction/contract.h"
 
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "plan/plan.h"
@@ -52,8 +54,8 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
     arguments.complain(
         check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
     std::string error;
-    const KernelTable* kernels = find_isa(isa.c_str(), &error);
-    if (kernels == nullptr) arguments.complain("isa: " + error);
+    const std::optional<Isa> path = find_isa(isa.c_str(), &error);
+    if (!path) arguments.complain("isa: " + error);
     const auto size = [](const auto& buffer) {
       return static_cast<int64_t>(buffer.element_count());
     };
@@ -71,7 +73,7 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
     chains.saturated = &saturations;
     if (lengths != nullptr) chains.lengths = &macs;
     XlaExecutor executor(&pool, threads);
-    if (!run_plan(parts, operands, chains, *kernels, executor))
+    if (!run_plan(parts, operands, chains, contraction_kernels(*path), executor))
       return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
     if (counts != nullptr) saturations.write(counts);
     if (shares != nullptr) macs.write_shares(shares);

@@ -3,12 +3,14 @@
 #include <cstdint>
 #include <initializer_list>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "passes/channel_sums.h"
+#include "passes/kernels/table.h"
 #include "passes/local_response.h"
 #include "passes/pooling.h"
 #include "passes/quantize.h"
@@ -25,13 +27,13 @@ ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view 
                int64_t threads, Work work) {
   if (threads < 0) error = "threads: must not be negative";
   std::string why;
-  const KernelTable* const kernels = find_isa(std::string(isa).c_str(), &why);
-  if (kernels == nullptr) error = "isa: " + why;
+  const std::optional<Isa> path = find_isa(std::string(isa).c_str(), &why);
+  if (!path) error = "isa: " + why;
   if (!error.empty()) return ffi::Error::InvalidArgument(error);
   ffi::ThreadPool own = pool;
   XlaExecutor executor(&own, threads);
   try {
-    if (work(*kernels, executor)) return ffi::Error::Success();
+    if (work(pass_kernels(*path), executor)) return ffi::Error::Success();
   } catch (const std::bad_alloc&) {
   }
   return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
@@ -62,7 +64,7 @@ ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> s
     for (const auto& out : {*sums, *squares, *low, *high})
       if (out.element_count() != channel_count(x)) error = must_be("results", "[groups, channels]");
   }
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Moments out{sums->typed_data(), squares->typed_data(), low->typed_data(),
                       high->typed_data()};
     return moments(channel_shape(x), x.typed_data(), out, kernels, executor);
@@ -83,7 +85,7 @@ ffi::Error run_paired_sums(Floats g, Floats x, Floats centre, ffi::Result<Floats
                            ffi::Result<Floats> products, ffi::ThreadPool pool, std::string_view isa,
                            int64_t threads) {
   const std::string error = check_paired(g, x, {centre, *sums, *products});
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), nullptr, nullptr};
     return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
                        executor);
@@ -94,7 +96,7 @@ ffi::Error run_rectified_sums(Floats g, Floats x, Floats centre, Floats scale, F
                               ffi::Result<Floats> sums, ffi::Result<Floats> products,
                               ffi::ThreadPool pool, std::string_view isa, int64_t threads) {
   const std::string error = check_paired(g, x, {centre, scale, shift, *sums, *products});
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), scale.typed_data(),
                     shift.typed_data()};
     return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
@@ -119,7 +121,7 @@ ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scal
     if (positive->element_count() != size && positive->element_count() != 0)
       error = must_be("positive", "of x's size or empty");
   }
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Rectified in{x.typed_data(), residual.typed_data(), mean.typed_data(), scale.typed_data(),
                        shift.typed_data()};
     const RectifiedSum out{y->typed_data(),
@@ -132,7 +134,7 @@ ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scal
 ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
                        std::string_view isa, int64_t threads) {
   const std::string error = out->element_count() == 1 ? "" : must_be("result", "one number");
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return largest_magnitude(x.typed_data(), static_cast<int64_t>(x.element_count()),
                              out->typed_data(), kernels, executor);
   });
@@ -145,7 +147,7 @@ ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
   if (mantissas->element_count() != x.element_count()) error = must_be("mantissas", "of x's size");
   if (exponent->element_count() != 1) error = must_be("exponent", "one number");
   if (bits < 2 || bits > 16) error = must_be("bits", "from 2 to 16");
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return quantize(x.typed_data(), static_cast<int64_t>(x.element_count()), static_cast<int>(bits),
                     mantissas->typed_data(), exponent->typed_data(), kernels, executor);
   });
@@ -176,7 +178,7 @@ std::string check_images(const Floats& in, const Floats& out, Sizes windows) {
 ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
                         std::string_view isa, int64_t threads, Sizes windows) {
   const std::string error = check_images(x, *out, windows);
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels,
                     executor);
   });
@@ -186,7 +188,7 @@ ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ff
                                  std::string_view isa, int64_t threads, Sizes windows) {
   std::string error = check_images(x, g, windows);
   if (out->element_count() != x.element_count()) error = must_be("result", "of x's size");
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return max_pool_gradient(pool_of(x, g, windows), g.typed_data(), x.typed_data(),
                              out->typed_data(), kernels, executor);
   });
@@ -205,7 +207,7 @@ ffi::Error run_local_response(Floats x, ffi::Result<Floats> out, ffi::ThreadPool
                               std::string_view isa, int64_t threads, int64_t reach, float k,
                               float alpha) {
   const std::string error = check_response(x, {*out}, reach);
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return local_response({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], x.typed_data(),
                           out->typed_data(), kernels, executor);
   });
@@ -215,7 +217,7 @@ ffi::Error run_local_response_gradient(Floats g, Floats x, ffi::Result<Floats> o
                                        ffi::ThreadPool pool, std::string_view isa, int64_t threads,
                                        int64_t reach, float k, float alpha) {
   const std::string error = check_response(x, {g, *out}, reach);
-  return run(error, pool, isa, threads, [&](const KernelTable& kernels, Executor& executor) {
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     return local_response_gradient({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1],
                                    g.typed_data(), x.typed_data(), out->typed_data(), kernels,
                                    executor);

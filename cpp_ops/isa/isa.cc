@@ -4,24 +4,7 @@
 #include <cstring>
 
 namespace dfpjax {
-
-#if defined(__x86_64__)
-extern const KernelTable kAvx512VnniKernels, kAvx512BwKernels, kAvxVnniKernels, kAvx2Kernels;
-#endif
-extern const KernelTable kPortableKernels;
-
 namespace {
-
-struct Isa {
-  IsaInfo info;
-  const KernelTable* kernels;
-};
-
-struct Registry {
-  Isa isas[kIsaCount];
-  IsaInfo infos[kIsaCount];
-  Registry();
-};
 
 #if defined(__x86_64__)
 // The compiler's CPU detection covers the operating system's support of the registers as well.
@@ -37,69 +20,56 @@ std::string lacks_avx512() {
 }
 
 // `lacks` lists what is missing, each item after a comma.
-Isa path(const char* name, const KernelTable& kernels, const std::string& lacks) {
-  if (lacks.empty()) return {{name, true, ""}, &kernels};
-  return {{name, false, "this CPU has no " + lacks.substr(2)}, nullptr};
+IsaInfo info(const char* name, const std::string& lacks) {
+  if (lacks.empty()) return {name, true, ""};
+  return {name, false, "this CPU has no " + lacks.substr(2)};
 }
 #else
-Isa path(const char* name) {
-  return {{name, false, "this build is for another architecture"}, nullptr};
-}
+IsaInfo info(const char* name) { return {name, false, "this build is for another architecture"}; }
 #endif
 
-Registry::Registry()
-    : isas{
+struct Registry {
+  IsaInfo infos[kIsaCount] = {
 #if defined(__x86_64__)
-          path("avx512vnni", kAvx512VnniKernels,
-               lacks_avx512() + DFPJAX_LACKS("avx512vnni", "AVX-512 VNNI")),
-          path("avx512bw", kAvx512BwKernels, lacks_avx512()),
-          path("avxvnni", kAvxVnniKernels, lacks_avx2() + DFPJAX_LACKS("avxvnni", "AVX-VNNI")),
-          path("avx2", kAvx2Kernels, lacks_avx2()),
+      info("avx512vnni", lacks_avx512() + DFPJAX_LACKS("avx512vnni", "AVX-512 VNNI")),
+      info("avx512bw", lacks_avx512()),
+      info("avxvnni", lacks_avx2() + DFPJAX_LACKS("avxvnni", "AVX-VNNI")),
+      info("avx2", lacks_avx2()),
 #else
-          path("avx512vnni"),
-          path("avx512bw"),
-          path("avxvnni"),
-          path("avx2"),
+      info("avx512vnni"),     info("avx512bw"), info("avxvnni"), info("avx2"),
 #endif
-          {{"portable", true, ""}, &kPortableKernels},
-      } {
-  for (int i = 0; i < kIsaCount; ++i) infos[i] = isas[i].info;
-}
+      {"portable", true, ""},
+  };
+};
 
-const Registry& registry() {
-  static const Registry instance;
-  return instance;
-}
-
-const KernelTable* lookup(const char* name, std::string* error) {
-  for (const Isa& isa : registry().isas) {
-    if (std::strcmp(isa.info.name, name) != 0) continue;
-    if (isa.info.usable) return isa.kernels;
-    *error = std::string("ISA path '") + name + "' cannot run: " + isa.info.why_not;
-    return nullptr;
+std::optional<Isa> lookup(const char* name, std::string* error) {
+  for (int i = 0; i < kIsaCount; ++i) {
+    const IsaInfo& isa = all_isas()[i];
+    if (std::strcmp(isa.name, name) != 0) continue;
+    if (isa.usable) return static_cast<Isa>(i);
+    *error = std::string("ISA path '") + name + "' cannot run: " + isa.why_not;
+    return std::nullopt;
   }
   *error = std::string("unknown ISA path '") + name + "'; there are";
-  for (const Isa& isa : registry().isas) *error += std::string(" ") + isa.info.name;
-  return nullptr;
+  for (int i = 0; i < kIsaCount; ++i) *error += std::string(" ") + all_isas()[i].name;
+  return std::nullopt;
 }
 
 struct Default {
-  const KernelTable* kernels = nullptr;
+  std::optional<Isa> isa;
   std::string error;
   bool asked_for = false;
   Default() {
     const char* name = std::getenv("DFPJAX_ISA");
     if (name != nullptr && *name != '\0') {
       asked_for = true;
-      kernels = lookup(name, &error);
-      if (kernels == nullptr) error = "DFPJAX_ISA: " + error;
+      isa = lookup(name, &error);
+      if (!isa) error = "DFPJAX_ISA: " + error;
       return;
     }
-    for (const Isa& isa : registry().isas) {
-      if (!isa.info.usable) continue;
-      kernels = isa.kernels;
-      return;
-    }
+    int best = 0;
+    while (!all_isas()[best].usable) ++best;  // the last one always is
+    isa = static_cast<Isa>(best);
   }
 };
 
@@ -110,13 +80,16 @@ const Default& default_isa() {
 
 }  // namespace
 
-const IsaInfo* all_isas() { return registry().infos; }
+const IsaInfo* all_isas() {
+  static const Registry instance;
+  return instance.infos;
+}
 
-const KernelTable* find_isa(const char* name, std::string* error) {
+std::optional<Isa> find_isa(const char* name, std::string* error) {
   if (*name != '\0') return lookup(name, error);
   const Default& choice = default_isa();
-  if (choice.kernels == nullptr) *error = choice.error;
-  return choice.kernels;
+  if (!choice.isa) *error = choice.error;
+  return choice.isa;
 }
 
 bool isa_asked_for() { return default_isa().asked_for; }

@@ -1,169 +1,15 @@
-// The kernels of one instruction-set path as a table of functions, and the choice of a path.
+// The instruction-set paths, and the choice of one.
 #ifndef DFPJAX_ISA_ISA_H_
 #define DFPJAX_ISA_ISA_H_
 
-#include <cstdint>
+#include <optional>
 #include <string>
-
-#include "plan/index.h"
-#include "plan/plan.h"
 
 namespace dfpjax {
 
-// Norms that certify chain lengths: the largest over the rows (or columns) of a tile and over its
-// aligned chunks of 256, 128, ..., 4 elements of the sum of floor((x^2 + y^2) / 2^kNormShift) + 1
-// over pairs of elements.
-inline constexpr int kNormShift = 8;
-inline constexpr int kNorms = 7;
-struct Norms {
-  int32_t chunk[kNorms];
-};
-inline constexpr int kChainLengths = kNorms + 1;  // chains of 2 need no norm
-
-// One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block.
-// Mantissas come in 32-bit words of two consecutive k.
-struct CellArgs {
-  const int32_t* a;  // word (row, k/2) is at row * a_row + (k/2) * a_pair
-  int64_t a_row, a_pair;
-  const int32_t* b;  // word (k/2, column) is at (k/2) * columns + column
-  int32_t columns;   // a multiple of kColumnQuantum
-  int32_t rows;      // 1..kTileRows
-  int32_t pairs;     // words along k
-  int32_t chain;     // words per exact int32 sum
-  // Null, or the same words for up to kMostNarrow columns: word (k/2, column) is at
-  // (k/2) / 4 * 4 * kMostNarrow + column * 4 + (k/2) % 4, zero beyond columns and k.
-  const int32_t* b_quads;
-  int32_t narrow;          // columns that exist, if there is b_quads
-  const float* const* in;  // running sums, one pointer per row; `out` or zeros
-  float* const* out;
-  bool finish;  // multiply by `scale` on the way out
-  bool stream;  // `out` is 64-byte aligned and not needed soon: bypass the caches
-  float scale;
-  // Null if no sum can leave int32; else sums are saturated, and this counts how many were.
-  int64_t* saturated;
-};
-inline constexpr int kColumnQuantum = 16;
-inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads are provided
-
-// Elements that packing may write beyond the end of packed rows and of `edge`.
-inline constexpr int kSlack = 32;
-
-// Rows [rows][channels] of g and x; centre, sums and products have one number per channel.
-struct PairedRows {
-  const float *g, *x, *centre;
-  // Null, or: g is zero unless (x - centre) * scale + shift > 0.
-  const float *scale, *shift;
-  double *sums, *products;
-
-  PairedRows from(int64_t channel) const {
-    const bool rectified = scale != nullptr;
-    return {g + channel,
-            x + channel,
-            centre + channel,
-            rectified ? scale + channel : nullptr,
-            rectified ? shift + channel : nullptr,
-            sums + channel,
-            products + channel};
-  }
-};
-
-// Rows [rows][channels] of x, residual, out and positive; the others have one number per channel.
-struct RectifiedRows {
-  const float *x, *residual, *mean, *scale, *shift;
-  float* out;
-  bool* positive;  // may be null
-  float* low;
-  int32_t* high_bits;
-
-  RectifiedRows from(int64_t channel) const {
-    return {x + channel,
-            residual + channel,
-            mean + channel,
-            scale + channel,
-            shift + channel,
-            out + channel,
-            positive == nullptr ? nullptr : positive + channel,
-            low + channel,
-            high_bits + channel};
-  }
-};
-
-// Divides x by (k + alpha * sum of x^2 over the channels at most `reach` away)^0.75.
-struct Response {
-  int64_t reach;
-  float k, alpha;
-};
-// The kernels of local response normalization want the memory of so many rows of so many numbers,
-// zero at first: vectors may read and write beyond the channels.
-inline constexpr int64_t kResponseRows = 3;
-inline int64_t response_row(int64_t channels, int64_t reach) { return channels + 2 * reach + 16; }
-
-struct KernelTable {
-  const char* name;
-
-  void (*cell)(const CellArgs& args);
-
-  // Packs rows of k: out[row * stride + j] for j in [0, stride), zero beyond the runs and where A
-  // is padded. Points are rows, runs are along k.
-  void (*pack_rows)(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
-                    const Run* runs, int run_count, int16_t* out, int64_t stride);
-  // Packs words of two k: out[(k/2) * stride + start + i], i within a run, and `padding` zeros
-  // after the last run. Points are k, runs are along the rows. `zeros` holds at least as many zeros
-  // as a run has elements, `edge` room for twice as many.
-  void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
-                     const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
-                     int32_t* out, int64_t stride, int padding);
-  // Words [16 rows][pairs] with a row stride in elements to [pairs][16 columns of stride words].
-  void (*transpose)(const int16_t* rows, int64_t stride, int pairs, int32_t* out,
-                    int64_t out_stride);
-
-  // Norms of `rows` <= kTileRows rows; k is a multiple of 32.
-  void (*norms_rows)(const int16_t* rows, int64_t stride, int count, int k, Norms* out);
-  // Norms of words [pairs][stride]: out[row / group] for rows in [0, count); stride >= count
-  // rounded up to 16, and the words between are zero.
-  void (*norms_pairs)(const int32_t* words, int64_t stride, int count, int pairs, int group,
-                      Norms* out);
-
-  // sums[lane] (+)= products of aligned pairs of k, ascending. `a` has one pointer per k (never
-  // null), `b` words [(k+1)/2][b_stride].
-  void (*lanes)(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, int lanes,
-                bool first, float* sums);
-  // out[i] = scale * ((p0[i] + p1[i]) + ...), partial sums `stride` apart.
-  void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
-                  float* out);
-
-  // Over rows [rows][channels]: adds the sums and the sums of squares of each channel, lowers and
-  // raises its least and greatest value, which leave NaNs out.
-  void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
-                  float* low, float* high);
-  // Likewise adds sums of g and of g * (x - centre).
-  void (*paired_sums)(const PairedRows& at, int64_t rows, int64_t channels);
-  // out = max((x - mean) * scale + shift + residual, 0), and whether it is positive; lowers its
-  // least value, NaNs left out, and raises the bits of its greatest, where a NaN is the greatest.
-  void (*rectified_sum)(const RectifiedRows& at, int64_t rows, int64_t channels);
-  // The greatest of the numbers' bits without their signs: infinity's or more if not all are
-  // finite.
-  int32_t (*largest_magnitude)(const float* x, int64_t count);
-  // out = x * first * second, rounded to the nearest, ties to even, and clamped to +-limit.
-  void (*quantize)(const float* x, int64_t count, float first, float second, int32_t limit,
-                   int16_t* out);
-  // Of `count` >= 1 pixels of so many channels: the maximum of each channel, NaN if one is NaN; and
-  // g added to `gradients` of the pixel that has the maximum, the first one of several.
-  void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);
-  void (*add_to_max_of_taps)(const float* const* taps, float* const* gradients, int count,
-                             int64_t channels, const float* g);
-
-  // Of pixels [rows][channels]; see Response. And the gradient by x, for that of the result, g.
-  void (*local_response)(const Response& response, const float* x, int64_t rows, int64_t channels,
-                         float* memory, float* out);
-  void (*local_response_gradient)(const Response& response, const float* g, const float* x,
-                                  int64_t rows, int64_t channels, float* memory, float* out);
-
-  // Run a register-only loop of the path's int16 dot product (or f32 multiply-add) and return how
-  // many multiply-adds it did.
-  int64_t (*peak_dot)(int64_t iterations);
-  int64_t (*peak_fma)(int64_t iterations);
-};
+// Best first.
+enum class Isa : int { kAvx512Vnni, kAvx512Bw, kAvxVnni, kAvx2, kPortable };
+inline constexpr int kIsaCount = 5;
 
 struct IsaInfo {
   const char* name;
@@ -171,13 +17,12 @@ struct IsaInfo {
   std::string why_not;  // in words; empty if usable
 };
 
-inline constexpr int kIsaCount = 5;
-// All paths, best first.
+// All paths, in the order of `Isa`.
 const IsaInfo* all_isas();
 
-// The path of that name; with an empty name the one that DFPJAX_ISA asks for, or else the best one.
-// Returns null and says why if there is no such path or this CPU cannot run it.
-const KernelTable* find_isa(const char* name, std::string* error);
+// The path of that name; with an empty name the one that DFPJAX_ISA asks for, or else the best
+// usable one. Returns nothing and says why if there is no such path or it is not usable.
+std::optional<Isa> find_isa(const char* name, std::string* error);
 
 // Whether DFPJAX_ISA asked for the path that an empty name stands for.
 bool isa_asked_for();

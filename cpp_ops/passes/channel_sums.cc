@@ -36,7 +36,7 @@ void combine_extremes(const ChannelBlocks& blocks, int64_t group, float* low, fl
 }  // namespace
 
 bool moments(const ChannelShape& shape, const float* x, const Moments& out,
-             const KernelTable& kernels, Executor& executor) {
+             const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<double> sums(blocks), squares(blocks);
   const Partial<float> low(blocks), high(blocks);
@@ -56,7 +56,7 @@ bool moments(const ChannelShape& shape, const float* x, const Moments& out,
 }
 
 bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
-                 const KernelTable& kernels, Executor& executor) {
+                 const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<double> partial_sums(blocks), partial_products(blocks);
   const bool rectified = in.scale != nullptr;
@@ -81,7 +81,7 @@ bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float
 }
 
 bool rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
-                   const KernelTable& kernels, Executor& executor) {
+                   const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<float> low(blocks);
   const Partial<int32_t> high(blocks);

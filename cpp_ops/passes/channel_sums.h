@@ -5,8 +5,8 @@
 
 #include <cstdint>
 
-#include "isa/isa.h"
 #include "passes/channel_blocks.h"
+#include "passes/kernels/table.h"
 #include "runtime/parallel.h"
 
 namespace dfpjax {
@@ -20,7 +20,7 @@ struct Moments {
   float *sums, *squares, *low, *high;
 };
 bool moments(const ChannelShape& shape, const float* x, const Moments& out,
-             const KernelTable& kernels, Executor& executor);
+             const PassKernels& kernels, Executor& executor);
 
 // Over the rows, sums of g and of g * (x - centre). With `scale` and `shift`, g counts only where
 // (x - centre) * scale + shift is positive; they may be null.
@@ -28,7 +28,7 @@ struct Paired {
   const float *g, *x, *centre, *scale, *shift;
 };
 bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
-                 const KernelTable& kernels, Executor& executor);
+                 const PassKernels& kernels, Executor& executor);
 
 // y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null), and its
 // least and greatest value, as in Moments; without rows the greatest is 0.
@@ -41,7 +41,7 @@ struct RectifiedSum {
   float *low, *high;
 };
 bool rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
-                   const KernelTable& kernels, Executor& executor);
+                   const PassKernels& kernels, Executor& executor);
 
 }  // namespace dfpjax
 

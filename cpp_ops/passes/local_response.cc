@@ -25,7 +25,7 @@ bool run_rows(const Response& response, int64_t rows, int64_t channels, Executor
 }  // namespace
 
 bool local_response(const Response& response, int64_t rows, int64_t channels, const float* x,
-                    float* out, const KernelTable& kernels, Executor& executor) {
+                    float* out, const PassKernels& kernels, Executor& executor) {
   return run_rows(response, rows, channels, executor,
                   [&](int64_t first, int64_t count, float* memory) {
                     kernels.local_response(response, x + first * channels, count, channels, memory,
@@ -34,7 +34,7 @@ bool local_response(const Response& response, int64_t rows, int64_t channels, co
 }
 
 bool local_response_gradient(const Response& response, int64_t rows, int64_t channels,
-                             const float* g, const float* x, float* out, const KernelTable& kernels,
+                             const float* g, const float* x, float* out, const PassKernels& kernels,
                              Executor& executor) {
   return run_rows(response, rows, channels, executor,
                   [&](int64_t first, int64_t count, float* memory) {

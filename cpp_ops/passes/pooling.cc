@@ -49,7 +49,7 @@ std::string check_pool(const Pool& pool) {
   return error;
 }
 
-bool max_pool(const Pool& pool, const float* x, float* out, const KernelTable& kernels,
+bool max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor) {
   const int64_t image = pool.height.in * pool.width.in * pool.channels;
   const int64_t row = pool.width.out * pool.channels;
@@ -67,7 +67,7 @@ bool max_pool(const Pool& pool, const float* x, float* out, const KernelTable& k
 }
 
 bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
-                       const KernelTable& kernels, Executor& executor) {
+                       const PassKernels& kernels, Executor& executor) {
   // Windows overlap, so an image's rows go to one thread; a few images are cut along the channels.
   constexpr int64_t kUnits = 32, kQuantum = 16;
   const int64_t wanted = (kUnits + pool.images - 1) / std::max<int64_t>(pool.images, 1);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "isa/isa.h"
+#include "passes/kernels/table.h"
 #include "runtime/parallel.h"
 
 namespace dfpjax {
@@ -26,13 +26,13 @@ inline constexpr int64_t kMostTaps = 1024;  // pixels in a window
 std::string check_pool(const Pool& pool);
 
 // out[images][height.out][width.out][channels] of x[images][height.in][width.in][channels].
-bool max_pool(const Pool& pool, const float* x, float* out, const KernelTable& kernels,
+bool max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor);
 
 // The gradient by x, for the gradient g of the output: of equal pixels the first one gets it. Where
 // a window holds a NaN, or infinities alone, it is that of an image with -infinity around it.
 bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
-                       const KernelTable& kernels, Executor& executor);
+                       const PassKernels& kernels, Executor& executor);
 
 }  // namespace dfpjax
 

@@ -21,7 +21,7 @@ int32_t floor_log2(int32_t bits) {
 
 }  // namespace
 
-bool largest_magnitude(const float* x, int64_t count, int32_t* out, const KernelTable& kernels,
+bool largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKernels& kernels,
                        Executor& executor) {
   std::vector<int32_t> largest(static_cast<size_t>((count + kBlockNumbers - 1) / kBlockNumbers));
   const Loop loop{static_cast<int64_t>(largest.size()), 1, [&](int, int64_t begin, int64_t end) {
@@ -38,7 +38,7 @@ bool largest_magnitude(const float* x, int64_t count, int32_t* out, const Kernel
 }
 
 bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
-              const KernelTable& kernels, Executor& executor) {
+              const PassKernels& kernels, Executor& executor) {
   int32_t largest = 0;
   if (!largest_magnitude(x, count, &largest, kernels, executor)) return false;
   *exponent = floor_log2(largest);

@@ -4,13 +4,13 @@
 
 #include <cstdint>
 
-#include "isa/isa.h"
+#include "passes/kernels/table.h"
 #include "runtime/parallel.h"
 
 namespace dfpjax {
 
 // The bits of the largest magnitude, a NaN's or infinity's if there is one; 0 of no numbers.
-bool largest_magnitude(const float* x, int64_t count, int32_t* out, const KernelTable& kernels,
+bool largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKernels& kernels,
                        Executor& executor);
 
 // Mantissas of `bits` bits of a tensor, rounded to nearest even, and its exponent; the same as
@@ -18,7 +18,7 @@ bool largest_magnitude(const float* x, int64_t count, int32_t* out, const Kernel
 // kNotFinite.
 inline constexpr int32_t kNotFinite = 1 << 20;
 bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
-              const KernelTable& kernels, Executor& executor);
+              const PassKernels& kernels, Executor& executor);
 
 }  // namespace dfpjax
 

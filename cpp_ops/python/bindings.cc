@@ -8,11 +8,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "runtime/scratch.h"
@@ -30,12 +32,14 @@ nb::dict registrations() {
   return result;
 }
 
-const KernelTable& kernels_or_raise(const std::string& name) {
+Isa isa_or_raise(const std::string& name) {
   std::string error;
-  const KernelTable* kernels = find_isa(name.c_str(), &error);
-  if (kernels == nullptr) throw nb::value_error(error.c_str());
-  return *kernels;
+  const std::optional<Isa> isa = find_isa(name.c_str(), &error);
+  if (!isa) throw nb::value_error(error.c_str());
+  return *isa;
 }
+
+const char* name_of(Isa isa) { return all_isas()[static_cast<int>(isa)].name; }
 
 nb::list isas() {
   nb::list result;
@@ -88,11 +92,12 @@ double peak(int64_t (*loop)(int64_t), int threads) {
   return best;
 }
 
-nb::dict measure_peak(int threads, const std::string& isa) {
-  const KernelTable& kernels = kernels_or_raise(isa);
+nb::dict measure_peak(int threads, const std::string& name) {
+  const Isa isa = isa_or_raise(name);
+  const ContractionKernels& kernels = contraction_kernels(isa);
   if (threads < 1) throw nb::value_error("threads must be positive");
   nb::dict result;
-  result["isa"] = kernels.name;
+  result["isa"] = name_of(isa);
   result["int16_dot"] = peak(kernels.peak_dot, threads);
   result["f32_fma"] = peak(kernels.peak_fma, threads);
   return result;
@@ -102,7 +107,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels of dfpjax.";
   m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsule.");
   m.def(
-      "isa", [] { return std::string(kernels_or_raise("").name); },
+      "isa", [] { return std::string(name_of(isa_or_raise(""))); },
       "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
   m.def("isa_asked_for", &isa_asked_for, "Whether DFPJAX_ISA asked for the path in use.");
   m.def("isas", &isas,

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "contraction/blocking.h"
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 #include "plan/plan.h"
 #include "runtime/scratch.h"
 #include "tests/executor.h"
@@ -131,8 +131,7 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
       run_reference(parts, {a.data(), b.data(), ea.data(), eb.data(), expected.data()}, chain);
   for (int i = 0; i < kIsaCount; ++i) {
     if (!all_isas()[i].usable) continue;
-    std::string ignored;
-    const KernelTable* kernels = find_isa(all_isas()[i].name, &ignored);
+    const ContractionKernels& kernels = contraction_kernels(static_cast<Isa>(i));
     for (int threads : {1, 3, 4, 0}) {
       std::vector<float> c(t.c, missing);
       const Operands operands{a.data(), b.data(), ea.data(), eb.data(), c.data()};
@@ -146,10 +145,10 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
       bool ok;
       if (threads == 0) {
         StuckExecutor executor;
-        ok = run_plan(parts, operands, chains, *kernels, executor);
+        ok = run_plan(parts, operands, chains, kernels, executor);
       } else {
         TestExecutor executor(threads);
-        ok = run_plan(parts, operands, chains, *kernels, executor);
+        ok = run_plan(parts, operands, chains, kernels, executor);
       }
       int64_t bad = -1;
       for (int64_t j = 0; j < t.c && bad < 0; ++j)
@@ -167,7 +166,7 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
       std::printf(
           "FAIL %s data %d exponent %d chain %d isa %s threads %d: at %lld got %a, expected %a; "
           "%d of %lld chains saturated; chain lengths %s\n",
-          t.name.c_str(), static_cast<int>(kind), exponent, chain, kernels->name, threads,
+          t.name.c_str(), static_cast<int>(kind), exponent, chain, all_isas()[i].name, threads,
           static_cast<long long>(bad), bad < 0 ? 0 : c[bad], bad < 0 ? 0 : expected[bad], count,
           static_cast<long long>(wanted.saturated), same_macs ? "as expected" : "differ");
       ++failures;

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "isa/isa.h"
+#include "passes/kernels/table.h"
 #include "tests/executor.h"
 
 namespace dfpjax {
@@ -54,10 +54,9 @@ void on_every_path(Run run) {
   for (int i = 0; i < kIsaCount; ++i) {
     const IsaInfo& isa = all_isas()[i];
     if (!isa.usable) continue;
-    std::string error;
     for (const int threads : {1, 3}) {
       TestExecutor executor(threads);
-      run(*find_isa(isa.name, &error), executor,
+      run(pass_kernels(static_cast<Isa>(i)), executor,
           std::string(isa.name) + ", " + std::to_string(threads) + " threads");
     }
   }

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "isa/isa.h"
 #include "passes/channel_sums.h"
+#include "passes/kernels/table.h"
 #include "passes/local_response.h"
 #include "passes/pooling.h"
 #include "passes/quantize.h"
@@ -29,7 +29,7 @@ void check_sums(const ChannelShape& shape, std::mt19937* random) {
   const Values x = normal(size, 1, 2, random), g = normal(size, 0, 1, random);
   const Values centre = normal(results, 1, 1, random);
   Values first;
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     const std::string where = name + ", " + std::to_string(shape.groups) + " x " +
                               std::to_string(shape.rows) + " x " + std::to_string(shape.channels);
     Values sums = room(results), squares = room(results), low = room(results);
@@ -77,7 +77,7 @@ void check_special_channels() {
   at(5, 17) = kInfinity;
   at(6, 35) = -kInfinity;
   for (int64_t row = 0; row < shape.rows; ++row) at(row, 39) = 1e-41F;
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     Values sums = room(40), squares = room(40), low = room(40), high = room(40);
     const Moments out{sums.data(), squares.data(), low.data(), high.data()};
     expect(moments(shape, x.data(), out, kernels, executor), name);
@@ -116,7 +116,7 @@ void check_quantize(const Values& x, int bits) {
     const double scaled = finite ? std::nearbyint(std::ldexp(double{v}, -exponent)) : 0;
     mantissas.push_back(static_cast<int16_t>(std::clamp(scaled, -limit, limit)));
   }
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     const auto count = static_cast<int64_t>(x.size());
     const std::string where =
         name + ", " + std::to_string(count) + " numbers, " + std::to_string(bits) + " bits";
@@ -200,7 +200,7 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
     maxima[static_cast<size_t>(o)] = most;
     if (selected != kOutside) gradient[static_cast<size_t>(selected)] += g[static_cast<size_t>(o)];
   }
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     const std::string where = name + ", " + std::to_string(pool.channels) + " channels, window " +
                               std::to_string(rows.window) + " x " + std::to_string(columns.window);
     Values actual = room(out), actual_gradient = room(in);
@@ -251,7 +251,7 @@ void check_response(const Response& response, int64_t rows, int64_t channels,
     return response.k + response.alpha * sum;
   };
   Values first;
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     const std::string where = name + ", " + std::to_string(rows) + " x " +
                               std::to_string(channels) + ", reach " +
                               std::to_string(response.reach);

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "isa/isa.h"
 #include "passes/channel_sums.h"
+#include "passes/kernels/table.h"
 #include "runtime/scratch.h"
 #include "tests/every_path.h"
 
@@ -72,7 +72,7 @@ void check_sum(const Operands& in) {
     low[c] = std::isnan(low[c]) || std::isnan(y[i]) ? kNan : std::min(low[c], y[i]);
     high[c] = std::isnan(high[c]) || std::isnan(y[i]) ? kNan : std::max(high[c], y[i]);
   }
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     for (const bool masked : {true, false}) {
       const std::string where = words(name, shape) + (masked ? "" : ", without a mask");
       Values actual(size, 7.0F), least(results, 7.0F), most(results, 7.0F);
@@ -96,7 +96,7 @@ void check_sums(const Operands& in) {
   const ChannelShape& shape = in.shape;
   const auto results = static_cast<int64_t>(in.mean.size());
   Values first;
-  on_every_path([&](const KernelTable& kernels, Executor& executor, const std::string& name) {
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
     const std::string where = words(name, shape);
     Values sums = room(results), products = room(results);
     const Paired paired{in.other.data(), in.x.data(), in.mean.data(), in.scale.data(),

@@ -1,13 +1,12 @@
 // The avx2 kernels. For x86 CPUs without AVX-512 and AVX-VNNI.
 #include <immintrin.h>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 
 namespace dfpjax {
 namespace {
 
-#include "isa/common-inl.h"
-#include "isa/simd_avx2-inl.h"
+#include "contraction/kernels/simd_avx2-inl.h"
 
 struct Dot {
   static void add(__m256i& sum, __m256i a, __m256i b) {
@@ -19,7 +18,7 @@ struct Dot {
 
 }  // namespace
 
-extern const KernelTable kAvx2Kernels;
-const KernelTable kAvx2Kernels = make_table<Avx2<Dot>>("avx2");
+extern const ContractionKernels kAvx2Contraction;
+const ContractionKernels kAvx2Contraction = make_table<Avx2<Dot>>();
 
 }  // namespace dfpjax

@@ -1,13 +1,12 @@
 // The avx512bw kernels. For AVX-512 CPUs without VNNI.
 #include <immintrin.h>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 
 namespace dfpjax {
 namespace {
 
-#include "isa/common-inl.h"
-#include "isa/simd_avx512-inl.h"
+#include "contraction/kernels/simd_avx512-inl.h"
 
 struct Dot {
   static void add(__m512i& sum, __m512i a, __m512i b) {
@@ -19,7 +18,7 @@ struct Dot {
 
 }  // namespace
 
-extern const KernelTable kAvx512BwKernels;
-const KernelTable kAvx512BwKernels = make_table<Avx512<Dot>>("avx512bw");
+extern const ContractionKernels kAvx512BwContraction;
+const ContractionKernels kAvx512BwContraction = make_table<Avx512<Dot>>();
 
 }  // namespace dfpjax

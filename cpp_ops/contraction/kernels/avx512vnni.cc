@@ -2,13 +2,12 @@
 // tile.
 #include <immintrin.h>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 
 namespace dfpjax {
 namespace {
 
-#include "isa/common-inl.h"
-#include "isa/simd_avx512-inl.h"
+#include "contraction/kernels/simd_avx512-inl.h"
 
 struct Dot {
   static void add(__m512i& sum, __m512i a, __m512i b) {
@@ -20,7 +19,7 @@ struct Dot {
 
 }  // namespace
 
-extern const KernelTable kAvx512VnniKernels;
-const KernelTable kAvx512VnniKernels = make_table<Avx512<Dot>>("avx512vnni");
+extern const ContractionKernels kAvx512VnniContraction;
+const ContractionKernels kAvx512VnniContraction = make_table<Avx512<Dot>>();
 
 }  // namespace dfpjax

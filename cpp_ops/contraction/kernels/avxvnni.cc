@@ -1,13 +1,12 @@
 // The avxvnni kernels. For client CPUs that have VNNI but no AVX-512.
 #include <immintrin.h>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 
 namespace dfpjax {
 namespace {
 
-#include "isa/common-inl.h"
-#include "isa/simd_avx2-inl.h"
+#include "contraction/kernels/simd_avx2-inl.h"
 
 struct Dot {
   static void add(__m256i& sum, __m256i a, __m256i b) {
@@ -19,7 +18,7 @@ struct Dot {
 
 }  // namespace
 
-extern const KernelTable kAvxVnniKernels;
-const KernelTable kAvxVnniKernels = make_table<Avx2<Dot>>("avxvnni");
+extern const ContractionKernels kAvxVnniContraction;
+const ContractionKernels kAvxVnniContraction = make_table<Avx2<Dot>>();
 
 }  // namespace dfpjax

@@ -1,4 +1,5 @@
-// Element-wise kernels: depthwise lanes, split sums and peaks. See isa/common-inl.h.
+// Element-wise kernels: depthwise lanes, and the sums of splits. See isa/common-inl.h for how it is
+// included.
 
 // Sums of NV vectors of lanes: enough to use whole cache lines and to hide an addition's latency.
 template <class S, int NV>
@@ -62,42 +63,4 @@ void combine(const float* partial, int64_t stride, int64_t parts, int64_t count,
     for (int64_t p = 1; p < parts; ++p) sum += partial[p * stride + i];
     out[i] = sum * scale;
   }
-}
-
-inline constexpr int kPeakSums = 12;  // enough to hide the latency of every instruction measured
-
-template <class S>
-int64_t peak_dot(int64_t iterations) {
-  using I = typename S::I;
-  I sum[kPeakSums];
-  const int32_t one = 1;
-  I x = S::broadcast(&one);
-#pragma GCC unroll 12
-  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::zero();
-  for (int64_t n = 0; n < iterations; ++n) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kPeakSums; ++i) {
-      S::hide(x);
-      S::dot(sum[i], x, x);
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
-  return iterations * kPeakSums * S::kLanes * 2;
-}
-
-template <class S>
-int64_t peak_fma(int64_t iterations) {
-  using F = typename S::F;
-  F sum[kPeakSums];
-  const F x = S::broadcast_float(1);
-#pragma GCC unroll 12
-  for (int i = 0; i < kPeakSums; ++i) sum[i] = S::broadcast_float(0);
-  for (int64_t n = 0; n < iterations; ++n) {
-#pragma GCC unroll 12
-    for (int i = 0; i < kPeakSums; ++i) S::fma_float(sum[i], x, x);
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < kPeakSums; ++i) S::hide(sum[i]);
-  return iterations * kPeakSums * S::kLanes;
 }

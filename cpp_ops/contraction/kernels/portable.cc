@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "isa/isa.h"
+#include "contraction/kernels/table.h"
 
 namespace dfpjax {
 namespace {
@@ -147,7 +147,7 @@ struct Portable {
 
 }  // namespace
 
-extern const KernelTable kPortableKernels;
-const KernelTable kPortableKernels = make_table<Portable>("portable");
+extern const ContractionKernels kPortableContraction;
+const ContractionKernels kPortableContraction = make_table<Portable>();
 
 }  // namespace dfpjax

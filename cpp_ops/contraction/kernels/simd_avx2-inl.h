@@ -1,6 +1,8 @@
 // AVX2 vectors for the kernels; `Dot` adds the dot products of int16 pairs to int32 lanes.
 // Included inside an unnamed namespace by files compiled for AVX2.
 
+#include "isa/common-inl.h"
+
 template <class Dot>
 struct Avx2 {
   using I = __m256i;

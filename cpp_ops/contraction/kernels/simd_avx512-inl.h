@@ -1,6 +1,8 @@
 // AVX-512 vectors for the kernels; `Dot` adds the dot products of int16 pairs to int32 lanes.
 // Included inside an unnamed namespace by files compiled for AVX-512.
 
+#include "isa/common-inl.h"
+
 template <class Dot>
 struct Avx512 {
   using I = __m512i;

@@ -1,0 +1,15 @@
+// The kernels of passes without compiler flags, for any architecture.
+#include "passes/kernels/table.h"
+
+namespace dfpjax {
+namespace {
+
+#include "isa/common-inl.h"
+#include "passes/kernels/table-inl.h"
+
+}  // namespace
+
+extern const PassKernels kBaselinePasses;
+const PassKernels kBaselinePasses = kTable;
+
+}  // namespace dfpjax

@@ -1,0 +1,11 @@
+// The kernels of passes for one kind of vectors, in a table. See isa/common-inl.h for how it is
+// included.
+
+#include "passes/kernels/pool-inl.h"
+#include "passes/kernels/quantize-inl.h"
+#include "passes/kernels/response-inl.h"
+#include "passes/kernels/sums-inl.h"
+
+constexpr PassKernels kTable = {
+    moments,     paired_sums,        rectified_sum,  largest_magnitude,      quantize,
+    max_of_taps, add_to_max_of_taps, local_response, local_response_gradient};
