@@ -1,6 +1,7 @@
 #include "contraction/blocking.h"
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <limits>
 
@@ -30,24 +31,30 @@ struct Choice {
 
 void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool share_a,
               Choice* best) {
-  const Blocking b{ceil_div(w.tiles, tiles), ceil_div(w.panels, panels), share_a};
+  // Products of extents can leave 64 bits where operands are broadcast.
+  const auto bytes = [&w](int64_t rows) {
+    return static_cast<double>(rows) * static_cast<double>(w.k) * static_cast<double>(w.outer) *
+           sizeof(int16_t);
+  };
+  const double bytes_a = bytes(w.tiles * kTileRows), bytes_b = bytes(w.panels * kPanelColumns);
+  if (share_a && bytes_a > kMostSharedBytes) return;
+  const int64_t row_blocks = ceil_div(w.tiles, tiles);
+  const bool share_b = row_blocks > 1 && bytes_b <= kMostSharedBytes;
+  const Blocking b{row_blocks, ceil_div(w.panels, panels), share_a, share_b};
   const double blocks = static_cast<double>(ceil_div(w.k, kBlock));
   const double t = static_cast<double>(w.tiles) / static_cast<double>(b.row_blocks);
   const double p = static_cast<double>(w.panels) / static_cast<double>(b.panel_ranges);
   const double strip = w.source == Source::kAlongM ? kPackStrip : 0;
   const double pack = t * kPackTile[static_cast<int>(w.source)] + strip;
-  const bool share_b = b.row_blocks > 1;
-  const auto from = [&w](int64_t rows) {
-    return rows * w.k * w.outer * int64_t{sizeof(int16_t)} <= kCachedBytes ? 0 : 1;
-  };
-  const double tile = share_a ? t * kReadTile[from(w.tiles * kTileRows)] : pack;
-  const double panel = share_b ? kReadPanel[from(w.panels * kPanelColumns)] : kPackPanel;
+  const double tile = share_a ? t * kReadTile[bytes_a <= kCachedBytes ? 0 : 1] : pack;
+  const double panel = share_b ? kReadPanel[bytes_b <= kCachedBytes ? 0 : 1] : kPackPanel;
   const double task = blocks * (tile + p * (t + panel)) + kStart;
   const double prepare = (share_a ? static_cast<double>(b.row_blocks) * pack : 0) +
                          (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
-  const int64_t tasks = w.outer * b.row_blocks * b.panel_ranges;
-  // Rounds of tasks; with the last one some threads wait for others.
-  double time = (static_cast<double>(ceil_div(tasks, threads)) + (threads > 1 ? 0.3 : 0)) * task;
+  const double tasks =
+      static_cast<double>(w.outer) * static_cast<double>(b.row_blocks * b.panel_ranges);
+  // Tasks run in rounds, and in the last one some threads wait for the others.
+  double time = (std::ceil(tasks / threads) + (threads > 1 ? 0.3 : 0)) * task;
   if (prepare > 0)
     time +=
         static_cast<double>(w.outer) * blocks * prepare / threads + (threads > 1 ? kBarrier : 0);

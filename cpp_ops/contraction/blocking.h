@@ -6,7 +6,7 @@
 
 namespace dfpjax {
 
-// How A is brought to words of two k.
+// Where the words of A, of two k each, come from: the operand itself, or packing along k or m.
 enum class Source { kInPlace, kAlongK, kAlongM };
 
 struct Work {
@@ -17,11 +17,14 @@ struct Work {
   bool can_share_a;
 };
 
+// More than this of one operand is not packed for all tasks at once. Reading it back from memory
+// costs as much as packing it again.
+inline constexpr int64_t kMostSharedBytes = int64_t{1} << 30;
+
 // A task is a block of row tiles times a range of panels.
 struct Blocking {
   int64_t row_blocks, panel_ranges;
-  bool share_a;  // A is packed before the tasks begin, once for all ranges; B is if there are
-                 // several row blocks
+  bool share_a, share_b;  // packed before the tasks begin, once for all of them
 };
 
 Blocking choose_blocking(const Work& work, int threads);

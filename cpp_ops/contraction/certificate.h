@@ -2,6 +2,8 @@
 #ifndef DFPJAX_CONTRACTION_CERTIFICATE_H_
 #define DFPJAX_CONTRACTION_CERTIFICATE_H_
 
+#include <cstdint>
+
 #include "contraction/kernels/table.h"
 #include "plan/plan.h"
 
@@ -21,6 +23,18 @@ inline int chain_index(int pairs) {
   int index = 0;
   while (kBlock / 2 >> index > pairs) ++index;
   return index;
+}
+
+// A chain of 2 leaves int32 in one case alone: all four mantissas are -32768, which quantization
+// never makes, but which may come from elsewhere. Their sum is 2^31.
+inline constexpr auto kLowestPair = static_cast<int32_t>(0x80008000u);
+// A norm of chains of 4 with such a pair in it is at least this.
+inline constexpr int32_t kLowestPairNorm = (1 << (31 - kNormShift)) + 2;
+
+inline bool has_lowest_pair(const int32_t* words, int64_t count) {
+  int32_t found = 0;  // counted, since the compiler vectorizes no early end
+  for (int64_t i = 0; i < count; ++i) found |= words[i] == kLowestPair ? 1 : 0;
+  return found != 0;
 }
 
 }  // namespace dfpjax

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <new>
 #include <numeric>
 
 #include "contraction/packing.h"
@@ -16,7 +15,7 @@
 namespace dfpjax {
 namespace {
 
-// Zeros that nobody reads soon: they bypass the caches where that is possible.
+// Writes zeros that are not read soon, so they bypass the caches where that is possible.
 void stream_zeros(float* to, int64_t n) {
   int64_t i = 0;
 #if defined(__x86_64__)
@@ -113,19 +112,15 @@ void Counts::write(int32_t* to) const {
         static_cast<int32_t>(std::min<int64_t>(count.load(), std::numeric_limits<int32_t>::max()));
 }
 
-bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
+void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
               const ContractionKernels& kernels, Executor& executor) {
-  try {
-    std::vector<std::unique_ptr<Job>> jobs;
-    std::vector<Stage> stages(Job::kStages);
-    for (const Part& part : parts) {
-      jobs.push_back(make_job(part, operands, chains, kernels, executor.threads()));
-      jobs.back()->enlist(&stages);
-    }
-    return run_stages(executor, stages);
-  } catch (const std::bad_alloc&) {
-    return false;
+  std::vector<std::unique_ptr<Job>> jobs;
+  std::vector<Stage> stages(Job::kStages);
+  for (const Part& part : parts) {
+    jobs.push_back(make_job(part, operands, chains, kernels, executor.threads()));
+    jobs.back()->enlist(&stages);
   }
+  run_stages(executor, stages);
 }
 
 }  // namespace dfpjax

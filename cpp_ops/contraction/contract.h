@@ -21,15 +21,15 @@ struct Operands {
   float* c;
 };
 
-// Counts things of one kind or of several, for each of the examples that make up G, evenly and in
-// order.
+// Counts events of one or several kinds for each example. G consists of the examples, one after the
+// other, each with the same number of indices.
 class Counts {
  public:
   Counts(int64_t examples, int64_t kinds)
       : examples_(examples), kinds_(kinds), counts_(static_cast<size_t>(examples * kinds)) {
     for (auto& count : counts_) count = 0;
   }
-  // Whether the G of every part can be divided so.
+  // Whether the G of every part can be divided into that many examples.
   bool fits(const std::vector<Part>& parts) const;
   // Integers: the sum does not depend on who adds first.
   void add(const Part& part, int64_t g, int64_t kind, int64_t count) {
@@ -37,10 +37,10 @@ class Counts {
     counts_[static_cast<size_t>(example * kinds_ + kind)].fetch_add(count,
                                                                     std::memory_order_relaxed);
   }
-  // Writes the counts, all kinds of one example after the other; those that are too large as the
-  // largest int32.
+  // Writes [examples][kinds]. A count that is too large becomes the largest int32.
   void write(int32_t* to) const;
-  // The same as shares of what was counted for the example; zeros if that is nothing.
+  // Writes [examples][kinds]: the share of each kind in what was counted for the example, or zeros
+  // if nothing was.
   void write_shares(float* to) const;
 
  private:
@@ -52,18 +52,18 @@ class Counts {
 struct Chains {
   int length = 0;  // products: a power of two up to kBlock; 0 for the longest that is certified
   // The rest is for chains of a given length.
-  bool bounded = false;  // mantissas are too small for any sum to leave int32: nothing is checked
+  bool bounded = false;  // mantissas are so small that no sum leaves int32: norms are not taken
   Counts* saturated = nullptr;
-  // For certified chains, unless it is null: the multiply-accumulates that are done with each of
-  // the kChainLengths lengths, the longest first.
+  // For certified chains, or null: counts the multiply-adds that are done with each of the
+  // kChainLengths lengths, the longest first.
   Counts* lengths = nullptr;
 };
 
-// Runs a decoded plan. Returns false if there was not enough memory.
-bool run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
+// Runs a decoded plan. Throws OutOfScratch and std::bad_alloc.
+void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
               const ContractionKernels& kernels, Executor& executor);
 
-// Outputs of that size are not worth a place in the caches.
+// Outputs of at least this size bypass the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 // What one part does in each stage; the parts of a plan go through the stages together.
@@ -74,7 +74,7 @@ class Job {
   virtual void enlist(std::vector<Stage>* stages) = 0;
 };
 
-// For parts with K > 0. Throw std::bad_alloc.
+// For parts with K > 0. Throw OutOfScratch and std::bad_alloc.
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
                                 const ContractionKernels& kernels, int threads);
 // For certified chains and parts of mode "lanes", which tiles can run, too, though slowly.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "contraction/certificate.h"
 #include "contraction/contract.h"
 #include "contraction/packing.h"
 #include "contraction/scaling.h"
@@ -15,7 +16,7 @@ namespace {
 // Lanes that one task handles: its share of B, interleaved, stays in the second-level cache.
 constexpr int64_t kLaneRange = kPanelsPerPack * kPanelColumns;
 
-constexpr int64_t kRows = 256;  // whose addresses are found in one go
+constexpr int64_t kRows = 256;  // whose addresses are computed together
 
 Part without_lanes(Part part) {
   part.G /= part.g.back().extent;
@@ -36,7 +37,7 @@ class Lanes : public Job {
   struct Workspace {
     Workspace()
         : packing(0, 1),
-          words(kBlock / 2 * kLaneRange * int64_t{sizeof(int32_t)}),
+          words(Scratch::array<int32_t>({kBlock / 2, kLaneRange})),
           zeros(kLaneRange),
           points(kBlock),
           rows(kRows),
@@ -46,6 +47,7 @@ class Lanes : public Job {
     std::vector<int16_t> zeros;
     std::vector<Point> points, rows;
     std::vector<int64_t> row_offsets;
+    bool has_lowest_pair;  // among the words
   };
 
   Task task(int64_t index) const;
@@ -58,6 +60,7 @@ class Lanes : public Job {
     return partial_.as<float>() + ((split * outer_.G + g) * p_.M + m) * lanes_;
   }
   void scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const;
+  static int64_t words_stride(int64_t lanes) { return round_up(lanes, kColumnQuantum); }
 
   const Part& p_;
   const ContractionKernels& kernels_;
@@ -102,7 +105,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const ContractionKernel
       splits_(ceil_div(ceil_div(part.K, kBlock), part.blocks_per_split)),
       ranges_(ceil_div(lanes_, kLaneRange)),
       workspaces_(static_cast<size_t>(threads)) {
-  if (splits_ > 1) partial_ = Scratch(splits_ * p_.G * p_.M * int64_t{sizeof(float)});
+  if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M});
   // As many rows per task as leave enough tasks, to interleave B seldom.
   row_blocks_ = std::clamp<int64_t>(ceil_div(8 * threads, outer_.G * splits_ * ranges_), 1, p_.M);
   rows_ = ceil_div(p_.M, row_blocks_);
@@ -150,6 +153,8 @@ void Lanes::run_task(const Task& t, Workspace* w) const {
   for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
     const int64_t k = std::min<int64_t>(kBlock, end - k0);
     pack_b_.pack_words(t.g, t.lane, t.lanes, k0, k, &w->packing, w->words.as<int32_t>());
+    w->has_lowest_pair =
+        has_lowest_pair(w->words.as<int32_t>(), ceil_div(k, 2) * words_stride(t.lanes));
     a_k_.points(k0, k0 + k, Point{}, w->points.data());
     for (int64_t m = t.m; m < t.m_end; m += kRows)
       run_rows(t, origin, m, std::min(m + kRows, t.m_end), k, k0 == begin, k0 + k == end, w);
@@ -176,8 +181,9 @@ void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t hi
     float* sums =
         splits_ == 1 ? c_ + w->row_offsets[static_cast<size_t>(m - low)] : partial(t.split, t.g, m);
     sums += t.lane;
-    kernels_.lanes(sources, w->words.as<int32_t>(), round_up(t.lanes, kColumnQuantum),
-                   static_cast<int>(k), static_cast<int>(t.lanes), first, sums);
+    const auto kernel = w->has_lowest_pair ? kernels_.lanes_of_any : kernels_.lanes;
+    kernel(sources, w->words.as<int32_t>(), words_stride(t.lanes), static_cast<int>(k),
+           static_cast<int>(t.lanes), first, sums);
     if (last && splits_ == 1) scale(t.g, m, t.lane, t.lanes, sums);
   }
 }

@@ -258,7 +258,7 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
       const int count =
           n_.runs(first, first + kPanelColumns, &space->runs[static_cast<size_t>(runs)]);
       for (int i = 0; i < count; ++i)
-        space->runs[static_cast<size_t>(runs++)].start += static_cast<int32_t>(p * panel_stride);
+        space->runs[static_cast<size_t>(runs++)].start += p * panel_stride;
     }
     if (whole > 0)
       kernels_.pack_pairs(base_, kNoBounds, space->points.get(), static_cast<int>(k),

@@ -46,7 +46,7 @@ class PackingSpace {
 // the microkernel computes, hides the latency of main memory.
 class Preview {
  public:
-  // Spreads the rest of the fetching evenly over so many steps.
+  // Spreads the rest of the fetching evenly over the next `steps` steps.
   void spread(int64_t steps) { per_step_ = ceil_div(end_ - next_, std::max<int64_t>(steps, 1)); }
   void step();
   // Previews words that are packed already.
@@ -75,19 +75,19 @@ struct PackedA {
 // Packs k-blocks for ranges of rows.
 class PackerA {
  public:
-  // Norms are left as they are if nobody wants them.
+  // Takes no norms unless `norms` is true.
   PackerA(const Part& part, const int16_t* a, const ContractionKernels& kernels, bool norms);
 
   Source source() const { return source_; }
-  // Whether elements belong to several rows, most of them to neighbouring ones.
+  // Whether rows overlap, most of them with their neighbours.
   bool overlapping() const { return overlapping_; }
-  // Words to provide per block of so many rows.
+  // Words that a packed block of `rows` rows takes.
   int64_t block_words(int64_t rows) const;
   // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand
   // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
   void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
             int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
-  // Previews such a call, unless most of what it reads has been read for other rows.
+  // Previews such a call, unless most of what it reads is in the caches because rows overlap.
   void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
                Preview* preview) const;
 

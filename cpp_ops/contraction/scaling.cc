@@ -8,7 +8,7 @@
 namespace dfpjax {
 namespace {
 
-// Exponents from here on mark operands that were not finite.
+// Exponents of at least this mark operands that were not finite.
 constexpr int64_t kNotFinite = int64_t{1} << 19;
 
 // Exact in double, so that the conversion rounds once. Beyond the clamp every total other than 0

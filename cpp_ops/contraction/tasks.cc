@@ -84,16 +84,41 @@ void Tiles::report_counts(const Task& task, Workspace* w) const {
   }
 }
 
-// The chain of a cell; sums that could leave int32 are saturated.
-void Tiles::choose_chain(const Norms& row, const Norms& column, CellArgs* cell,
-                         Workspace* w) const {
+// The chain of a cell. Where its sums could leave int32, they are summed exactly and saturated.
+void Tiles::choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lowest_pair,
+                         CellArgs* cell, Workspace* w) const {
+  const bool certified = chains_.length == 0;
+  const bool checked = !chains_.bounded;
+  const int longest = checked ? chain_pairs(row, column) : kBlock / 2;
+  cell->chain = certified ? longest : chains_.length / 2;
   cell->saturated = nullptr;
-  if (chains_.length == 0) {
-    cell->chain = chain_pairs(row, column);
-    return;
+  if (longest < cell->chain) {
+    cell->saturated = &w->saturated;
+  } else if (cell->chain == 1) {
+    constexpr int kShortest = kNorms - 1;
+    const bool possible = !checked || (row.chunk[kShortest] >= kLowestPairNorm &&
+                                       column.chunk[kShortest] >= kLowestPairNorm);
+    // Saturated to the largest int32, 2^31 is right after the conversion to float32.
+    if (possible && may_meet(*cell, b_has_lowest_pair))
+      cell->saturated = certified ? &w->exact : &w->saturated;
   }
-  cell->chain = chains_.length / 2;
-  if (!chains_.bounded && chain_pairs(row, column) < cell->chain) cell->saturated = &w->saturated;
+}
+
+// Whether both operands of a cell have a kLowestPair.
+bool Tiles::may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const {
+  bool found = false;
+  if (cell.a_row == 1) {
+    for (int64_t k = 0; k < cell.pairs; ++k)
+      found |= has_lowest_pair(cell.a + k * cell.a_pair, cell.rows);
+  } else {
+    for (int64_t i = 0; i < cell.rows; ++i)
+      found |= has_lowest_pair(cell.a + i * cell.a_row, cell.pairs);
+  }
+  if (!found) return false;
+  if (*b_has_lowest_pair == Lowest::kUnknown)
+    *b_has_lowest_pair =
+        has_lowest_pair(cell.b, int64_t{cell.pairs} * cell.columns) ? Lowest::kSome : Lowest::kNone;
+  return *b_has_lowest_pair == Lowest::kSome;
 }
 
 // Previews a packed block of B that is used next.
@@ -125,6 +150,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
                  w->column_offsets.data());
   const float* in[kTileRows];
   float* out[kTileRows];
+  Lowest b_has_lowest_pair = Lowest::kUnknown;
   CellArgs cell;
   cell.a_row = a.row_stride;
   cell.a_pair = a.pair_stride;
@@ -147,7 +173,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     const int64_t local = tile - task.tile;
     cell.a = a.words + local * kTileRows * a.row_stride;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
-    choose_chain(a_norms[local], b_norms, &cell, w);
+    choose_chain(a_norms[local], b_norms, &b_has_lowest_pair, &cell, w);
     if (chains_.lengths != nullptr)
       w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
     w->next_a.step();

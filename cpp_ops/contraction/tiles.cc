@@ -47,25 +47,24 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
   a_words_ = pack_a_.block_words(block_tiles_ * kTileRows);
   group_ =
       std::clamp<int64_t>(kPackedABytes / (a_words_ * int64_t{sizeof(int32_t)}), 1, split_blocks);
+  partial_stride_ = round_up(p_.N, kColumnQuantum);
+  if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M, partial_stride_});
   share_a_ = blocking.share_a;
   if (share_a_) {
     const int64_t count = p_.G * row_blocks_ * blocks_;
-    shared_a_ = Scratch(count * a_words_ * int64_t{sizeof(int32_t)});
+    shared_a_ = Scratch::array<int32_t>({count, a_words_});
     shared_packed_.resize(static_cast<size_t>(count));
     shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
   }
-  share_b_ = row_blocks_ > 1;
-  shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
-  shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
-                        blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
-  preview_b_ = share_b_ && shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
+  share_b_ = blocking.share_b;
   if (share_b_) {
-    shared_b_ = Scratch(p_.G * shared_group_words_ * int64_t{sizeof(int32_t)});
+    shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
+    shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
+                          blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
+    shared_b_ = Scratch::array<int32_t>({p_.G, shared_group_words_});
     shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
+    preview_b_ = shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
   }
-  partial_stride_ = round_up(p_.N, kColumnQuantum);
-  if (splits_ > 1)
-    partial_ = Scratch(splits_ * p_.G * p_.M * partial_stride_ * int64_t{sizeof(float)});
   sum_panels_ = split_blocks == 1       ? 0
                 : split_blocks > group_ ? ceil_div(panels_, panel_ranges_)
                                         : (share_b_ ? 1 : kPanelsPerPack);
@@ -75,9 +74,9 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
 
 Tiles::Workspace::Workspace(const Tiles& t)
     : packing(t.block_tiles_ * kTileRows, t.group_),
-      a(t.share_a_ ? 0 : t.group_ * t.a_words_ * int64_t{sizeof(int32_t)}),
-      b(kPanelsPerPack * PackerB::block_words(kPanelColumns, kBlock) * int64_t{sizeof(int32_t)}),
-      sums(t.sum_panels_ * t.block_tiles_ * kTileRows * kPanelColumns * int64_t{sizeof(float)}),
+      a(Scratch::array<int32_t>({t.share_a_ ? 0 : t.group_, t.a_words_})),
+      b(Scratch::array<int32_t>({kPanelsPerPack, PackerB::block_words(kPanelColumns, kBlock)})),
+      sums(Scratch::array<float>({t.sum_panels_, t.block_tiles_, kTileRows, kPanelColumns})),
       packed_a(static_cast<size_t>(t.group_)),
       a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),

@@ -48,11 +48,13 @@ class Tiles : public Job {
     }
     int64_t tiles;                        // of a panel of sums
     int64_t saturated = 0;                // chains of the task
+    int64_t exact = 0;                    // chains that are not saturated, but might have wrapped
     int64_t lengths[kChainLengths] = {};  // its multiply-accumulates, if they are counted
   };
   struct Block {
     int64_t k, size;
   };
+  enum class Lowest { kUnknown, kNone, kSome };  // whether a block has a kLowestPair
 
   Task task(int64_t index) const;
   void pack_a(int64_t index, PackingSpace* space);
@@ -60,7 +62,9 @@ class Tiles : public Job {
   void run_task(const Task& task, const Task* next, Workspace* w) const;
   void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
                  const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
-  void choose_chain(const Norms& row, const Norms& column, CellArgs* cell, Workspace* w) const;
+  void choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lowest_pair,
+                    CellArgs* cell, Workspace* w) const;
+  bool may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const;
   void report_counts(const Task& task, Workspace* w) const;
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
@@ -107,8 +111,8 @@ class Tiles : public Job {
   std::vector<PackedA> shared_packed_;
   std::vector<Norms> shared_a_norms_;
 
-  bool share_b_, preview_b_;
-  int64_t shared_panel_words_, shared_group_words_;
+  bool share_b_, preview_b_ = false;
+  int64_t shared_panel_words_ = 0, shared_group_words_ = 0;
   Scratch shared_b_;
   std::vector<Norms> shared_norms_;
 

@@ -1,7 +1,6 @@
 // The XLA handlers of contractions.
 #include "contraction/contract.h"
 
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -28,59 +27,51 @@ int chain_length(Arguments* arguments) {
 ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated,
                const ffi::AnyBuffer* lengths, ffi::ThreadPool pool, ffi::Dictionary attributes) {
-  try {
-    Arguments arguments(attributes);
-    const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
-                            arguments.buffer<ffi::S32>("ea", ea),
-                            arguments.buffer<ffi::S32>("eb", eb),
-                            arguments.buffer<ffi::F32>("c", *c)};
-    const auto plan = arguments.attribute<ffi::Span<const int64_t>>("plan");
-    const std::string isa(arguments.attribute<std::string_view>("isa"));
-    const auto threads = arguments.attribute<int64_t>("threads");
-    Chains chains;
-    int32_t* counts = nullptr;
-    if (saturated != nullptr) {
-      chains.length = chain_length(&arguments);
-      chains.bounded = arguments.attribute<bool>("bounded");
-      counts = arguments.buffer<ffi::S32>("saturated", *saturated);
-      if (attributes.size() > 5)
-        arguments.complain("there is an attribute beside plan, chain, bounded, isa, threads");
-    } else if (attributes.size() > 3) {
-      arguments.complain("there is an attribute beside plan, isa, threads");
-    }
-    float* const shares =
-        lengths != nullptr ? arguments.buffer<ffi::F32>("lengths", *lengths) : nullptr;
-    if (threads < 0) arguments.complain("threads: must not be negative");
-    arguments.complain(
-        check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
-    std::string error;
-    const std::optional<Isa> path = find_isa(isa.c_str(), &error);
-    if (!path) arguments.complain("isa: " + error);
-    const auto size = [](const auto& buffer) {
-      return static_cast<int64_t>(buffer.element_count());
-    };
-    const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
-    std::vector<Part> parts;
-    arguments.complain(decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts));
-    Counts saturations(saturated != nullptr ? size(*saturated) : 0, 1);
-    if (saturated != nullptr && !saturations.fits(parts))
-      arguments.complain("saturated: must have as many elements as there are examples in G");
-    Counts macs(lengths != nullptr ? size(*lengths) / kChainLengths : 0, kChainLengths);
-    if (lengths != nullptr && (size(*lengths) % kChainLengths != 0 || !macs.fits(parts)))
-      arguments.complain("lengths: must have " + std::to_string(kChainLengths) +
-                         " elements for each of the examples in G");
-    if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
-    chains.saturated = &saturations;
-    if (lengths != nullptr) chains.lengths = &macs;
-    XlaExecutor executor(&pool, threads);
-    if (!run_plan(parts, operands, chains, contraction_kernels(*path), executor))
-      return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory for scratch space");
-    if (counts != nullptr) saturations.write(counts);
-    if (shares != nullptr) macs.write_shares(shares);
-    return ffi::Error::Success();
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+  Arguments arguments(attributes);
+  const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
+                          arguments.buffer<ffi::S32>("ea", ea),
+                          arguments.buffer<ffi::S32>("eb", eb),
+                          arguments.buffer<ffi::F32>("c", *c)};
+  const auto plan = arguments.attribute<ffi::Span<const int64_t>>("plan");
+  const std::string isa(arguments.attribute<std::string_view>("isa"));
+  const auto threads = arguments.attribute<int64_t>("threads");
+  Chains chains;
+  int32_t* counts = nullptr;
+  if (saturated != nullptr) {
+    chains.length = chain_length(&arguments);
+    chains.bounded = arguments.attribute<bool>("bounded");
+    counts = arguments.buffer<ffi::S32>("saturated", *saturated);
+    if (attributes.size() > 5)
+      arguments.complain("there is an attribute beside plan, chain, bounded, isa, threads");
+  } else if (attributes.size() > 3) {
+    arguments.complain("there is an attribute beside plan, isa, threads");
   }
+  float* const shares =
+      lengths != nullptr ? arguments.buffer<ffi::F32>("lengths", *lengths) : nullptr;
+  if (threads < 0) arguments.complain("threads: must not be negative");
+  arguments.complain(check_alignment(operands.a, operands.b, operands.c, operands.ea, operands.eb));
+  std::string error;
+  const std::optional<Isa> path = find_isa(isa.c_str(), &error);
+  if (!path) arguments.complain("isa: " + error);
+  const auto size = [](const auto& buffer) { return static_cast<int64_t>(buffer.element_count()); };
+  const BufferSizes sizes{size(a), size(b), size(*c), size(ea), size(eb)};
+  std::vector<Part> parts;
+  arguments.complain(decode_plan(plan.begin(), static_cast<int64_t>(plan.size()), sizes, &parts));
+  Counts saturations(saturated != nullptr ? size(*saturated) : 0, 1);
+  if (saturated != nullptr && !saturations.fits(parts))
+    arguments.complain("saturated: must have as many elements as there are examples in G");
+  Counts macs(lengths != nullptr ? size(*lengths) / kChainLengths : 0, kChainLengths);
+  if (lengths != nullptr && (size(*lengths) % kChainLengths != 0 || !macs.fits(parts)))
+    arguments.complain("lengths: must have " + std::to_string(kChainLengths) +
+                       " elements for each of the examples in G");
+  if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
+  chains.saturated = &saturations;
+  if (lengths != nullptr) chains.lengths = &macs;
+  XlaExecutor executor(&pool, threads);
+  run_plan(parts, operands, chains, contraction_kernels(*path), executor);
+  if (counts != nullptr) saturations.write(counts);
+  if (shares != nullptr) macs.write_shares(shares);
+  return ffi::Error::Success();
 }
 
 ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
@@ -116,10 +107,10 @@ auto complete(Binding binding) {
   return std::move(binding).template Ctx<ffi::ThreadPool>().Attrs();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, contract, complete(contraction()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, fixed_chain,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, Guarded<contract>::call, complete(contraction()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, Guarded<fixed_chain>::call,
                               complete(contraction().Ret<ffi::AnyBuffer>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(chain_lengths_v1, chain_lengths,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(chain_lengths_v1, Guarded<chain_lengths>::call,
                               complete(contraction().Ret<ffi::AnyBuffer>()));
 
 }  // namespace

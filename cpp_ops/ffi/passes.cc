@@ -2,7 +2,6 @@
 // response normalization.
 #include <cstdint>
 #include <initializer_list>
-#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -32,11 +31,8 @@ ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view 
   if (!error.empty()) return ffi::Error::InvalidArgument(error);
   ffi::ThreadPool own = pool;
   XlaExecutor executor(&own, threads);
-  try {
-    if (work(pass_kernels(*path), executor)) return ffi::Error::Success();
-  } catch (const std::bad_alloc&) {
-  }
-  return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+  work(pass_kernels(*path), executor);
+  return ffi::Error::Success();
 }
 
 std::string must_be(const char* name, const char* what) {
@@ -67,7 +63,7 @@ ffi::Error run_moments(Floats x, ffi::Result<Floats> sums, ffi::Result<Floats> s
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Moments out{sums->typed_data(), squares->typed_data(), low->typed_data(),
                       high->typed_data()};
-    return moments(channel_shape(x), x.typed_data(), out, kernels, executor);
+    moments(channel_shape(x), x.typed_data(), out, kernels, executor);
   });
 }
 
@@ -87,8 +83,8 @@ ffi::Error run_paired_sums(Floats g, Floats x, Floats centre, ffi::Result<Floats
   const std::string error = check_paired(g, x, {centre, *sums, *products});
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), nullptr, nullptr};
-    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
-                       executor);
+    paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                executor);
   });
 }
 
@@ -99,8 +95,8 @@ ffi::Error run_rectified_sums(Floats g, Floats x, Floats centre, Floats scale, F
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     const Paired in{g.typed_data(), x.typed_data(), centre.typed_data(), scale.typed_data(),
                     shift.typed_data()};
-    return paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
-                       executor);
+    paired_sums(channel_shape(x), in, sums->typed_data(), products->typed_data(), kernels,
+                executor);
   });
 }
 
@@ -127,7 +123,7 @@ ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scal
     const RectifiedSum out{y->typed_data(),
                            positive->element_count() == 0 ? nullptr : positive->typed_data(),
                            low->typed_data(), high->typed_data()};
-    return rectified_sum(channel_shape(x), in, out, kernels, executor);
+    rectified_sum(channel_shape(x), in, out, kernels, executor);
   });
 }
 
@@ -135,8 +131,8 @@ ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
                        std::string_view isa, int64_t threads) {
   const std::string error = out->element_count() == 1 ? "" : must_be("result", "one number");
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return largest_magnitude(x.typed_data(), static_cast<int64_t>(x.element_count()),
-                             out->typed_data(), kernels, executor);
+    largest_magnitude(x.typed_data(), static_cast<int64_t>(x.element_count()), out->typed_data(),
+                      kernels, executor);
   });
 }
 
@@ -148,8 +144,8 @@ ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
   if (exponent->element_count() != 1) error = must_be("exponent", "one number");
   if (bits < 2 || bits > 16) error = must_be("bits", "from 2 to 16");
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return quantize(x.typed_data(), static_cast<int64_t>(x.element_count()), static_cast<int>(bits),
-                    mantissas->typed_data(), exponent->typed_data(), kernels, executor);
+    quantize(x.typed_data(), static_cast<int64_t>(x.element_count()), static_cast<int>(bits),
+             mantissas->typed_data(), exponent->typed_data(), kernels, executor);
   });
 }
 
@@ -179,8 +175,7 @@ ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
                         std::string_view isa, int64_t threads, Sizes windows) {
   const std::string error = check_images(x, *out, windows);
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels,
-                    executor);
+    max_pool(pool_of(x, *out, windows), x.typed_data(), out->typed_data(), kernels, executor);
   });
 }
 
@@ -189,8 +184,8 @@ ffi::Error run_max_pool_gradient(Floats g, Floats x, ffi::Result<Floats> out, ff
   std::string error = check_images(x, g, windows);
   if (out->element_count() != x.element_count()) error = must_be("result", "of x's size");
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return max_pool_gradient(pool_of(x, g, windows), g.typed_data(), x.typed_data(),
-                             out->typed_data(), kernels, executor);
+    max_pool_gradient(pool_of(x, g, windows), g.typed_data(), x.typed_data(), out->typed_data(),
+                      kernels, executor);
   });
 }
 
@@ -208,8 +203,8 @@ ffi::Error run_local_response(Floats x, ffi::Result<Floats> out, ffi::ThreadPool
                               float alpha) {
   const std::string error = check_response(x, {*out}, reach);
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return local_response({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], x.typed_data(),
-                          out->typed_data(), kernels, executor);
+    local_response({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], x.typed_data(),
+                   out->typed_data(), kernels, executor);
   });
 }
 
@@ -218,9 +213,8 @@ ffi::Error run_local_response_gradient(Floats g, Floats x, ffi::Result<Floats> o
                                        int64_t reach, float k, float alpha) {
   const std::string error = check_response(x, {g, *out}, reach);
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    return local_response_gradient({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1],
-                                   g.typed_data(), x.typed_data(), out->typed_data(), kernels,
-                                   executor);
+    local_response_gradient({reach, k, alpha}, x.dimensions()[0], x.dimensions()[1], g.typed_data(),
+                            x.typed_data(), out->typed_data(), kernels, executor);
   });
 }
 
@@ -242,9 +236,9 @@ auto response(Binding binding) {
 }
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    moments_v1, run_moments,
+    moments_v1, Guarded<run_moments>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>().Ret<Floats>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sums_v1, run_rectified_sums,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sums_v1, Guarded<run_rectified_sums>::call,
                               pass(ffi::Ffi::Bind()
                                        .Arg<Floats>()
                                        .Arg<Floats>()
@@ -253,7 +247,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sums_v1, run_rectified_sums,
                                        .Arg<Floats>()
                                        .Ret<Floats>()
                                        .Ret<Floats>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, run_rectified_sum,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, Guarded<run_rectified_sum>::call,
                               pass(ffi::Ffi::Bind()
                                        .Arg<Floats>()
                                        .Arg<Floats>()
@@ -265,24 +259,24 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, run_rectified_sum,
                                        .Ret<Floats>()
                                        .Ret<Floats>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    paired_sums_v1, run_paired_sums,
+    paired_sums_v1, Guarded<run_paired_sums>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, run_largest,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, Guarded<run_largest>::call,
                               pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Numbers>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    quantize_v1, run_quantize,
+    quantize_v1, Guarded<run_quantize>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<ffi::Buffer<ffi::S16>>().Ret<Numbers>())
         .Attr<int64_t>("bits"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    max_pool_v1, run_max_pool,
+    max_pool_v1, Guarded<run_max_pool>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    max_pool_gradient_v1, run_max_pool_gradient,
+    max_pool_gradient_v1, Guarded<run_max_pool_gradient>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(local_response_v1, run_local_response,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(local_response_v1, Guarded<run_local_response>::call,
                               response(pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>())));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    local_response_gradient_v1, run_local_response_gradient,
+    local_response_gradient_v1, Guarded<run_local_response_gradient>::call,
     response(pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Ret<Floats>())));
 
 }  // namespace

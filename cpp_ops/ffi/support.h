@@ -1,19 +1,51 @@
-// What the XLA handlers share: the thread pool, and the check of their arguments.
+// What the XLA handlers share: the thread pool, the check of their arguments, and how they fail.
 #ifndef DFPJAX_FFI_SUPPORT_H_
 #define DFPJAX_FFI_SUPPORT_H_
 
 #include <algorithm>
+#include <exception>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "runtime/failure.h"
 #include "runtime/parallel.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace dfpjax {
 
 namespace ffi = xla::ffi;
+
+// What a handler throws, as an error: XLA cannot pass exceptions on.
+inline ffi::Error error_of(const std::exception_ptr& exception) {
+  Failure failure = describe(exception);
+  const auto code = [&] {
+    switch (failure.kind) {
+      case Failure::Kind::kOutOfMemory:
+        return ffi::ErrorCode::kResourceExhausted;
+      case Failure::Kind::kBadArgument:
+        return ffi::ErrorCode::kInvalidArgument;
+      default:
+        return ffi::ErrorCode::kInternal;
+    }
+  }();
+  return ffi::Error(code, std::move(failure.message));
+}
+
+template <auto handler>
+struct Guarded;
+// Every handler is registered as its Guarded<handler>::call.
+template <class... Args, ffi::Error (*handler)(Args...)>
+struct Guarded<handler> {
+  static ffi::Error call(Args... args) noexcept {
+    try {
+      return handler(std::move(args)...);
+    } catch (...) {
+      return error_of(std::current_exception());
+    }
+  }
+};
 
 // Names and handlers, for registration with XLA.
 using Handlers = std::vector<std::pair<const char*, XLA_FFI_Handler*>>;

@@ -7,7 +7,7 @@ inline int32_t join_words(int16_t low, int16_t high) {
                               static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
 }
 
-// Vectors that the compiler cuts to what the path has.
+// Vectors that the compiler splits into the registers of the path.
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
 using Shorts = int16_t __attribute__((vector_size(32)));

@@ -33,7 +33,11 @@ struct Registry {
 #if defined(__x86_64__)
       info("avx512vnni", lacks_avx512() + DFPJAX_LACKS("avx512vnni", "AVX-512 VNNI")),
       info("avx512bw", lacks_avx512()),
+#if defined(DFPJAX_HAVE_AVXVNNI)
       info("avxvnni", lacks_avx2() + DFPJAX_LACKS("avxvnni", "AVX-VNNI")),
+#else
+      {"avxvnni", false, "the compiler of this build does not know AVX-VNNI"},
+#endif
       info("avx2", lacks_avx2()),
 #else
       info("avx512vnni"),     info("avx512bw"), info("avxvnni"), info("avx2"),

@@ -1,5 +1,5 @@
-// Rows of channels in blocks, the units of work of passes that have results for each channel. What
-// blocks there are is decided by the shape alone, so that threads do not matter.
+// Rows of channels in blocks, the units of work of passes that have results for each channel. The
+// shape alone decides on the blocks, so results do not depend on threads.
 #ifndef DFPJAX_PASSES_CHANNEL_BLOCKS_H_
 #define DFPJAX_PASSES_CHANNEL_BLOCKS_H_
 
@@ -20,7 +20,7 @@ struct ChannelShape {
 struct ChannelBlocks {
   explicit ChannelBlocks(const ChannelShape& shape) : shape(shape) {
     constexpr int64_t kMostBlocks = 64;
-    constexpr int64_t kLeastNumbers = int64_t{1} << 14;  // lest threads wait for each other
+    constexpr int64_t kLeastNumbers = int64_t{1} << 14;  // enough to hide the cost of a unit
     const int64_t least = kLeastNumbers / std::max<int64_t>(shape.channels, 1) + 1;
     rows = std::max((shape.rows + kMostBlocks - 1) / kMostBlocks, least);
     per_group = std::max<int64_t>((shape.rows + rows - 1) / rows, 1);
@@ -37,13 +37,12 @@ struct ChannelBlocks {
   int64_t rows, per_group;
 };
 
-// What each block writes.
+// The results of each block.
 template <class T>
 class Partial {
  public:
   explicit Partial(const ChannelBlocks& blocks)
-      : channels_(blocks.shape.channels),
-        memory_(blocks.count() * channels_ * static_cast<int64_t>(sizeof(T))) {}
+      : channels_(blocks.shape.channels), memory_(Scratch::array<T>({blocks.count(), channels_})) {}
   T* all() const { return memory_.template as<T>(); }
   T* of(int64_t unit, T start) const {
     T* const first = all() + unit * channels_;
@@ -56,7 +55,7 @@ class Partial {
   Scratch memory_;
 };
 
-// What the blocks of a group wrote, joined in the first of them, in their order.
+// Joins the results of a group's blocks in those of the first, in ascending order.
 template <class T, class Join>
 T* join(const ChannelBlocks& blocks, int64_t group, T* partial, Join join_two) {
   const int64_t channels = blocks.shape.channels;
@@ -67,14 +66,14 @@ T* join(const ChannelBlocks& blocks, int64_t group, T* partial, Join join_two) {
   return first;
 }
 
-// Runs `blocks`, then `work(group)` for all groups: in a stage too, since subnormal numbers are
-// flushed to zero outside of stages.
+// Runs `blocks`, then `work(group)` for all groups. That is a stage too, since subnormal numbers
+// are flushed to zero outside of stages.
 template <class Work>
-bool run_then_combine(Executor& executor, const Loop& blocks, int64_t groups, Work work) {
+void run_then_combine(Executor& executor, const Loop& blocks, int64_t groups, Work work) {
   const Loop combination{groups, 1, [&](int, int64_t begin, int64_t end) {
                            for (int64_t group = begin; group < end; ++group) work(group);
                          }};
-  return run_stages(executor, {{blocks}, {combination}});
+  run_stages(executor, {{blocks}, {combination}});
 }
 
 }  // namespace dfpjax

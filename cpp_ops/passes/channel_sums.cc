@@ -35,7 +35,7 @@ void combine_extremes(const ChannelBlocks& blocks, int64_t group, float* low, fl
 
 }  // namespace
 
-bool moments(const ChannelShape& shape, const float* x, const Moments& out,
+void moments(const ChannelShape& shape, const float* x, const Moments& out,
              const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<double> sums(blocks), squares(blocks);
@@ -48,14 +48,14 @@ bool moments(const ChannelShape& shape, const float* x, const Moments& out,
                                       squares.of(unit, 0), low.of(unit, kInfinity),
                                       high.of(unit, -kInfinity));
                   }};
-  return run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
+  run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
     combine(blocks, group, sums.all(), out.sums);
     combine(blocks, group, squares.all(), out.squares);
     combine_extremes(blocks, group, low.all(), high.all(), out);
   });
 }
 
-bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
+void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
                  const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<double> partial_sums(blocks), partial_products(blocks);
@@ -74,13 +74,13 @@ bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float
                       kernels.paired_sums(rows, blocks.row_count(unit), shape.channels);
                     }
                   }};
-  return run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
+  run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
     combine(blocks, group, partial_sums.all(), sums);
     combine(blocks, group, partial_products.all(), products);
   });
 }
 
-bool rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
+void rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
                    const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);
   const Partial<float> low(blocks);
@@ -102,7 +102,7 @@ bool rectified_sum(const ChannelShape& shape, const Rectified& in, const Rectifi
                       kernels.rectified_sum(rows, blocks.row_count(unit), shape.channels);
                     }
                   }};
-  return run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
+  run_then_combine(executor, loop, shape.groups, [&](int64_t group) {
     const float* const lows =
         join(blocks, group, low.all(), [](float a, float b) { return std::min(a, b); });
     const int32_t* const highs =

@@ -1,5 +1,5 @@
-// Passes over tensors whose last axis are channels, with results for each channel, at the speed of
-// memory: those of batch normalization, of what follows it and of its gradient.
+// Passes over tensors whose last axis is that of the channels, with results for each channel, at
+// the speed of memory: those of batch normalization, of what follows it and of its gradient.
 #ifndef DFPJAX_PASSES_CHANNEL_SUMS_H_
 #define DFPJAX_PASSES_CHANNEL_SUMS_H_
 
@@ -19,7 +19,7 @@ namespace dfpjax {
 struct Moments {
   float *sums, *squares, *low, *high;
 };
-bool moments(const ChannelShape& shape, const float* x, const Moments& out,
+void moments(const ChannelShape& shape, const float* x, const Moments& out,
              const PassKernels& kernels, Executor& executor);
 
 // Over the rows, sums of g and of g * (x - centre). With `scale` and `shift`, g counts only where
@@ -27,7 +27,7 @@ bool moments(const ChannelShape& shape, const float* x, const Moments& out,
 struct Paired {
   const float *g, *x, *centre, *scale, *shift;
 };
-bool paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
+void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
                  const PassKernels& kernels, Executor& executor);
 
 // y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null), and its
@@ -40,7 +40,7 @@ struct RectifiedSum {
   bool* positive;
   float *low, *high;
 };
-bool rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
+void rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
                    const PassKernels& kernels, Executor& executor);
 
 }  // namespace dfpjax

@@ -10,11 +10,11 @@
 namespace dfpjax {
 
 // out[rows][channels] = x / (k + alpha * sum of x^2 over the channels at most `reach` away)^0.75.
-bool local_response(const Response& response, int64_t rows, int64_t channels, const float* x,
+void local_response(const Response& response, int64_t rows, int64_t channels, const float* x,
                     float* out, const PassKernels& kernels, Executor& executor);
 
 // The gradient by x, for the gradient g of the output.
-bool local_response_gradient(const Response& response, int64_t rows, int64_t channels,
+void local_response_gradient(const Response& response, int64_t rows, int64_t channels,
                              const float* g, const float* x, float* out, const PassKernels& kernels,
                              Executor& executor);
 

@@ -8,8 +8,8 @@
 namespace dfpjax {
 namespace {
 
-// The pixels of the window of output (i, j), in rows; `x` is the image. Those outside of it are
-// left out, or are `outside` if it is not null.
+// The pixels in the window of output (i, j), row by row; `x` is the image. Pixels outside of the
+// image are left out, or are `outside` if that is not null.
 template <class T>
 int window(const Pool& pool, T* x, int64_t i, int64_t j, T* outside, T** taps) {
   const int64_t top = i * pool.height.stride - pool.height.padding;
@@ -49,7 +49,7 @@ std::string check_pool(const Pool& pool) {
   return error;
 }
 
-bool max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
+void max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor) {
   const int64_t image = pool.height.in * pool.width.in * pool.channels;
   const int64_t row = pool.width.out * pool.channels;
@@ -63,10 +63,10 @@ bool max_pool(const Pool& pool, const float* x, float* out, const PassKernels& k
       }
     }
   };
-  return run_stages(executor, {{Loop{pool.images * pool.height.out, 1, body}}});
+  run_stages(executor, {{Loop{pool.images * pool.height.out, 1, body}}});
 }
 
-bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
+void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const PassKernels& kernels, Executor& executor) {
   // Windows overlap, so an image's rows go to one thread; a few images are cut along the channels.
   constexpr int64_t kUnits = 32, kQuantum = 16;
@@ -98,7 +98,7 @@ bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* 
         }
     }
   };
-  return run_stages(executor, {{Loop{pool.images * strips, 1, body}}});
+  run_stages(executor, {{Loop{pool.images * strips, 1, body}}});
 }
 
 }  // namespace dfpjax

@@ -26,12 +26,12 @@ inline constexpr int64_t kMostTaps = 1024;  // pixels in a window
 std::string check_pool(const Pool& pool);
 
 // out[images][height.out][width.out][channels] of x[images][height.in][width.in][channels].
-bool max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
+void max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor);
 
 // The gradient by x, for the gradient g of the output: of equal pixels the first one gets it. Where
 // a window holds a NaN, or infinities alone, it is that of an image with -infinity around it.
-bool max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
+void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const PassKernels& kernels, Executor& executor);
 
 }  // namespace dfpjax

@@ -21,7 +21,7 @@ int32_t floor_log2(int32_t bits) {
 
 }  // namespace
 
-bool largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKernels& kernels,
+void largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKernels& kernels,
                        Executor& executor) {
   std::vector<int32_t> largest(static_cast<size_t>((count + kBlockNumbers - 1) / kBlockNumbers));
   const Loop loop{static_cast<int64_t>(largest.size()), 1, [&](int, int64_t begin, int64_t end) {
@@ -31,16 +31,15 @@ bool largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKe
                           x + start, std::min(kBlockNumbers, count - start));
                     }
                   }};
-  if (!run_stages(executor, {{loop}})) return false;
+  run_stages(executor, {{loop}});
   *out = 0;
   for (const int32_t bits : largest) *out = std::max(*out, bits);
-  return true;
 }
 
-bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
+void quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
               const PassKernels& kernels, Executor& executor) {
   int32_t largest = 0;
-  if (!largest_magnitude(x, count, &largest, kernels, executor)) return false;
+  largest_magnitude(x, count, &largest, kernels, executor);
   *exponent = floor_log2(largest);
   const bool finite = *exponent != kNotFinite;
   *exponent -= bits - 2;
@@ -57,7 +56,7 @@ bool quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32
                     else
                       std::fill(mantissas + low, mantissas + high, int16_t{0});
                   }};
-  return run_stages(executor, {{loop}});
+  run_stages(executor, {{loop}});
 }
 
 }  // namespace dfpjax

@@ -17,8 +17,8 @@ Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::* stride,
     extent_ *= d.extent;
     levels_.push_back(level);
   }
-  // The run grows inside out while the next level continues it. It ends with a level that moves a
-  // window upwards, so that the elements that exist are one stretch of the run.
+  // The run grows from the innermost level outwards, as long as the next level continues it. A
+  // level that moves a window is its last, so the elements that exist are one stretch of the run.
   outer_ = levels_.size();
   while (outer_ > 0 && run_window_ < 0) {
     const Level& level = levels_[outer_ - 1];
@@ -117,7 +117,7 @@ int Axis::runs(int64_t low, int64_t high, Run* out) const {
            const int64_t begin = std::max(start, low), end = std::min(start + run_, high);
            const int64_t skipped = begin - start;
            Run run{};
-           run.start = static_cast<int32_t>(begin - low);
+           run.start = begin - low;
            run.length = static_cast<int32_t>(end - begin);
            run.offset = p.offset + i * level.stride + skipped;
            std::copy(p.coord, p.coord + kMaxWindows, run.coord);

@@ -22,8 +22,9 @@ struct Point {
 // range. If `window` >= 0, that coordinate grows by `coef` every `unit` elements, the first time
 // after `unit - phase` of them; the other coordinates are the same throughout.
 struct Run {
-  int32_t start, length;
+  int64_t start;  // 64 bits, since PackerB puts the runs of panels that are far apart in one list
   int64_t offset;
+  int32_t length;
   int32_t coord[kMaxWindows];
   int32_t window, coef;
   int64_t unit, phase;
@@ -51,7 +52,7 @@ class Axis {
 
   // Points [low, high); `origin` is added to each.
   void points(int64_t low, int64_t high, const Point& origin, Point* out) const;
-  // At most so many runs cover `count` indices.
+  // An upper bound of the number of runs that cover `count` indices.
   int64_t max_runs(int64_t count) const { return std::min(count, count / run_ + 2); }
   // Runs that cover [low, high); returns how many.
   int runs(int64_t low, int64_t high, Run* out) const;

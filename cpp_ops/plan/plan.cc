@@ -11,7 +11,8 @@ constexpr int64_t kVersion = 1;
 constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3;
 constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
 
-// The closed interval of the values that an address or a coordinate can take. Overflow is sticky.
+// The closed interval of the values that an address or a coordinate can take. Once one of them
+// overflows, the interval is inside of no other.
 class Range {
  public:
   explicit Range(int64_t start) : low_(start), high_(start) {}
@@ -114,13 +115,16 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
   Range anywhere = a;
   for (size_t w = 0; w < p.windows.size(); ++w) {
     const Window& window = p.windows[w];
-    Range coord(window.offset);
+    Range coord(window.offset), moved(0);
     for_each_dim(p, true, true, false, true, [&](const Dim& d) {
-      if (d.window == static_cast<int>(w)) coord.add(d.coef, d.extent);
+      if (d.window != static_cast<int>(w)) return;
+      coord.add(d.coef, d.extent);
+      moved.add(d.coef, d.extent);
     });
-    // Coordinates are kept in 32 bits, with room for the sum of two of them.
-    constexpr int64_t kLimit = int64_t{1} << 30;
-    if (!coord.inside(-kLimit, kLimit)) return "plan: a window coordinate is out of range";
+    // Coordinates are kept in 32 bits, as are those that a point or a run adds, and one step more.
+    constexpr int64_t kLimit = (int64_t{1} << 30) - 1;
+    if (!coord.inside(-kLimit, kLimit) || !moved.inside(-kLimit, kLimit))
+      return "plan: a window coordinate is out of range";
     anywhere.add_scaled(coord, window.stride_a);
     coord.clip(0, window.size - 1);
     if (coord.empty())
@@ -129,13 +133,28 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
       a.add_scaled(coord, window.stride_a);
   }
   // Addresses of padding are computed too, though never read.
-  if (!anywhere.inside(-(int64_t{1} << 60), int64_t{1} << 60)) return "a: an address overflows";
+  constexpr int64_t kFarthest = int64_t{1} << 44;
+  if (!anywhere.inside(-kFarthest, kFarthest)) return "a: an address overflows";
   if (reads_a && !a.inside(0, sizes.a - 1)) return "a: the plan reaches outside the operand";
+  return "";
+}
+
+// Dimensions move the tensors that have them, and no others.
+std::string check_strides(const Part& p) {
+  for (const Dim& d : p.m)
+    if (d.stride_b != 0 || d.exp_b != 0) return "plan: a dimension of M moves B";
+  for (const Dim& d : p.n)
+    if (d.stride_a != 0 || d.exp_a != 0) return "plan: a dimension of N moves A";
+  for (const Dim& d : p.k)
+    if (d.stride_c != 0 || d.exp_a != 0 || d.exp_b != 0)
+      return "plan: a dimension of K moves C or an exponent";
   return "";
 }
 
 std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs) {
   if (p.blocks_per_split < 1) return "plan: blocks_per_split must be positive";
+  const std::string error = check_strides(p);
+  if (!error.empty()) return error;
   for (const auto* dims : {&p.g, &p.m, &p.k})
     for (const Dim& d : *dims)
       if (d.window >= 0 && d.stride_a != 0)
@@ -183,9 +202,10 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
   if (!in.has(2)) return "plan: truncated";
   if (in.next() != kVersion) return "plan: unknown version";
   const int64_t count = in.next();
-  if (count < 0 || !in.has(count)) return "plan: truncated";
+  if (count < 0 || !in.has(count) || !in.has(count * kPartHeader)) return "plan: truncated";
   parts->reserve(static_cast<size_t>(count));
   int64_t missing = sizes.c;  // outputs that no part has written yet
+  int64_t products = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (!in.has(kPartHeader)) return "plan: truncated";
     Part p;
@@ -223,6 +243,13 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     if (!error.empty()) return error;
     missing -= outputs;
     if (missing < 0) return "c: the plan has more outputs than the buffer";
+    int64_t part_products;
+    if (__builtin_mul_overflow(outputs, p.K, &part_products) ||
+        part_products > kMostProducts - products)
+      return "plan: the contraction is too large";
+    products += part_products;
+    constexpr int64_t kMostBlocks = kMaxExtent / kBlock;
+    p.blocks_per_split = std::min(p.blocks_per_split, kMostBlocks);
     if (p.G > 0 && p.M > 0 && p.N > 0) parts->push_back(std::move(p));
   }
   if (!in.done()) return "plan: trailing values";

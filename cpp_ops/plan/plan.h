@@ -32,6 +32,8 @@ struct Window {
   int64_t size, stride_a, offset;
 };
 
+inline constexpr int64_t kMostProducts = int64_t{1} << 62;
+
 enum class Mode : int { kTiles = 0, kLanes = 1 };
 
 struct Part {
@@ -47,13 +49,19 @@ struct BufferSizes {
   int64_t a, b, c, ea, eb;
 };
 
-// Empty, or which buffer does not lie at a multiple of its elements' size. (More is not needed.)
+// Returns an empty string, or names the buffer that is not aligned to the size of its elements. No
+// stricter alignment is needed.
 std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
                             const int32_t* eb);
 
-// Decodes and validates; the parts have as many outputs together as there are, and every address
-// that the plan can reach lies inside its buffer afterwards. Returns an empty string, or what is
-// wrong.
+// Decodes and validates. Afterwards
+// - the parts have as many outputs together as there are, and every address that the plan can reach
+//   lies inside its buffer;
+// - the parts together have at most kMostProducts multiply-adds, so neither their number nor that
+// of
+//   outputs or of blocks of k overflows;
+// - a part's blocks_per_split is at most what the largest K has.
+// Returns an empty string, or what is wrong.
 std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
                         std::vector<Part>* parts);
 

@@ -4,8 +4,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -82,8 +84,8 @@ class Team {
   }
 
   // Works as long as there is something to do. The caller returns when all stages are complete;
-  // `stages` is alive as long as one is not.
-  void work(bool caller) {
+  // until then `stages` must stay alive.
+  void work(bool caller) noexcept {
     const int worker = arrived_.fetch_add(1, std::memory_order_relaxed);
     DefaultFloatMode mode;
     for (size_t i = 0; i < progress_.size(); ++i) {
@@ -104,11 +106,20 @@ class Team {
     }
   }
 
-  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  // Once the caller has worked.
+  void throw_failure() const {
+    if (failure_ != nullptr) std::rethrow_exception(failure_);
+  }
 
  private:
+  void fail(std::exception_ptr exception) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (failure_ == nullptr) failure_ = std::move(exception);
+    failed_.store(true, std::memory_order_relaxed);
+  }
+
   void run(size_t stage, int64_t unit, int worker) {
-    if (failed()) return;  // what later ranges need may be missing
+    if (failed_.load(std::memory_order_relaxed)) return;  // what later ranges need may be missing
     const Progress& p = progress_[stage];
     const size_t at =
         static_cast<size_t>(std::upper_bound(p.ends.begin(), p.ends.end(), unit) - p.ends.begin());
@@ -117,11 +128,11 @@ class Team {
     try {
       loop.body(worker, low, std::min(low + p.grains[at], loop.count));
     } catch (...) {
-      failed_.store(true, std::memory_order_relaxed);
+      fail(std::current_exception());
     }
   }
 
-  // The ranges that are not complete are nearly so: sleeping at once would cost more than waiting.
+  // Ranges that others have begun end soon: spinning for a moment costs less than sleeping at once.
   void wait(const Progress& p) {
     constexpr int kSpins = 4000;
     const auto complete = [&p] { return p.left.load(std::memory_order_acquire) == 0; };
@@ -136,13 +147,14 @@ class Team {
   std::deque<Progress> progress_;
   std::atomic<int> arrived_{0};
   std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;
   std::mutex mutex_;
   std::condition_variable complete_;
 };
 
 }  // namespace
 
-bool run_stages(Executor& executor, const std::vector<Stage>& stages) {
+void run_stages(Executor& executor, const std::vector<Stage>& stages) {
   int64_t most = 0;
   for (const Stage& stage : stages) {
     int64_t units = 0;
@@ -150,12 +162,17 @@ bool run_stages(Executor& executor, const std::vector<Stage>& stages) {
     most = std::max(most, units);
   }
   const int workers = static_cast<int>(std::min<int64_t>(executor.threads(), most));
-  if (workers == 0) return true;
+  if (workers == 0) return;
   // Helpers that come late still look at the team, so they share it.
-  auto team = std::make_shared<Team>(stages, workers);
-  for (int i = 1; i < workers; ++i) executor.schedule([team] { team->work(false); });
+  const auto team = std::make_shared<Team>(stages, workers);
+  try {
+    for (int i = 1; i < workers; ++i) executor.schedule([team] { team->work(false); });
+  } catch (...) {
+    // Helpers that are scheduled already use `stages`, so the caller has to stay. It can do the
+    // work of those that are missing.
+  }
   team->work(true);
-  return !team->failed();
+  team->throw_failure();
 }
 
 }  // namespace dfpjax

@@ -8,7 +8,8 @@
 
 namespace dfpjax {
 
-// Where helpers run. `schedule` may run the task at any time, on any thread, even inline.
+// Where helpers run. `schedule` may run the task at any time, on any thread, even inline. If it
+// throws, the work is done with fewer helpers.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -31,9 +32,9 @@ using Stage = std::vector<Loop>;
 //
 // The calling thread works too, and workers wait only for ranges that another one has begun:
 // handlers that occupy all threads of a pool never wait for a helper that the pool cannot start.
-// Floating point is in its default mode (no flush to zero) inside bodies. Returns false if one
-// threw.
-bool run_stages(Executor& executor, const std::vector<Stage>& stages);
+// Floating point is in its default mode (no flush to zero) inside bodies. If a body throws, ranges
+// that have not begun are skipped and the first exception is thrown again here.
+void run_stages(Executor& executor, const std::vector<Stage>& stages);
 
 }  // namespace dfpjax
 

@@ -1,7 +1,9 @@
 #include "runtime/scratch.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <iterator>
+#include <limits>
 #include <list>
 #include <mutex>
 #include <new>
@@ -47,6 +49,21 @@ size_t round_up(size_t size, size_t to) { return (size + to - 1) / to * to; }
 
 }  // namespace
 
+OutOfScratch::OutOfScratch(double bytes) {
+  std::snprintf(message_, sizeof message_, "out of memory: %.4g MiB of scratch space are not there",
+                bytes / (1 << 20));
+}
+
+int64_t Scratch::array_bytes(std::initializer_list<int64_t> extents, size_t element) {
+  double size = static_cast<double>(element);
+  for (int64_t extent : extents) size *= static_cast<double>(extent);
+  // Far from where rounding to a page could overflow.
+  if (size > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw OutOfScratch(size);
+  auto bytes = static_cast<int64_t>(element);
+  for (int64_t extent : extents) bytes *= extent;
+  return bytes;
+}
+
 Scratch::Scratch(int64_t bytes) {
   if (bytes <= 0) return;
   size_ = round_up(static_cast<size_t>(bytes), 4096);
@@ -73,11 +90,15 @@ Scratch::Scratch(int64_t bytes) {
     release_scratch();
     data_ = allocate(size_);
   }
-  if (data_ == nullptr) throw std::bad_alloc();
+  if (data_ == nullptr) throw OutOfScratch(static_cast<double>(size_));
 }
 
 Scratch::~Scratch() {
   if (data_ == nullptr) return;
+  if (size_ > kLargestKept) {
+    std::free(data_);
+    return;
+  }
   Cache& c = cache();
   std::list<Block> dropped, kept;
   try {
@@ -90,7 +111,7 @@ Scratch::~Scratch() {
     std::lock_guard<std::mutex> lock(c.mutex);
     c.blocks.splice(c.blocks.begin(), kept);
     c.bytes += size_;
-    // Those that nobody has wanted for longest go first, be it this one.
+    // Those that have not been used for longest go first.
     while (c.bytes > kScratchLimit || c.blocks.size() > kMaxBlocks) {
       c.bytes -= c.blocks.back().size;
       dropped.splice(dropped.begin(), c.blocks, std::prev(c.blocks.end()));

@@ -5,7 +5,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -14,6 +13,7 @@
 
 #include "passes/kernels/table.h"
 #include "tests/executor.h"
+#include "tests/test.h"
 
 namespace dfpjax {
 
@@ -21,14 +21,6 @@ inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 using Values = std::vector<float>;
-
-inline int failures = 0;
-
-inline void expect(bool right, const std::string& what) {
-  if (right) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {

@@ -159,7 +159,7 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
 }
 
 // For chains that may overflow: sums of 64 bits, saturated when a chain ends. Plain loops, which
-// the compiler vectorizes; data for which many cells come here are not worth more.
+// the compiler vectorizes: few cells need this.
 __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
   constexpr int64_t kLeast = INT32_MIN, kMost = INT32_MAX;
   for (int i = 0; i < t.rows; ++i) {

@@ -2,7 +2,7 @@
 // included.
 
 // Sums of NV vectors of lanes: enough to use whole cache lines and to hide an addition's latency.
-template <class S, int NV>
+template <class S, int NV, bool kAny>
 inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a, const int32_t* b,
                                                         int64_t b_stride, int k, int lane,
                                                         bool first, float* sums) {
@@ -18,27 +18,28 @@ inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a,
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const int at = j * S::kLanes;
-      sum[j] = S::add_float(
-          sum[j], S::to_float(S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at))));
+      const typename S::I products = S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at));
+      // What wrapped was 2^31, which is what the conversion rounds the largest int32 to.
+      sum[j] = S::add_float(sum[j], S::to_float(kAny ? S::lowest_to_largest(products) : products));
     }
   }
 #pragma GCC unroll 4
   for (int j = 0; j < NV; ++j) S::store_float(sums + lane + j * S::kLanes, sum[j]);
 }
 
-template <class S>
+template <class S, bool kAny>
 void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, int count,
            bool first, float* sums) {
   int lane = 0;
   for (; lane + 4 * S::kLanes <= count; lane += 4 * S::kLanes)
-    lane_vectors<S, 4>(a, b, b_stride, k, lane, first, sums);
+    lane_vectors<S, 4, kAny>(a, b, b_stride, k, lane, first, sums);
   for (; lane + S::kLanes <= count; lane += S::kLanes)
-    lane_vectors<S, 1>(a, b, b_stride, k, lane, first, sums);
+    lane_vectors<S, 1, kAny>(a, b, b_stride, k, lane, first, sums);
   for (; lane < count; ++lane) {
     float sum = first ? 0 : sums[lane];
     for (int i = 0; i < k; i += 2) {
       const int32_t word = b[(i / 2) * b_stride + lane];
-      int32_t products = a[i][lane] * static_cast<int16_t>(word & 0xffff);
+      int64_t products = a[i][lane] * static_cast<int16_t>(word & 0xffff);
       if (i + 1 < k) products += a[i + 1][lane] * (word >> 16);
       sum += static_cast<float>(products);
     }

@@ -77,26 +77,25 @@ inline bool inside(const Bounds& bounds, const Point& point, const Reach& reach)
 template <class S>
 void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
                const Run* runs, int run_count, int16_t* out, int64_t stride) {
-  const int length = run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  const int64_t length =
+      run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
   for (int r = 0; r < rows; ++r, out += stride) {
-    if (inside(bounds, points[r], reach)) {
-      const int16_t* const point = base + points[r].offset;
-      for (int i = 0; i < run_count; ++i)
-        copy<S>(point + runs[i].offset, runs[i].length, out + runs[i].start);
-      fill_zero(out + length, static_cast<int>(stride) - length);
-      continue;
-    }
+    const int16_t* const point = base + points[r].offset;
+    const bool whole = inside(bounds, points[r], reach);
     for (int i = 0; i < run_count; ++i) {
       const Run& run = runs[i];
+      int16_t* const to = out + run.start;
+      if (whole) {
+        copy<S>(point + run.offset, run.length, to);
+        continue;
+      }
       const Valid valid = valid_part(bounds, points[r], run);
-      int16_t* to = out + run.start;
       fill_zero(to, valid.low);
-      copy<S>(base + points[r].offset + run.offset + valid.low, valid.high - valid.low,
-              to + valid.low);
+      copy<S>(point + run.offset + valid.low, valid.high - valid.low, to + valid.low);
       fill_zero(to + valid.high, run.length - valid.high);
     }
-    fill_zero(out + length, static_cast<int>(stride) - length);
+    fill_zero(out + length, static_cast<int>(stride - length));
   }
 }
 
@@ -111,7 +110,7 @@ template <class S>
 void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                 const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
                 int64_t stride, int padding) {
-  const int length = runs[run_count - 1].start + runs[run_count - 1].length;
+  const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
   for (int pair = 0; pair < k; pair += 2, out += stride) {
     const int count = k - pair < 2 ? 1 : 2;

@@ -37,8 +37,15 @@ struct Portable {
     asm volatile("" : "+m"(x));
   }
   static void dot(I& sum, I a, I b) { sum = add(sum, pair_dot(a, b)); }
-  static I pair_dot(I a, I b) {
-    return map([&](int i) { return low(a.v[i]) * low(b.v[i]) + high(a.v[i]) * high(b.v[i]); });
+  static I pair_dot(I a, I b) {  // wraps, as the instructions do
+    return map([&](int i) {
+      return static_cast<int32_t>(static_cast<uint32_t>(low(a.v[i]) * low(b.v[i])) +
+                                  static_cast<uint32_t>(high(a.v[i]) * high(b.v[i])));
+    });
+  }
+  // INT32_MIN becomes INT32_MAX.
+  static I lowest_to_largest(I x) {
+    return map([&](int i) { return x.v[i] == INT32_MIN ? INT32_MAX : x.v[i]; });
   }
   static I add(I a, I b) {
     return map([&](int i) { return a.v[i] + b.v[i]; });

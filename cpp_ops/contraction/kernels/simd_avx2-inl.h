@@ -24,6 +24,10 @@ struct Avx2 {
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm256_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  // INT32_MIN becomes INT32_MAX.
+  static I lowest_to_largest(I x) {
+    return add(x, _mm256_cmpeq_epi32(x, _mm256_set1_epi32(INT32_MIN)));
+  }
   static I max(I a, I b) { return _mm256_max_epi32(a, b); }
   static int32_t reduce_max(I a) {
     __m128i x = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

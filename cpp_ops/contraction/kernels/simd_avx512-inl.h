@@ -28,6 +28,11 @@ struct Avx512 {
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm512_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  // INT32_MIN becomes INT32_MAX.
+  static I lowest_to_largest(I x) {
+    const __mmask16 lowest = _mm512_cmpeq_epi32_mask(x, _mm512_set1_epi32(INT32_MIN));
+    return _mm512_mask_mov_epi32(x, lowest, _mm512_set1_epi32(INT32_MAX));
+  }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
   // In each 128 bits the sums of two lanes of x, then those of y.
   static I add_neighbours(I x, I y) {

@@ -8,6 +8,7 @@
 
 template <class S>
 constexpr ContractionKernels make_table() {
-  return {cell<S>,        pack_rows<S>, pack_pairs<S>, transpose<S>, norms_rows<S>,
-          norms_pairs<S>, lanes<S>,     combine<S>,    peak_dot<S>,  peak_fma<S>};
+  return {cell<S>,       pack_rows<S>,   pack_pairs<S>,   transpose<S>,
+          norms_rows<S>, norms_pairs<S>, lanes<S, false>, lanes<S, true>,
+          combine<S>,    peak_dot<S>,    peak_fma<S>};
 }

@@ -15,8 +15,10 @@ const ContractionKernels& contraction_kernels(Isa isa) {
       return kAvx512VnniContraction;
     case Isa::kAvx512Bw:
       return kAvx512BwContraction;
+#if defined(DFPJAX_HAVE_AVXVNNI)
     case Isa::kAvxVnni:
       return kAvxVnniContraction;
+#endif
     case Isa::kAvx2:
       return kAvx2Contraction;
 #endif

@@ -73,9 +73,12 @@ struct ContractionKernels {
                       Norms* out);
 
   // sums[lane] (+)= products of aligned pairs of k, ascending. `a` has one pointer per k (never
-  // null), `b` words [(k+1)/2][b_stride].
+  // null), `b` words [(k+1)/2][b_stride], none of which is kLowestPair.
   void (*lanes)(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, int lanes,
                 bool first, float* sums);
+  // The same for any words.
+  void (*lanes_of_any)(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k,
+                       int lanes, bool first, float* sums);
   // out[i] = scale * ((p0[i] + p1[i]) + ...), partial sums `stride` apart.
   void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
                   float* out);

@@ -1,7 +1,7 @@
 // Maxima over windows, and the gradient, a pixel of the output at a time. See isa/common-inl.h for
 // how it is included.
 
-// As IEEE 754 has it: a NaN stays, and 0 is greater than -0.
+// IEEE 754's maximum: NaN if either is NaN, and 0 is greater than -0.
 template <class V, class I>
 inline V maximum(V a, V b) {
   const V greater = b > a || b != b ? b : a;
@@ -22,7 +22,8 @@ void max_of_taps(const float* const* taps, int count, int64_t channels, float* o
   for (; c < channels; ++c) max_at<float, int32_t>(taps, count, c, out);
 }
 
-// The first of the greatest gets the gradient; where there is a NaN, what comes after the last one.
+// The first of the greatest gets the gradient. Comparisons with a NaN fail, so where there is one
+// the first of the greatest after the last NaN gets it.
 template <class V, class I>
 inline void add_to_max_at(const float* const* taps, float* const* gradients, int count, int64_t c,
                           const float* g) {

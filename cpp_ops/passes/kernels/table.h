@@ -53,8 +53,8 @@ struct Response {
   int64_t reach;
   float k, alpha;
 };
-// The kernels of local response normalization want the memory of so many rows of so many numbers,
-// zero at first: vectors may read and write beyond the channels.
+// The kernels of local response normalization need memory: kResponseRows rows of response_row
+// numbers, zero at first, since vectors read and write beyond the channels.
 inline constexpr int64_t kResponseRows = 3;
 inline int64_t response_row(int64_t channels, int64_t reach) { return channels + 2 * reach + 16; }
 

@@ -209,7 +209,10 @@ def _add_block(part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
         end, a, b = pair
         exact = exact + jnp.einsum("gmk,gnk->gmn", a, b, preferred_element_type=jnp.int32)
         ends = end % chain == 0
-        running = jnp.where(ends, running + exact.astype(jnp.float32), running)
+        # A chain of 2 leaves int32 if all four mantissas are −32768, which does not come from `quantize`:
+        # 2³¹ has wrapped to −2³¹. Nothing else is −2³¹.
+        total = jnp.where(exact == np.iinfo(np.int32).min, 2.0**31, exact.astype(jnp.float32))
+        running = jnp.where(ends, running + total, running)
         return (running, jnp.where(ends, 0, exact)), None
 
     ends = jnp.arange(2, BLOCK + 1, 2)
@@ -254,8 +257,8 @@ def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
 def _norms(x: jax.Array) -> jax.Array:
     """Largest norm of any aligned chain in each tile, for every chain length: float32[g, tiles,
     len(CHAINS)]."""
-    pairs = (x * x).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.int32)
-    squares = (pairs >> NORM_SHIFT) + 1
+    pairs = (x * x).astype(jnp.uint32).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.uint32)
+    squares = (pairs >> NORM_SHIFT).astype(jnp.int32) + 1
     return jnp.stack([_largest_sum(squares, n // 2) for n in CHAINS], axis=-1).astype(jnp.float32)
 
 
