@@ -54,7 +54,7 @@ def supported_jax() -> Requirement:
 def run_tests(session: nox.Session, *constraints: str) -> None:
     session.install(".[test]", *constraints)
     session.run("python", "-m", "pip", "list")
-    session.run("pytest", *(session.posargs or ["-n", "auto"]))
+    session.run("pytest", *(session.posargs or ["-n", "auto", "-m", ""]))
 
 
 @nox.session

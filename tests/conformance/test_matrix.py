@@ -1,4 +1,4 @@
-"""The conformance matrix; run as `python -m pytest tests/conformance`, it is printed at the end.
+"""The conformance matrix; run as `python -m pytest tests/conformance -m ""`, it is printed at the end.
 
 For a cell, a transformation of a program around a kind of operation:
 
@@ -11,11 +11,14 @@ For a cell, a transformation of a program around a kind of operation:
 - what JAX refuses in float32 is refused with and without `mixed_precision`, by the message that the table in
   `programs` names. That the message comes is checked: such a cell cannot hide a failure.
 
-Jaxprs are checked in the full product of programs and transformations, around a dot product and around a
-convolution, and for every kind of operation under all transformations of `PROGRAMS_OF_ALL_KINDS`. To compile
-takes far longer, so values are compared under the transformations that are marked `everywhere`, in every
-program with the two and for every kind in the plain program, and under all transformations in the programs of
-`THOROUGH` with the two.
+A row is one program around one kind of operation. Jaxprs are checked in the full product of programs and
+transformations, around a dot product and around a convolution, and for every kind of operation under all
+transformations of `PROGRAMS_OF_ALL_KINDS`. To compile takes far longer, so values are compared under the
+transformations that are marked `everywhere`, in every program with the two and for every kind in the plain
+program, and under all transformations in the programs of `THOROUGH` with the two.
+
+The transform sees a convolution and a dot product alike, so most cells that differ from those of the dot
+product by the operation alone are in the tier `slow`: `_checks` says which cell is checked how and where.
 """
 
 import pytest
@@ -23,33 +26,76 @@ import pytest
 from conformance.kinds import CONV, DENSE, KINDS
 from conformance.matrix import Row
 from conformance.programs import PROGRAMS
-from conformance.transformations import TRANSFORMATIONS, Subject
+from conformance.transformations import TRANSFORMATIONS, Subject, Transformation
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
+MAIN = (DENSE.name, CONV.name)
 THOROUGH = ("plain", "scan_of_remat", "while_loop")
 PROGRAMS_OF_ALL_KINDS = ("plain", "scan_of_cond_of_remat_of_jit")
 
-ROWS = [(name, kind) for name in PROGRAMS for kind in (DENSE.name, CONV.name)]
-ROWS += [(n, k) for n in PROGRAMS_OF_ALL_KINDS for k in KINDS if k not in (DENSE.name, CONV.name)]
+ROWS = [(name, kind) for name in PROGRAMS for kind in MAIN]
+ROWS += [(name, kind) for name in PROGRAMS_OF_ALL_KINDS for kind in KINDS if kind not in MAIN]
 
 
-@pytest.mark.parametrize(("name", "kind"), ROWS, ids=[f"{name}-{kind}" for name, kind in ROWS])
-def test_row(name, kind, record_property):
-    row = Row(Subject(PROGRAMS[name], KINDS[kind]))
-    main = kind in (DENSE.name, CONV.name)
-    outcomes, errors = {}, []
+def _values(name: str, kind: str, t: Transformation) -> bool:
+    """Whether values are compared in this cell, besides jaxprs."""
+    if kind not in MAIN:
+        return name == "plain" and t.everywhere
+    return t.everywhere or name in THOROUGH
+
+
+def _checks(name: str, kind: str, tier: str) -> dict[str, bool]:
+    """The cells of a row that are checked in a tier, "quick" or "slow": whether by values."""
+    checks = {}
     for t in TRANSFORMATIONS.values():
+        values = _values(name, kind, t)
+        if kind == DENSE.name:
+            in_quick = True
+            values_in_quick = values and (t.everywhere or name == "plain")
+        else:
+            in_quick = t.everywhere
+            values_in_quick = values and kind != CONV.name
+        if tier == "quick" and in_quick:
+            checks[t.name] = values_in_quick
+        elif tier == "slow" and (not in_quick or values != values_in_quick):
+            checks[t.name] = values
+    return checks
+
+
+def _rows(tier: str):
+    rows = [row for row in ROWS if _checks(*row, tier)]
+    return pytest.mark.parametrize(("name", "kind"), rows, ids=[f"{name}-{kind}" for name, kind in rows])
+
+
+@_rows("quick")
+def test_row(name, kind, record_property):
+    _check(name, kind, "quick", record_property)
+
+
+@pytest.mark.slow
+@_rows("slow")
+def test_rest_of_row(name, kind, record_property):
+    _check(name, kind, "slow", record_property)
+
+
+def _check(name: str, kind: str, tier: str, record_property):
+    row = Row(Subject(PROGRAMS[name], KINDS[kind]))
+    outcomes, errors = {}, []
+    for transformation, values in _checks(name, kind, tier).items():
         try:
-            some = t.everywhere and (main or name == "plain")
-            outcomes[t.name] = row.check(t, values=some or (main and name in THOROUGH))
+            outcomes[transformation] = row.check(TRANSFORMATIONS[transformation], values)
         except Exception as error:  # the other cells are checked all the same
-            error.add_note(f"In the cell: {t.name}, where f is {name!r} around {kind!r}.")
-            outcomes[t.name] = "failed"
+            error.add_note(f"In the cell: {transformation}, where f is {name!r} around {kind!r}.")
+            outcomes[transformation] = "failed"
             errors.append(error)
     record_property("conformance", {"program": name, "kind": kind, "outcomes": outcomes})
     if errors:
         raise ExceptionGroup(f"{len(errors)} cells of {name!r} around {kind!r}", errors)
+
+
+def test_the_tiers_together_check_every_cell():
+    for name, kind in ROWS:
+        checks = _checks(name, kind, "quick") | _checks(name, kind, "slow")
+        assert checks == {t.name: _values(name, kind, t) for t in TRANSFORMATIONS.values()}
 
 
 def test_every_refusal_is_met():
