@@ -1,20 +1,45 @@
+import os
+import tempfile
+
 import jax
 import pytest
 
 # Here, because under xdist the process that prints does not load the conftest of a directory inside.
 from conformance.summary import pytest_terminal_summary as pytest_terminal_summary
 
+# XLA takes far longer to compile the tests' programs than to run them. So it optimizes little, makes one LLVM
+# module of each, and uses the older of its emitters where there is a choice. A test of bits that must be the
+# same however XLA fuses and contracts has the marker `optimized`. In the environment, so processes that tests
+# start compile likewise.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if jax.__version_info__ < (0, 11):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+
 # Sharded programs deserve more than one device. Before any test module computes something on import.
 jax.config.update("jax_num_cpu_devices", 4)
 
 
-@pytest.fixture
-def compiled_quickly():
-    """XLA optimizes little, which takes some two thirds of the time.
+def pytest_configure(config):
+    """A cache of what is compiled, for this process, the workers and the processes that tests start."""
+    if not hasattr(config, "workerinput"):
+        directory = tempfile.TemporaryDirectory(prefix="dfpjax-compiled-")
+        config.add_cleanup(directory.cleanup)
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = directory.name
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        jax.config.update("jax_compilation_cache_dir", directory.name)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-    For tests of what a program consists of, or of values up to an error. Those of bits, which must be the
-    same however XLA fuses and contracts, are compiled as usual.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+
+@pytest.fixture(autouse=True)
+def _compiled_as_marked(request):
+    if request.node.get_closest_marker("optimized") is None:
+        yield
+        return
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -15,8 +15,6 @@ from transform_helpers import normal
 import dfpjax
 from dfpjax.insight import explain
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 pytest.importorskip("matplotlib")
 
 

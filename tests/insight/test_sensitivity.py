@@ -13,8 +13,6 @@ import dfpjax
 from dfpjax.insight import LayerSensitivity, SensitivityReport, explain
 from dfpjax.policy import OpConfig, Policy, Rule
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def loss(params, x, scale=1.0):
     for name in ("first", "second", "third"):

@@ -18,8 +18,6 @@ from dfpjax.operations.primitives import contract_linear_p, contract_p
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def oracle(x, mantissa, exponent, bits):
     """The fields of the statistics of an array that is not all zeros, in float64."""

@@ -20,8 +20,6 @@ from dfpjax.insight._measures import sum_of_counts
 from dfpjax.operations import dot_general, saturated_chains
 from dfpjax.policy import OpConfig, Policy, Rule
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 MATMUL = (((1,), (0,)), ((), ()))
 NOTHING = PerPass(None, None, None)
 

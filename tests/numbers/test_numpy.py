@@ -16,8 +16,6 @@ from dfpjax import DFP32Array, DFPArray
 from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 # Integers are moved, shifted and compared: there is no float32 arithmetic for XLA to contract.
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SHAPE = (2, 4, 6)
 INTEGER = {DFPArray: np.int16, DFP32Array: np.int32}
 

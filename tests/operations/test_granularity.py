@@ -12,8 +12,6 @@ from cases import CASES
 from dfpjax.numbers import Quantizer, Quantizers
 from dfpjax.operations import conv_general_dilated, dot_general
 
-quickly = pytest.mark.usefixtures("compiled_quickly")
-
 JAX = {conv_general_dilated: jax.lax.conv_general_dilated, dot_general: jax.lax.dot_general}
 TENSOR, CHANNEL = Quantizer(), Quantizer(granularity="channel")
 MIXED = {
@@ -61,7 +59,6 @@ KINDS = ["3x3_strided", "grouped", "depthwise", "batch_grouped", "both_dilated",
 KINDS += ["matmul_tt", "matvec", "inner", "attention", "two_contracted"]
 
 
-@quickly
 @pytest.mark.parametrize("mixed", MIXED)
 @pytest.mark.parametrize("name", KINDS)
 def test_values_and_derivatives_agree_with_float64(name, mixed):
@@ -99,7 +96,6 @@ SCALED = [
 ]
 
 
-@quickly
 @pytest.mark.parametrize(("name", "which", "axis", "out_axis"), SCALED)
 def test_slices_of_very_different_scales(name, which, axis, out_axis):
     """Scales from 1e−30 to 1e30 that the loss undoes, as a normalization would: what cotangents meet is the
@@ -155,7 +151,6 @@ def test_an_input_per_example_and_a_kernel_per_feature():
         assert max(error_per_slice(actual[example], expected[example], 2)) < 2e-4
 
 
-@quickly
 @pytest.mark.parametrize("mixed", ["lhs", "rhs", "all"])
 @pytest.mark.parametrize(
     "name", ["3x3_strided", "grouped", "depthwise", "batch_grouped", "matmul", "attention"]
@@ -231,7 +226,6 @@ def test_non_finite_slices(bad):
     assert np.isnan(dw[:, 4]).all() and np.isfinite(np.delete(dw, 4, 1)).all()
 
 
-@quickly
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["x", "w", "ct"])
 def test_non_finite_values_surface_in_second_derivatives(bad, where):

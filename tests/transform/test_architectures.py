@@ -9,8 +9,6 @@ from transform_helpers import floats, normal, quantized, relative_error, variabl
 
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SEQUENCES = normal(0, 2, 5, 4)  # batch, time, features
 
 

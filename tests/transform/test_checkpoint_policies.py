@@ -10,8 +10,6 @@ from transform_helpers import normal, primitives, relative_error
 from dfpjax import checkpoint_policies
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 W = normal(0, 6, 6) / 2
 X = normal(1, 4, 6)
 

@@ -11,8 +11,6 @@ from transform_helpers import floats, normal, primitives, quantized, relative_er
 from dfpjax.policy import Rule
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 X = normal(0, 2, 8, 8, 3)
 
 

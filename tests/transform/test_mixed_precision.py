@@ -22,8 +22,6 @@ from dfpjax.numbers import FixedChain
 from dfpjax.policy import OpConfig, PerRole, Policy, Rule, policies
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 W = normal(0, 6, 6) / 2
 X = normal(1, 4, 6)
 

@@ -20,8 +20,6 @@ from dfpjax.checkpoint_policies import LHS_NAME, RHS_NAME
 from dfpjax.numbers import dfp16
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 X = normal(0, 4, 8, 8, 3)
 
 

@@ -9,7 +9,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 from flax import nnx
 from forced import FORCED
 from jax.sharding import AxisType, NamedSharding
@@ -17,8 +16,6 @@ from jax.sharding import PartitionSpec as P
 from transform_helpers import floats, normal, quantized, relative_error
 
 from dfpjax.transform import mixed_precision
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 X, Y = normal(0, 8, 6), normal(1, 8, 3)
 
