@@ -10,12 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dfpjax.launch import relaunch
+
+if __name__ == "__main__":
+    relaunch()  # before the imports, which take longer
+
 import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
-from dfpjax.launch import relaunch
 from dfpjax.training import (
     CheckpointError,
     DatasetError,
@@ -153,6 +157,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    relaunch()
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse_flags)

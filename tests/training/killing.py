@@ -1,20 +1,15 @@
 """Training in a process of its own, which a signal may end at a given point."""
 
 import io
-import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import tiny  # noqa: F401  for this process and those that it starts
+from forked import CONTEXT
 from rich.console import Console
 
 from dfpjax.training import Report, Stopped, StopSignals, TrainConfig, train
-
-# Imports once what all of them need; each still compiles for itself.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["killing"])
 
 
 class KillingReport(Report):
@@ -62,8 +57,8 @@ def train_until(
 
     Returns the exit code, as `multiprocessing.Process` has it, and where the run says it was stopped.
     """
-    receiver, sender = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_run, args=(config, workdir, number, step, while_writing, sender))
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_run, args=(config, workdir, number, step, while_writing, sender))
     process.start()
     process.join(timeout=400)
     assert process.exitcode is not None, "still running"

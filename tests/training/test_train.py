@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forked import run_script
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 from transform_helpers import normal
@@ -228,17 +229,6 @@ def test_a_missing_field_is_an_error():
         TrainConfig.from_dict({"precision": "float32"})
 
 
-def _run_script(*arguments: str, data_dir: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "train.py", "--config", "configs/digits.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": data_dir},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
 def test_precisions():
     def fun(images, kernel, x, first, last):
         layout = ("NHWC", "HWIO", "NHWC")
@@ -271,9 +261,8 @@ def test_precisions():
 def test_the_script_trains_in_both_precisions(precision, data_dir, tmp_path):
     tiny = ["--config.train_split=train[:64]", "--config.test_split=test[:32]", "--config.epochs=1"]
     seeds = ["--config.batch_size=32", "--config.seed=3,4"]
-    finished = _run_script(
-        *tiny, *seeds, f"--config.precision={precision}", f"--workdir={tmp_path}", data_dir=data_dir
-    )
+    where = [f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    finished = run_script(*tiny, *seeds, f"--config.precision={precision}", *where, outputs=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert [(line["precision"], line["seed"]) for line in _metrics(tmp_path)] == [
         (precision, 3),
@@ -315,8 +304,9 @@ def test_the_digits_are_trained_in_dfp16_unless_said_otherwise():
         ("--init_from=MISSING", "/MISSING does not exist; give WORKDIR/weights/seed_N, "),
     ],
 )
-def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir):
-    finished = _run_script(*argument.split(), data_dir=data_dir)
+def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir, tmp_path):
+    where = [] if "--config.dataset" in argument else [f"--config.data_dir={data_dir}"]
+    finished = run_script(*argument.split(), *where, outputs=tmp_path)
     assert finished.returncode != 0
     assert message in finished.stderr
     assert "Traceback" not in finished.stderr
@@ -354,7 +344,8 @@ def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(data_dir, t
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))
     assert list(tmp_path.glob("profile/**/perfetto_trace.json.gz"))
 
-    finished = _run_script(*tiny, "--eval_only", f"--workdir={tmp_path}", data_dir=data_dir)
+    where = [f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    finished = run_script(*tiny, "--eval_only", *where, outputs=tmp_path)
     assert finished.returncode == 0, finished.stderr
     header, _, row = finished.stdout.strip().splitlines()
     assert [cell.strip() for cell in header.split("|")][1:6] == [
