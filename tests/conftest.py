@@ -23,16 +23,14 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 
 def pytest_configure(config):
-    """A cache of what is compiled, for this process, the workers and the processes that tests start."""
+    """A cache of what takes long to compile, for this process, the workers and those that tests start."""
     if not hasattr(config, "workerinput"):
         directory = tempfile.TemporaryDirectory(prefix="dfpjax-compiled-")
         config.add_cleanup(directory.cleanup)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = directory.name
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
         jax.config.update("jax_compilation_cache_dir", directory.name)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True)

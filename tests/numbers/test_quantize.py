@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as hnp
 import dfpjax
 from dfpjax import DFPArray
 
+pytestmark = pytest.mark.optimized
+
 SCALES = [1.0, 1e4, 1e38, 1e-20, 3e-34, 1e-38, 1e-42, 1e-45]  # the last three are subnormal
 
 

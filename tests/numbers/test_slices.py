@@ -13,6 +13,8 @@ from dfpjax.numbers import Quantizer
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
+pytestmark = pytest.mark.optimized
+
 
 def many_scales(shape, seed=0):
     """Normally distributed, every slice along any axis with a scale of its own."""

@@ -17,6 +17,8 @@ from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.numbers.format.rounding import random_bits
 
+pytestmark = pytest.mark.optimized
+
 # Too late if another test module has computed something on import.
 with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", 4)

@@ -165,6 +165,7 @@ def test_the_reference_lowering_gives_the_same_bits(name, mixed):
         np.testing.assert_array_equal(native, portable)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
 @pytest.mark.parametrize("name", ["3x3_strided", "grouped", "depthwise", "matmul", "attention"])
 def test_vmap_is_the_loop(name, mapped):

@@ -9,6 +9,8 @@ from cases import CASES, COMPILED_QUICKLY
 
 from dfpjax.operations import conv_general_dilated, dot_general
 
+pytestmark = pytest.mark.optimized
+
 JAX = {conv_general_dilated: jax.lax.conv_general_dilated, dot_general: jax.lax.dot_general}
 
 

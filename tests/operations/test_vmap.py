@@ -9,6 +9,8 @@ import oracle
 import pytest
 from cases import CASES
 
+pytestmark = pytest.mark.optimized
+
 EXAMPLES = 3
 
 

@@ -44,6 +44,8 @@ from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import Rewriter
 
+pytestmark = pytest.mark.optimized
+
 # --- what is found ----------------------------------------------------------------------------------
 
 
