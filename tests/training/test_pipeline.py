@@ -104,12 +104,12 @@ def test_a_run_may_begin_where_no_run_has_come_to():
 
 
 def test_worker_processes_change_nothing():
-    alone, shared = (_dataset(max_shift=2, flip=True, image_size=6, workers=workers) for workers in (0, 3))
+    alone, shared = (_dataset(max_shift=2, flip=True, image_size=6, workers=workers) for workers in (0, 2))
     expected = _train(alone, 10, seed=3)
     _assert_equal(_train(shared, 7, seed=3, start_step=3), expected[3:])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluation_sees_every_image_once_in_order_and_pads_the_last_batch(workers):
     batches = list(_dataset(workers=workers).test_batches(5))
     assert _labels(batches) == [*range(1, 23), PADDING, PADDING, PADDING]
