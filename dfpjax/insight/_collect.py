@@ -1,9 +1,9 @@
 """A program that also computes the statistics of its operations in dynamic fixed point.
 
-As the rewrite of the transform does it, jaxpr to jaxpr: equations that compute statistics are put behind an
-operation's own, and their results become further outputs of every jaxpr around it. All other equations stay
-the very same objects. What `shard_map` holds, or a primitive that is fed in a way of its own
-(`custom_linear_solve`), is not measured.
+Like the transform, it rewrites jaxpr to jaxpr. The equations of an operation's statistics follow the
+operation's own, and their results become additional outputs of every enclosing jaxpr. All other equations
+stay the very same objects. Operations inside `shard_map`, or inside a primitive that passes operands in its
+own way (`custom_linear_solve`), are not measured.
 """
 
 import functools
@@ -28,10 +28,10 @@ from dfpjax.transform._survey import Body, Call, Site
 Atom = Var | Literal
 
 Target = tuple[str, ...]
-"""A layer, the field of `LayerStatistics`, and the pass where the field is a `PerPass`."""
+"""A layer, a field of `LayerStatistics`, and a pass if that field is a `PerPass`."""
 
 Measured = dict[Target, Any]
-"""For each target a pytree, the leaves of which are atoms of a jaxpr."""
+"""For each target a pytree whose leaves are atoms of a jaxpr."""
 
 _ERRORS: dict[Pass, str] = {"fprop": "error", "dgrad": "dgrad_error", "wgrad": "wgrad_error"}
 
@@ -48,7 +48,7 @@ def collect(body: Body, places: dict[Site, Place], *, shadow: bool) -> tuple[Jax
         shadow: whether to measure errors too.
 
     Returns:
-        (jaxpr, measured): the program with further outputs, which are the leaves of `measured`.
+        (jaxpr, measured): the program with additional outputs, which are the leaves of `measured`.
     """
     inside = _Collector(places, shadow).rewrite(body)
     return inside.jaxpr, inside.measured
@@ -56,7 +56,7 @@ def collect(body: Body, places: dict[Site, Place], *, shadow: bool) -> tuple[Jax
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Quantized:
-    """Where mantissas come from: an equation `dfp_quantize`."""
+    """The `dfp_quantize` equation that some mantissas come from."""
 
     x: Atom
     mantissa: Var
@@ -66,29 +66,29 @@ class _Quantized:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Elsewhere:
-    """Mantissas that were quantized outside of a jaxpr."""
+    """Mantissas that are quantized outside of a jaxpr."""
 
     index: int
-    """Which of the jaxpr's inputs they are."""
+    """The index of the jaxpr's input that they are."""
 
     lengths: tuple[int, ...] = ()
-    """Those of the scans in between."""
+    """The lengths of the scans in between."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Inside:
-    """A jaxpr that was rewritten."""
+    """A rewritten jaxpr."""
 
     jaxpr: Jaxpr
     measured: Measured
-    """Its further outputs, in the order of `jax.tree.leaves`."""
+    """Its additional outputs, in the order of `jax.tree.leaves`."""
 
     elsewhere: dict[Target, _Elsewhere]
-    """What the program around it has to measure."""
+    """What the enclosing program has to measure."""
 
 
 class _Collector:
-    """Rewrites the jaxprs of one program. No target is measured twice on the way through it."""
+    """Rewrites the jaxprs of one program. It measures each target once."""
 
     def __init__(self, places: dict[Site, Place], shadow: bool):
         self.places = places
@@ -123,7 +123,7 @@ class _Writer:
         self._inputs: dict[Var, int] = {var: index for index, var in enumerate(jaxpr.invars)}
         self._quantized: dict[Var, _Quantized] = {}
         self._floats: dict[Var, Atom] = {}
-        """What mantissas were before quantization, in their own layout."""
+        """The floats that were quantized to given mantissas, in the mantissas' layout."""
         self._statistics: dict[_Quantized, Any] = {}
 
     def finish(self) -> _Inside:
@@ -132,7 +132,7 @@ class _Writer:
         return _Inside(jaxpr=jaxpr, measured=self._measured, elsewhere=self._elsewhere)
 
     def plain(self, eqn: JaxprEqn) -> None:
-        """An equation that stays as it is."""
+        """Write an equation unchanged."""
         self._eqns.append(eqn)
         if eqn.primitive.name == "dfp_quantize":
             mantissa, exponent = eqn.outvars
@@ -151,7 +151,7 @@ class _Writer:
     # --- operations -------------------------------------------------------------------------------
 
     def operation(self, eqn: JaxprEqn, place: Place) -> None:
-        """A contraction in dynamic fixed point."""
+        """Write a contraction in dynamic fixed point, and its statistics."""
         if place.kind is not None and place.is_used:
             eqn = self._chains(place, eqn)
         self._eqns.append(eqn)
@@ -168,7 +168,7 @@ class _Writer:
             self._error((place.layer, _ERRORS[place.kind]), eqn)
 
     def _operand(self, target: Target, mantissa: Atom, eqn: JaxprEqn, lengths: tuple[int, ...] = ()) -> None:
-        """Measure what was quantized to these mantissas, or have it measured outside of this jaxpr."""
+        """Measure the quantization of these mantissas, or leave that to the enclosing jaxpr."""
         if quantized := _known(self._quantized, mantissa):
             if quantized not in self._statistics:
                 self._statistics[quantized] = self._inline(
@@ -187,8 +187,8 @@ class _Writer:
             self._elsewhere[target] = _Elsewhere(index=index, lengths=lengths)
 
     def _chains(self, place: Place, eqn: JaxprEqn) -> JaxprEqn:
-        """Measure the chains of an operation. Returns its equation as it has to be for one run of the kernel
-        to do for both."""
+        """Measure the chains of an operation. Returns its equation, changed so that one kernel call serves
+        both."""
         certified = eqn.params["accumulation"] == "certified"
         target = (place.layer, "chains" if certified else "saturated", place.kind)
         if target in self._collector.done:
@@ -198,7 +198,7 @@ class _Writer:
         return eqn.replace(params=eqn.params | {"counted": True}) if certified else eqn
 
     def _error(self, target: Target, eqn: JaxprEqn) -> None:
-        """Measure what the result differs by from a contraction of the operands before quantization."""
+        """Measure the difference from a contraction of the operands before quantization."""
         lhs, rhs = factors(eqn)
         floats = [lhs if _is_linear(eqn) else _known(self._floats, lhs), _known(self._floats, rhs)]
         if target not in self._collector.done and None not in floats:
@@ -228,7 +228,7 @@ class _Writer:
     # --- equations that hold jaxprs ---------------------------------------------------------------
 
     def call(self, eqn: JaxprEqn, call: Call) -> None:
-        """An equation that holds operations to measure."""
+        """Write an equation that contains operations to measure."""
         match eqn.primitive.name:
             case "jit" | "remat2" | "scan":
                 self._with_outputs(eqn, *call.inside[0])
@@ -240,7 +240,7 @@ class _Writer:
                 self._again(eqn, call)
 
     def _with_outputs(self, eqn: JaxprEqn, sub: SubJaxpr, body: Body) -> None:
-        """A call that takes further outputs, and a scan, which stacks them."""
+        """A call, which returns additional outputs as they are, or a scan, which stacks them."""
         inside = self._collector.rewrite(body)
         scanned = eqn.primitive.name == "scan"
         lengths = (eqn.params["length"],) if scanned else ()
@@ -257,7 +257,7 @@ class _Writer:
         self._take_over(eqn, sub.operands[:known], inside, lengths)
 
     def _cond(self, eqn: JaxprEqn, call: Call) -> None:
-        """Each branch gives what it measures, and says that of the others is missing."""
+        """Each branch returns its own measurements, and placeholders for those of the other branches."""
         before, after = set(self._collector.done), set()
         branches = []
         for _, body in call.inside:
@@ -271,7 +271,7 @@ class _Writer:
         for (sub, body), inside in zip(call.inside, branches, strict=True):
             writer = _Writer(self._collector, inside.jaxpr)
             writer._eqns += inside.jaxpr.eqns
-            # One layer may stand in a scan in this branch and outside of one in another.
+            # The same layer may be inside a scan in this branch and outside of one in another.
             alike = {t: value for t, value in inside.measured.items() if _types(value) == types[t]}
             absent = {target: value for target, value in outputs.items() if target not in alike}
             outvars = [*body.jaxpr.outvars, *jax.tree.leaves(alike | writer._missing(absent, eqn))]
@@ -282,7 +282,7 @@ class _Writer:
             self._take_over(eqn, sub.operands, inside)
 
     def _while(self, eqn: JaxprEqn, sub: SubJaxpr, body: Body) -> None:
-        """Each iteration replaces what the one before has measured, which is part of the loop's state."""
+        """The measurements are part of the loop's state; each iteration replaces the previous ones."""
         inside = self._collector.rewrite(body)
         start = jax.tree.leaves(self._missing(inside.measured, eqn))
         cond = eqn.params["cond_jaxpr"]
@@ -295,8 +295,8 @@ class _Writer:
         self._take_over(eqn, sub.operands[: eqn.params["body_nconsts"]], inside)
 
     def _again(self, eqn: JaxprEqn, call: Call) -> None:
-        """A call that has rules of its own, for derivatives or batching, is kept, and what it holds computed
-        once more for the statistics; XLA finds what is computed twice."""
+        """A call with custom rules for derivatives or batching stays. Its body is written a second time for
+        the statistics; XLA removes the duplicate computation."""
         self.plain(eqn)
         for sub, body in call.inside:
             if not sub.gives_results or None in sub.operands or eqn.primitive.name == "shard_map":
@@ -308,7 +308,7 @@ class _Writer:
             self._take_over(eqn, sub.operands, inside)
 
     def _replaced(self, eqn: JaxprEqn, jaxprs: dict, measured: Measured, params: dict | None = None) -> None:
-        """Write an equation with other jaxprs, which have further outputs."""
+        """Write an equation with new jaxprs, which have additional outputs."""
         self._measured |= measured
         self._eqns.append(
             eqn.replace(
@@ -320,13 +320,13 @@ class _Writer:
     def _take_over(
         self, eqn: JaxprEqn, operands: Sequence[Atom], inside: _Inside, lengths: tuple[int, ...] = ()
     ) -> None:
-        """Measure what an inner jaxpr could not."""
+        """Measure what an inner jaxpr could not measure."""
         for target, there in inside.elsewhere.items():
             if target not in self._collector.done and there.index < len(operands):
                 self._operand(target, operands[there.index], eqn, lengths + there.lengths)
 
     def _missing(self, measured: Measured, eqn: JaxprEqn) -> Measured:
-        """What is given in place of statistics that were not computed."""
+        """Placeholders for statistics that were not computed."""
 
         def missing():
             return {
@@ -366,7 +366,7 @@ def _like(old: Jaxpr | ClosedJaxpr, new: Jaxpr) -> Jaxpr | ClosedJaxpr:
 
 
 def _further_outputs(sub: SubJaxpr, inside: _Inside) -> Callable:
-    """The function that computes what an inner jaxpr measures."""
+    """The function that computes the measurements of an inner jaxpr."""
     consts = sub.jaxpr.consts if isinstance(sub.jaxpr, ClosedJaxpr) else ()
     count = len(opened(sub.jaxpr).outvars)
 

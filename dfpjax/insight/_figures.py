@@ -1,4 +1,4 @@
-"""Pictures with matplotlib, which is only imported when one is drawn."""
+"""Figures with matplotlib, which is imported only when one is drawn."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def new_figure(caller: str, width: float, height: float) -> "Figure":
-    """A figure of that size in inches, without any global state of `matplotlib.pyplot`.
+    """A figure of that size in inches, without the global state of `matplotlib.pyplot`.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -28,14 +28,14 @@ def new_figure(caller: str, width: float, height: float) -> "Figure":
 
 
 def finished(figure: "Figure", path: str | Path | None) -> "Figure":
-    """The figure, saved if there is a path."""
+    """The figure, saved to `path` if that is given."""
     if path is not None:
         figure.savefig(path, dpi=100)
     return figure
 
 
 def in_natural_order(names) -> list[str]:
-    """Names without repetition, `Conv_2` before `Conv_10`."""
+    """Distinct names in natural order: `Conv_2` before `Conv_10`."""
 
     def key(name: str):
         return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

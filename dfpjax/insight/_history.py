@@ -24,19 +24,19 @@ class History:
     """Collects what `with_statistics` gives, step by step: `history.add(step, statistics)`.
 
     Arguments:
-        records: those of an earlier one, as `to_dicts` gives them, to go on from. A value that is not finite
-            may have become None on the way.
+        records: records of an earlier history, as `to_dicts` returns them, to continue from. A value that was
+            not finite may be None.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
         self._records: list[dict[str, Any]] = [dict(record) for record in records]
 
     def add(self, step: int, statistics: Mapping[str, LayerStatistics]) -> list[dict[str, Any]]:
-        """Add the statistics of a step, after waiting for them.
+        """Wait for the statistics of a step and add them.
 
         Arguments:
             step: any number.
-            statistics: what `with_statistics` returned beside the function's output.
+            statistics: what `with_statistics` returned with the function's output.
 
         Returns:
             The records added, as `to_dicts` has them.
@@ -63,16 +63,16 @@ class History:
     def to_dicts(self) -> list[dict[str, Any]]:
         """A dictionary of plain values for each step, layer and operand, for a data frame or JSON.
 
-        Keys: step, layer, operand ("input", "weight" or "output_gradient"), bits, the fields of
-        `OperandStatistics`; and of the layer, None where they were not measured, its errors, the shares of
-        chains ("fprop chain 256", …, "wgrad chain 2") and how many were saturated ("fprop saturated", …). The
-        layers of a `scan` are told apart as `layer[0]`, `layer[1]`.
+        Keys: step, layer, operand ("input", "weight" or "output_gradient"), bits, and the fields of
+        `OperandStatistics`. For the layer: its errors, the shares of chains ("fprop chain 256", …, "wgrad
+        chain 2") and the counts of saturated chains ("fprop saturated", …), None where not measured. The
+        iterations of a `scan` are separate layers, `layer[0]`, `layer[1]`, ….
         """
         return [dict(record) for record in self._records]
 
     def plot(self, path: str | Path | None = None) -> "Figure":
-        """Exponent and SQNR of every layer's operands over the steps, where they are neither all zero nor
-        not finite.
+        """Draw exponent and SQNR of every layer's operands over the steps. Operands that are all zero or not
+        finite are left out.
 
         Arguments:
             path: file to write the picture to, if any; its suffix is the format.
@@ -140,7 +140,7 @@ def _chains(layer: LayerStatistics, index: tuple[int, ...]) -> dict[str, float |
 
 
 def _can_be_shown(record: dict[str, Any], measure: str) -> bool:
-    """Not that of a tensor of zeros, the exponent of which means nothing, or of one that is not finite."""
+    """Whether a tensor is finite and not all zero; the exponent of zeros means nothing."""
     values = (record["rms_over_max"], record[measure])
     return all(value is not None and np.isfinite(value) for value in values) and values[0] > 0
 

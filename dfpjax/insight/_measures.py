@@ -1,4 +1,4 @@
-"""What is measured of an operation, as functions of its arrays through which no gradient flows."""
+"""The measurements of an operation, as functions of its arrays. No gradient flows through them."""
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,16 @@ from dfpjax.operations.primitives import chain_lengths, saturated_chains
 
 
 def of_quantized(x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int) -> OperandStatistics:
-    """The statistics of x, quantized to mantissa · 2^exponent."""
+    """The statistics of x, which was quantized to mantissa · 2^exponent."""
     return operand_statistics(lax.stop_gradient(x), to_integers(mantissa), exponent, bits=bits)
 
 
 def of_cotangent(
     x: jax.Array, rhs_exponent: jax.Array, *, contraction: Contraction, cotangent: Quantizer, **_: object
 ) -> OperandStatistics:
-    """The statistics of what `dfp_contract_linear` quantizes when it runs, given its parameters.
+    """The statistics of the operand that `dfp_contract_linear` quantizes when it runs, given its parameters.
 
-    It is quantized here too; XLA finds that it is the same.
+    It is quantized here as well; XLA removes the duplicate.
     """
     x = lax.stop_gradient(x)
     _, shift = align(contraction, rhs_exponent)
@@ -36,14 +36,14 @@ def of_cotangent(
 
 
 def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Contraction) -> jax.Array:
-    """The relative error of a result, given the operands as they were before quantization."""
+    """The relative error of a result, given the operands before quantization."""
     out, lhs, rhs = map(lax.stop_gradient, (out, lhs, rhs))
     return relative_error(out, contract_float32(lhs, rhs, contraction))
 
 
 def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> jax.Array:
-    """The lengths of the chains of an equation in dynamic fixed point, or how many were saturated with a
-    `FixedChain`, over all axes that vmap added.
+    """The lengths of the chains of an equation in dynamic fixed point or, with a `FixedChain`, the number of
+    saturated chains, over all axes that vmap added.
 
     Arguments:
         operands, primitive, params: the equation's.
@@ -56,14 +56,14 @@ def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> j
 
 
 def sum_of_counts(counts: jax.Array) -> jax.Array:
-    """Of int32 that are not negative, at most 2³¹ − 1."""
+    """The sum of non-negative int32 counts, saturated at 2³¹ − 1."""
     most = np.int32(2**31 - 1)
     return lax.reduce(counts, np.int32(0), lambda x, y: lax.min(x, most - y) + y, tuple(range(counts.ndim)))
 
 
 def not_computed(like, *, count: bool) -> jax.Array:
-    """What stands for a measure that was not computed, of the type of a jaxpr's atom: NaN, a count of −1, or
-    an exponent below all others."""
+    """The placeholder for a measurement that was not computed, of a jaxpr atom's type: NaN, a count of −1, or
+    an exponent below all valid ones."""
     is_float = jnp.issubdtype(like.aval.dtype, jnp.floating)
     missing = jnp.nan if is_float else -1 if count else MIN_FLOAT_EXPONENT - 14
     return jnp.full(like.aval.shape, missing, like.aval.dtype)

@@ -1,4 +1,4 @@
-"""Which layer each operation of a program belongs to, and what its operands are there."""
+"""Which layer each operation of a program belongs to, and which roles its operands have there."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -24,19 +24,19 @@ class Place:
     """An operation in dynamic fixed point, as part of a layer."""
 
     layer: str
-    """The layer's name, else the path of its parameter, else its source line; `#1`, `#2` follow where several
-    layers would have the same."""
+    """The layer's name, else the path of its parameter, else its source line. `#1`, `#2` … tell layers of the
+    same name apart."""
 
     kind: Pass | None
     operands: tuple[OperandName | None, OperandName | None]
-    """What lhs and rhs are in the layer; None where it is not known."""
+    """What lhs and rhs are in the layer; None where that is unknown."""
 
     is_used: bool
-    """Whether its result is used; else its operands alone are."""
+    """Whether its result is used, and not only its operands."""
 
 
 def places(body: Body) -> dict[Site, Place]:
-    """The place of every operation that is in dynamic fixed point and known to be part of one layer."""
+    """The place of every operation in dynamic fixed point that is known to belong to one layer."""
     used = set(_used(body))
     sites = _sites(body, used)
     layers = Layers(site.operation for site in sites)
@@ -60,15 +60,15 @@ def places(body: Body) -> dict[Site, Place]:
 
 
 def _sites(body: Body, used: set[Site]) -> list[Site]:
-    """The operations that layers consist of, given those whose results are used."""
+    """The operations that make up the layers, given those whose results are used."""
     sites = [
         site
         for site in body.sites()
-        # Not a tangent's, which `jax.jvp` puts beside the forward operation that it belongs to.
+        # Leave out tangents, which `jax.jvp` computes next to their forward operation.
         if site.operation.derived or site.eqn.primitive.name != "dfp_contract_linear"
     ]
     wanted = set(used)
-    # A gradient's forward operation may be needed for its operands alone.
+    # A gradient may need only the operands of its forward operation.
     known = {_name(site) for site in used if not site.operation.derived}
     for site in sites:
         if not site.operation.derived and _name(site) not in known:
@@ -78,7 +78,7 @@ def _sites(body: Body, used: set[Site]) -> list[Site]:
 
 
 def _used(body: Body) -> Iterator[Site]:
-    """The operations whose results are used. Derivatives leave others behind, which XLA drops."""
+    """The operations whose results are used. Derivatives leave unused ones behind, which XLA removes."""
     needed = {v for v in body.jaxpr.outvars if isinstance(v, Var)}
     used = set()
     for index, eqn in reversed([*enumerate(body.jaxpr.eqns)]):
@@ -96,7 +96,7 @@ def _used(body: Body) -> Iterator[Site]:
 
 
 def _layers(sites: Sequence[Site]) -> dict[Operation, Operation]:
-    """The layer of each operation of the forward pass: its operation, or that which it repeats."""
+    """The layer of each forward operation: the operation itself, or the one that it repeats."""
     forward = [site.operation for site in sites if not site.operation.derived]
     layer_of = {operation: operation for operation in forward}
     repeated: dict[str, list[Operation]] = defaultdict(list)
@@ -119,7 +119,7 @@ def _layers(sites: Sequence[Site]) -> dict[Operation, Operation]:
 def _only_one(
     operation: Operation, candidates: Sequence[Operation], layer_of: dict[Operation, Operation]
 ) -> Operation | None:
-    """The layer that all of the candidates are part of, or else those that share an operand with it."""
+    """The one layer of all candidates or, failing that, of the candidates that share an operand with it."""
     sharing = [c for c in candidates if not ({*operation.operands} - {None}).isdisjoint(c.operands)]
     for some in (candidates, sharing):
         layers = {layer_of.get(candidate) for candidate in some}
@@ -134,7 +134,7 @@ def _name(site: Site) -> str:
 
 
 def _names(sites: Sequence[Site], layers: dict[Operation, None]) -> dict[Operation, str]:
-    """A name of its own for each layer, in program order."""
+    """A unique name for each layer, in program order."""
     of_name: dict[str, list[Operation]] = defaultdict(list)
     for site in sites:
         if site.operation in layers:

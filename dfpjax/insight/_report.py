@@ -24,13 +24,13 @@ class OpRecord:
     """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around it."""
 
     path: str | None
-    """Path of the argument that its right operand is, or else its left one: `params/Conv_0/kernel`."""
+    """Path of its right operand if that is an argument, else of its left one: `params/Conv_0/kernel`."""
 
     primitive: str
     """The JAX primitive: `conv_general_dilated` or `dot_general`, or one of dfpjax's own."""
 
     source: str
-    """`file:line` of the code that asked for it."""
+    """`file:line` of the user's code that calls it."""
 
     lhs_shape: tuple[int, ...]
     rhs_shape: tuple[int, ...]
@@ -39,30 +39,30 @@ class OpRecord:
     count: int
     """How often it runs: the lengths of the scans around it, times the shards of a `shard_map`.
 
-    The trip count of a `while` is not known and taken for 1; every branch of a `cond` is counted.
+    The unknown trip count of a `while` counts as 1; every branch of a `cond` counts.
     """
 
     macs: int
     """Multiply-accumulate operations of all runs together, padding included."""
 
     dtype: Dtype
-    """`dfp16` if it is computed in dynamic fixed point, else `float32`: it stays as the program has it."""
+    """`dfp16` if it is computed in dynamic fixed point; `float32` if it stays as the program has it."""
 
     fprop: Dtype | None
-    """Likewise for the operation as part of the forward pass; None for one of the backward pass."""
+    """What the forward operation is computed in; None for an operation of the backward pass."""
 
     dgrad: Dtype | None
-    """For the gradient with respect to the left operand: what it will be, or is if this operation is that
-    gradient itself; None if it is another one."""
+    """What the gradient with respect to the left operand is computed in, whether that is still to come or is
+    this operation itself; None if this operation is another gradient."""
 
     wgrad: Dtype | None
-    """For the gradient with respect to the right operand."""
+    """The same for the gradient with respect to the right operand."""
 
     rule: Rule | None
-    """The policy's rule that matched; None if it was the default, or if there was nothing to decide."""
+    """The policy's rule that matched; None for the default, or if there was nothing to decide."""
 
     reason: str
-    """What decided, in words."""
+    """Why, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class FusedRecord:
     """Layer name, as an operation's."""
 
     shape: tuple[int, ...]
-    """Of the tensor that is passed over, or need not be."""
+    """The shape of the tensor that the pass reads, or no longer needs to read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class Report:
 
     @property
     def coverage(self) -> float:
-        """The share of them that is computed in dynamic fixed point; 0 for a program without any."""
+        """The share of all MACs that runs in dynamic fixed point; 0 for a program without any."""
         return sum(op.macs for op in self.ops if op.dtype == "dfp16") / max(self.macs, 1)
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class Report:
         return records
 
     def plot(self, path: str | Path | None = None) -> "Figure":
-        """Bars of the operations' multiply-accumulates, coloured by what they are computed in.
+        """Draw a bar of each operation's multiply-accumulates, coloured by its dtype.
 
         Arguments:
             path: file to write the picture to, if any; its suffix is the format.
@@ -169,7 +169,7 @@ def _label(op: OpRecord) -> str:
 
 
 def _gradients(op: OpRecord) -> str:
-    """The dtypes of an operation's dgrad and wgrad, one if they agree; or which of the two it is."""
+    """The dtypes of an operation's dgrad and wgrad, one if they agree; or which of the two it is itself."""
     if op.fprop is None:
         return f"is {'dgrad' if op.dgrad else 'wgrad'}" if op.dgrad or op.wgrad else "is one"
     return op.dgrad if op.dgrad == op.wgrad else f"{op.dgrad}, {op.wgrad}"
@@ -185,8 +185,8 @@ def table(
     right: Sequence[int],
     total: Sequence[str] | None = None,
 ) -> list[str]:
-    """Lines of a table with aligned columns, those in `right` to the right, and a total below if there is
-    one."""
+    """Lines of a table with aligned columns. Columns in `right` are right-aligned; a total, if given, is the
+    last line."""
     last = [] if total is None else [total]
     widths = [max(map(len, column)) for column in zip(header, *rows, *last, strict=True)]
 

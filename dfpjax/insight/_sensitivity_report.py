@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSensitivity:
-    """What becomes of loss and gradient when one layer alone is computed in dynamic fixed point."""
+    """How loss and gradient change when one layer alone runs in dynamic fixed point."""
 
     layer: str
     """The layer's name, else the path of its parameter, else its position."""
 
     pattern: str | Position
-    """For a `Rule` that matches this layer alone."""
+    """The pattern of a `Rule` that matches this layer alone."""
 
     config: OpConfig
     """The policy's configuration of the layer."""
 
     bits: tuple[int, ...]
-    """Bits of its mantissas, in descending order; the errors belong to them."""
+    """The numbers of mantissa bits that were measured, in descending order; the errors are in this order."""
 
     gradient_errors: tuple[float, ...]
-    """Norm of what the loss's gradient differs by from the one in float32, over that one's norm."""
+    """Relative error of the loss's gradient: ‖gradient − float32 gradient‖ / ‖float32 gradient‖."""
 
     loss_errors: tuple[float, ...]
-    """Likewise for the loss."""
+    """Relative error of the loss."""
 
     def rule(self, bits: int | None) -> Rule:
-        """The rule that computes this layer with so many bits, or keeps it in float32 for None."""
+        """The rule that gives this layer so many bits, or keeps it in float32 for None."""
         return Rule(self.pattern, None if bits is None else replace(self.config, bits=bits, force=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityReport:
-    """The layers of a program, ranked by the error that they cause. Prints as a table."""
+    """The layers of a program, ranked by the error that each causes. Prints as a table."""
 
     layers: tuple[LayerSensitivity, ...]
-    """The most sensitive one, by the gradient's error at the fewest bits, first."""
+    """The layers in descending order of the gradient's error at the fewest bits."""
 
     base: Policy
     """The policy that was given."""
@@ -64,9 +64,9 @@ class SensitivityReport:
     def policy(self, budget: float) -> Policy:
         """A policy that gives each layer few bits, within a bound on the gradient's error.
 
-        The errors of the layers are taken for independent: their root of the sum of squares stays within the
-        budget. Every layer starts in float32; as long as the budget allows it, the layer for which that adds
-        least gets fewer bits. What was not measured stays as the policy given to `sensitivity` has it.
+        The layers' errors count as independent: the square root of the sum of their squares stays within the
+        budget. Every layer starts in float32. In each step the layer whose error grows least gets fewer bits,
+        as long as the budget allows it. Other layers stay as in the policy given to `sensitivity`.
 
         Arguments:
             budget: relative error of the gradient, at least 0; with 0 all layers stay in float32.
@@ -100,7 +100,7 @@ class SensitivityReport:
         return replace(self.base, rules=(*rules, *self.base.rules))
 
     def plot(self, path: str | Path | None = None) -> "Figure":
-        """Heat map of the gradient's error by layer and bits.
+        """Draw a heat map of the gradient's error by layer and bits.
 
         Arguments:
             path: file to write the picture to, if any; its suffix is the format.

@@ -1,5 +1,4 @@
-"""A contraction in float32, as one of JAX's own operations: what a result in dynamic fixed point is compared
-with."""
+"""A contraction in float32, by JAX's own operations: the reference for a result in dynamic fixed point."""
 
 import math
 
@@ -11,7 +10,7 @@ from dfpjax.numbers.contraction.contraction import Contraction
 
 
 def contract_float32(lhs: jax.Array, rhs: jax.Array, contraction: Contraction) -> jax.Array:
-    """What `contraction` computes, of float32 operands and in float32."""
+    """The result of `contraction` on float32 operands, in float32."""
     if not contraction.windows:
         return jnp.einsum(
             lhs, contraction.lhs, rhs, contraction.rhs, contraction.out, precision=lax.Precision.HIGHEST
@@ -48,7 +47,7 @@ def _convolve(lhs: jax.Array, rhs: jax.Array, c: Contraction) -> jax.Array:
         taps, size, out_size = sizes[w.rhs], sizes[w.lhs], sizes[w.out]
         sign = 1 if w.lhs_coef > 0 else -1
         a, b, o, offset = (sign * value for value in (w.lhs_coef, w.rhs_coef, w.out_coef, w.offset))
-        # JAX's convolution has a positive coefficient for the input alone: turn the others' axes round.
+        # In JAX's convolution only the input's coefficient is positive: reverse the axes of the others.
         if b > 0:
             kernel, offset = jnp.flip(kernel, axis), offset - b * (taps - 1)
         if o > 0:

@@ -1,4 +1,5 @@
-"""What `with_statistics` tells of a layer, and the formulas (after Das et al., 2018, §3)."""
+"""The statistics of a layer that `with_statistics` returns, and their formulas (after Das et al., 2018,
+§3)."""
 
 import functools
 from dataclasses import dataclass
@@ -19,23 +20,24 @@ from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, power_of_two, sca
 )
 @dataclass(frozen=True, kw_only=True)
 class OperandStatistics:
-    """How well dynamic fixed point suits one tensor. A pytree of arrays; they are scalars, but for the axes
-    that `vmap` and `scan` give them.
+    """How well dynamic fixed point suits one tensor. A pytree of arrays: scalars, with leading axes where
+    `vmap` or `scan` adds them.
 
-    Of a tensor with a NaN or an infinity, and of one that was not computed, all floats are NaN.
+    All floats are NaN for a tensor that has a NaN or an infinity, or that was not computed.
     """
 
     exponent: jax.Array
-    """int32: the shared exponent; the largest where slices have one each."""
+    """int32: the shared exponent; the largest one where each slice has its own."""
 
     rms_over_max: jax.Array
-    """float32: root mean square over largest magnitude. Far below 1 where outliers take up the range."""
+    """float32: root mean square divided by largest magnitude. Far below 1 where outliers take up the
+    range."""
 
     sqnr_db: jax.Array
     """float32: signal to quantization noise, 10 · log10(Σx² / Σ(x − q)²); inf if nothing is lost."""
 
     zeros: jax.Array
-    """float32: share of the values other than zero that are rounded to zero."""
+    """float32: share of the nonzero values that are rounded to zero."""
 
     clamped: jax.Array
     """float32: share of the mantissas at the largest magnitude, 2^(bits−1) − 1."""
@@ -45,7 +47,7 @@ class OperandStatistics:
 
 
 class PerPass(NamedTuple):
-    """A measure of each of a layer's passes; None where the program does not have or show it."""
+    """One measurement for each pass of a layer; None where the program does not contain it or hides it."""
 
     fprop: jax.Array | None = None
     """Of the operation itself."""
@@ -71,9 +73,9 @@ _NOT_MEASURED = PerPass()
 class LayerStatistics:
     """One layer: a convolution or dot product with its gradients.
 
-    None stands for what the program does not have or does not show. The errors are those of the shadow mode:
-    the norm of what a result differs by from the one computed in float32 on the operands as they were before
-    quantization, over that one's norm; float32.
+    None stands for what the program does not contain or hides. Errors come from the shadow mode, as float32:
+    ‖result − reference‖ / ‖reference‖, where the reference is computed in float32 on the operands before
+    quantization.
     """
 
     input: OperandStatistics | None = None
@@ -83,7 +85,7 @@ class LayerStatistics:
     """The right operand."""
 
     output_gradient: OperandStatistics | None = None
-    """The cotangent that comes back to the layer, where the program has its backward pass."""
+    """The cotangent of the layer's output, where the program contains its backward pass."""
 
     error: jax.Array | None = None
     """Of the operation itself."""
@@ -95,12 +97,11 @@ class LayerStatistics:
     """Of the gradient with respect to `weight`."""
 
     chains: PerPass = _NOT_MEASURED
-    """float32[8]: how long the chains are that certified accumulation has chosen, as shares of the
-    multiply-accumulates that are done with chains of 256, 128, 64, 32, 16, 8, 4 and 2 products. They add up
-    to 1. None with a `FixedChain`."""
+    """float32[8]: the chain lengths that certified accumulation chose, as the shares of multiply-accumulates
+    in chains of 256, 128, 64, 32, 16, 8, 4 and 2 products. They add up to 1. None with a `FixedChain`."""
 
     saturated: PerPass = _NOT_MEASURED
-    """int32: how many chains of a `FixedChain` were saturated, at most 2³¹ − 1; −1 where the operation was
+    """int32: the number of saturated chains of a `FixedChain`, at most 2³¹ − 1; −1 where the operation was
     not computed. None with certified accumulation."""
 
 
@@ -116,12 +117,12 @@ def operand_statistics(
         bits: bits of a mantissa.
     """
     largest_exponent = jnp.max(exponent)
-    # In units of the last place nothing overflows, and subnormal numbers, which XLA takes for zero, are seen.
+    # In units of the last place nothing overflows, and subnormals, which XLA flushes to zero, stay visible.
     in_ulps = scaled_down(x, exponent)
     m = mantissa.astype(jnp.float32)
     noise = in_ulps - m
     values = in_ulps
-    if exponent.size > 1:  # slices have units of their own; a slice too small to count may vanish
+    if exponent.size > 1:  # each slice has its own unit; a slice too small to matter may vanish
         unit = power_of_two(jnp.maximum(exponent - largest_exponent, -126))
         noise, values = noise * unit, values * unit
     is_nonzero = lax.bitcast_convert_type(x, jnp.int32) & np.int32(0x7FFFFFFF) != 0

@@ -1,4 +1,4 @@
-"""`explain`: what `mixed_precision` makes of a function, and why."""
+"""`explain`: what `mixed_precision` does with a function, and why."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,18 +20,17 @@ from dfpjax.transform._survey import Body, Call, Site
 
 
 def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: Any) -> Report:
-    """List the convolutions and dot products of a call, and what `mixed_precision` makes of them.
+    """List the convolutions and dot products of a call, and what `mixed_precision` does with each.
 
-    `fun(*args, **kwargs)` is traced, not run. The decisions come from the very code that
-    `mixed_precision(fun, policy)` runs. What the rules of `jax.custom_vjp` and its like hold is not listed:
-    JAX traces them on differentiation.
+    `fun(*args, **kwargs)` is traced, not run. The decisions come from the code that `mixed_precision(fun,
+    policy)` runs. Operations inside the rules of `jax.custom_vjp` and the like are not listed, as JAX traces
+    these rules only when it differentiates. A rule of the policy that matches nothing is shown, and is no
+    error here even if the policy is strict.
 
     Arguments:
         fun: as for `mixed_precision`.
-        *args, **kwargs: its arguments. `jax.ShapeDtypeStruct` will do in place of an array.
+        *args, **kwargs: its arguments. A `jax.ShapeDtypeStruct` may replace an array.
         policy: as for `mixed_precision`.
-
-    A rule that matches nothing is shown and no error here, though the policy be strict.
 
     Returns:
         A report: `.ops`, one record for each operation; `.coverage`, the share of multiply-accumulate
@@ -109,9 +108,9 @@ def _own_dtype(site: Site, verdict: Verdict) -> Dtype:
 
 
 def _dtypes_of_passes(site: Site, verdict: Verdict) -> dict[Pass, Dtype | None]:
-    """What each of the operation's passes is or would be computed in; None for what the operation has not."""
+    """What each pass of the operation is or would be computed in; None for a pass that it does not have."""
     if site.obstacle is not None:
-        # The primitive that is linear is one of the gradients, or their derivative: it is not known which.
+        # The linear primitive is one of the gradients, or a derivative of theirs; which one is unknown.
         own = None if site.eqn.primitive.name == "dfp_contract_linear" else _own_dtype(site, verdict)
         return dict.fromkeys(PASSES, own)
     if verdict.kind != "fprop":

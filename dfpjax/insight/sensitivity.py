@@ -1,4 +1,4 @@
-"""`sensitivity`: which layers need their bits."""
+"""`sensitivity`: how many bits each layer needs."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -26,16 +26,16 @@ def sensitivity(
 ) -> SensitivityReport:
     """Rank the layers of a loss function by the error that dynamic fixed point causes in each.
 
-    Each layer alone is computed in dynamic fixed point, with each number of bits, and all else in float32;
-    what loss and gradient (with respect to the first argument) then differ by is the layer's error. The
-    number of bits is part of a program, so one is compiled and run for each layer and number of bits: for a
-    deep network that takes its while, and `layers` limits it.
+    One layer at a time runs in dynamic fixed point, with each number of bits, and all else in float32. The
+    change of the loss and of its gradient (with respect to the first argument) is the layer's error. Each
+    pair of layer and bits compiles and runs a program of its own, which takes time for a deep network;
+    `layers` restricts it to some.
 
     Arguments:
         loss_fn: a function that returns a scalar; `jax.grad` must be able to differentiate it.
-        *args, **kwargs: its arguments, with parameters and data to measure at.
-        policy: says which layers run in dynamic fixed point at all, as for `mixed_precision`, and how they
-            round; the default policy leaves out what is too small to gain.
+        *args, **kwargs: its arguments: the parameters and data to measure at.
+        policy: which layers run in dynamic fixed point at all, and how they round, as for `mixed_precision`.
+            The default policy leaves out what is too small to gain.
         bits: bits of a mantissa, each from 2 to 16.
         layers: a regular expression, searched in a layer's name and in its parameter's path; None for all.
 
@@ -45,8 +45,8 @@ def sensitivity(
 
     Raises:
         TypeError: if `policy` is not a `Policy`, `layers` not a string, or an argument is missing.
-        ValueError: if `bits` or `layers` is not as said above, no layer is left to be measured, or the
-            gradient in float32 is zero or not finite.
+        ValueError: if `bits` or `layers` is invalid, no layer is left to measure, or the gradient in float32
+            is zero or not finite.
     """
     if not args:
         raise TypeError(
@@ -80,7 +80,7 @@ class _Layer:
 
 
 def _layers(fun, args, kwargs, policy: Policy, wanted: re.Pattern) -> list[_Layer]:
-    """The layers that the policy computes in dynamic fixed point and that are wanted."""
+    """The layers among those wanted that the policy computes in dynamic fixed point."""
     _, body = survey_call(fun, args, kwargs)
     bound = body.bind(policy)
     found: dict[str | Position, _Layer] = {}

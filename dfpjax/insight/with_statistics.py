@@ -1,4 +1,4 @@
-"""`with_statistics`: dynamic fixed point at work, watched."""
+"""`with_statistics`: a transformed function that also returns statistics of its operations."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -16,38 +16,37 @@ from dfpjax.transform._mixed_precision import Program, rewritten_call, running, 
 
 
 def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool = False) -> Callable:
-    """Transform a function as `mixed_precision` does, and have it return statistics beside its result.
+    """Transform a function as `mixed_precision` does, and return statistics with its result.
 
-    The statistics say layer by layer how well dynamic fixed point suits the tensors of this very call:
-    exponents, quantization noise, what is rounded to zero or clamped, and how products are summed: the
-    lengths of certified chains, or how many of a `FixedChain` were saturated. Their cost is that of a few
-    more passes over the operands; a training program may well run a step with them every now and then. Under
-    `jit` the kernels count chains as they compute. Without it, inside of functions with a custom derivative,
-    and in programs that are partitioned between devices, there on each device, the operation is computed once
-    more for the count.
+    The statistics say, layer by layer, how well dynamic fixed point suits the tensors of this call:
+    exponents, quantization noise, the shares of values rounded to zero or clamped, and how products are
+    summed (the lengths of certified chains, or the number of saturated chains of a `FixedChain`). They cost a
+    few more passes over the operands, so a training program can afford a step with them now and then. Under
+    `jit` the kernels count chains as they compute. The count repeats the operation without `jit`, inside
+    functions with a custom derivative, and in programs that are partitioned between devices, where each
+    device repeats it.
 
-    `fun` may hold its backward pass, as `with_statistics(jax.value_and_grad(loss))` does: then the gradients
-    that come back to the layers are measured too. `jax.value_and_grad(with_statistics(loss), has_aux=True)`
-    gives the same gradients with the statistics of the forward pass alone, through which no gradient flows.
-    What is in dynamic fixed point already, because `mixed_precision` is somewhere inside of `fun`, is
-    measured as it is; `Policy(default=None)` leaves the rest of such a program alone.
+    `fun` may contain its backward pass: `with_statistics(jax.value_and_grad(loss))` also measures the
+    cotangents of the layers' outputs. `jax.value_and_grad(with_statistics(loss), has_aux=True)` gives the
+    same gradients, and statistics of the forward pass alone; no gradient flows through statistics. Operations
+    that an inner `mixed_precision` already put in dynamic fixed point are measured as they are;
+    `Policy(default=None)` then leaves the rest of the program alone.
 
-    Layers inside of a `scan` have statistics with a leading axis of its length; in a branch of a `cond` that
-    was not taken, and in a `while` that did not run, floats are NaN; a `while` gives those of its last
-    iteration. Not measured, and absent from the statistics, is what stands inside of a `shard_map`, in the
-    condition of a `while`, or in a rule that JAX has yet to trace.
+    In a `scan`, a layer's statistics have a leading axis of the scan's length. A `while` gives those of its
+    last iteration. Floats are NaN in a branch of a `cond` that was not taken and in a `while` that did not
+    run. Operations inside a `shard_map`, in the condition of a `while`, or in a rule that JAX has not traced
+    yet are not measured and are absent.
 
     Arguments:
         fun: as for `mixed_precision`.
         policy: as for `mixed_precision`.
-        shadow: whether every operation is also computed in float32, on its operands as they were before
-            quantization, and the relative error of its result reported. Slow.
+        shadow: whether to compute every operation in float32 as well, on its operands before quantization,
+            and report the relative error of its result. Slow.
 
     Returns:
-        A function that is called as `fun` is and returns `(output, statistics)`: what
-        `mixed_precision(fun, policy)` returns, and a dict of `LayerStatistics`. Its keys are the layer's
-        name, else the path of its parameter, else its source line, followed by `#1`, `#2` where several
-        layers would have the same.
+        A function with `fun`'s arguments that returns `(output, statistics)`: the output of
+        `mixed_precision(fun, policy)`, and a dict of `LayerStatistics`. A key is the layer's name, else the
+        path of its parameter, else its source line; `#1`, `#2` … tell layers of the same name apart.
 
     Raises:
         TypeError: if `fun` is not callable, `policy` is not a `Policy` or `shadow` not a bool.

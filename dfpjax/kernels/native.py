@@ -9,7 +9,7 @@ import numpy as np
 from dfpjax import _native
 from dfpjax.numbers.contraction.plan import CHAINS, Plan
 
-# The targets' names carry a version: a program serialized with jax.export outlives the library that made it.
+# Target names carry a version, because a program serialized with jax.export may outlive this library version.
 _CERTIFIED, _CHAIN_LENGTHS = "dfpjax_contract_v1", "dfpjax_chain_lengths_v1"
 _FIXED_CHAIN = "dfpjax_fixed_chain_v1"
 
@@ -54,18 +54,17 @@ def contract_chain_lengths(
     isa: str = "",
     threads: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Run a plan with certified chains, and tell how long they are.
+    """Run a plan with certified chains, and return their lengths.
 
     Arguments:
         plan, a, b, exponent_a, exponent_b, isa, threads: as `contract` takes them.
-        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+        examples: number of examples (of `vmap`) in the plan's outermost index; 1 without `vmap`.
 
     Returns:
-        `contract`'s float32 of shape `plan.out_shape`, and the share of each example's multiply-accumulates
-        that is done with chains of each length, in the order of `CHAINS`: float32[examples, len(CHAINS)].
-        The products with padding are among them, what only fills up a tile is not. They are counted as
-        integers; `dfpjax.numbers.contraction.reference.run_plan_chain_lengths` gives the same to float32's
-        precision.
+        The result of `contract`, and float32[examples, len(CHAINS)]: for each example the share of
+        multiply-accumulates in chains of each length, in the order of `CHAINS`. Products with padding count,
+        products that only fill up a tile do not. The counts are integers before the division, and equal those
+        of `dfpjax.numbers.contraction.reference.run_plan_chain_lengths` to float32's precision.
     """
     results = [
         jax.ShapeDtypeStruct(plan.out_shape, jnp.float32),
@@ -94,13 +93,13 @@ def contract_fixed_chain(
     Arguments:
         plan, a, b, exponent_a, exponent_b, isa, threads: as `contract` takes them.
         length: products in a chain, a power of two from 2 to 256.
-        bounded: promises that the mantissas are too small for any chain to overflow: nothing is checked, and
-            sums wrap if the promise does not hold.
-        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+        bounded: promises that the mantissas are too small for any chain to overflow. Nothing is checked then,
+            and sums wrap if the promise is broken.
+        examples: number of examples (of `vmap`) in the plan's outermost index; 1 without `vmap`.
 
     Returns:
-        float32 of shape `plan.out_shape`, and how many chains of each example were saturated as
-        int32[examples], at most 2³¹ − 1; both bit-identical to
+        float32 of shape `plan.out_shape`, and int32[examples]: the number of saturated chains of each
+        example, at most 2³¹ − 1. Both are bit-identical to
         `dfpjax.numbers.contraction.reference.run_plan_fixed_chain`.
     """
     results = [
@@ -119,12 +118,12 @@ def _attributes(plan: Plan, isa: str, threads: int) -> dict:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeInfo:
-    """What the native kernels run on, and why; `print` shows it a line each."""
+    """Which instruction set path the native kernels use, and why; `print` shows one line each."""
 
     isa: str
     """Name of the instruction set path in use."""
     reason: str
-    """Why this one."""
+    """Why this path."""
     usable: tuple[str, ...]
     """The paths that this build has and this CPU can run, best first; `DFPJAX_ISA` chooses one."""
     unusable: tuple[tuple[str, str], ...]
@@ -137,8 +136,8 @@ class RuntimeInfo:
 
 
 def runtime_info() -> RuntimeInfo:
-    """The instruction set path in use and why, and the others: those that one could choose with the
-    environment variable `DFPJAX_ISA`, and what the rest are missing.
+    """The instruction set path in use and why, the paths that the environment variable `DFPJAX_ISA` can
+    choose instead, and what the remaining paths need.
 
     Raises:
         ValueError: if `DFPJAX_ISA` names a path that this build or CPU does not have.

@@ -1,8 +1,8 @@
 """Bindings of the native passes over float32 activations: sums over all but the channels, a rectified sum,
 the largest magnitude, maximum pooling, local response normalization.
 
-Each takes `isa`, the name of an instruction set path, and `threads`, at most so many, for tests; by default
-the best path and all threads. Results depend on neither.
+For tests, each takes `isa`, the name of an instruction set path, and `threads`, the most threads to use. The
+defaults are the best path and all threads. Results depend on neither.
 """
 
 import jax
@@ -20,8 +20,8 @@ def moments(x: jax.Array, *, isa: str = "", threads: int = 0) -> tuple[jax.Array
         x: float32[groups, rows, channels].
 
     Returns:
-        Four times float32[groups, channels]. The sums are added in float32 over 32 rows and in float64 over
-        these. All four are NaN where a channel has one.
+        Four float32[groups, channels]. Blocks of 32 rows are summed in float32, and the blocks in float64.
+        All four are NaN where a channel has a NaN.
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 4
@@ -38,7 +38,7 @@ def paired_sums(
         centre: float32[groups, channels].
 
     Returns:
-        Twice float32[groups, channels], added as `moments` adds.
+        Two float32[groups, channels], summed in the order of `moments`.
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
@@ -49,14 +49,14 @@ def rectified_sums(
     g: jax.Array, x: jax.Array, centre: jax.Array, scale: jax.Array, shift: jax.Array,
     *, isa: str = "", threads: int = 0,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """What `paired_sums` gives where g counts only if (x − centre) · scale + shift is positive.
+    """The result of `paired_sums` with g set to zero where (x − centre) · scale + shift is not positive.
 
     Arguments:
         g, x: float32[groups, rows, channels].
         centre, scale, shift: float32[groups, channels].
 
     Returns:
-        Twice float32[groups, channels].
+        Two float32[groups, channels].
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
@@ -67,16 +67,16 @@ def rectified_sum(
     x: jax.Array, residual: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array,
     *, masked: bool = True, isa: str = "", threads: int = 0,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    """y = max((x − mean) · scale + shift + residual, 0), where it is positive, and its extremes.
+    """y = max((x − mean) · scale + shift + residual, 0), the mask y > 0, and the extremes of y.
 
     Arguments:
         x, residual: float32[groups, rows, channels].
         mean, scale, shift: float32[groups, channels].
-        masked: whether to tell where it is positive.
+        masked: whether to return the mask.
 
     Returns:
-        y as float32 of x's shape; y > 0 as bool of that shape, or bool[0] if not `masked`; the channels'
-        least and greatest y, float32[groups, channels], NaN where a channel has one.
+        y as float32 of x's shape; y > 0 as bool of that shape, or bool[0] without `masked`; the least and the
+        greatest y of each channel as float32[groups, channels], NaN where a channel has a NaN.
     """
     groups, _, channels = x.shape
     extreme = jax.ShapeDtypeStruct((groups, channels), jnp.float32)
@@ -86,13 +86,13 @@ def rectified_sum(
 
 
 def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.Array:
-    """The bits of max|x| as int32[]; those of an infinity or a NaN if there is one. `x` is float32."""
+    """The bits of max|x| as int32[], or those of an infinity or a NaN if x has one. `x` is float32."""
     result = jax.ShapeDtypeStruct((), jnp.int32)
     return _call("dfpjax_largest_magnitude_v1", result, isa, threads)(x)
 
 
 def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Mantissas of so many bits, rounded to nearest even, as int16 of x's shape, and the exponent as int32[].
+    """Mantissas of `bits` bits, rounded to nearest even, as int16 of x's shape, and the exponent as int32[].
 
     Bit-identical to `dfpjax.numbers.format.quantize`; `x` is float32.
     """
@@ -108,10 +108,10 @@ def max_pool(
 
     Arguments:
         x: float32[images, height, width, channels].
-        out_shape: of the result, in the same order; every window must hold a pixel of the image.
+        out_shape: shape of the result, in the same order; every window must contain a pixel of the image.
 
     Returns:
-        float32 of `out_shape`; NaN where a window holds one.
+        float32 of `out_shape`; NaN where a window contains one.
     """
     result = jax.ShapeDtypeStruct(out_shape, jnp.float32)
     return _call("dfpjax_max_pool_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(x)
@@ -120,7 +120,9 @@ def max_pool(
 def max_pool_gradient(
     g: jax.Array, x: jax.Array, windows: Windows, *, isa: str = "", threads: int = 0
 ) -> jax.Array:
-    """The gradient of `max_pool` by x, where g is that of its result; of equal pixels the first one gets it.
+    """The gradient of `max_pool` by x, where g is the cotangent of its result.
+
+    Among equal pixels of a window the first one gets the gradient.
 
     Returns:
         float32 of x's shape.
@@ -137,7 +139,7 @@ def local_response(
 
     Arguments:
         x: float32[rows, channels].
-        reach: from 0 to the number of channels.
+        reach: number of channels on either side, from 0 to the number of channels.
 
     Returns:
         float32 of x's shape.
@@ -149,7 +151,7 @@ def local_response(
 def local_response_gradient(
     g: jax.Array, x: jax.Array, *, reach: int, k: float, alpha: float, isa: str = "", threads: int = 0
 ) -> jax.Array:
-    """The gradient of `local_response` by x, where g is that of its result.
+    """The gradient of `local_response` by x, where g is the cotangent of its result.
 
     Returns:
         float32 of x's shape.

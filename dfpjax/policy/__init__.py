@@ -1,4 +1,4 @@
-"""Policy: which operations run in dynamic fixed point and how, and what they are known by."""
+"""Policy: which operations run in dynamic fixed point, how they run, and how rules identify them."""
 
 from dfpjax.policy import policies as policies
 from dfpjax.policy._config import OpConfig as OpConfig

@@ -9,12 +9,12 @@ from dfpjax.numbers.contraction.accumulation import check_roles
 
 @dataclass(frozen=True, kw_only=True)
 class PerRole:
-    """One value for each part that a tensor plays in an operation.
+    """One value for each role that a tensor plays in an operation.
 
-    The parts are those of the forward operation, in its backward passes too: dgrad takes a cotangent and the
-    rhs, wgrad a cotangent and the lhs. In a program that holds its own backward pass, as
-    `mixed_precision(jax.grad(f))` does, an operation whose forward one cannot be found out has its operands'
-    parts by their place, lhs and rhs.
+    Roles are those of the forward operation, also in its backward passes: dgrad takes a cotangent and the
+    rhs, wgrad a cotangent and the lhs. `mixed_precision(jax.grad(f))` sees a program that contains its own
+    backward pass. If the forward operation of one of its operations cannot be identified, the operands have
+    their roles by position, lhs and rhs.
     """
 
     lhs: Any
@@ -36,10 +36,10 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 
 @dataclass(frozen=True, kw_only=True)
 class OpConfig:
-    """How an operation is computed in dynamic fixed point, and its gradients (Das et al., 2018, §4.1).
+    """How an operation and its gradients are computed in dynamic fixed point (Das et al., 2018, §4.1).
 
     `bits`, `rounding` and `granularity` take one value for all roles, or a `PerRole`. A pass that is switched
-    off runs in float32, on the operands as they were before quantization.
+    off runs in float32, on the operands before quantization.
 
     Raises:
         ValueError: if a field is not one of the values named below.
@@ -52,23 +52,24 @@ class OpConfig:
     """`"nearest"` (ties to even), `"stochastic"`, `"biased"` or `"truncate"`."""
 
     granularity: str | PerRole = "tensor"
-    """`"tensor"`: one exponent. `"channel"`: one for each slice along the axes that the result has too and no
-    window ties: output channels of a kernel, examples of an input, free and batch axes of a dot's operand."""
+    """`"tensor"`: one exponent. `"channel"`: one exponent for each slice along the axes that the operand
+    shares with the result and that no window slides over: the output channels of a kernel, the examples of
+    an input, the free and batch axes of a dot's operand."""
 
     accumulation: Accumulation = "certified"
-    """`"certified"`: chains that cannot overflow, whatever the data. Or a `FixedChain`, the paper's way."""
+    """`"certified"`: chains cannot overflow, whatever the data. A `FixedChain`: the paper's method."""
 
     fprop: bool = True
     """Whether the operation itself is computed in dynamic fixed point."""
 
     dgrad: bool = True
-    """Whether the gradient with respect to lhs is."""
+    """Whether the gradient with respect to lhs is computed in dynamic fixed point."""
 
     wgrad: bool = True
-    """Whether the gradient with respect to rhs is."""
+    """Whether the gradient with respect to rhs is computed in dynamic fixed point."""
 
     force: bool = False
-    """True or False: whether it is so even where the cost rule expects float32 to be faster."""
+    """Whether all this holds even where the cost rule expects float32 to be faster."""
 
     def __post_init__(self):
         for switch in (*PASSES, "force"):

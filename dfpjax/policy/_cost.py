@@ -1,10 +1,9 @@
 """The cost rule: which operations are too small, or too skinny, to gain from dynamic fixed point.
 
-It looks at an operation's shapes and at nothing else: what is decided here decides the last bits of a
-program's results, and those must not depend on the machine or on what else it runs. The shapes are those that
-the transform sees: of the whole batch in `mixed_precision(vmap(f))`, of one example in
-`vmap(mixed_precision(f))`. That way the latter decides as a loop over the examples does, and DFP16 gives the
-loop's results bit for bit.
+It looks at an operation's shapes and at nothing else. Its decision changes the last bits of a program's
+results, and those must not depend on the machine or its load. The shapes are those that the transform sees:
+of the whole batch in `mixed_precision(vmap(f))`, of one example in `vmap(mixed_precision(f))`. So the latter
+decides as a loop over the examples does, and DFP16 gives the loop's results bit for bit.
 """
 
 from dataclasses import dataclass
@@ -28,23 +27,23 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """The least work that is worth it."""
+    """The least work for which dynamic fixed point gains."""
 
     macs: int
-    """With fewer, what a call of the kernels costs is more than what it saves."""
+    """With fewer, a kernel call costs more than it saves."""
 
     macs_per_element: int
-    """With fewer, quantizing the operands costs more than multiplying them faster saves."""
+    """With fewer, quantizing the operands costs more than the faster multiplication saves."""
 
 
-# Calibrated by `python -m benchmarks.cost_rule` on four cores of a Zen 4 with AVX-512 VNNI: it times a sweep
-# of shapes, alone and with their gradients, each with the quantization of both operands. No dot product in
-# DFP16 takes longer with its gradients than in float32, or over 20 % longer without them; the others' values
-# are those that lose least against having the faster of the two precisions for each shape.
+# Calibrated by `python -m benchmarks.cost_rule` on four cores of a Zen 4 with AVX-512 VNNI. It times a sweep
+# of shapes, alone and with their gradients, each with the quantization of both operands. For dot products,
+# DFP16 takes no longer than float32 with gradients, and at most 20 % longer without them. The other
+# thresholds lose least against an oracle that picks the faster precision for each shape.
 LEAST: dict[Kind, Threshold] = {
     # XLA's float32 dot products run near the machine's peak.
     "dot product": Threshold(macs=16_000_000, macs_per_element=50),
-    # Its batched ones at a sixth of it.
+    # Its batched dot products run at a sixth of the peak.
     "batched dot product": Threshold(macs=20_000_000, macs_per_element=16),
     # Some of its convolutions run near the peak, others at a hundredth of it.
     "convolution": Threshold(macs=13_000_000, macs_per_element=8),
@@ -54,7 +53,7 @@ LEAST: dict[Kind, Threshold] = {
 
 
 def objection(work: Work) -> str | None:
-    """Why an operation is not worth it, or None if it is."""
+    """Why an operation does not gain, or None if it does."""
     least = LEAST[work.kind]
     if work.macs < least.macs:
         return f"float32: {_readable(work.macs)}, below {_readable(least.macs)}"
@@ -71,6 +70,6 @@ def _readable(macs: int) -> str:
 
 
 def _three_digits(value: float) -> str:
-    """A number cut off after three digits or at the point: what is below a threshold must read so."""
+    """A number truncated to three digits: a value below a threshold must not round up to it."""
     whole, fraction = f"{value:.9f}".split(".")
     return f"{whole}.{fraction[: max(3 - len(whole), 0)].rstrip('0')}".rstrip(".")

@@ -1,4 +1,4 @@
-"""What an operation is known by: the layer names of the name stack, and the paths of the arguments."""
+"""How rules identify an operation: by the layer names of the name stack and the paths of the arguments."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from dfpjax import _compat
 _RECOMPUTED = "rematted_computation"
 
 FLOAT32 = "dfpjax_float32"
-"""Scope of what a transform has decided to keep in float32, for one around it to see."""
+"""Scope of the operations that a transform keeps in float32, so that an outer transform keeps them too."""
 
 _NO_LAYERS = frozenset({"checkpoint", _RECOMPUTED, FLOAT32})
-"""Scopes that are part of no layer's name: the one above and those that JAX adds (`ad_checkpoint.py`)."""
+"""Scopes that belong to no layer's name: the one above and those that JAX adds (`ad_checkpoint.py`)."""
 
 PATH_KEEPING = frozenset(
     {
@@ -24,7 +24,7 @@ PATH_KEEPING = frozenset(
         "reshape", "reshard", "rev", "sharding_constraint", "slice", "squeeze", "stop_gradient", "transpose",
     }
 )  # fmt: skip
-"""Primitives whose result is their first operand in another layout, cut or rounding: it keeps its path."""
+"""Primitives that only rearrange, slice or round their first operand: the result keeps its path."""
 
 
 def layer_name(stack: Any) -> str:
@@ -38,7 +38,7 @@ def layer_name(stack: Any) -> str:
             transposed = again = len(names)
         elif (kind, name) == ("transform", "jvp") and in_backward_pass(stack):
             again = len(names)
-    # A transposed remat gets its scopes twice, as in transpose(jvp(Model))/jvp(Model)/...: they start anew.
+    # A transposed remat has its scopes twice, as in transpose(jvp(Model))/jvp(Model)/…: drop the first copy.
     if names[again:][: again - transposed] == names[transposed:again]:
         del names[transposed:again]
     return "/".join(names)
@@ -59,15 +59,15 @@ def is_recomputation(stack: Any) -> bool:
 
 
 def is_kept_float32(stack: Any) -> bool:
-    """Whether a name stack says that a transform has kept the equation in float32 already."""
+    """Whether a name stack says that an inner transform keeps the equation in float32."""
     return ("scope", FLOAT32) in _compat.name_entries(stack)
 
 
 def argument_paths(fun: Callable, args: tuple, kwargs: dict) -> list[str]:
     """The path of every leaf of `(args, kwargs)`.
 
-    A leaf inside a container is known by its place in it (`params/Conv_0/kernel`, whatever the argument is
-    called), a leaf that is an argument itself by the argument's name.
+    A leaf inside a container has its path in that container (`params/Conv_0/kernel`, whatever the argument's
+    name). A leaf that is an argument itself has the argument's name.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path((args, kwargs))
     names = _positional_names(fun, len(args))

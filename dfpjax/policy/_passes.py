@@ -1,8 +1,8 @@
 """What an operation is in its layer: fprop, dgrad or wgrad, and of which forward operation.
 
-JAX says of an operation only that transposition has made it. What it is comes out of what it shares with
-an operation of the forward pass: dgrad takes a cotangent and the rhs, wgrad a cotangent and the lhs
-(Das et al., 2018, §4.1).
+JAX only says that an operation comes from transposition. The operand that it shares with a forward operation
+says which gradient it is: dgrad takes a cotangent and the rhs, wgrad a cotangent and the lhs (Das et al.,
+2018, §4.1).
 """
 
 from collections import defaultdict
@@ -18,17 +18,17 @@ class Part:
     """What an operation is in its layer."""
 
     kind: Pass | None
-    """None for an operation of a backward pass of which it cannot be told."""
+    """None for an operation of a backward pass whose kind is unknown."""
 
     roles: tuple[Role, Role]
-    """The part that each of its operands plays in the forward operation."""
+    """The role of each of its operands in the forward operation."""
 
     layer: tuple[Operation, ...]
-    """The forward operations that it may belong to, one at best; itself if it is one."""
+    """The forward operations that it may belong to, ideally one; the operation itself if it is forward."""
 
 
 class Layers:
-    """The operations of a program, by what they share. Immutable."""
+    """The operations of a program, indexed by layer name and operand. Immutable."""
 
     def __init__(self, operations: Iterable[Operation]):
         self._named: dict[str, list[Operation]] = defaultdict(list)
@@ -41,11 +41,11 @@ class Layers:
                 self._named[op.name].append(op)
 
     def part(self, op: Operation) -> Part:
-        """What an operation is: one of the program, or of a rule that was traced later."""
+        """What an operation is. It may be one of the program, or one of a rule that JAX traces later."""
         if _is_forward(op):
             return Part(kind="fprop", roles=("lhs", "rhs"), layer=(op,))
         layer = self._layer(op)
-        # An operand that is lhs in one place and rhs in another tells nothing.
+        # An operand that is lhs in one operation and rhs in another says nothing.
         first, second = ({role for f in layer for role in _roles(operand, f)} for operand in op.operands)
         if len(first) == 1 and not second:
             (held,) = first
@@ -59,8 +59,8 @@ class Layers:
         layer = self._candidates(op)
         if len(layer) == 1 or op.name:
             return layer
-        # A value may go into several layers without a name, but each has a cotangent of its own. It goes into
-        # dgrad as well, together with a weight that is the layer's alone.
+        # Several unnamed layers may share an input, but each has a cotangent of its own. That cotangent also
+        # goes into dgrad, together with a weight that belongs to this layer alone.
         for operand in _known(op):
             for other in self._backward.get(operand, ()):
                 common = [f for f in self._candidates(other) if f in layer]
@@ -76,7 +76,7 @@ class Layers:
 
 
 _WITH: dict[Role, Pass] = {"lhs": "wgrad", "rhs": "dgrad"}
-"""What takes a cotangent and this operand."""
+"""The gradient that takes a cotangent and this operand."""
 
 
 def _is_forward(op: Operation) -> bool:

@@ -13,18 +13,17 @@ from dfpjax.policy._rules import Operation, Position, Rule, require_config
 class Policy:
     """Which operations run in dynamic fixed point, and how. The first rule that matches an operation decides.
 
-    An operation that is too small or too skinny to gain stays in float32 all the same, unless its `OpConfig`
-    has `force=True`, as all have by `Policy(default=OpConfig(force=True))`. `dfpjax.explain` tells which.
+    An operation that is too small or too skinny to gain stays in float32 nevertheless, unless its `OpConfig`
+    has `force=True`; `Policy(default=OpConfig(force=True))` forces all. `dfpjax.explain` lists them.
 
     Arguments:
         rules: `Rule`s in order of precedence.
         default: for operations that no rule matches; None keeps them in float32.
-        strict: whether a rule that matches nothing in a program is an error when the program is transformed.
-            If not, `explain` shows it.
-        fuse: whether what stands around operations in dynamic fixed point is computed in fewer passes over
-            memory where the library has one: batch statistics, bias, normalization, maximum pooling and their
-            gradients, of large float32 tensors. Sums are then more exact than XLA's, in their last bits;
-            everything else is the same.
+        strict: whether a rule that matches nothing in a program raises an error when the program is
+            transformed. Otherwise `explain` shows it.
+        fuse: whether large float32 tensors around operations in dynamic fixed point are computed in fewer
+            passes over memory: batch statistics, bias, normalization, maximum pooling and their gradients.
+            The last bits of sums differ, as they are more exact than XLA's; everything else is the same.
 
     Raises:
         TypeError: if a rule is not a `Rule`, the default is neither an `OpConfig` nor None, or strict or fuse
@@ -61,7 +60,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """What a policy says of one operation."""
+    """What a policy decides about one operation."""
 
     config: OpConfig | None
     """None keeps float32."""
@@ -74,7 +73,7 @@ class Decision:
 
 
 class BoundPolicy:
-    """A policy for one program. Immutable."""
+    """A policy, resolved for one program. Immutable."""
 
     def __init__(self, policy: Policy, operations: Iterable[Operation]):
         self.policy = policy
@@ -90,8 +89,8 @@ class BoundPolicy:
     def decide(self, operation: Operation) -> Decision:
         """The decision of the first rule that matches, or of the default.
 
-        An operation of a backward pass is matched by what it is known by itself and by what its forward
-        operation is known by.
+        An operation of a backward pass matches by its own name and paths, and by those of its forward
+        operation.
         """
         part = self._layers.part(operation)
         for rule in self.policy.rules:

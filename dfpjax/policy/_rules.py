@@ -1,4 +1,4 @@
-"""`Rule` and `Position`: which operations a configuration is meant for."""
+"""`Rule` and `Position`: which operations a configuration applies to."""
 
 import re
 from collections.abc import Hashable
@@ -12,7 +12,7 @@ Primitive = Literal["conv_general_dilated", "dot_general"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
-    """What a policy is told of one convolution or dot product; compared by identity."""
+    """What a policy knows about one convolution or dot product; compared by identity."""
 
     primitive: Primitive
 
@@ -20,22 +20,23 @@ class Operation:
     """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around it."""
 
     operands: tuple[Hashable, ...]
-    """What its operands are: for an argument of the program its path, such as `params/Conv_0/kernel`; for
-    anything else an object that is the same wherever that value is used, or None if that is not known."""
+    """What its operands are. An argument of the program is its path, such as `params/Conv_0/kernel`. Any
+    other value is an object that is the same wherever the value is used, or None if that is unknown."""
 
     derived: bool
-    """It stands in a backward pass or in a rule, of `jax.custom_vjp` for one, not in the program itself."""
+    """Whether it belongs to a backward pass or to a rule (such as that of a `jax.custom_vjp`), and not to the
+    program itself."""
 
     recomputed: bool = False
-    """It stands in a backward pass, but repeats an operation of the forward pass (`jax.checkpoint`)."""
+    """Whether it repeats an operation of the forward pass in a backward pass (`jax.checkpoint`)."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the arguments among its operands, the right one's first: there stands a kernel, mostly."""
+        """Paths of the arguments among its operands, the right operand's first: it usually is the kernel."""
         return tuple(operand for operand in reversed(self.operands) if isinstance(operand, str))
 
     def same_layer(self, other: "Operation") -> bool:
-        """Whether the two have one layer name, or share an operand where one of them has no name."""
+        """Whether both have the same layer name or, if one of them has no name, share an operand."""
         if self.name and other.name:
             return self.name == other.name
         return not ({*self.operands} - {None}).isdisjoint(other.operands)
@@ -43,10 +44,10 @@ class Operation:
 
 @dataclass(frozen=True)
 class Position:
-    """The layer of the `index`-th operation of a kind, in program order. Usable as a rule's pattern.
+    """The layer of the `index`-th operation of a kind, in program order, as the pattern of a rule.
 
-    Counted are the operations that could be computed in dynamic fixed point, without those of a backward
-    pass; the layer's own backward operations, known by its name or parameter, go with it.
+    Only forward operations that can be computed in dynamic fixed point count. The layer's backward
+    operations, found by its name or parameter, follow the same rule.
 
     Arguments:
         primitive: "conv_general_dilated" or "dot_general".

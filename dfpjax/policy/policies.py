@@ -12,18 +12,18 @@ LAST_DOT = Position("dot_general", -1)
 
 
 def default() -> Policy:
-    """Every convolution and dot product that is expected to gain from dynamic fixed point has it.
+    """Every convolution and dot product that the cost rule expects to gain runs in dynamic fixed point.
 
-    To have it for all that can be computed in it: `Policy(default=OpConfig(force=True))`.
+    `Policy(default=OpConfig(force=True))` has all of them run so, whether they gain or not.
     """
     return Policy()
 
 
 def paper() -> Policy:
-    """As the authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32.
+    """The authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32.
 
-    All else is in dynamic fixed point, whether it gains or not. The two are found by position, so transform
-    the model's `apply` and not a loss whose last dot product is another one.
+    All else runs in dynamic fixed point, whether it gains or not. The policy finds the two by position, so
+    transform the model's `apply`, not a loss function that ends in another dot product.
     """
     rules = (Rule(FIRST_CONV, None), Rule(LAST_DOT, None))
     return Policy(rules=rules, default=OpConfig(force=True))
