@@ -61,11 +61,12 @@ apply_primitive = _dispatch.apply_primitive
 vary_together = getattr(_core, "auto_insert_reshard", None) or _core.standard_insert_pvary
 
 
-def result_aval(operand, shape, dtype):
+def result_aval(operand, shape, dtype, sharding=None):
     """The type of a result of that shape and dtype: it varies over the manual mesh axes that its operand
-    does."""
-    unsharded = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
-    return operand.update(shape=tuple(shape), dtype=dtype, sharding=unsharded, weak_type=False)
+    does. Without a sharding it is not sharded over explicit axes."""
+    if sharding is None:
+        sharding = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
+    return operand.update(shape=tuple(shape), dtype=dtype, sharding=sharding, weak_type=False)
 
 
 # --- partitioning ---------------------------------------------------------------------------------

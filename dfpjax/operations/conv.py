@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import jax
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
 from dfpjax.numbers.contraction.contraction import Contraction, Window
-from dfpjax.operations.dot import Problem, _require_float32, contract
+from dfpjax.numbers.format.explicit import reshaped, split_axis
+from dfpjax.operations.dot import Problem, _require_float32, contract, result_type
 from dfpjax.operations.primitives import Backend
 
 
@@ -23,6 +25,7 @@ def conv_general_dilated(
     dimension_numbers=None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
     accumulation: Accumulation = "certified",
     backend: Backend = "auto",
@@ -35,13 +38,15 @@ def conv_general_dilated(
         lhs, rhs: float32 arrays, the input and the kernel.
         window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
             batch_group_count: as in JAX; padding may be negative.
+        out_sharding: on an explicit mesh, the result's sharding, as in JAX.
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
         witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
 
     Returns:
-        float32 of the shape that `jax.lax.conv_general_dilated` gives.
+        float32 of the shape, and on an explicit mesh of the sharding, that `jax.lax.conv_general_dilated`
+        gives.
 
     Raises:
         TypeError: if an operand is not float32.
@@ -58,6 +63,7 @@ def conv_general_dilated(
         dimension_numbers=dimension_numbers,
         feature_group_count=feature_group_count,
         batch_group_count=batch_group_count,
+        out_sharding=out_sharding,
     )
     return contract(problem, quantizers, accumulation, backend, witness)
 
@@ -73,6 +79,7 @@ def conv_problem(
     dimension_numbers=None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Problem:
     """What `conv_general_dilated` contracts."""
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
@@ -92,9 +99,10 @@ def conv_problem(
             numbers,
             feature_group_count,
             batch_group_count,
+            out_sharding=out_sharding,
         )
 
-    out_shape = jax.eval_shape(convolve, lhs, rhs).shape  # checks shapes and parameters
+    out = result_type(convolve, lhs, rhs, out_sharding)
 
     # Labels: batch 0, output feature 1, input feature 2, group 3, then three for each spatial dimension.
     batch, out_feature, in_feature, group = range(4)
@@ -116,16 +124,17 @@ def conv_problem(
 
     # A group is a batch axis of its own: split it off the axes that hold it.
     groups = max(feature_group_count, batch_group_count)
-    split_out_shape = out_shape
+    out_shape, sharding = out.shape, out.sharding
     if groups > 1:
         held = in_feature if feature_group_count > 1 else batch
         lhs, lhs_labels = _split(lhs, lhs_labels, held, group, groups)
         rhs, rhs_labels = _split(rhs, rhs_labels, out_feature, group, groups)
-        split_out_shape, out_labels = _split_shape(out_shape, out_labels, out_feature, group, groups)
+        sharding = split_axis(sharding, out_labels.index(out_feature), groups)
+        out_shape, out_labels = _split_shape(out_shape, out_labels, out_feature, group, groups)
     contraction = Contraction(
-        lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=split_out_shape, windows=windows
+        lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=out_shape, windows=windows
     )
-    return Problem(lhs, rhs, contraction, out_shape)
+    return Problem(lhs, rhs, contraction, sharding, out)
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:
@@ -144,5 +153,6 @@ def _split_shape(shape, labels, label: int, group: int, groups: int):
 
 
 def _split(x: jax.Array, labels, label: int, group: int, groups: int):
+    sharding = split_axis(jax.typeof(x).sharding, labels.index(label), groups)
     shape, labels = _split_shape(x.shape, labels, label, group, groups)
-    return x.reshape(shape), labels
+    return reshaped(x, shape, sharding), labels

@@ -1,13 +1,17 @@
 """`dot_general` in dynamic fixed point."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, pre_shifted
-from dfpjax.numbers.contraction.contraction import Contraction, Shape
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.explicit import reshaped
 from dfpjax.operations import primitives
 from dfpjax.operations.exponents import quantize_operand
 from dfpjax.operations.primitives import Backend
@@ -18,6 +22,7 @@ def dot_general(
     rhs: jax.Array,
     *,
     dimension_numbers,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
     quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
     accumulation: Accumulation = "certified",
     backend: Backend = "auto",
@@ -28,19 +33,21 @@ def dot_general(
     Arguments:
         lhs, rhs: float32 arrays.
         dimension_numbers: ((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch)), as in JAX.
+        out_sharding: on an explicit mesh, the result's sharding, as in JAX.
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
         witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
 
     Returns:
-        float32 of the shape that `jax.lax.dot_general` gives: batch axes, then lhs's free ones, then rhs's.
+        float32 of the shape, and on an explicit mesh of the sharding, that `jax.lax.dot_general` gives: batch
+        axes, then lhs's free ones, then rhs's.
 
     Raises:
         TypeError: if an operand is not float32, or the shapes do not fit.
         ValueError: if the accumulation does not suit the quantizers' bits.
     """
-    problem = dot_problem(lhs, rhs, dimension_numbers=dimension_numbers)
+    problem = dot_problem(lhs, rhs, dimension_numbers=dimension_numbers, out_sharding=out_sharding)
     return contract(problem, quantizers, accumulation, backend, witness)
 
 
@@ -51,18 +58,33 @@ class Problem(NamedTuple):
     """float32, with the contraction's axes."""
     rhs: jax.Array
     contraction: Contraction
-    out_shape: Shape
-    """The result's shape as JAX has it: the contraction's may have more axes."""
+    sharding: NamedSharding
+    """The sharding of the contraction's result."""
+    out: jax.core.ShapedArray
+    """The result's type as JAX has it: the contraction's may have more axes."""
 
 
-def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers) -> Problem:
+def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, out_sharding=None) -> Problem:
     """What `dot_general` contracts."""
     _require_float32("dot_general", lhs=lhs, rhs=rhs)
-    out = jax.eval_shape(
-        lambda x, y: jax.lax.dot_general(x, y, dimension_numbers), lhs, rhs
-    )  # checks the shapes
+
+    def multiply(x, y):
+        return jax.lax.dot_general(x, y, dimension_numbers, out_sharding=out_sharding)
+
+    out = result_type(multiply, lhs, rhs, out_sharding)
     contraction = dot_contraction(lhs.ndim, rhs.ndim, dimension_numbers, out.shape)
-    return Problem(lhs, rhs, contraction, out.shape)
+    return Problem(lhs, rhs, contraction, out.sharding, out)
+
+
+def result_type(function: Callable, lhs: jax.Array, rhs: jax.Array, out_sharding):
+    """The type of a JAX function's result; checks the shapes and the parameters on the way.
+
+    A sharding that is given may be over a mesh that has not been set.
+    """
+    given = isinstance(out_sharding, NamedSharding)
+    mesh = jax.sharding.use_abstract_mesh(out_sharding.mesh.abstract_mesh) if given else nullcontext()
+    with mesh:
+        return jax.make_jaxpr(function)(lhs, rhs).out_avals[0]
 
 
 def dot_contraction(lhs_ndim: int, rhs_ndim: int, dimension_numbers, out_shape) -> Contraction:
@@ -89,7 +111,7 @@ def contract(
 ) -> jax.Array:
     """Quantize both operands and contract them; a witness is lhs's, of any shape."""
     operands, params = quantized(problem, quantizers, accumulation, backend, witness)
-    return primitives.contract(*operands, **params).reshape(problem.out_shape)
+    return reshaped(primitives.contract(*operands, **params), problem.out.shape, problem.out.sharding)
 
 
 def quantized(
@@ -116,6 +138,7 @@ def quantized(
         "accumulation": accumulation,
         "bits": (quantizers.lhs.bits, quantizers.rhs.bits),
         "backend": backend,
+        "out_sharding": problem.sharding,
     }
 
 

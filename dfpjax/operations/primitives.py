@@ -25,6 +25,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding
 
 from dfpjax import _compat, kernels
 from dfpjax.kernels import memory
@@ -34,6 +35,7 @@ from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.contraction.plan import CHAINS, make_plan
 from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
 from dfpjax.numbers.format.dtype import to_integers
+from dfpjax.numbers.format.explicit import lower_fun, with_leading, with_partitions
 from dfpjax.operations import sharding
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
@@ -60,7 +62,8 @@ def contract(*operands, **params) -> jax.Array:
     Arguments:
         operands: (lhs, lhs_exponent, rhs, rhs_exponent).
         params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
-            lhs's and rhs's mantissas; backend. The bits are what the products take: any shift of the
+            lhs's and rhs's mantissas; backend; out_sharding, the `NamedSharding` that the result's type has
+            (of an empty mesh without one). The bits are what the products take: any shift of the
             accumulation has gone into them. And counted, if given: whether `chain_lengths` is asked for the
             same operands, so that one run of the kernel had better do for both.
     """
@@ -74,8 +77,8 @@ def contract_linear(lhs, rhs, rhs_exponent, *, contraction: Contraction, **param
     return contract_linear_p.bind(*operands, contraction=contraction, **params)
 
 
-def _abstract_eval(lhs, *_, contraction: Contraction, **params):
-    return _compat.result_aval(lhs, contraction.out_shape, jnp.dtype("float32"))
+def _abstract_eval(lhs, *_, contraction: Contraction, out_sharding: NamedSharding, **params):
+    return _compat.result_aval(lhs, contraction.out_shape, jnp.dtype("float32"), out_sharding)
 
 
 def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
@@ -112,12 +115,19 @@ def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
     return measure.bind(*_compat.vary_together(*operands), **params)
 
 
-def _abstract_saturated_chains(lhs, *_, contraction: Contraction, **params):
-    return _compat.result_aval(lhs, _examples(contraction), jnp.dtype("int32"))
+def _abstract_saturated_chains(lhs, *_, contraction: Contraction, out_sharding: NamedSharding, **params):
+    return _of_examples(lhs, contraction, out_sharding, (), jnp.dtype("int32"))
 
 
-def _abstract_chain_lengths(lhs, *_, contraction: Contraction, **params):
-    return _compat.result_aval(lhs, (*_examples(contraction), len(CHAINS)), jnp.dtype("float32"))
+def _abstract_chain_lengths(lhs, *_, contraction: Contraction, out_sharding: NamedSharding, **params):
+    return _of_examples(lhs, contraction, out_sharding, (len(CHAINS),), jnp.dtype("float32"))
+
+
+def _of_examples(lhs, contraction: Contraction, out_sharding: NamedSharding, shape, dtype):
+    """The type of what there is for each example of vmap."""
+    examples = _examples(contraction)
+    split = (*out_sharding.spec[: len(examples)], *(None,) * len(shape))
+    return _compat.result_aval(lhs, (*examples, *shape), dtype, with_partitions(out_sharding, split))
 
 
 def _examples(contraction: Contraction) -> tuple[int, ...]:
@@ -159,7 +169,7 @@ def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, nat
 
 def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices, counted=False,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding, counted=False,
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
@@ -191,7 +201,7 @@ def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: 
 
 def _saturated_chains(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding,
 ):  # fmt: skip
     if accumulation == "certified":
         return jnp.zeros(_examples(contraction), jnp.int32)
@@ -202,7 +212,7 @@ def _saturated_chains(
 
 def _chain_lengths(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices,
+    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding,
 ):  # fmt: skip
     # Not partitioned either.
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
@@ -213,7 +223,7 @@ def _register(primitive, abstract_eval, function):
     def lower(ctx, *operands, native, **params):
         ctx, devices = _compat.partitioned_context(ctx)
         run = functools.partial(function, native=native, devices=devices)
-        return mlir.lower_fun(run, multiple_results=False)(ctx, *operands, **params)
+        return lower_fun(run, multiple_results=False)(ctx, *operands, **params)
 
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
@@ -283,13 +293,18 @@ def _constant_jvp(primitive, primals, tangents, **params):
     return out, ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
-def _contract_linear_transpose(ct, lhs, rhs, rhs_exponent, *, contraction: Contraction, **params):
+def _contract_linear_transpose(
+    ct, lhs, rhs, rhs_exponent, *, contraction: Contraction, out_sharding: NamedSharding, **params
+):
     assert ad.is_undefined_primal(lhs) and not ad.is_undefined_primal(rhs)  # linear in lhs alone
     if _is_zero(ct):
         return [ad.Zero(lhs.aval), None, None]
     transposed = contraction.transpose(lhs.aval.shape)
-    result = contract_linear(ct, rhs, rhs_exponent, contraction=transposed, **params)
     summed = contraction.summed_by_transpose()
+    split = [out_sharding.spec[contraction.out.index(label)] for label in summed]
+    out_sharding = with_leading(with_partitions(out_sharding, lhs.aval.sharding.spec), split)
+    params = {"contraction": transposed, "out_sharding": out_sharding, **params}
+    result = contract_linear(ct, rhs, rhs_exponent, **params)
     return [lax.reduce_sum(result, axes=tuple(range(len(summed)))) if summed else result, None, None]
 
 
@@ -339,16 +354,24 @@ def _size(operands, dims) -> int:
     return next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
 
-def _quantized_batch(bind, operands, dims, *, contraction: Contraction, **params):
+def _mapped_sharding(operands, dims, out_sharding: NamedSharding) -> NamedSharding:
+    """The result's sharding where the mapped axis comes first: that is split as the operands' is."""
+    split = (jax.typeof(x).sharding.spec[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+    return with_leading(out_sharding, [next((entry for entry in split if entry is not None), None)])
+
+
+def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_sharding, **params):
     size = _size(operands, dims)
+    params["out_sharding"] = _mapped_sharding(operands, dims, out_sharding)
     lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
     return bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
 
 
-def _contract_linear_batch(operands, dims, *, contraction: Contraction, **params):
+def _contract_linear_batch(operands, dims, *, contraction: Contraction, out_sharding, **params):
     size = _size(operands, dims)
+    params["out_sharding"] = _mapped_sharding(operands, dims, out_sharding)
     lhs_mapped = dims[0] is not None
     lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size)

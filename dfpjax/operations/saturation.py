@@ -7,6 +7,7 @@ import jax
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
+from dfpjax.numbers.format.explicit import reshaped, with_partitions
 from dfpjax.operations import primitives
 from dfpjax.operations.conv import conv_general_dilated, conv_problem
 from dfpjax.operations.dot import _require_float32, dot_general, dot_problem, quantized
@@ -63,16 +64,20 @@ def saturated_chains(
     if cotangent is None:
         return SaturatedChains(fprop, None, None)
     _require_float32("saturated_chains", cotangent=cotangent)
-    if cotangent.shape != problem.out_shape:
+    if cotangent.shape != problem.out.shape:
         raise ValueError(
-            f"saturated_chains: cotangent must have the result's shape {problem.out_shape}, "
+            f"saturated_chains: cotangent must have the result's shape {problem.out.shape}, "
             f"got {cotangent.shape}"
         )
-    cotangent = cotangent.reshape(problem.contraction.out_shape)
+    cotangent = reshaped(cotangent, problem.contraction.out_shape, problem.sharding)
     of_lhs, of_rhs = primitives.linear_parts(**params)
 
     def gradient(linear, held, params):
-        transposed = {**params, "contraction": params["contraction"].transpose(linear.shape)}
+        transposed = {
+            **params,
+            "contraction": params["contraction"].transpose(linear.shape),
+            "out_sharding": with_partitions(problem.sharding, jax.typeof(linear).sharding.spec),
+        }
         return primitives.saturated_chains(primitives.contract_linear_p, cotangent, *held, **transposed)
 
     dgrad = gradient(problem.lhs, operands[2:], of_lhs)

@@ -12,9 +12,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.core.primitives import convert_element_type_p
 from jax.extend.source_info_util import user_context
-from jax.sharding import AxisType
 
 from dfpjax import _compat, operations
+from dfpjax.numbers.format.explicit import explicit_axes
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
@@ -131,6 +131,8 @@ def _operation(
         quantizers=treatment.quantizers,
         accumulation=treatment.accumulation,
         backend=backend,
+        # The mesh is that of the types: a program need not be traced under `jax.set_mesh`.
+        out_sharding=out.sharding if explicit_axes(out.sharding.mesh) else None,
     )
 
     def quantized(lhs, rhs, *more):
@@ -145,16 +147,7 @@ def _operation(
             result, new_dtype=out.dtype, weak_type=out.weak_type, sharding=None
         )
 
-    computed = _by_pass(quantized, functools.partial(_kept, eqn), treatment.passes)
-
-    # Under explicit sharding the result's sharding is part of its type. The equation's own is right, and how
-    # to get there is left to the partitioner.
-    mesh = jax.sharding.get_abstract_mesh()
-    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    explicit = tuple(axis for axis, kind in types if kind == AxisType.Explicit)
-    if explicit:
-        return jax.sharding.auto_axes(computed, axes=explicit, out_sharding=out.sharding)
-    return computed
+    return _by_pass(quantized, functools.partial(_kept, eqn), treatment.passes)
 
 
 def _kept(eqn: JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
+from dfpjax.numbers.format.explicit import lower_fun, with_partitions
 from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
 from dfpjax.numbers.format.quantizer import Quantizer
 from dfpjax.numbers.format.rounding import random_bits, round_to_integers
@@ -146,9 +147,11 @@ def quantize_array(
 def _quantize_abstract_eval(x, *_, mapped_axes, slice_axes, **params):
     kept = (*mapped_axes, *slice_axes)
     exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
+    split = (entry if axis in kept else None for axis, entry in enumerate(x.sharding.spec))
+    sharding = with_partitions(x.sharding, tuple(split))
     return (
         x.update(dtype=dfp16, weak_type=False),
-        _compat.result_aval(x, exponent_shape, np.dtype("int32")),
+        _compat.result_aval(x, exponent_shape, np.dtype("int32"), sharding),
     )
 
 
@@ -184,4 +187,4 @@ ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
 # The name tells profilers what XLA has made of it, wherever it is fused into.
 _named = jax.named_scope(quantize_p.name)(_quantize)
-mlir.register_lowering(quantize_p, mlir.lower_fun(_named, multiple_results=True))
+mlir.register_lowering(quantize_p, lower_fun(_named, multiple_results=True))

@@ -1,0 +1,208 @@
+"""Types and values on meshes with explicit axes: those of the function that is not rewritten."""
+
+import contextlib
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from forced import FORCED
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transform_helpers import normal, quantized, relative_error
+
+import dfpjax
+from dfpjax.policy import OpConfig, Policy
+from dfpjax.transform import mixed_precision
+
+transform = functools.partial(mixed_precision, policy=FORCED)
+KINDS = {"e": AxisType.Explicit, "a": AxisType.Auto}
+NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+W, X = (8, 8), (4, 8)
+
+
+def mesh_of(kinds: str):
+    """Of two devices along each axis, "d" and perhaps "m"."""
+    sizes, names = (2,) * len(kinds), ("d", "m")[: len(kinds)]
+    devices = jax.devices()[: math.prod(sizes)]
+    return jax.make_mesh(sizes, names, devices=devices, axis_types=tuple(KINDS[kind] for kind in kinds))
+
+
+def entered(mesh, is_set: bool):
+    return jax.set_mesh(mesh) if is_set else contextlib.nullcontext()
+
+
+def placed(mesh, specs, shapes):
+    arrays = (normal(i, *shape) for i, shape in enumerate(shapes))
+    return [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, specs, strict=True)]
+
+
+def net(w, x):
+    return jax.nn.relu(x @ w) @ w
+
+
+def loss(fun):
+    return lambda *args: (fun(*args) ** 2).sum()
+
+
+def pulled_back(t, w, x):
+    y, vjp = jax.vjp(t(net), w, x)
+    return vjp(y)
+
+
+def scanned(w, x):
+    return lax.scan(lambda c, _: (jnp.tanh(c @ w), c.sum()), x, None, length=2)
+
+
+def branched(w, x):
+    return lax.cond(x.sum() > 0, lambda: x @ w, lambda: jnp.sin(x @ (2 * w)))
+
+
+def looped(w, x):
+    return lax.fori_loop(0, 2, lambda _, c: jnp.tanh(c @ w), x)
+
+
+# From a transform, the identity or mixed_precision, to a function of w and x.
+PROGRAMS = {
+    "value": lambda t: t(net),
+    "grad": lambda t: jax.value_and_grad(loss(t(net)), (0, 1)),
+    "grad inside": lambda t: t(jax.grad(loss(net), (0, 1))),
+    "vjp": lambda t: lambda w, x: pulled_back(t, w, x),
+    "jvp": lambda t: lambda w, x: jax.jvp(t(net), (w, x), (w, x)),
+    "hvp": lambda t: lambda w, x: jax.jvp(jax.grad(loss(t(net)), (0, 1)), (w, x), (w, x)),
+    "vmap": lambda t: lambda w, x: jax.vmap(t(net), (None, 0))(w, x[:, None]),
+    "vmap of grad": lambda t: lambda w, x: jax.vmap(jax.grad(loss(t(net)), (0, 1)), (None, 0))(w, x[:, None]),
+    "grad of vmap": lambda t: jax.grad(loss(jax.vmap(t(net), (None, 0))), (0, 1)),
+    "scan": lambda t: t(scanned),
+    "grad of scan": lambda t: jax.grad(loss(lambda w, x: t(scanned)(w, x)[0]), (0, 1)),
+    "while": lambda t: t(looped),
+    "grad of cond": lambda t: jax.grad(loss(t(branched)), (0, 1)),
+    "grad of remat": lambda t: jax.grad(loss(jax.checkpoint(t(net))), (0, 1)),
+}  # fmt: skip
+
+
+def several(t):
+    names = "vjp", "jvp", "grad of vmap", "grad of scan", "grad of cond"
+    return lambda *args: {name: PROGRAMS[name](t)(*args) for name in names}
+
+
+def types_of(fun, *args):
+    return jax.make_jaxpr(fun)(*args).out_avals
+
+
+def assert_same_types(make, *args):
+    expected, actual = types_of(make(lambda f: f), *args), types_of(make(transform), *args)
+    assert actual == expected
+    assert [aval.sharding for aval in actual] == [aval.sharding for aval in expected]
+
+
+@pytest.mark.parametrize("is_set", [False, True], ids=["not set", "set"])
+@pytest.mark.parametrize(
+    ("kinds", "specs"),
+    [
+        ("e", [P(), P("d")]),
+        ("a", [P(), P("d")]),
+        ("ee", [P(None, "m"), P("d")]),
+        ("ea", [P(), P("d")]),
+    ],
+)
+def test_types(kinds, specs, is_set):
+    mesh = mesh_of(kinds)
+    if kinds == "ee":  # the second product's contracted axes would both be split, which JAX refuses
+        programs = {"grad": lambda t: jax.grad(loss(t(lambda w, x: x @ w)), (0, 1))}
+    else:
+        programs = PROGRAMS
+    with entered(mesh, is_set):
+        args = placed(mesh, specs, [W, X])
+        for make in programs.values():
+            assert_same_types(make, *args)
+
+
+@pytest.mark.usefixtures("compiled_quickly")
+def test_values():
+    mesh = mesh_of("e")
+    args = placed(mesh, [P(), P("d")], [W, X])
+    expected = jax.jit(several(transform))(*map(np.asarray, args))
+    actual = jax.jit(several(transform))(*args)
+    for name in expected:
+        assert relative_error(actual[name], expected[name]) < 1e-6, name
+    w, x = (np.asarray(arg, np.float64) for arg in args)
+    value = actual["jvp"][0]
+    assert value.sharding.spec == P("d", None)
+    assert 0 < relative_error(value, np.maximum(x @ w, 0) @ w) < 1e-3
+
+
+def einsum(labels, out):
+    def fun(mesh, lhs, rhs):
+        return jnp.einsum(labels, lhs, rhs, out_sharding=None if out is None else NamedSharding(mesh, out))
+
+    return fun
+
+
+def convolve(out, **params):
+    def fun(mesh, kernel, images):
+        sharding = {} if out is None else {"out_sharding": NamedSharding(mesh, out)}
+        return lax.conv_general_dilated(images, kernel, (1, 1), "SAME", **NHWC, **params, **sharding)
+
+    return fun
+
+
+IMAGES = (4, 3, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("fun", "specs", "shapes"),
+    [
+        (einsum("kn,bk->bn", None), [P(None, "m"), P("d")], [W, X]),
+        (einsum("kn,bk->bn", None), [P(), P("d", "m")], [W, X]),
+        (einsum("kn,bk->bn", P("d")), [P("m"), P("d", "m")], [W, X]),
+        (einsum("kn,bk->bn", P("d", "m")), [P("m"), P("d", "m")], [W, X]),
+        (einsum("kn,bk->nb", P(("d", "m"))), [P(None, ("d", "m")), P()], [W, X]),
+        (einsum("gkn,gbk->gbn", None), [P("d"), P("d", "m")], [(2, 8, 6), (2, 4, 8)]),
+        (einsum("k,bk->b", None), [P(), P("d")], [(8,), X]),
+        (convolve(None), [P(), P("d")], [(3, 3, 4, 4), IMAGES]),
+        (convolve(P("d", None, None, "m")), [P(None, None, None, "m"), P("d")], [(3, 3, 4, 4), IMAGES]),
+        (convolve(P("d")), [P(None, None, "m"), P("d", None, None, "m")], [(3, 3, 4, 4), IMAGES]),
+        (convolve(None, feature_group_count=2), [P(), P("d")], [(3, 3, 2, 4), IMAGES]),
+        (convolve(P("d", None, None, "m"), feature_group_count=2), [P(), P("d")], [(3, 3, 2, 4), IMAGES]),
+        (convolve(P(None, None, None, ("d", "m")), feature_group_count=2), [P()] * 2, [(3, 3, 2, 4), IMAGES]),
+        (convolve(None, batch_group_count=2), [P(), P()], [(3, 3, 4, 4), IMAGES]),
+    ],
+)
+def test_dimensions(fun, specs, shapes):
+    """Each labelled axis, with the gradients; float32 gives the latter the types of the operands."""
+    mesh = mesh_of("ee")
+    args = placed(mesh, specs, shapes)
+    fun = functools.partial(fun, mesh)
+    assert_same_types(lambda t: t(fun), *args)
+    gradients = jax.make_jaxpr(jax.grad(loss(transform(fun)), (0, 1)))(*args)
+    assert gradients.out_avals == [jax.typeof(x) for x in args]
+    assert quantized(gradients) == 3
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(default=OpConfig(force=True, granularity="channel")),
+        Policy(default=OpConfig(force=True, wgrad=False)),
+        Policy(default=OpConfig(force=True, accumulation=dfpjax.FixedChain(length=4, pre_shift=1))),
+    ],
+    ids=["channel", "passes", "fixed chain"],
+)
+def test_policies(policy):
+    mesh = mesh_of("ee")
+    args = placed(mesh, [P("m"), P("d", "m")], [W, X])
+    sharding = NamedSharding(mesh, P("d"))
+
+    def fun(w, x):
+        return jnp.einsum("bk,kn->bn", x, w, out_sharding=sharding)
+
+    def run(t):
+        return lambda *args: (t(fun)(*args), jax.grad(loss(t(fun)), (0, 1))(*args))
+
+    t = functools.partial(mixed_precision, policy=policy)
+    assert types_of(run(t), *args) == types_of(run(lambda f: f), *args)
+    assert relative_error(jax.jit(run(t))(*args), jax.jit(run(lambda f: f))(*args)) < 5e-3
