@@ -5,9 +5,11 @@
 // the system as soon as the step is over. In each step its pages are then made and cleared anew; in
 // a virtual machine that reports free pages to its host they may have to come from there, which
 // takes longer than the step's arithmetic. Blocks of kLeast bytes and more therefore come from one
-// region of addresses, as whole huge pages, and stay in memory; those that nothing has wanted for
-// half a minute are given back, and so is the oldest where the process would otherwise have more
-// than it ever had in use at once. All else is glibc's.
+// region of addresses, as whole huge pages, and stay in memory when they are freed.
+//
+// The system may take the pages of a free block when it runs short of memory (MADV_FREE). A block
+// that nothing has wanted for half a minute is given back, and so is the oldest where the process
+// would otherwise have more than it ever had in use at once. All else is glibc's.
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
@@ -19,6 +21,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 
 // glibc's own functions, by the names that are not preloaded.
 extern "C" {
@@ -28,23 +31,48 @@ void* __libc_realloc(void*, size_t);
 void* __libc_memalign(size_t, size_t);
 }
 
+// Headers may be older than the system. A system that is older than these refuses the former, and
+// treats an address with the latter as a hint.
+#ifndef MADV_FREE
+#define MADV_FREE 8
+#endif
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
 namespace {
 
 constexpr size_t kPage = size_t{2} << 20;
 constexpr size_t kLeast = size_t{32} << 20;  // glibc keeps smaller ones itself
 constexpr int kMostBlocks = 4096;
-constexpr int64_t kIdle = 30'000'000'000;  // nanoseconds
-constexpr int kMoments = 40;               // to wait for a block, each of
-constexpr long kNanoseconds = 250'000;
+// In nanoseconds.
+constexpr int64_t kIdle = 30'000'000'000;
+constexpr int64_t kPatience = 5'000'000;
+constexpr long kMoment = 50'000;
+constexpr int64_t kNever = -1;
+// Smaller requests do not look whether something has been idle for long.
+constexpr size_t kNoticeable = 1024;
+
+enum class State : char {
+  kFree,
+  kUsed,
+  kLost,  // its addresses may be somebody else's now
+};
 
 // A stretch of the region, in pages. Blocks cover the region in the order of addresses; the last
-// one is what no block has been made of yet.
+// one is what no block has been made of yet. Blocks lie in the region's own mapping, but for used
+// ones that realloc has moved: each of those is a mapping of its own.
 struct Block {
   size_t first, count;
-  bool used;
-  int64_t freed_at;  // in nanoseconds, of a free one that has memory; else kNever
+  State state;
+  bool moved;
+  bool awaited;        // in vain, since it was taken
+  pthread_t taken_by;  // if used
+  int64_t freed_at;    // of a free one that has memory; else kNever
+
+  char* begin() const;
+  size_t bytes() const { return count * kPage; }
 };
-constexpr int64_t kNever = -1;
 
 pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 Block blocks[kMostBlocks];
@@ -52,24 +80,36 @@ int block_count = 0;
 char* region = nullptr;
 size_t region_bytes = 0;
 size_t most_used = 0;  // pages, at once
+bool can_move = true;
+// When the next block will have been idle for long, or earlier; kNever if none is.
+std::atomic<int64_t> look_at{kNever};
+
+char* Block::begin() const { return region + first * kPage; }
 
 struct Locked {
   Locked() { pthread_mutex_lock(&mutex); }
   ~Locked() { pthread_mutex_unlock(&mutex); }
 };
 
-int64_t now() {
+int64_t now(clockid_t clock = CLOCK_MONOTONIC) {
   timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
+  clock_gettime(clock, &time);
   return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
 }
 
-bool is_ours(const void* p) {
+size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage; }
+
+bool is_in_region(const void* p) {
   return static_cast<size_t>(static_cast<const char*>(p) - region) < region_bytes;
 }
 
 size_t (*usable_in_glibc)(void*) = nullptr;
 int (*trim_glibc)(size_t) = nullptr;
+
+void* map(void* address, size_t bytes, int flags) {
+  return mmap(address, bytes, PROT_READ | PROT_WRITE,
+              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
+}
 
 // Before main: the addresses are reserved, and take no memory until they are used.
 __attribute__((constructor)) void reserve() {
@@ -79,12 +119,11 @@ __attribute__((constructor)) void reserve() {
   const size_t memory =
       static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t bytes = memory / kPage * kPage * 4;
-  void* const all = mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const all = map(nullptr, bytes + kPage, 0);
   if (all == MAP_FAILED) return;  // all is glibc's
   char* const first = static_cast<char*>(all) + (kPage - reinterpret_cast<size_t>(all) % kPage);
   madvise(first, bytes, MADV_HUGEPAGE);
-  blocks[0] = {0, bytes / kPage, false, kNever};
+  blocks[0] = {0, bytes / kPage, State::kFree, false, false, {}, kNever};
   block_count = 1;
   region = first;
   region_bytes = bytes;
@@ -97,7 +136,7 @@ __attribute__((constructor)) void reserve() {
 Block* find(size_t count, size_t most) {
   Block* best = nullptr;
   for (Block* block = blocks; block < blocks + block_count - 1; ++block)
-    if (!block->used && block->count >= count && block->count <= most &&
+    if (block->state == State::kFree && block->count >= count && block->count <= most &&
         (best == nullptr || block->count < best->count))
       best = block;
   return best;
@@ -107,7 +146,7 @@ Block* find(size_t count, size_t most) {
 void merge(int count) {
   Block* last = blocks;
   for (Block* block = blocks + 1; block < blocks + block_count; ++block) {
-    if (last->used || block->used || block >= blocks + count) {
+    if (last->state != State::kFree || block->state != State::kFree || block >= blocks + count) {
       *++last = *block;
     } else {
       last->count += block->count;
@@ -117,30 +156,52 @@ void merge(int count) {
   block_count = static_cast<int>(last + 1 - blocks);
 }
 
-bool has_twin(size_t count) {
-  return std::any_of(blocks, blocks + block_count,
-                     [&](const Block& b) { return b.used && b.count == count; });
+// Makes what lies beyond the first `count` pages a block of its own.
+void split(Block* block, size_t count) {
+  if (block->count == count) return;
+  std::copy_backward(block, blocks + block_count, blocks + block_count + 1);
+  ++block_count;
+  block[1].first += count;
+  block[1].count -= count;
+  block->count = count;
 }
 
 // Gives the memory of a free block back to the system.
 void release(Block* block) {
-  madvise(region + block->first * kPage, block->count * kPage, MADV_DONTNEED);
+  madvise(block->begin(), block->bytes(), MADV_DONTNEED);
   block->freed_at = kNever;
 }
 
 // That of all that have been free for so long.
 void release_idle(int64_t nanoseconds) {
   const int64_t time = now();
-  for (Block* block = blocks; block < blocks + block_count; ++block)
-    if (block->freed_at != kNever && time - block->freed_at >= nanoseconds) release(block);
+  int64_t oldest = kNever;
+  for (Block* block = blocks; block < blocks + block_count; ++block) {
+    if (block->freed_at == kNever) continue;
+    if (time - block->freed_at >= nanoseconds) {
+      release(block);
+    } else if (oldest == kNever || block->freed_at < oldest) {
+      oldest = block->freed_at;
+    }
+  }
+  look_at.store(oldest == kNever ? kNever : oldest + kIdle, std::memory_order_relaxed);
 }
 
-// Before a block gets new memory: what the process has must not become more than it had in use at
-// once, or now has with this block. What was freed first goes first.
+// No thread waits for the time to come: the next request does it, small or large. Until then the
+// system can have the memory.
+void look_after_idle() {
+  const int64_t time = look_at.load(std::memory_order_relaxed);
+  if (time == kNever || now(CLOCK_MONOTONIC_COARSE) < time) return;
+  Locked locked;
+  release_idle(kIdle);
+}
+
+// Before the process gets so many new pages: what it has must not become more than it had in use at
+// once, or now has with them. What was freed first goes first.
 void make_room(size_t count) {
   size_t used = count, kept = 0;
   for (const Block* block = blocks; block < blocks + block_count; ++block) {
-    if (block->used) used += block->count;
+    if (block->state == State::kUsed) used += block->count;
     if (block->freed_at != kNever) kept += block->count;
   }
   most_used = std::max(most_used, used);
@@ -154,48 +215,76 @@ void make_room(size_t count) {
   }
 }
 
-void* take(size_t bytes) {
-  const size_t count = (bytes + kPage - 1) / kPage;
-  const size_t similar = count + count / 8;
-  Locked locked;
-  // What steps take they take again, and the block that left a hole fits into it: holes stay as
-  // they are while there is one of the size.
-  Block* block = find(count, similar);
-  // The last step's block is often about to be freed, by another thread: better to wait a moment
-  // than to hold two of them.
-  for (int i = 0; i < kMoments && block == nullptr && has_twin(count); ++i) {
-    pthread_mutex_unlock(&mutex);
-    const timespec moment{0, kNanoseconds};
-    nanosleep(&moment, nullptr);
-    pthread_mutex_lock(&mutex);
-    block = find(count, similar);
-  }
-  if (block == nullptr) {
-    merge(block_count - 1);
-    // Something small would make a large hole useless for what left it.
-    block = find(count, 2 * count);
-    if (block == nullptr) block = blocks + block_count - 1;
-    if (block->used || block->count < count || block_count == kMostBlocks) {
-      // No room for more: whatever is free.
-      merge(block_count);
-      block = find(count, region_bytes);
-      if (block == nullptr) block = blocks + block_count - 1;
-      if (block->used || block->count < count || block_count == kMostBlocks) return nullptr;
-    }
-    if (block->count > count) {  // the rest is a block of its own
-      std::copy_backward(block, blocks + block_count, blocks + block_count + 1);
-      ++block_count;
-      block[1].first += count;
-      block[1].count -= count;
-      block->count = count;
-    }
-  }
-  if (block->freed_at == kNever) make_room(count);
-  block->used = true;
-  block->freed_at = kNever;
-  return region + block->first * kPage;
+// What steps take they take again, and the block that left a hole fits into it: holes stay as they
+// are while there is one of the size.
+Block* find_similar(size_t count) { return find(count, count + count / 8); }
+
+// Whether a block of this size is about to be freed, as far as anyone can tell. The calling thread
+// cannot free what it took itself while it waits.
+bool is_worth_waiting(size_t count) {
+  const pthread_t self = pthread_self();
+  return std::any_of(blocks, blocks + block_count, [&](const Block& b) {
+    return b.state == State::kUsed && b.count == count && !b.awaited &&
+           !pthread_equal(b.taken_by, self);
+  });
 }
 
+// The last step's block is often about to be freed, by another thread: better to wait a moment than
+// to hold two of them. Null if it was in vain; nobody waits for the same blocks again.
+Block* wait_for_similar(size_t count) {
+  Block* block = nullptr;
+  const int64_t start = now();
+  while (block == nullptr && is_worth_waiting(count) && now() - start < kPatience) {
+    pthread_mutex_unlock(&mutex);
+    const timespec moment{0, kMoment};
+    nanosleep(&moment, nullptr);
+    pthread_mutex_lock(&mutex);
+    block = find_similar(count);
+  }
+  if (block == nullptr)
+    for (Block* b = blocks; b < blocks + block_count; ++b) b->awaited |= b->count == count;
+  return block;
+}
+
+// A new free block of `count` pages; null if there is no room.
+Block* make_block(size_t count) {
+  merge(block_count - 1);
+  // Something small would make a large hole useless for what left it.
+  Block* block = find(count, 2 * count);
+  Block* const last = blocks + block_count - 1;
+  const auto fits = [&] {
+    return block->state == State::kFree && block->count >= count && block_count < kMostBlocks;
+  };
+  if (block == nullptr) block = last;
+  if (!fits()) {
+    // No room for more: whatever is free.
+    merge(block_count);
+    block = find(count, region_bytes);
+    if (block == nullptr) block = blocks + block_count - 1;
+    if (!fits()) return nullptr;
+  }
+  split(block, count);
+  return block;
+}
+
+void* take(size_t bytes) {
+  const size_t count = pages(bytes);
+  Locked locked;
+  Block* block = find_similar(count);
+  const bool waits = block == nullptr && is_worth_waiting(count);
+  if (waits) block = wait_for_similar(count);
+  const bool in_vain = waits && block == nullptr;
+  if (block == nullptr) block = make_block(count);
+  if (block == nullptr) return nullptr;
+  if (block->freed_at == kNever) make_room(count);
+  block->state = State::kUsed;
+  block->awaited = in_vain;
+  block->taken_by = pthread_self();
+  block->freed_at = kNever;
+  return block->begin();
+}
+
+// The used block at an address of the region; null if the address is not ours any more.
 Block* find_used(const void* p) {
   const size_t first = static_cast<size_t>(static_cast<const char*>(p) - region) / kPage;
   Block* const end = blocks + block_count;
@@ -203,21 +292,92 @@ Block* find_used(const void* p) {
       std::upper_bound(blocks, end, first,
                        [](size_t value, const Block& b) { return value < b.first; }) -
       1;
-  if (!block->used) __builtin_trap();  // freed twice
-  return block;
+  if (block->state == State::kFree) __builtin_trap();  // freed twice
+  return block->state == State::kUsed ? block : nullptr;
 }
 
-void give(void* p) {
-  Locked locked;
-  Block* const block = find_used(p);
-  block->used = false;
+// Makes free addresses part of the region's own mapping again, without memory.
+void restore(Block* block, int flags) {
+  void* const got = map(block->begin(), block->bytes(), flags);
+  block->moved = false;
+  block->freed_at = kNever;
+  if (got == block->begin()) {
+    madvise(got, block->bytes(), MADV_HUGEPAGE);
+    block->state = State::kFree;
+  } else {
+    if (got != MAP_FAILED) munmap(got, block->bytes());
+    block->state = State::kLost;
+  }
+}
+
+// Of a block whose pages the system has been told it may take.
+void set_free(Block* block) {
+  if (block->moved) return restore(block, MAP_FIXED);
+  block->state = State::kFree;
   block->freed_at = now();
   release_idle(kIdle);
 }
 
+// The bytes that a block has; 0 if the address is not ours.
 size_t usable(const void* p) {
+  if (!is_in_region(p)) return 0;
   Locked locked;
-  return find_used(p)->count * kPage;
+  const Block* const block = find_used(p);
+  return block == nullptr ? 0 : block->bytes();
+}
+
+void give(void* p, size_t bytes) {
+  // Before anyone else can write to it. Where the system does not know this, it is merely kept.
+  madvise(p, bytes, MADV_FREE);
+  Locked locked;
+  set_free(find_used(p));
+}
+
+// Takes the pages of a block to another place and adds to them.
+void* move(void* p, size_t count) {
+  Block* const to = make_block(count);
+  if (to == nullptr) return nullptr;
+  Block* const from = find_used(p);
+  if (to->freed_at != kNever) release(to);
+  make_room(count - from->count);
+  to->state = State::kUsed;
+  if (mremap(p, from->bytes(), to->bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, to->begin()) ==
+      MAP_FAILED) {
+    // The system may have unmapped the place all the same.
+    to->state = State::kLost;
+    can_move = false;
+    return nullptr;
+  }
+  to->moved = true;
+  to->awaited = from->awaited;
+  to->taken_by = from->taken_by;
+  restore(from, MAP_FIXED_NOREPLACE);
+  return to->begin();
+}
+
+// A block with another number of pages, at the same place if possible. Null if it has to be copied.
+void* resize(void* p, size_t bytes) {
+  const size_t count = pages(bytes);
+  Locked locked;
+  Block* const block = find_used(p);
+  if (count < block->count && block_count < kMostBlocks) {
+    split(block, count);
+    madvise(block[1].begin(), block[1].bytes(), MADV_FREE);
+    set_free(block + 1);
+  }
+  if (count <= block->count) return p;
+  const size_t more = count - block->count;
+  Block* const next = block + 1;
+  // Memory that lies there is somebody's hole.
+  if (!block->moved && next < blocks + block_count && next->state == State::kFree &&
+      next->freed_at == kNever && next->count > more) {
+    make_room(more);
+    next->first += more;
+    next->count -= more;
+    block->count = count;
+    return p;
+  }
+  return can_move ? move(p, count) : nullptr;
 }
 
 }  // namespace
@@ -227,22 +387,22 @@ extern "C" {
 #define EXPORT __attribute__((visibility("default")))
 
 EXPORT void* malloc(size_t size) {
+  if (size >= kNoticeable) look_after_idle();
   if (size >= kLeast && size <= region_bytes)
     if (void* p = take(size)) return p;
   return __libc_malloc(size);
 }
 
 EXPORT void free(void* p) {
-  if (is_ours(p)) {
-    const int error = errno;  // which free leaves alone
-    give(p);
-    errno = error;
-  } else {
-    __libc_free(p);
-  }
+  const size_t bytes = usable(p);
+  if (bytes == 0) return __libc_free(p);
+  const int error = errno;  // which free leaves alone
+  give(p, bytes);
+  errno = error;
 }
 
 EXPORT void* memalign(size_t alignment, size_t size) {
+  if (size >= kNoticeable) look_after_idle();
   if (size >= kLeast && size <= region_bytes && alignment <= kPage)
     if (void* p = take(size)) return p;
   return __libc_memalign(alignment, size);
@@ -263,18 +423,19 @@ EXPORT int posix_memalign(void** p, size_t alignment, size_t size) {
 
 EXPORT void* realloc(void* p, size_t size) {
   if (p == nullptr) return malloc(size);
-  if (!is_ours(p)) return __libc_realloc(p, size);
+  const size_t had = usable(p);
+  if (had == 0) return __libc_realloc(p, size);
   if (size == 0) {
     free(p);
     return nullptr;
   }
-  const size_t had = usable(p);
-  if (size <= had && size >= kLeast && size > had / 2) return p;
-  void* const moved = malloc(size);
-  if (moved == nullptr) return nullptr;
-  memcpy(moved, p, std::min(size, had));
+  if (size >= kLeast && size <= region_bytes)
+    if (void* resized = resize(p, size)) return resized;
+  void* const copy = malloc(size);
+  if (copy == nullptr) return nullptr;
+  memcpy(copy, p, std::min(size, had));
   free(p);
-  return moved;
+  return copy;
 }
 
 EXPORT void* reallocarray(void* p, size_t count, size_t size) {
@@ -285,7 +446,8 @@ EXPORT void* reallocarray(void* p, size_t count, size_t size) {
 }
 
 EXPORT size_t malloc_usable_size(void* p) {
-  return is_ours(p) ? usable(p) : usable_in_glibc ? usable_in_glibc(p) : 0;
+  const size_t bytes = usable(p);
+  return bytes != 0 ? bytes : usable_in_glibc ? usable_in_glibc(p) : 0;
 }
 
 // Also gives all free blocks back, and forgets how much was ever in use.
