@@ -1,36 +1,49 @@
-"""Run a Python program with the memory settings that large steps are fastest with.
+"""Run a program with the memory settings that large steps are fastest with.
 
     python -m dfpjax.launch PROGRAM.py ARGUMENT …
     python -m dfpjax.launch -m MODULE ARGUMENT …
+    python -m dfpjax.launch -c CODE ARGUMENT …
+    python -m dfpjax.launch jupyter lab          (any command: beside the interpreter, or on PATH)
 
 See `dfpjax.kernels.memory` for what they are, and why they have to be made before a process starts. The
 program takes this one's place: signals and the exit code are its own. One line on the standard error says
-what was set. Settings that the environment has already are kept; `--allocator=default`, or the environment
+what was done. Settings that the environment has already are kept; `--allocator=default`, or the environment
 variable `DFPJAX_LAUNCH=off`, changes nothing.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from dfpjax.kernels.memory import SETTINGS, SWITCH, chosen_already, has_glibc, has_huge_pages, is_off
 
 ALLOCATORS = ("tuned", "default")
-USAGE = f"usage: python -m dfpjax.launch [--allocator={{{','.join(ALLOCATORS)}}}] (PROGRAM.py | -m MODULE) …"
+USAGE = (
+    f"usage: python -m dfpjax.launch [--allocator={{{','.join(ALLOCATORS)}}}] "
+    "(PROGRAM.py | -m MODULE | -c CODE | COMMAND) …"
+)
+_LEFT_ALONE = "the memory allocator is left alone"
+_LONGEST = 40  # characters of a value that is shown
 
 
 def settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """The variables to add to an environment, and what to tell of them."""
     if is_off(environment):
-        return {}, f"{SWITCH}=off: the memory allocator is left alone"
+        return {}, f"{SWITCH}=off: {_LEFT_ALONE}"
     if names := chosen_already(environment):
-        return {}, f"kept as they are: {', '.join(f'{name}={environment[name]}' for name in names)}"
+        kept = (f"{name}={_shortened(environment[name])}" for name in names)
+        return {}, f"kept as they are: {', '.join(kept)}"
     if not has_glibc():
-        return {}, "not on glibc: the memory allocator is left alone"
-    text = " ".join(f"{name}={value}" for name, value in SETTINGS.items())
-    how = "kept between steps, in huge pages" if "LD_PRELOAD" in SETTINGS else "in huge pages"
-    off = "" if has_huge_pages() else " (but this machine has transparent huge pages switched off)"
-    return dict(SETTINGS), f"large arrays are {how}{off}: {text}; {SWITCH}=off for none of this"
+        return {}, f"not on glibc: {_LEFT_ALONE}"
+    kept = "kept for the next step, in huge pages" if "LD_PRELOAD" in SETTINGS else "in huge pages"
+    missing = "" if has_huge_pages() else " (this machine has switched them off)"
+    return dict(SETTINGS), f"large arrays are {kept}{missing}; {SWITCH}=off prevents it"
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"…{value[1 - _LONGEST :]}"
 
 
 def relaunch() -> None:
@@ -40,22 +53,19 @@ def relaunch() -> None:
     """
     added, message = settings(os.environ)
     if added:
-        _become(sys.orig_argv[1:], {**os.environ, **added}, message)
+        _become(sys.executable, sys.orig_argv[1:], {**os.environ, **added}, message)
 
 
 def main() -> None:
     allocator, program = parse(sys.argv[1:])
+    file, arguments = command(program, interpreter_options(sys.orig_argv, len(sys.argv) - 1))
     if allocator == "default":
         # A program that calls `relaunch` itself must know of it.
-        environment, message = {**os.environ, SWITCH: "off"}, "the memory allocator is left alone"
+        environment, message = {**os.environ, SWITCH: "off"}, _LEFT_ALONE
     else:
         added, message = settings(os.environ)
         environment = {**os.environ, **added}
-    # Options of the interpreter, such as `-X dev`, come before this module's name.
-    options = sys.orig_argv[1 : -len(sys.argv[1:])]
-    while options and options.pop() not in ("-m", "-mdfpjax.launch"):
-        pass
-    _become([*options, *program], environment, message)
+    _become(file, arguments, environment, message)
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str]]:
@@ -66,24 +76,91 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
     allocator, program = ALLOCATORS[0], list(arguments)
     while program and program[0].startswith("--"):
         option, _, value = program.pop(0).partition("=")
+        if option == "--":
+            break
         if option == "--help":
-            print(f"{USAGE}\n\n{__doc__}")
+            variables = "\n".join(f"    {name}={value}" for name, value in SETTINGS.items())
+            print(f"{USAGE}\n\n{__doc__}\nThe settings:\n\n{variables}")
             sys.exit(0)
         if option != "--allocator":
-            sys.exit(f"dfpjax.launch: no such option: {option}\n{USAGE}")
+            _refuse(f"no such option: {option}\n{USAGE}")
         allocator = value or (program.pop(0) if program else "")
         if allocator not in ALLOCATORS:
-            sys.exit(
-                f"dfpjax.launch: --allocator is {allocator!r}; it must be one of {', '.join(ALLOCATORS)}"
-            )
-    if not program or (program[0].startswith("-") and program[0] != "-m") or program == ["-m"]:
-        sys.exit(f"dfpjax.launch: name a program to run\n{USAGE}")
+            _refuse(f"--allocator is {allocator!r}; it must be one of {', '.join(ALLOCATORS)}")
+    if not program:
+        _refuse(f"name a program to run\n{USAGE}")
+    if program[0] in ("-m", "-c") and len(program) == 1:
+        what = {"-m": "a module", "-c": "code"}[program[0]]
+        _refuse(f"name a program to run: {what} must follow {program[0]}\n{USAGE}")
+    if program[0].startswith("-") and program[0] not in ("-m", "-c", "-"):
+        _refuse(f"no such option: {program[0]}; options of Python come before `-m dfpjax.launch`\n{USAGE}")
     return allocator, program
 
 
-def _become(arguments: list[str], environment: Mapping[str, str], message: str) -> None:
+def command(program: list[str], options: list[str]) -> tuple[str, list[str]]:
+    """The file to execute for a program, and its arguments.
+
+    Arguments:
+        program: what follows the launcher's own options: a Python file, `-m` and a module, `-c` and code, `-`
+            for the standard input, or a command's name.
+        options: options for the Python interpreter.
+
+    Ends the process with a message if there is no such program.
+    """
+    name, *arguments = program
+    if name in ("-m", "-c", "-"):
+        return sys.executable, [*options, *program]
+    folder = Path(sys.executable).parent
+    if Path(name).is_file() or (Path(name) / "__main__.py").is_file():
+        file = name
+    elif os.sep in name:
+        _refuse(f"no such program: there is no file {name}")
+    else:
+        file = shutil.which(name, path=str(folder)) or shutil.which(name)
+        if file is None:
+            _refuse(f"no such program: {name} is no file here, no command in {folder} and none on PATH")
+    if _is_for_python(Path(file), folder):
+        return sys.executable, [*options, file, *arguments]
+    if not os.access(file, os.X_OK):
+        _refuse(f"{file} is no Python program, and may not be executed")
+    if options:
+        _refuse(f"{file} is not run by {sys.executable}, so it cannot have the options {' '.join(options)}")
+    return file, arguments
+
+
+def _is_for_python(file: Path, folder: Path) -> bool:
+    """Whether a program is one for the Python interpreter in a folder, not a command of its own."""
+    if file.is_dir() or file.suffix == ".py":
+        return True
+    with file.open("rb") as stream:
+        # A console script has the interpreter's path in its first line, or in the second if it is long.
+        head = stream.readline(4096) + stream.readline(4096)
+    if head.startswith(b"#!"):
+        return os.fsencode(folder / "python") in head or b"/env python" in head
+    return not head.startswith(b"\x7fELF")
+
+
+def interpreter_options(command_line: list[str], own: int) -> list[str]:
+    """The options of Python, such as `-X dev`, before the launcher's name on a command line.
+
+    Arguments:
+        command_line: as in `sys.orig_argv`.
+        own: how many arguments of the launcher's own it ends with.
+    """
+    *options, last = command_line[1 : len(command_line) - own]
+    if not last.startswith("-") and options:  # the module's name, after its option
+        last = options.pop()
+    last = last.removesuffix("dfpjax.launch").removesuffix("m")
+    return [*options, last] if last.strip("-") else options
+
+
+def _refuse(message: str) -> None:
+    sys.exit(f"dfpjax.launch: {message}")
+
+
+def _become(file: str, arguments: list[str], environment: Mapping[str, str], message: str) -> None:
     print(f"dfpjax.launch: {message}", file=sys.stderr, flush=True)
-    os.execve(sys.executable, [sys.executable, *arguments], environment)
+    os.execve(file, [file, *arguments], environment)
 
 
 if __name__ == "__main__":

@@ -43,13 +43,100 @@ def test_the_program_gets_the_settings_its_arguments_and_the_interpreter_s_optio
     tunables = memory.SETTINGS["GLIBC_TUNABLES"]
     assert done.stdout.split("\n")[0] == f"['--allocator=default', 'b'] {tunables} None True"
     assert done.returncode == 7
-    lines = [line for line in done.stderr.splitlines() if line.startswith("dfpjax.launch: ")]
-    assert len(lines) == 1 and tunables in lines[0]
 
 
-def test_a_module_is_a_program_too():
-    done = run("-m", "dfpjax.launch", "-m", "platform")
+@needs_glibc
+def test_one_short_line_says_what_was_done():
+    _, message = launch.settings({})
+    assert message.startswith("large arrays are ") and "DFPJAX_LAUNCH=off" in message
+    assert len(message) < 100 and "\n" not in message
+    _, message = launch.settings({"LD_PRELOAD": f"/{'long/' * 50}libjemalloc.so.2"})
+    assert message.endswith("libjemalloc.so.2") and len(message) < 100
+
+
+@pytest.mark.parametrize("what", (["-m", "platform"], ["-c", "import platform; print(platform.platform())"]))
+def test_a_module_and_code_are_programs_too(what):
+    done = run("-m", "dfpjax.launch", *what)
     assert done.returncode == 0 and "Linux" in done.stdout
+
+
+def test_a_command_is_found_on_the_path_and_gets_its_arguments(tmp_path):
+    write(tmp_path / "some-tool", '#!/bin/sh\necho "$@" "$GLIBC_TUNABLES"; exit 5\n')
+    done = run("-m", "dfpjax.launch", "some-tool", "lab", "-m", "x", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    tunables = memory.SETTINGS["GLIBC_TUNABLES"] if memory.has_glibc() else ""
+    assert (done.stdout, done.returncode) == (f"lab -m x {tunables}\n", 5)
+
+
+def write(file: Path, text: str) -> str:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch) -> Path:
+    """The folder of an interpreter, with nothing of it on PATH; the working directory is empty."""
+    folder, here = tmp_path / "environment" / "bin", tmp_path / "here"
+    folder.mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(here)
+    return folder
+
+
+def test_a_console_script_beside_the_interpreter_comes_before_one_on_the_path(environment, tmp_path):
+    beside = write(environment / "jupyter", f"#!{environment}/python3.11\nimport jupyter\n")
+    write(tmp_path / "bin" / "jupyter", "#!/bin/sh\n")
+    options = ["-X", "dev"]
+    assert launch.command(["jupyter", "lab"], options) == (sys.executable, [*options, beside, "lab"])
+    # As pip writes it where the interpreter's path is too long for the first line.
+    long = write(environment / "long", f"#!/bin/sh\n'''exec' {environment}/python \"$0\" \"$@\"\n' '''\n")
+    assert launch.command(["long"], []) == (sys.executable, [long])
+
+
+def test_what_another_interpreter_runs_is_left_to_it(environment, tmp_path):
+    other = write(tmp_path / "bin" / "tool", "#!/other/bin/python\n")
+    assert launch.command(["tool", "-m"], []) == (other, ["-m"])
+    assert launch.command([other], []) == (other, [])
+    with pytest.raises(SystemExit, match="cannot have the options -X dev"):
+        launch.command(["tool"], ["-X", "dev"])
+
+
+def test_files_and_folders_with_python_in_them_are_programs(environment):
+    for text in ("", "#!/usr/bin/env python3\n"):
+        program = write(Path("program").absolute(), text)
+        for name in ("program", program):
+            assert launch.command([name, "a"], ["-O"]) == (sys.executable, ["-O", name, "a"])
+    write(Path("folder/__main__.py"), "")
+    assert launch.command(["folder"], []) == (sys.executable, ["folder"])
+    assert launch.command(["-"], []) == (sys.executable, ["-"])
+
+
+def test_what_is_not_there_is_named(environment):
+    with pytest.raises(SystemExit, match=r"jupytr is no file here, no command in .*/bin and none on PATH"):
+        launch.command(["jupytr", "lab"], [])
+    with pytest.raises(SystemExit, match=r"there is no file \./train\.py"):
+        launch.command(["./train.py"], [])
+    Path("script").write_text("#!/bin/sh\n")
+    with pytest.raises(SystemExit, match="script is no Python program, and may not be executed"):
+        launch.command(["script"], [])
+
+
+@pytest.mark.parametrize(
+    ("before", "options"),
+    (
+        ("-m dfpjax.launch", []),
+        ("-mdfpjax.launch", []),
+        ("-X dev -m dfpjax.launch", ["-X", "dev"]),
+        ("-X dev -Im dfpjax.launch", ["-X", "dev", "-I"]),
+        ("-Wignore -OOmdfpjax.launch", ["-Wignore", "-OO"]),
+    ),
+)
+def test_the_interpreter_s_options_are_told_from_the_program_s(before, options):
+    for own in (["jupyter"], ["-m", "dfpjax.launch", "-X", "a"]):
+        assert launch.interpreter_options(["python", *before.split(), *own], len(own)) == options
 
 
 @pytest.mark.parametrize("option", (["--allocator=default"], ["--allocator", "default"]))
@@ -80,7 +167,10 @@ def test_another_c_library_is_left_alone(monkeypatch):
     ("arguments", "message"),
     (
         ([], "name a program to run"),
-        (["-m"], "name a program to run"),
+        (["-m"], "name a program to run: a module must follow -m"),
+        (["-c"], "name a program to run: code must follow -c"),
+        (["--"], "name a program to run"),
+        (["-x", "p.py"], "no such option: -x; options of Python come before"),
         (["--nope", "p.py"], "no such option: --nope"),
         (["--allocator=big", "p.py"], "--allocator is 'big'; it must be one of tuned, default"),
     ),
