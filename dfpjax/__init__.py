@@ -6,12 +6,20 @@ native kernels, with float32 results and gradients. `explain` says what became o
 bits.
 """
 
+from importlib.util import find_spec
 from pkgutil import extend_path
 
 # Run from a checkout, Python finds these sources first; the compiled extension lies in the installed package.
 __path__ = extend_path(__path__, __name__)
 
-from dfpjax import _releases as _releases  # first: it tells of a JAX that the rest may fail to import on
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
+if find_spec("dfpjax._native") is None:
+    from dfpjax._unbuilt import explanation
+
+    raise ImportError(explanation(), name="dfpjax._native")
+
+from dfpjax import _releases as _releases  # before the rest, which a JAX that it tells of may fail to import
 from dfpjax import checkpoint_policies as checkpoint_policies
 from dfpjax import numpy as numpy
 from dfpjax.insight import History as History

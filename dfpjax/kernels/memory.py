@@ -6,9 +6,10 @@ clearing them. In a virtual machine that reports free pages to its host, they ma
 the step takes up to twice as long.
 
 So large blocks are kept: a small library of ours, which is preloaded, has those of 32 MiB and more stay in
-the process for the next block of that size, until nothing has wanted them for half a minute
-(`cpp_ops/preload/kept_blocks.cc`). They lie in huge pages, with which there is one fault for 2 MiB, and so do
-glibc's own. Both are decided when a process starts: `dfpjax.launch` starts a program with them.
+the process for the next block of that size, until nothing has wanted them for half a minute or the system
+runs short of memory (`cpp_ops/preload/kept_blocks.cc`). They lie in huge pages, with which there is one fault
+for 2 MiB, and so do glibc's own. Both are decided when a process starts: `dfpjax.launch` starts a program
+with them.
 
 glibc's own ways of keeping memory cannot keep such a block in its place: now and then something small lies in
 the hole that it left, and the process grows by all temporaries. `python -m benchmarks.allocators` compares.
@@ -23,7 +24,8 @@ from pathlib import Path
 from dfpjax import _native
 
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_LIBRARY = Path(_native.__file__).with_name("libdfpjax_kept_blocks.so")
+# In a folder of its own: beside the extension modules, tools that walk a package would import it.
+_LIBRARY = Path(_native.__file__).parent / "lib" / "libdfpjax_kept_blocks.so"
 
 
 def _settings() -> dict[str, str]:
