@@ -31,6 +31,7 @@ from dfpjax.insight import plot_mantissas as plot_mantissas
 from dfpjax.insight import sensitivity as sensitivity
 from dfpjax.insight import with_statistics as with_statistics
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
+from dfpjax.kernels import export_checks as export_checks
 from dfpjax.kernels import runtime_info as runtime_info
 from dfpjax.numbers import DFP32Array as DFP32Array
 from dfpjax.numbers import DFPArray as DFPArray

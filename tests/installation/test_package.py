@@ -68,4 +68,5 @@ def test_every_module_that_tools_find_imports():
 
 def test_the_extras_hold_what_their_uses_need():
     extras = PROJECT["project"]["optional-dependencies"]
+    assert extras["export"] == ["flatbuffers"] and "dfpjax[train,export]" in extras["test"]
     assert "dfpjax[train]" in extras["docs"]  # pdoc imports dfpjax.training
