@@ -118,7 +118,7 @@ def command(program: list[str], options: list[str]) -> tuple[str, list[str]]:
     else:
         file = shutil.which(name, path=str(folder)) or shutil.which(name)
         if file is None:
-            _refuse(f"no such program: {name} is no file here, no command in {folder} and none on PATH")
+            _refuse(f"no such program: {name} is neither a file here nor a command in {folder} or on PATH")
     if _is_for_python(Path(file), folder):
         return sys.executable, [*options, file, *arguments]
     if not os.access(file, os.X_OK):

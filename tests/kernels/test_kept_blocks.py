@@ -7,6 +7,7 @@ import mmap
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -143,14 +144,17 @@ assert resident() < before - 99 * MB
 """)
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_FREE"), reason="needs a system with MADV_FREE")
+@pytest.mark.skipif(
+    not (hasattr(mmap, "MADV_FREE") and Path("/proc/self/smaps_rollup").exists()),
+    reason="needs a system with MADV_FREE that counts such pages",
+)
 def test_the_system_may_take_what_is_free_and_nothing_else():
     passes("""
 p, q = c.malloc(100 * MB), c.malloc(40 * MB)
 fill(p, 100 * MB), fill(q, 40 * MB, 2)
 assert lazily_free() == 0
 c.free(p)
-assert lazily_free() == 100 * MB
+assert 99 * MB < lazily_free() <= 100 * MB
 count = faults()
 assert c.malloc(100 * MB) == p
 fill(p, 100 * MB, 3)

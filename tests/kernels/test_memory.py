@@ -115,7 +115,7 @@ def test_files_and_folders_with_python_in_them_are_programs(environment):
 
 
 def test_what_is_not_there_is_named(environment):
-    with pytest.raises(SystemExit, match=r"jupytr is no file here, no command in .*/bin and none on PATH"):
+    with pytest.raises(SystemExit, match=r"jupytr is neither a file here nor a command in .* or on PATH"):
         launch.command(["jupytr", "lab"], [])
     with pytest.raises(SystemExit, match=r"there is no file \./train\.py"):
         launch.command(["./train.py"], [])
