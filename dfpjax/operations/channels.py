@@ -1,6 +1,6 @@
-"""Affine maps of each channel, as a bias and batch normalization are, whose gradients take one native pass.
+"""Affine maps per channel, such as bias and batch normalization, whose gradients take one native pass.
 
-Values are those of the plain expressions, to the last bit.
+Values equal those of the plain expressions to the last bit.
 """
 
 import functools
@@ -42,8 +42,8 @@ def _shift_jvp(primals, tangents):
 
 @jax.custom_jvp
 def normalize_channels(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """(x − mean) · scale + shift, as batch normalization ends, with gradients by `mean`, `scale` and `shift`
-    that take one native pass together.
+    """(x − mean) · scale + shift, the last step of batch normalization. One native pass gives its gradients
+    by `mean`, `scale` and `shift`.
 
     Arguments:
         x: float32[..., channels].
@@ -82,8 +82,8 @@ def _batch(fun, operands, dims, **params):
 
 
 def expression(name: str, fun) -> Primitive:
-    """A primitive for an expression of which only the transpose is to be another one: that is left to be
-    registered, and so is its abstract evaluation."""
+    """A primitive that computes `fun`, so that its transpose can differ from `fun`'s. The caller registers
+    the transpose and the abstract evaluation."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
@@ -93,7 +93,7 @@ def expression(name: str, fun) -> Primitive:
 
 
 def _expression_jvp(primitive, fun, primals, tangents, **params):
-    # Second derivatives: rare, and in ordinary operations.
+    # Second derivatives are rare and take ordinary operations.
     tangents = [ad.instantiate_zeros(t) for t in tangents]
     out = primitive.bind(*primals, **params)
     return out, jax.jvp(functools.partial(fun, **params), tuple(primals), tuple(tangents))[1]

@@ -42,7 +42,7 @@ def conv_general_dilated(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
-        witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
+        witness: float32 of any shape with the largest magnitude of lhs, which saves a pass over lhs.
 
     Returns:
         float32 of the shape, and on an explicit mesh of the sharding, that `jax.lax.conv_general_dilated`
@@ -81,7 +81,7 @@ def conv_problem(
     batch_group_count: int = 1,
     out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Problem:
-    """What `conv_general_dilated` contracts."""
+    """The contraction that a `conv_general_dilated` is, and its operands."""
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
     spatial = lhs.ndim - 2
     lhs_dilation = tuple(lhs_dilation or (1,) * spatial)
@@ -122,7 +122,7 @@ def conv_problem(
     rhs_labels = _labels(numbers.rhs_spec, out_feature, in_feature, [w.rhs for w in windows])
     out_labels = _labels(numbers.out_spec, batch, out_feature, [w.out for w in windows])
 
-    # A group is a batch axis of its own: split it off the axes that hold it.
+    # Groups are a batch axis: split it off the axes that contain it.
     groups = max(feature_group_count, batch_group_count)
     out_shape, sharding = out.shape, out.sharding
     if groups > 1:
@@ -138,8 +138,7 @@ def conv_problem(
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:
-    """Label of each axis, where `spec` says at which axis the first, the second and each spatial label
-    stands."""
+    """Label of each axis. `spec` gives the axes of the first, the second and the spatial labels."""
     labels = [0] * len(spec)
     for axis, label in zip(spec, (first, second, *spatial), strict=True):
         labels[axis] = label

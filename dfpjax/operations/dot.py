@@ -37,7 +37,7 @@ def dot_general(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
-        witness: float32 of any shape with as large a largest magnitude as lhs: saves looking for it there.
+        witness: float32 of any shape with the largest magnitude of lhs, which saves a pass over lhs.
 
     Returns:
         float32 of the shape, and on an explicit mesh of the sharding, that `jax.lax.dot_general` gives: batch
@@ -52,7 +52,7 @@ def dot_general(
 
 
 class Problem(NamedTuple):
-    """What an operation contracts."""
+    """An operation as a contraction of operands."""
 
     lhs: jax.Array
     """float32, with the contraction's axes."""
@@ -61,11 +61,11 @@ class Problem(NamedTuple):
     sharding: NamedSharding
     """The sharding of the contraction's result."""
     out: jax.core.ShapedArray
-    """The result's type as JAX has it: the contraction's may have more axes."""
+    """The result's type in JAX; the contraction's result may have more axes."""
 
 
 def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, out_sharding=None) -> Problem:
-    """What `dot_general` contracts."""
+    """The contraction that a `dot_general` is, and its operands."""
     _require_float32("dot_general", lhs=lhs, rhs=rhs)
 
     def multiply(x, y):
@@ -88,7 +88,7 @@ def result_type(function: Callable, lhs: jax.Array, rhs: jax.Array, out_sharding
 
 
 def dot_contraction(lhs_ndim: int, rhs_ndim: int, dimension_numbers, out_shape) -> Contraction:
-    """The contraction that a dot_general is."""
+    """The contraction that a `dot_general` is."""
     (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = dimension_numbers
     lhs = list(range(lhs_ndim))
     rhs = list(range(lhs_ndim, lhs_ndim + rhs_ndim))
@@ -109,7 +109,7 @@ def contract(
     backend: Backend,
     witness: jax.Array | None = None,
 ) -> jax.Array:
-    """Quantize both operands and contract them; a witness is lhs's, of any shape."""
+    """Quantize both operands and contract them. A witness has any shape and belongs to lhs."""
     operands, params = quantized(problem, quantizers, accumulation, backend, witness)
     return reshaped(primitives.contract(*operands, **params), problem.out.shape, problem.out.sharding)
 
@@ -123,7 +123,7 @@ def quantized(
 ) -> tuple[tuple, dict]:
     """Operands and parameters of `contract_p`."""
     native = backend == "auto"
-    if witness is not None:  # in its own tensor's shape, while groups have split lhs's axes
+    if witness is not None:  # it has the axes of its own tensor, while groups may have split those of lhs
         witness = witness.reshape(-1, *(1,) * (problem.lhs.ndim - 1))
     check_roles(accumulation, quantizers)
     quantizers = pre_shifted(quantizers, accumulation)

@@ -1,14 +1,14 @@
-"""Which slices of an operand have an exponent of their own, and how a sum over such slices is aligned.
+"""Which slices of an operand have exponents of their own, and how a sum over such slices is aligned.
 
-A product summed over an index needs the same exponent for every term. An operand's exponents vary along the
-axes that the output has too, so fprop is fine; but the transpose contracts axes that were the output's, and
-there the operand held from fprop (a kernel with an exponent per output channel in dgrad, an input with one
-per example in wgrad) brings an exponent for each term. The other operand is still float32: it is quantized
-as if multiplied by 2^(held exponent), so that the sum of both exponents is the same for every term.
+All terms of a sum of products need the same exponent. In fprop they have it, because an operand's exponents
+vary only along axes of the output. The transpose contracts axes that were the output's. There the operand
+held from fprop (in dgrad a kernel with an exponent per output channel, in wgrad an input with an exponent per
+example) has another exponent for each term. The other operand is still float32, so it is quantized as if
+multiplied by 2^(held exponent). Then both exponents have the same sum in every term.
 
-An operand aligned so can be held in turn. Its exponents vary along free axes *and* along contracted ones, but
-as a sum of one part for each (`align`'s result minus its shift), and transposing exchanges the two kinds of
-axes. So the parts can always be told apart again, in derivatives of any order.
+An operand aligned this way can be held in turn. Its exponents vary along free *and* contracted axes, as the
+sum of one part for each kind (`align`'s result minus its shift). Transposing exchanges the two kinds of axes,
+so the parts can be separated again in derivatives of any order.
 """
 
 from dataclasses import replace
@@ -32,8 +32,8 @@ def quantize_operand(
     witness: jax.Array | None = None,
     native: bool = True,
 ):
-    """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`); `quantize_array` explains
-    the rest."""
+    """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`). `quantize_array` documents
+    the other arguments."""
     return quantize_array(
         x,
         quantizer,
@@ -46,23 +46,23 @@ def quantize_operand(
 
 
 def align(contraction: Contraction, rhs_exponent: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Split rhs's exponents into those of the output and the rest, which is for lhs to take over.
+    """Split rhs's exponents into those of the output and a rest that lhs takes over.
 
     Arguments:
         contraction: its lhs must have passed `map_with_exponents`.
         rhs_exponent: int32 of rhs's rank.
 
     Returns:
-        (common, shift): `common` does not vary along contracted axes; `shift`, of lhs's rank, says by which
-        power of two lhs's slices are to be multiplied. None if all have the same exponent anyway.
+        (common, shift): `common` does not vary along contracted axes. `shift` has lhs's rank and contains the
+        power of two by which to multiply each slice of lhs; None if all slices have the same exponent.
     """
     contracted = _contracted(contraction)
     if all(rhs_exponent.shape[axis] == 1 for axis in contracted):
         return rhs_exponent, None
     common = jnp.max(rhs_exponent, contracted, keepdims=True)
-    # A slice that is not finite makes all that is summed with it NaN, by `common`.
+    # A slice that is not finite turns every sum that it is part of into NaN, through `common`.
     shift = jnp.where(common >= NONFINITE_THRESHOLD, 0, rhs_exponent - common)
-    # The shift is the same along rhs's free axes, except that it was just set to zero beside a NaN.
+    # The shift is the same along rhs's free axes, except where the line above set it to zero.
     free = tuple(axis for axis, label in enumerate(contraction.rhs) if label not in contraction.lhs)
     shift = jnp.min(shift, free)
     labels = [label for label in contraction.rhs if label in contraction.lhs]
@@ -73,7 +73,7 @@ def align(contraction: Contraction, rhs_exponent: jax.Array) -> tuple[jax.Array,
 
 
 def map_with_exponents(lhs: jax.Array, contraction: Contraction, rhs_exponent: jax.Array):
-    """Give lhs the mapped axes that it lacks, where each example needs a shift of its own.
+    """Add to lhs the mapped axes that it lacks, if each example needs its own shift.
 
     Returns:
         (lhs, contraction).

@@ -11,7 +11,7 @@ from dfpjax.kernels import passes
 from dfpjax.operations.passes import jvp_by, jvp_in_hlo, mapped_first, pass_primitive, transpose_by
 
 NATIVE_POWER = 0.75
-"""What the native passes raise to; other powers take ordinary operations."""
+"""The power that the native passes compute; other powers take ordinary operations."""
 
 
 def local_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta: float) -> jax.Array:
@@ -22,7 +22,7 @@ def local_response_norm(x: jax.Array, *, size: int, k: float, alpha: float, beta
         size: an odd number.
 
     Returns:
-        As `x`, in shape and dtype.
+        An array of x's shape and dtype.
     """
     return response_p.bind(x, size=size, k=k, alpha=alpha, beta=beta)
 
@@ -38,17 +38,17 @@ def _tangent(dx, x, *, size, k, alpha, beta):
 
 
 def _gradient(g, x, *, size, k, alpha, beta):
-    """Written out, since XLA for CPU takes 15 times as long for what JAX derives."""
+    """The gradient, written out because XLA for CPU takes 15 times as long for the one that JAX derives."""
     divisor = k + alpha * _window_sum(x * x, size)
     scale = _power(divisor, beta)
-    # The window is as wide to the left as to the right, so its sum is its own transpose.
+    # The window is symmetric, so the window sum is its own transpose.
     return g * scale - 2 * alpha * beta * x * _window_sum(g * x * scale / divisor, size)
 
 
 def _window_sum(x: jax.Array, size: int) -> jax.Array:
-    """Over the `size` channels around each."""
+    """The sum over the `size` channels around each channel."""
     channels, reach = x.shape[-1], size // 2
-    # Slices of one padded array and not a window reduction: XLA fuses them into one pass.
+    # XLA fuses slices of one padded array into one pass, but not a window reduction.
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(reach, reach)])
     return sum(x[..., start : start + channels] for start in range(size))
 
@@ -67,7 +67,7 @@ def _natively(native, in_hlo, *operands, size, k, alpha, beta):
         return in_hlo(*operands, size=size, k=k, alpha=alpha, beta=beta)
     channels = x.shape[-1]
     rows = (v.reshape(x.size // max(channels, 1), channels) for v in operands)
-    # A window that reaches beyond all channels is no wider than one that reaches all.
+    # A reach beyond all channels means the same as one that includes them all.
     return native(*rows, reach=min(size // 2, channels), k=k, alpha=alpha).reshape(x.shape)
 
 

@@ -1,8 +1,8 @@
-"""Sums over all axes but the channels, which XLA for CPU is slow at, as operations that JAX can differentiate
-and batch; and what the operations of `channels` and `pooling` have in common.
+"""Sums over all axes but the channels as operations that JAX can differentiate and batch, and what all native
+passes share.
 
-Sums are more exact than XLA's, so their last bits differ. Each is a primitive that lowers to a native pass
-(`dfpjax.kernels.passes`) on one CPU device and to ordinary operations everywhere else.
+XLA for CPU is slow at these sums. Ours are more exact, so their last bits differ. Each is a primitive that
+lowers to a native pass (`dfpjax.kernels.passes`) on one CPU device and to ordinary operations elsewhere.
 """
 
 import functools
@@ -22,7 +22,8 @@ from dfpjax.numbers.format.quantize import quantize_whole_in_hlo, quantize_whole
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
-    """Lower to `in_hlo(*operands, **params)`, and on a CPU where nothing is partitioned to `native`."""
+    """Lower to `native` on a CPU in programs that are not partitioned, else to `in_hlo`. Both are called as
+    `fun(*operands, **params)`."""
     several = primitive.multiple_results
     plainly = mlir.lower_fun(in_hlo, multiple_results=several)
     natively = mlir.lower_fun(native, multiple_results=several)
@@ -65,7 +66,7 @@ def mapped_first(operands, dims) -> list[jax.Array]:
 
 
 def jvp_by(primitive, tangent, primals, tangents, **params):
-    """The rule of a function of one tensor, whose tangent is `tangent.bind(dx, x)`."""
+    """The JVP rule of a function of one tensor whose tangent is `tangent.bind(dx, x)`."""
     (x,), (dx,) = primals, tangents
     out = primitive.bind(x, **params)
     if isinstance(dx, ad.Zero):
@@ -74,14 +75,14 @@ def jvp_by(primitive, tangent, primals, tangents, **params):
 
 
 def jvp_in_hlo(primitive, in_hlo, primals, tangents, **params):
-    """The rule of what is a derivative itself: second derivatives are rare, and in ordinary operations."""
+    """The JVP rule of a derivative: second derivatives are rare and take ordinary operations."""
     tangents = tuple(map(ad.instantiate_zeros, tangents))
     out = primitive.bind(*primals, **params)
     return out, jax.jvp(functools.partial(in_hlo, **params), tuple(primals), tangents)[1]
 
 
 def transpose_by(other, ct, v, x, **params):
-    """The rule of what is linear in `v`, with `other` as its transpose."""
+    """The transpose rule of a function that is linear in `v`; `other` is its transpose."""
     if isinstance(ct, ad.Zero):
         return [ad.Zero(v.aval), None]
     return [other.bind(*_compat.vary_together(ct, x), **params), None]
@@ -92,7 +93,8 @@ register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
 
 def batch_as_groups(primitive, operands, dims, *, mapped, **params):
-    """The batching rule of a pass with results for each channel: mapped axes are groups of rows."""
+    """The batching rule of a pass with results per channel: each index of the mapped axes is a group of
+    rows."""
     out = primitive.bind(*mapped_first(operands, dims), mapped=mapped + 1, **params)
     return out, [0] * len(out)
 
@@ -105,13 +107,13 @@ def rows_of(x: jax.Array, mapped: int) -> tuple[int, ...]:
 
 
 def grouped(x: jax.Array, mapped: int) -> jax.Array:
-    """As [groups, rows, channels]."""
+    """x as [groups, rows, channels]."""
     groups = int(np.prod(x.shape[:mapped], dtype=np.int64))
     return x.reshape(groups, x.size // max(groups * x.shape[-1], 1), x.shape[-1])
 
 
 def grouped_channels(v: jax.Array, mapped: int) -> jax.Array:
-    """What there is for each channel as [groups, channels]."""
+    """Values per channel as [groups, channels]."""
     return v.reshape(int(np.prod(v.shape[:mapped], dtype=np.int64)), v.shape[-1])
 
 
@@ -133,13 +135,13 @@ moments_p = pass_primitive("dfp_moments", _moments_in_hlo, _moments_natively, se
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of each channel, in one pass, the sum, the sum of squares, the least and the greatest value.
+    """The sum, sum of squares, least and greatest value of each channel, in one pass.
 
     Arguments:
         x: float32[..., channels].
 
     Returns:
-        Four times float32[channels], NaN where a channel has one. No gradient flows through the last two.
+        Four float32[channels], NaN where a channel has a NaN. No gradient flows through the last two.
     """
     return tuple(moments_p.bind(x, mapped=0))
 
@@ -168,14 +170,14 @@ paired_sums_p = pass_primitive("dfp_paired_sums", _paired_in_hlo, _paired_native
 
 
 def paired_sums(g: jax.Array, x: jax.Array, centre: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each channel, in one pass, the sums of g and of g · (x − centre).
+    """The sums of g and of g · (x − centre) of each channel, in one pass.
 
     Arguments:
         g, x: float32[..., channels].
         centre: float32[channels].
 
     Returns:
-        Twice float32[channels].
+        Two float32[channels].
     """
     return tuple(paired_sums_p.bind(*_compat.vary_together(g, x, centre), mapped=0))
 
@@ -198,14 +200,14 @@ rectified_sums_p = pass_primitive("dfp_rectified_sums", _rectified_in_hlo, _rect
 def rectified_sums(
     g: jax.Array, x: jax.Array, centre: jax.Array, scale: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`paired_sums` of g where (x − centre) · scale + shift is positive, and of 0 elsewhere.
+    """`paired_sums` with g set to zero where (x − centre) · scale + shift is not positive.
 
     Arguments:
         g, x: float32[..., channels].
         centre, scale, shift: float32[channels].
 
     Returns:
-        Twice float32[channels].
+        Two float32[channels].
     """
     return tuple(rectified_sums_p.bind(*_compat.vary_together(g, x, centre, scale, shift), mapped=0))
 

@@ -12,24 +12,24 @@ from dfpjax.kernels import passes
 from dfpjax.operations.passes import jvp_by, mapped_first, pass_primitive, transpose_by
 
 MOST_TAPS = 1024
-"""Pixels in a window that the native pass takes."""
+"""The most pixels in a window that the native pass takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """Windows over the height and the width; each holds at least one pixel of the image."""
+    """Windows over height and width; each contains at least one pixel of the image."""
 
     sizes: tuple[int, int]
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
 
     def encode(self) -> passes.Windows:
-        """As the native pass takes them."""
+        """The windows in the native pass's form."""
         (height, width), (down, right), ((above, _), (left, _)) = self.sizes, self.strides, self.padding
         return height, down, above, width, right, left
 
     def fit(self, height: int, width: int) -> bool:
-        """Whether the native pass can pool images of so many pixels."""
+        """Whether the native pass can pool images of this height and width."""
         return self.sizes[0] * self.sizes[1] <= MOST_TAPS and all(
             extent > 0 and 0 <= low < window and 0 <= high < window and low + extent + high >= window
             for extent, window, (low, high) in zip((height, width), self.sizes, self.padding, strict=True)
@@ -41,10 +41,11 @@ def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
 
     Arguments:
         x: float32[images, height, width, channels].
-        windows: that fit x.
+        windows: windows that fit x.
 
     Returns:
-        float32[images, rows, columns, channels], bit-identical to `lax.reduce_window`'s, as the gradient is.
+        float32[images, rows, columns, channels]. Values and gradient are bit-identical to those of
+        `lax.reduce_window`.
     """
     return max_pool_p.bind(x, windows=windows)
 
@@ -88,7 +89,7 @@ max_pool_gradient_p = pass_primitive("dfp_max_pool_gradient", _gradient, _gradie
 
 
 def _linear_jvp(primitive, primals, tangents, *, windows):
-    """Linear in the first operand; the second one only says where the maxima are."""
+    """The JVP rule: linear in the first operand; the second one only says where the maxima are."""
     (v, x), (dv, _) = primals, tangents
     out = primitive.bind(v, x, windows=windows)
     if isinstance(dv, ad.Zero):
@@ -97,7 +98,7 @@ def _linear_jvp(primitive, primals, tangents, *, windows):
 
 
 def _pool_batch(primitive, operands, dims, *, windows):
-    """The mapped axis becomes one of the images'."""
+    """The batching rule: the mapped axis is merged into the axis of images."""
     operands = mapped_first(operands, dims)
     size = len(operands[0])
     merged = [x.reshape(size * x.shape[1], *x.shape[2:]) for x in operands]

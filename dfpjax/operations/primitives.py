@@ -8,11 +8,11 @@ any order, stay within the two (Das et al., 2018, §4.1).
 Mantissas have dtype `dfp16`, whose tangents are float32. Between the passes only mantissas are kept, so
 residuals are 16 bits wide. The derivative names them for `jax.checkpoint`.
 
-What only the kernels know has primitives of its own: with a `FixedChain`, `saturated_chains_p` gives the
-number of saturated chains of a contraction, with certified accumulation `chain_lengths_p` how long they are.
-They lower to a call of the native kernel with both results. The contraction lowers to the same call with a
-`FixedChain`, and with certified accumulation if it has the parameter `counted`; so XLA runs the kernel once
-for the two primitives.
+Two more primitives return what only the kernels know: `saturated_chains_p` the number of saturated chains of
+a contraction with a `FixedChain`, and `chain_lengths_p` the chain lengths of one with certified accumulation.
+They lower to a kernel call that also returns the contraction's result. The contraction lowers to the same
+call with a `FixedChain`, and with certified accumulation if its parameter `counted` is set. So one kernel
+call serves both primitives.
 """
 
 import functools
@@ -42,7 +42,8 @@ from dfpjax.operations.exponents import align, map_with_exponents, quantize_oper
 Backend = Literal["auto", "reference"]
 
 LHS_NAME = "dfp_lhs"
-"""The name of a left operand, mantissas and exponent, where the operation is differentiated."""
+"""The name (`jax.ad_checkpoint.checkpoint_name`) of a left operand's mantissas and exponent, given where the
+operation is differentiated."""
 
 RHS_NAME = "dfp_rhs"
 """The same for a right operand."""
@@ -62,10 +63,10 @@ def contract(*operands, **params) -> jax.Array:
     Arguments:
         operands: (lhs, lhs_exponent, rhs, rhs_exponent).
         params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
-            lhs's and rhs's mantissas; backend; out_sharding, the `NamedSharding` that the result's type has
-            (of an empty mesh without one). The bits are what the products take: any shift of the
-            accumulation has gone into them. And counted, if given: whether `chain_lengths` is asked for the
-            same operands, so that one run of the kernel had better do for both.
+            lhs's and rhs's mantissas, after the accumulation's pre-shift; backend; out_sharding, the
+            `NamedSharding` of the result's type (of an empty mesh if it has none). Optionally counted:
+            whether the program asks for the `chain_lengths` of the same operands, so that one kernel call
+            serves both.
     """
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
@@ -82,7 +83,7 @@ def _abstract_eval(lhs, *_, contraction: Contraction, out_sharding: NamedShardin
 
 
 def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
-    """How many chains an equation of `contract_p` or `contract_linear_p` saturates.
+    """The number of chains that an equation of `contract_p` or `contract_linear_p` saturates.
 
     Arguments:
         primitive, operands, params: the equation's.
@@ -94,14 +95,14 @@ def saturated_chains(primitive: Primitive, *operands, **params) -> jax.Array:
 
 
 def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
-    """How long the chains of an equation of `contract_p` or `contract_linear_p` are.
+    """The chain lengths of an equation of `contract_p` or `contract_linear_p`.
 
     Arguments:
         primitive, operands, params: the equation's, with certified accumulation.
 
     Returns:
-        float32 of the shape of the axes that vmap added and one more, of `CHAINS`: the share of the
-        multiply-accumulates that is done with chains of each length.
+        float32[*axes that vmap added, len(CHAINS)]: the share of multiply-accumulates in chains of each
+        length.
     """
     assert params["accumulation"] == "certified"
     return _bind_beside(chain_lengths_p, primitive, *operands, **params)
@@ -131,12 +132,12 @@ def _of_examples(lhs, contraction: Contraction, out_sharding: NamedSharding, sha
 
 
 def _examples(contraction: Contraction) -> tuple[int, ...]:
-    """Extents of the axes that vmap added; they come first."""
+    """Extents of the axes that vmap added, which come first."""
     return contraction.out_shape[: len(contraction.mapped)]
 
 
 def _planned(contraction: Contraction, lhs, lhs_exponent, rhs, rhs_exponent):
-    """The plan, and the operands as it takes them."""
+    """The plan, and the operands in its order."""
     plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
     if plan.swapped:
         lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
@@ -156,7 +157,7 @@ def _run_counting(contraction: Contraction, *operands, native: bool):
 
 
 def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, native: bool):
-    """The result, and how many chains were saturated."""
+    """The result, and the number of saturated chains."""
     examples = _examples(contraction)
     chains = {"length": length, "examples": math.prod(examples)}
     if native:
@@ -193,7 +194,7 @@ def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend,
 
 
 def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: Quantizer, backend: Backend):
-    """`contract_p`'s operands for those of `contract_linear_p`."""
+    """Operands of `contract_p` from those of `contract_linear_p`."""
     common, shift = align(contraction, rhs_exponent)
     native = backend == "auto"
     return *quantize_operand(lhs, contraction, cotangent, shift, native=native), rhs, common
@@ -258,7 +259,7 @@ def linear_parts(contraction: Contraction, cotangent: Quantizer, bits, **params)
 
 
 def _contract_jvp(primals, tangents, **params):
-    # The result is computed from what has the names, so that where that is saved nothing is quantized again.
+    # The result is computed from the named operands, so that a policy that saves them avoids requantization.
     lhs, lhs_exponent = checkpoint_name(tuple(primals[:2]), LHS_NAME)
     rhs, rhs_exponent = checkpoint_name(tuple(primals[2:]), RHS_NAME)
     out = contract(lhs, lhs_exponent, rhs, rhs_exponent, **params)
@@ -309,8 +310,7 @@ def _contract_linear_transpose(
 
 
 def _contract_transpose(ct, lhs, lhs_exponent, rhs, rhs_exponent, **params):
-    """Where JAX transposes a linear program without differentiating it first: as the derivative's
-    transpose is."""
+    """For programs that JAX transposes without differentiating them first; the derivative's transpose."""
     if _is_zero(ct):
         return [None] * 4
 
@@ -336,7 +336,7 @@ for _measure in (saturated_chains_p, chain_lengths_p):
 
 
 def _map_leading(x, dim, size: int):
-    """Move x's mapped axis to the front; a single slice stands for all where x is not mapped."""
+    """Move x's mapped axis to the front, or broadcast x along a new one of that size."""
     if dim is None:
         return lax.broadcast(x, (size,))
     return jnp.moveaxis(x, dim, 0) if dim else x

@@ -1,7 +1,7 @@
-"""Rectified normalized tensors, and their sums with a residual, as they end the blocks of a residual network.
+"""Rectified normalized tensors, with or without a residual, as at the end of a residual network's blocks.
 
-Values and gradients are those of `jax.nn.relu` of the plain expressions; what is sums of products may be one
-rounding off.
+Values and gradients are those of `jax.nn.relu` of the plain expressions; sums of products may differ by one
+rounding.
 """
 
 import functools
@@ -31,8 +31,8 @@ from dfpjax.operations.passes import (
 
 @jax.custom_jvp
 def rectify_normalized(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """max((x − mean) · scale + shift, 0), with gradients by `mean`, `scale` and `shift` that take one native
-    pass together, in which the cotangent is rectified as well.
+    """max((x − mean) · scale + shift, 0). One native pass rectifies the cotangent and gives the gradients by
+    `mean`, `scale` and `shift`.
 
     Arguments:
         x: float32[..., channels].
@@ -96,15 +96,15 @@ def rectify_sum(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y = max((x − mean) · scale + shift + residual, 0) and its extremes, in one native pass.
 
-    For the gradient, one byte of each number says whether it is positive.
+    For the gradient, a mask with one byte per number says where y is positive.
 
     Arguments:
         x, residual: float32[..., channels].
         mean, scale, shift: float32[1, ..., 1, channels], of x's rank.
 
     Returns:
-        y, float32 of x's shape, and float32[channels] with the least and the greatest y of each channel, NaN
-        where it has one. No gradient flows through the last two.
+        y as float32 of x's shape, and the least and the greatest y of each channel as float32[channels], NaN
+        where a channel has a NaN. No gradient flows through the last two.
     """
     of_channels = (v.reshape(-1) for v in (mean, scale, shift))
     operands = _compat.vary_together(x, residual, *of_channels)
@@ -151,7 +151,7 @@ def _sum_jvp(primals, tangents, *, mapped, masked):
 
 
 def _sum_tangent(x, of_channels, tangents):
-    """The tangent of the sum before it is rectified; that of what is normalized is `normalize_channels`'s."""
+    """The tangent of the sum before rectification. The normalized part has `normalize_channels`'s tangent."""
     dx, dresidual, *dof_channels = tangents
     terms = [] if isinstance(dresidual, ad.Zero) else [dresidual]
     if not all(isinstance(t, ad.Zero) for t in (dx, *dof_channels)):

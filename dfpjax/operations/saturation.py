@@ -1,4 +1,4 @@
-"""`saturated_chains`: how many chains of an operation, and of its gradients, were saturated."""
+"""`saturated_chains`: the number of saturated chains of an operation and of its gradients."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -37,17 +37,17 @@ def saturated_chains(
     backend: Backend = "auto",
     **parameters,
 ) -> SaturatedChains:
-    """How many chains `operation(lhs, rhs, …)` saturates, and its gradients for that cotangent.
+    """The number of chains that `operation(lhs, rhs, …)` and its gradients for a cotangent saturate.
 
-    Where the operation itself stands in the same `jit`, XLA finds that both run the same kernels on the same
-    operands, and runs them once. Under `vmap` each example has counts of its own.
+    If the same `jit` also computes the operation itself, one kernel call serves both. Under `vmap` each
+    example has its own counts.
 
     Arguments:
         operation: `conv_general_dilated` or `dot_general` of this module.
         lhs, rhs: its operands.
-        cotangent: float32 of its result's shape; without one the gradients are left out.
-        quantizers, accumulation, backend, parameters: as the operation takes them. Certified chains are
-            never saturated.
+        cotangent: float32 of the result's shape; None leaves the gradients out.
+        quantizers, accumulation, backend, parameters: those of the operation. Certified chains never
+            saturate.
 
     Raises:
         ValueError: if the operation is not one of the two.

@@ -1,25 +1,23 @@
 """Contractions over several devices: how XLA partitions one between the devices of a mesh.
 
-XLA cannot see into a native kernel and would gather its operands on every device. So where a program is
-partitioned, a contraction is lowered with a rule that says which axes may be split. It is the rule of an
-einsum:
+XLA cannot see into a native kernel and would gather its operands on every device. So a contraction in a
+partitioned program is lowered with a rule that says which axes may be split. It is the rule of an einsum:
 
-- an axis of the output that no window ties (batch, features, groups, what vmap added) is split between the
-  devices, and each computes its own part;
-- a contracted axis is split likewise; the parts of the sum are then added over the devices in float32, as
-  data-parallel training adds its weight gradients;
-- an axis of a window is kept whole on every device, and so is one whose size the devices do not divide.
+- An axis of the output outside of windows (batch, features, groups, axes of vmap) is split between the
+  devices, and each computes its own part.
+- A contracted axis is split as well. The devices' partial sums are then added in float32, as data-parallel
+  training adds weight gradients.
+- An axis of a window stays whole on every device, and so does an axis that the devices do not divide.
 
-Every device makes a plan for what it holds. A result differs from one device's by the rounding of float32
-sums alone: the shared exponents are maxima over the whole tensor wherever it is, the mantissas are the same
-bits, but shards are cut into tiles and splits from where they begin, and the parts of a split contraction
-are added in another order. Along the axes of vmap, where each index is a problem of its own, the bits are
-the same.
+Every device makes a plan for its shard. A result differs from one device's only by the rounding of float32
+sums. The shared exponents are maxima over the whole tensor, and the mantissas have the same bits. But tiles
+and splits start at the beginning of each shard, and a split contraction adds its parts in another order. The
+axes of vmap have independent problems, so splitting them changes no bits.
 
 The rule lives in this process. So an exported program runs contractions replicated, and JAX's persistent
 compilation cache finds a partitioned program only in the process that compiled it. Do not set
-`jax_remove_custom_partitioning_ptr_from_cache_key`: without the pointer to its rule, a convolution's key
-does not tell its padding.
+`jax_remove_custom_partitioning_ptr_from_cache_key`: without the pointer to its rule, a convolution's cache
+key does not include its padding.
 """
 
 import itertools
