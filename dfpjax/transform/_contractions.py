@@ -1,4 +1,4 @@
-"""What a convolution or dot product equation is: its size, and whether dynamic fixed point suits it."""
+"""Convolution and dot product equations: their size, and whether dynamic fixed point can compute them."""
 
 import math
 
@@ -8,10 +8,10 @@ from jax.extend.core import JaxprEqn, Literal, Var
 from dfpjax.policy._cost import Kind, Work
 
 CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
-"""Primitives that are rewritten."""
+"""The primitives that are rewritten."""
 
 QUANTIZED = frozenset({"dfp_contract", "dfp_contract_linear"})
-"""Primitives that compute in dynamic fixed point already."""
+"""The primitives that compute in dynamic fixed point."""
 
 _SUPPORTED = ("float32", "bfloat16", "float16", "float64")
 
@@ -34,7 +34,7 @@ def obstacle(eqn: JaxprEqn) -> str | None:
 
 
 def factors(eqn: JaxprEqn) -> list[Var | Literal]:
-    """The operands lhs and rhs, without the exponents of those that are quantized."""
+    """The operands lhs and rhs, without exponents."""
     if _quantized(eqn):
         return [v for v in eqn.invars if v.aval.dtype != jnp.int32]
     return eqn.invars
@@ -47,7 +47,8 @@ def operand_shapes(eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def macs(eqn: JaxprEqn) -> int:
-    """Multiply-accumulate operations: padding included, the holes of a dilated input left out."""
+    """Multiply-accumulate operations, with those on padding, without those on the zeros of a dilated
+    input."""
     if _quantized(eqn):
         return _quantized_macs(eqn)
     out_size = math.prod(eqn.outvars[0].aval.shape)
@@ -56,7 +57,7 @@ def macs(eqn: JaxprEqn) -> int:
 
 
 def work(eqn: JaxprEqn) -> Work:
-    """What an equation that may be rewritten does, in one run."""
+    """The work of one run of an equation that may be rewritten."""
     shapes = (*operand_shapes(eqn), eqn.outvars[0].aval.shape)
     return Work(kind=_kind(eqn), macs=macs(eqn), elements=sum(map(math.prod, shapes)))
 
@@ -75,7 +76,7 @@ def _quantized(eqn: JaxprEqn) -> bool:
 
 
 def _contraction_size(eqn: JaxprEqn) -> int:
-    """Products that are summed to one element of the result."""
+    """The number of products in one element of the result."""
     lhs, rhs = operand_shapes(eqn)
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -93,8 +94,8 @@ def _quantized_macs(eqn: JaxprEqn) -> int:
     windowed = {label for window in contraction.windows for label in (window.lhs, window.rhs, window.out)}
     count = math.prod(size for label, size in sizes.items() if label not in windowed)
     for w in contraction.windows:
-        # The window's equation gives one index for each pair of the other two that its coefficient divides.
-        # The three counts differ by what falls into the padding; the least is without it.
+        # The window's equation gives each index from the other two where its coefficient divides. The three
+        # counts differ by the products that fall into padding; the smallest has none.
         count *= min(
             sizes[w.rhs] * sizes[w.out] // abs(w.lhs_coef),
             sizes[w.lhs] * sizes[w.out] // abs(w.rhs_coef),

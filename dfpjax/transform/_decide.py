@@ -1,4 +1,4 @@
-"""What becomes of an operation: decided in this one place, for the rewrite and for `explain` alike."""
+"""The one place that decides about an operation, for the rewrite and for `explain` alike."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dfpjax.transform._survey import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Treatment:
-    """How an operation is rewritten; the operands' quantizers are those of the roles that they play."""
+    """How an operation is rewritten. Each operand has the quantizer of its role."""
 
     quantizers: Quantizers
     accumulation: Accumulation
@@ -24,16 +24,16 @@ class Treatment:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What becomes of an operation, and why."""
+    """The decision about an operation, and its reason."""
 
     treatment: Treatment | None
     """None leaves it as it is."""
 
     kind: Pass | None
-    """What it is in its layer, as far as that can be told."""
+    """What the operation is in its layer; None if that is unknown."""
 
     rule: Rule | None
-    """The policy's rule that matched, if one did: it decided, unless `reason` names something else."""
+    """The policy's rule that matched, if any. It decided, unless `reason` names something else."""
 
     reason: str
 
@@ -59,7 +59,7 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
 
 
 def _passes(config: OpConfig, kind: Pass | None) -> frozenset[Pass] | None:
-    """The passes that are in dynamic fixed point, seen from an operation of that kind; None for none."""
+    """The passes that an operation of that kind and its gradients compute in dynamic fixed point, or None."""
     if kind == "fprop":
         return frozenset(name for name in PASSES if getattr(config, name))
     wanted = getattr(config, kind) if kind is not None else config.dgrad and config.wgrad
@@ -76,8 +76,8 @@ def _off(config: OpConfig, kind: Pass | None) -> str:
 def unmatched_rules(sites: Iterable[Site], policy: BoundPolicy) -> tuple[Rule, ...]:
     """The rules that match nothing in a program.
 
-    A program that holds operations in dynamic fixed point already is one that a transform has been at: which
-    operation was at what position is not known any more.
+    If a program already contains operations in dynamic fixed point, an inner transform has rewritten it, and
+    the original positions of operations are unknown. A `Position` then never counts as unmatched.
     """
     sites = list(sites)
     unmatched = policy.unmatched(site.operation for site in sites)

@@ -1,7 +1,7 @@
-"""What an equation holds to be traced later: the rules of custom derivatives and their like.
+"""Functions in an equation's parameters that JAX traces later, such as the rules of custom derivatives.
 
-JAX traces them when the program is differentiated, batched or rematerialized; they are wrapped here and
-rewritten then. Each entry of `DEFERRED` gives an equation's parameters with its rules wrapped.
+JAX traces them when it differentiates, batches or rematerializes the program. They are wrapped here, and
+rewritten when JAX traces them. Each entry of `DEFERRED` gives an equation's parameters with wrapped rules.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -19,13 +19,13 @@ Origins = Sequence[Hashable]
 
 @dataclass(frozen=True, kw_only=True)
 class Rewriting:
-    """How to rewrite a rule."""
+    """Rewrites rules."""
 
     rewrite: Callable[[Jaxpr, Origins], Jaxpr]
     """Rewrites an open jaxpr, given what its inputs are."""
 
     def jaxpr(self, jaxpr: Jaxpr, inputs: Origins = ()) -> Jaxpr:
-        """Rewrite a rule's jaxpr; beyond the inputs that are known it may have others, such as tangents."""
+        """Rewrite a rule's jaxpr. After the known inputs it may have others, such as tangents."""
         missing = len(jaxpr.invars) - len(inputs)
         return self.rewrite(jaxpr, [*inputs, *[None] * missing][: len(jaxpr.invars)])
 

@@ -15,9 +15,9 @@ _LIBRARIES = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")
 
 
 def source_line(eqn: JaxprEqn) -> str:
-    """`file:line` of the innermost frame of the user's own code.
+    """`file:line` of the innermost frame in the user's own code, not in JAX, dfpjax or an installed library.
 
-    That is not JAX's, this module's or an installed library's. Falls back to a library's frame, then to "".
+    Falls back to a library's frame, then to "".
     """
     frames = [
         (file, line)
@@ -31,7 +31,7 @@ def source_line(eqn: JaxprEqn) -> str:
 
 
 def layer_error(site: Site, error: Exception) -> Exception:
-    """The error to raise, of the same builtin type, when `error` came of rewriting `site`."""
+    """The error to raise, of the same builtin type, when rewriting `site` raised `error`."""
     operation = site.operation
     name = operation.name or next(iter(operation.paths), "")
     line = source_line(site.eqn)

@@ -1,4 +1,4 @@
-"""What replaces a convolution or dot product: the equations that compute it in dynamic fixed point."""
+"""The equations that replace a convolution or dot product and compute it in dynamic fixed point."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from dfpjax.transform._survey import Site
 
 @dataclass(frozen=True, kw_only=True)
 class PlacedWitness:
-    """How an operand's largest magnitude is computed, and from what."""
+    """How to compute an operand's largest magnitude, and from which variables."""
 
     compute: Callable
     inputs: Sequence[Var]
@@ -46,7 +46,7 @@ class Fusing:
         }
 
     def equations(self, index: int) -> list[JaxprEqn]:
-        """Those that compute the pass of an equation; none if they have been written before."""
+        """The equations of the pass at that index; none if they have been written before."""
         if index in self._written:
             return []
         self._written.add(index)
@@ -60,8 +60,8 @@ class Fusing:
         return renamed(jaxpr, found.eqn, {**dict(zip(jaxpr.invars, found.inputs, strict=True)), **rename})
 
     def witness(self, site: Site, treatment: Treatment) -> tuple[list[JaxprEqn], PlacedWitness | None]:
-        """What an operation's left operand has its exponent from, if not from itself, and the equations that
-        have to stand before the operation for it: the pass that gives the extremes may come later."""
+        """The witness of an operation's left operand, if it has one, and the equations to write before the
+        operation, since the pass that computes the extremes may come later in the program."""
         found = self._fusions.witness(site.eqn, treatment)
         if found is None:
             return [], None
@@ -73,7 +73,7 @@ class Fusing:
 def inlined(
     site: Site, treatment: Treatment, backend: Backend, witness: PlacedWitness | None = None
 ) -> list[JaxprEqn]:
-    """The equations that compute a site's result in dynamic fixed point, under its own variables."""
+    """The equations that compute a site's result in dynamic fixed point, with the site's variables."""
     eqn = site.eqn
     source = eqn.source_info
     name = site.operation.name or eqn.primitive.name
@@ -89,13 +89,14 @@ def inlined(
 
 
 def without_constants(fun: Callable, avals: Sequence[Any], name: str) -> Jaxpr:
-    """Trace a function to a jaxpr that holds no constants: not every one may, but a jitted call in it may."""
+    """Trace a function to a jaxpr without constants. Not every jaxpr may hold them, but the jaxpr of a jitted
+    call inside it may."""
     jaxpr, consts = _compat.trace(fun, avals, name)
     return _compat.trace(jax.jit(fun), avals, name)[0] if consts else jaxpr
 
 
 def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> list[JaxprEqn]:
-    """The equations of a jaxpr with other variables, as if they stood where `eqn` stands."""
+    """The equations of a jaxpr with other variables, and with the source information of `eqn`."""
     source = eqn.source_info
     return [
         inner.replace(
@@ -112,9 +113,9 @@ def renamed(jaxpr: Jaxpr, eqn: JaxprEqn, rename: dict[Var, Var | Literal]) -> li
 def _operation(
     eqn: JaxprEqn, treatment: Treatment, backend: Backend, witness: PlacedWitness | None
 ) -> Callable:
-    """What an equation computes in dynamic fixed point, as a function of lhs, rhs and what its witness takes.
+    """The function of lhs, rhs and the witness's inputs that computes an equation in dynamic fixed point.
 
-    To be traced in the equation's context.
+    The caller traces it in the equation's context.
     """
     params, out = eqn.params, eqn.outvars[0].aval
     if eqn.primitive.name == "dot_general":
@@ -151,15 +152,15 @@ def _operation(
 
 
 def _kept(eqn: JaxprEqn, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """An equation's own operation, marked for another transform to leave it alone."""
+    """An equation's own operation, marked so that an outer transform leaves it alone."""
     with jax.named_scope(FLOAT32):
         return eqn.primitive.bind(lhs, rhs, **eqn.params)
 
 
 def _by_pass(quantized: Callable, kept: Callable, passes: frozenset[Pass]) -> Callable:
-    """An operation of which some passes, the operation itself or its gradients, are not quantized.
+    """An operation that computes the given passes in dynamic fixed point and the others as they were.
 
-    Both functions are linear in each of their two operands, so either of them can give any of the passes.
+    Both functions are linear in each of their two operands, so either can give any pass.
     """
     if passes == frozenset(PASSES):
         return quantized
