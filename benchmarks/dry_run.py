@@ -16,6 +16,7 @@ import functools
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ import numpy as np
 import optax
 
 import dfpjax
+from benchmarks.common import figures
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, cpu_model
 from configs import default
@@ -32,6 +34,9 @@ from dfpjax.training.data import load_dataset
 from dfpjax.training.models import MODELS
 from dfpjax.training.precision import POLICIES, with_precision
 from dfpjax.training.state import TrainState, train_step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Learning rates by which the loss of a few images that are seen again and again goes down without trouble.
 RATES = {"resnet50": 0.005, "googlenet": 0.01, "vgg16": 0.0005, "alexnet": 0.001}
@@ -154,29 +159,31 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def chart(rows: list[Row], path: Path) -> None:
+def chart(rows: list[Row], path: Path) -> "Figure":
     """The losses of each network above, and their relative differences from float32's below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(rows), figsize=(3.8 * len(rows), 6), squeeze=False, sharex=True)
-    styles = {"float32": "k-", "dfp16": "C0--", "float32, one ulp": "C1:"}
+    figure = figures.new_figure(6)
+    axes = figure.subplots(2, len(rows), squeeze=False, sharex=True)
+    styles = {
+        "float32": {"color": "black", "linestyle": "-"},
+        "dfp16": {"color": figures.DFP16, "linestyle": "--"},
+        "float32, one ulp": {"color": figures.FLOAT32_PEER, "linestyle": ":"},
+    }
     for (above, below), row in zip(axes.T, rows, strict=True):
         numbers = range(1, len(row.losses["float32"]) + 1)
         for variant, style in styles.items():
-            above.plot(numbers, row.losses[variant], style, label=variant)
+            above.plot(numbers, row.losses[variant], **style, label=variant)
             if variant != "float32":
-                below.semilogy(numbers, row.differences(variant), style, label=variant)
+                differences = row.differences(variant)
+                # A logarithmic axis has no place for losses that are equal.
+                shown = np.where(differences > 0, differences, np.nan)
+                below.semilogy(numbers, shown, **style, marker=".", markersize=4)
         above.set_title(row.model, loc="left")
         below.set_xlabel("step")
     axes[0, 0].set_ylabel("training loss")
     axes[1, 0].set_ylabel("relative difference from float32")
-    axes[0, 0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figures.save(figure, path)
 
 
 def _positive(text: str) -> int:

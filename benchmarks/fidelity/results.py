@@ -1,11 +1,29 @@
 """The rows that `benchmarks.fidelity` measures, and how they are shown: Markdown tables and a chart."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from benchmarks.common import figures
 from benchmarks.common.means import geometric_mean
 from benchmarks.fidelity.precisions import BFLOAT16, DFP16, PRECISIONS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Fewer bits are paler.
+COLOURS = {
+    "float32": figures.FLOAT32,
+    "DFP-16": figures.DFP16,
+    "DFP-16 stochastic": figures.DFP16_VARIANT,
+    "DFP-14": "#6baed6",
+    "DFP-12": "#9ecae1",
+    "DFP-8": "#c6dbef",
+    "bfloat16": figures.BFLOAT16,
+    "bfloat16 results": figures.BFLOAT16_VARIANT,
+}
 
 CLAIM = 16
 """How many times DFP-16's error bfloat16's is said to be."""
@@ -110,50 +128,45 @@ def every_row(rows: list[Row]) -> str:
     return _markdown(columns, cells, words=4)
 
 
-def chart(rows: list[Row], path: Path) -> None:
-    """Errors by family, and DFP-16's gain on bfloat16 by how the operands fill their range."""
-    import matplotlib
+def chart(rows: list[Row], path: Path) -> "Figure":
+    """Errors by family, and DFP-16's gain on bfloat16 by how the operands fill their range.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    Colours tell precisions apart, and shapes tell families apart.
+    """
     rows = [row for row in rows if not math.isnan(row.gain())]
     families = list(dict.fromkeys(row.family for row in rows))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 6.5))
+    figure = figures.new_figure(12)
+    above, below = figure.subplots(2, 1)
     for position, precision in enumerate(PRECISIONS):
-        points = [
-            (
-                families.index(row.family) + 0.1 * (position - (len(PRECISIONS) - 1) / 2),
-                row.error(precision.name),
-            )
-            for row in rows
-        ]
-        left.scatter(*zip(*points, strict=True), s=9, label=precision.name)
-    left.set_yscale("log")
-    left.set_ylim(top=100)  # room for the legend
-    left.set_ylabel("relative error")
-    left.set_xticks(range(len(families)), families, rotation=25, ha="right")
-    left.legend(fontsize="small", ncols=2)
-    left.set_title("error of every operation and pass", loc="left")
+        shift = 0.1 * (position - (len(PRECISIONS) - 1) / 2)
+        places = [families.index(row.family) + shift for row in rows]
+        errors = [row.error(precision.name) for row in rows]
+        above.scatter(places, errors, s=9, color=COLOURS[precision.name], label=precision.name)
+    above.set_yscale("log")
+    above.set_ylabel("relative error")
+    above.set_xticks(range(len(families)), families, rotation=20, ha="right")
+    above.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    above.set_title("error of every operation and pass", loc="left")
 
-    for family in families:
-        points = [(row.fill, row.gain()) for row in rows if row.family == family]
-        right.scatter(*zip(*points, strict=True), s=14, label=family)
+    for family, marker in zip(families, itertools.cycle("osDv^+x"), strict=False):
+        chosen = [row for row in rows if row.family == family]
+        fills, gains = [row.fill for row in chosen], [row.gain() for row in chosen]
+        filled = marker in "+x"
+        style = {"color": "black"} if filled else {"facecolors": "none", "edgecolors": "black"}
+        below.scatter(fills, gains, s=24, marker=marker, linewidths=0.8, label=family, **style)
     fills = sorted(row.fill for row in rows)
     ends = [fills[0], fills[-1]]
     # Rounding to nearest is off by a step / √12 in rms. DFP-16's step is between 2^-15 and 2^-14 of the
     # largest value; bfloat16's is 2^-7 of the power of two below each value, which in rms is 0.74 of the
     # value if its logarithm is uniformly distributed.
     lower, upper = ([0.74 * 2**p * fill for fill in ends] for p in (7, 8))
-    right.fill_between(ends, lower, upper, color="gray", alpha=0.25, label="expected of rounding")
-    right.axhline(CLAIM, color="black", linestyle="--", linewidth=1, label=f"{CLAIM} times")
-    right.axhline(1, color="black", linewidth=1)
-    right.set_xscale("log")
-    right.set_yscale("log")
-    right.set_xlabel("rms / max of the operands (of both, combined)")
-    right.set_ylabel("bfloat16's error : DFP-16's")
-    right.legend(fontsize="small")
-    right.set_title("DFP-16 against bfloat16", loc="left")
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    below.fill_between(ends, lower, upper, color="gray", alpha=0.25, label="expected of rounding")
+    below.axhline(CLAIM, color="black", linestyle="--", linewidth=1, label=f"{CLAIM} times")
+    below.axhline(1, color="black", linewidth=1)
+    below.set_xscale("log")
+    below.set_yscale("log")
+    below.set_xlabel("rms / max of the operands (of both, combined)")
+    below.set_ylabel("bfloat16's error : DFP-16's")
+    below.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    below.set_title("DFP-16 against bfloat16", loc="left")
+    return figures.save(figure, path)

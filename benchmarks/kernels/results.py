@@ -3,14 +3,25 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from benchmarks.common import figures
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
 from benchmarks.kernels.contenders import KERNEL, ONEDNN, QUANTIZED, XLA
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CONTENDERS = (KERNEL, QUANTIZED, XLA, ONEDNN)
+COLOURS = {
+    KERNEL: figures.DFP16,
+    QUANTIZED: figures.DFP16_VARIANT,
+    XLA: figures.FLOAT32,
+    ONEDNN: figures.FLOAT32_PEER,
+}
 # What the kernels should reach: their share of the peak in the mean; their speed as a multiple of oneDNN's,
 # in the mean and for every shape; on so many threads, in the mean, as a multiple of one thread's.
 SHARE, TIMES_ONEDNN, TIMES_ONEDNN_EACH = 0.75, 1.9, 1.3
@@ -142,31 +153,26 @@ def speed_up_table(rows: list[Row], threads: list[int], peaks: list[float]) -> T
     return result
 
 
-def chart(rows: list[Row], path: Path, title: str) -> None:
+def chart(rows: list[Row], path: Path, title: str) -> "Figure":
     """Bars of every contender's rate under the peak, a panel for each pass."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = list(dict.fromkeys(row.name for row in rows))
-    figure, axes = plt.subplots(len(PASSES), 1, figsize=(max(8, 0.5 * len(names)), 10), sharex=True)
+    figure = figures.new_figure(10)
+    axes = figure.subplots(len(PASSES), 1, sharex=True)
     contenders = [c for c in CONTENDERS if any(c in row.seconds for row in rows)]
     width = 0.8 / len(contenders)
     for axis, which in zip(axes, PASSES, strict=True):
         chosen = [row for row in rows if row.which == which]
         for position, contender in enumerate(contenders):
             offsets = [i + width * (position + 0.5) for i in range(len(chosen))]
-            axis.bar(offsets, [row.rate(contender) for row in chosen], width, label=contender)
+            rates = [row.rate(contender) for row in chosen]
+            axis.bar(offsets, rates, width, color=COLOURS[contender], label=contender)
         starts = range(len(chosen))
         style = {"colors": "black", "linestyles": "--", "label": "peak (int16 dot)"}
         axis.hlines([row.peak for row in chosen], starts, [i + 0.8 for i in starts], **style)
         axis.set_ylabel(f"{which}, GMAC/s")
         axis.margins(x=0.01)
-    axes[0].set_title(title, loc="left")
-    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False}
-    axes[0].legend(ncols=len(contenders) + 1, fontsize="small", **above)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.suptitle(title, fontsize="medium")
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     axes[-1].set_xticks([i + 0.4 for i in range(len(names))], names, rotation=60, ha="right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figures.save(figure, path)

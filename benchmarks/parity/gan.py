@@ -215,6 +215,7 @@ def gan_task(*, quick: bool) -> Task:
         recipe=f"Adam, 0.001, {steps} steps",
         measures={"Fréchet distance": False},
         seeds=3,
+        part=f"part of {steps // PARTS} steps",
         train=functools.partial(_train, steps),
         step=_step,
     )

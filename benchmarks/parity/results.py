@@ -1,13 +1,20 @@
 """What `benchmarks.parity` makes of its runs: means and deviations, paired tests, a figure, Markdown."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scipy import stats
 
+from benchmarks.common import figures
 from benchmarks.parity.tasks import PRECISIONS, Run, Share, Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 LEVEL = 0.05
 """Probability of calling something not worse that is worse by the whole margin."""
@@ -18,6 +25,15 @@ NAMES = {
     "dfp16_forced_stochastic": "DFP16 stochastic",
     "bfloat16": "bfloat16",
 }
+
+
+STYLES = {
+    "float32": ("black", "-"),
+    "dfp16_forced": (figures.DFP16, "--"),
+    "dfp16_forced_stochastic": (figures.DFP16_VARIANT, "-."),
+    "bfloat16": (figures.BFLOAT16, ":"),
+}
+"""Colour and line of each."""
 
 
 def final(run: Run, measure: str) -> float:
@@ -185,38 +201,51 @@ def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
     return "\n\n".join(parts)
 
 
-def figure(runs: list[Run], tasks: list[Task], path: Path) -> None:
-    """Every run's curves, a column for each task: the training loss above, the first measure below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def figure(runs: list[Run], tasks: list[Task], path: Path) -> "Figure":
+    """The mean and range of each precision's runs: training loss and first measure, a row for each task."""
     done = [task for task in tasks if any(run.task == task.name for run in runs)]
-    panels, axes = plt.subplots(2, len(done), figsize=(3.4 * len(done), 6), squeeze=False)
-    colours = dict(zip(PRECISIONS, ("black", "tab:blue", "tab:cyan", "tab:orange"), strict=True))
-    for column, task in enumerate(done):
-        for run in (run for run in runs if run.task == task.name):
-            losses = next(name for name in run.curves if "loss" in name)
-            for axis, name in zip(axes[:, column], (losses, next(iter(task.measures))), strict=True):
-                style = {"color": colours[run.precision], "linewidth": 0.8, "alpha": 0.7}
-                epochs = range(1, len(run.curves[name]) + 1)
-                axis.plot(epochs, run.curves[name], **style, label=NAMES[run.precision])
-                axis.set_title(f"{task.title}: {name}", fontsize="small", loc="left")
-        finals = [final(run, next(iter(task.measures))) for run in runs if run.task == task.name]
-        _zoom(axes[1, column], [value for value in finals if math.isfinite(value)])
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-    panels.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False)
-    panels.tight_layout(rect=(0, 0.05, 1, 1))
-    panels.savefig(path, dpi=100)
-    plt.close(panels)
+    panels = figures.new_figure(0.6 + 2.4 * len(done))
+    axes = panels.subplots(len(done), 2, squeeze=False)
+    for (left, right), task in zip(axes, done, strict=True):
+        of_task = [run for run in runs if run.task == task.name]
+        losses = next(name for name in of_task[0].curves if "loss" in name)
+        measure = next(iter(task.measures))
+        for axis, name in ((left, losses), (right, measure)):
+            for precision in PRECISIONS:
+                curves = [run.curves[name] for run in of_task if run.precision == precision]
+                _band(axis, curves, precision)
+            axis.set_title(f"{task.title}: {name}", loc="left", fontsize="medium")
+            axis.set_xlabel(task.part)
+        finals = [final(run, measure) for run in of_task]
+        _zoom(right, [value for value in finals if math.isfinite(value)])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    panels.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figures.save(panels, path)
 
 
-def _zoom(axis, finals: list[float]) -> None:
+def _band(axis: "Axes", curves: list[list[float]], precision: str) -> None:
+    """The mean of some runs, in a band from their least to their greatest value.
+
+    A run that diverged ends early.
+    """
+    parts = [[value for value in part if value is not None] for part in itertools.zip_longest(*curves)]
+    if not parts:
+        return
+    colour, style = STYLES[precision]
+    numbers = range(1, len(parts) + 1)
+    lowest, highest = ([end(part) for part in parts] for end in (min, max))
+    axis.fill_between(numbers, lowest, highest, color=colour, alpha=0.12, linewidth=0)
+    means = [statistics.mean(part) for part in parts]
+    axis.plot(numbers, means, color=colour, linestyle=style, linewidth=1.5, label=NAMES[precision])
+
+
+def _zoom(axis: "Axes", finals: list[float]) -> None:
     """Show the end of the curves, where precisions might differ, and not how far down they began."""
     if not finals:
         return
     low, high = min(finals), max(finals)
     room = max(2 * (high - low), 0.02 * abs(high))
-    bottom, top = axis.get_ylim()
-    axis.set_ylim(max(bottom, low - room), min(top, high + room))
+    # No further than the curves go: no accuracy is above 1, and no distance below 0.
+    bottom, top = max(axis.dataLim.y0, low - room), min(axis.dataLim.y1, high + room)
+    margin = 0.04 * (top - bottom)
+    axis.set_ylim(bottom - margin, top + margin)

@@ -70,6 +70,9 @@ class Task:
     seeds: int
     """How many are run if the user does not say."""
 
+    part: str = "epoch"
+    """What of a run the points of a curve are counted in."""
+
     train: Callable[[str, list[int], Callable[[Run], None]], None]
     """Trains in a precision with each of the seeds, and hands over each run as soon as it is over."""
 

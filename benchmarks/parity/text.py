@@ -133,6 +133,7 @@ def text_task(*, quick: bool) -> Task:
         recipe=f"Adam, 0.004, {steps} steps",
         measures={"bits per character": False},
         seeds=3,
+        part=f"part of {steps // PARTS} steps",
         train=functools.partial(_train, steps),
         step=_step,
     )

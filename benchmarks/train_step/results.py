@@ -4,8 +4,23 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from benchmarks.common import figures
 from benchmarks.train_step.roofline import bounds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "JAX float32": figures.FLOAT32,
+    "JAX dfp16": figures.DFP16,
+    "JAX bfloat16": figures.BFLOAT16_VARIANT,
+    "PyTorch float32": figures.FLOAT32_PEER,
+    "PyTorch bfloat16": figures.BFLOAT16,
+    "PyTorch float32 compiled": "0.8",
+    "PyTorch bfloat16 compiled": "peachpuff",
+}
 
 OURS = "JAX dfp16"
 
@@ -111,31 +126,30 @@ def _line(cells: Iterable) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def chart(rows: list[Row], path: Path, title: str) -> None:
-    """Bars of images or texts per second, a panel for each network and mode."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def chart(rows: list[Row], path: Path, title: str) -> "Figure":
+    """Bars of images or texts per second, a panel for each network and mode, at most four side by side."""
     panels = {}
     for row in rows:
         panels.setdefault((row.network, row.mode, row.batch), []).append(row)
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels) + 1, 4.5), squeeze=False)
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = figures.new_figure(1 + 3.3 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
     names = list(dict.fromkeys(row.contender for row in rows))
     allocators = list(dict.fromkeys(row.allocator for row in rows))
-    for axis, ((network, mode, batch), chosen) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, ((network, mode, batch), chosen) in zip(axes, panels.items(), strict=False):
         for row in chosen:
             offset = names.index(row.contender) + 0.4 * allocators.index(row.allocator)
-            colour = f"C{names.index(row.contender)}"
+            colour = COLOURS.get(row.contender, "tab:purple")
             style = {"alpha": 1 if row.allocator == allocators[0] else 0.5}
             bar = axis.bar(offset, row.rate, 0.8 / len(allocators), color=colour, **style)
             axis.bar_label(bar, [f"{row.rate:.3g}"], fontsize="small")
+        axis.margins(y=0.1)  # room for the labels of the bars
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
         axis.set_ylabel(f"{chosen[0].takes} per second")
-        axis.set_title(f"{network}, {mode}, batch {batch}", fontsize="medium")
+        axis.set_title(f"{network}, {mode}, batch {batch}", fontsize="small")
     legend = f"; pale: allocator {allocators[1]}" if len(allocators) > 1 else ""
     figure.suptitle(title + legend, fontsize="medium")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figures.save(figure, path)
