@@ -9,6 +9,7 @@ from dfpjax.insight._sensitivity_report import SensitivityReport as SensitivityR
 from dfpjax.insight._statistics import LayerStatistics as LayerStatistics
 from dfpjax.insight._statistics import OperandStatistics as OperandStatistics
 from dfpjax.insight._statistics import PerPass as PerPass
+from dfpjax.insight._statistics import Statistics as Statistics
 from dfpjax.insight.explain import explain as explain
 from dfpjax.insight.sensitivity import sensitivity as sensitivity
 from dfpjax.insight.with_statistics import with_statistics as with_statistics

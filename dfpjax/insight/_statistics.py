@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dfpjax.insight._statistics_table import statistics_tables
 from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, power_of_two, scaled_down
 
 
@@ -103,6 +104,31 @@ class LayerStatistics:
     saturated: PerPass = _NOT_MEASURED
     """int32: the number of saturated chains of a `FixedChain`, at most 2³¹ − 1; −1 where the operation was
     not computed. None with certified accumulation."""
+
+    def __str__(self) -> str:
+        return statistics_tables({"": self})
+
+
+class Statistics(dict[str, LayerStatistics]):
+    """A layer's statistics by its name: a dict that prints as a table, as `explain`'s report does.
+
+    A pytree, as any dict: what `jit`, `vmap` or `scan` return of it is one again.
+    """
+
+    def __repr__(self) -> str:
+        return statistics_tables(self)
+
+    __str__ = __repr__
+
+
+def _with_keys(statistics: Statistics) -> tuple[list, tuple[str, ...]]:
+    names = tuple(sorted(statistics))  # as JAX sorts those of a dict
+    return [(jax.tree_util.DictKey(name), statistics[name]) for name in names], names
+
+
+jax.tree_util.register_pytree_with_keys(
+    Statistics, _with_keys, lambda names, layers: Statistics(zip(names, layers, strict=True))
+)
 
 
 def operand_statistics(

@@ -10,7 +10,7 @@ from jax.tree_util import PyTreeDef
 
 from dfpjax.insight._collect import Measured, collect
 from dfpjax.insight._places import places
-from dfpjax.insight._statistics import LayerStatistics, PerPass
+from dfpjax.insight._statistics import LayerStatistics, PerPass, Statistics
 from dfpjax.policy import Policy
 from dfpjax.transform._mixed_precision import Program, rewritten_call, running, survey_jaxpr
 
@@ -45,8 +45,9 @@ def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool
 
     Returns:
         A function with `fun`'s arguments that returns `(output, statistics)`: the output of
-        `mixed_precision(fun, policy)`, and a dict of `LayerStatistics`. A key is the layer's name, else the
-        path of its parameter, else its source line; `#1`, `#2` … tell layers of the same name apart.
+        `mixed_precision(fun, policy)`, and `Statistics`, a dict of `LayerStatistics` that prints as a table.
+        A key is the layer's name, else the path of its parameter, else its source line; `#1`, `#2` … tell
+        layers of the same name apart.
 
     Raises:
         TypeError: if `fun` is not callable, `policy` is not a `Policy` or `shadow` not a bool.
@@ -86,11 +87,11 @@ def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, shadow: b
     )
 
 
-def _by_layer(measured: Measured) -> dict[str, LayerStatistics]:
+def _by_layer(measured: Measured) -> Statistics:
     fields: dict[str, dict[str, Any]] = defaultdict(dict)
     for (layer, field, *of_pass), value in measured.items():
         if of_pass:
             before = fields[layer].get(field, PerPass())
             value = before._replace(**{of_pass[0]: value})
         fields[layer][field] = value
-    return {layer: LayerStatistics(**values) for layer, values in fields.items()}
+    return Statistics({layer: LayerStatistics(**values) for layer, values in fields.items()})
