@@ -17,6 +17,7 @@ from dfpjax.transform._errors import source_line
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import fusions_of
 from dfpjax.transform._survey import Body, Call, Site
+from dfpjax.transform._trace import Arguments
 
 
 def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: Any) -> Report:
@@ -45,7 +46,7 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
         policy = Policy()
     if not isinstance(policy, Policy):
         raise TypeError(f"explain: policy must be a dfpjax.Policy, got {policy!r}")
-    _, body = survey_call(fun, args, kwargs)
+    _, body = survey_call(fun, Arguments.of(args, kwargs))
     bound = body.bind(policy)
     return Report(
         ops=tuple(_record(site, bound) for site in body.sites()),

@@ -1,5 +1,6 @@
 """`sensitivity`: how many bits each layer needs."""
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -7,13 +8,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import SequenceKey
 
+from dfpjax import _compat
 from dfpjax.insight._sensitivity_report import LayerSensitivity, SensitivityReport
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.policy._rules import Position
 from dfpjax.transform._decide import decide
-from dfpjax.transform._mixed_precision import mixed_precision, survey_call
-from dfpjax.transform._trace import is_array
+from dfpjax.transform._mixed_precision import Program, rewritten, survey_call
+from dfpjax.transform._survey import Body
+from dfpjax.transform._trace import Arguments, is_array
 
 
 def sensitivity(
@@ -56,18 +60,21 @@ def sensitivity(
         raise TypeError(f"sensitivity: policy must be a dfpjax.Policy, got {policy!r}")
     policy = Policy() if policy is None else policy
     bits = _checked_bits(bits)
-    chosen = _layers(loss_fn, args, kwargs, policy, _compiled(layers))
+    arguments = Arguments.of(args, kwargs)
+    traced, body = survey_call(loss_fn, arguments)
+    chosen = _layers(body, policy, _compiled(layers))
     if not chosen:
         among = f" among those that {layers!r} matches" if layers is not None else ""
         raise ValueError(
             f"sensitivity: the policy has no layer{among} run in dynamic fixed point; dfpjax.explain says why"
         )
-    exact = _value_and_grad(loss_fn, args, kwargs)
+    exact = _value_and_grad(Program(traced=traced, jaxpr=traced.jaxpr), arguments)
     if not np.isfinite(exact[1]).all() or not exact[1].any():
         raise ValueError(
             "sensitivity: the gradient in float32 is zero or not finite; there is no relative error"
         )
-    measured = [_measured(layer, bits, exact, loss_fn, args, kwargs) for layer in chosen]
+    rewrite = functools.partial(rewritten, loss_fn, traced, body)
+    measured = [_measured(layer, bits, exact, rewrite, arguments) for layer in chosen]
     ranked = sorted(measured, key=lambda layer: -layer.gradient_errors[-1])
     return SensitivityReport(layers=tuple(ranked), base=policy)
 
@@ -79,9 +86,8 @@ class _Layer:
     config: OpConfig
 
 
-def _layers(fun, args, kwargs, policy: Policy, wanted: re.Pattern) -> list[_Layer]:
+def _layers(body: Body, policy: Policy, wanted: re.Pattern) -> list[_Layer]:
     """The layers among those wanted that the policy computes in dynamic fixed point."""
-    _, body = survey_call(fun, args, kwargs)
     bound = body.bind(policy)
     found: dict[str | Position, _Layer] = {}
     positions: dict[str, int] = {}
@@ -103,7 +109,9 @@ def _layers(fun, args, kwargs, policy: Policy, wanted: re.Pattern) -> list[_Laye
     return list(found.values())
 
 
-def _measured(layer: _Layer, bits: tuple[int, ...], exact, loss_fn, args, kwargs) -> LayerSensitivity:
+def _measured(
+    layer: _Layer, bits: tuple[int, ...], exact, rewrite: Callable[..., Program], arguments: Arguments
+) -> LayerSensitivity:
     result = LayerSensitivity(
         layer=layer.name,
         pattern=layer.pattern,
@@ -115,24 +123,30 @@ def _measured(layer: _Layer, bits: tuple[int, ...], exact, loss_fn, args, kwargs
     errors = []
     for count in bits:
         alone = Policy(rules=[result.rule(count)], default=None)
-        actual = _value_and_grad(mixed_precision(loss_fn, alone), args, kwargs)
+        actual = _value_and_grad(rewrite(alone, "auto"), arguments)
         errors.append([_relative_error(a, b) for a, b in zip(actual, exact, strict=True)])
     loss_errors, gradient_errors = zip(*errors, strict=True)
     return replace(result, gradient_errors=gradient_errors, loss_errors=loss_errors)
 
 
-def _value_and_grad(fun: Callable, args: tuple, kwargs: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and gradient, each as one vector in float64."""
-    leaves, treedef = jax.tree.flatten((args, kwargs))
+def _value_and_grad(program: Program, arguments: Arguments) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient with respect to the first argument, each as one vector in float64."""
+    named = [pair for pair in zip(arguments.paths, arguments.leaves, strict=True) if is_array(pair[1])]
+    is_first = [path[:2] == (SequenceKey(0), SequenceKey(0)) for path, _ in named]
 
     @jax.jit
-    def of_arrays(arrays):
-        remaining = iter(arrays)
-        args, kwargs = treedef.unflatten([next(remaining) if is_array(leaf) else leaf for leaf in leaves])
-        return jax.value_and_grad(fun)(*args, **kwargs)
+    def of_arrays(first, others):
+        def loss(first):
+            left, right = iter(first), iter(others)
+            arrays = [next(left if chosen else right) for chosen in is_first]
+            return program.results(_compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays))
 
-    value, gradient = of_arrays([leaf for leaf in leaves if is_array(leaf)])
-    gradients = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
+        return jax.value_and_grad(loss)(first)
+
+    first = [leaf for (_, leaf), chosen in zip(named, is_first, strict=True) if chosen]
+    others = [leaf for (_, leaf), chosen in zip(named, is_first, strict=True) if not chosen]
+    value, gradient = of_arrays(first, others)
+    gradients = [np.asarray(leaf, np.float64).ravel() for leaf in gradient]
     return np.asarray(value, np.float64).ravel(), np.concatenate(gradients)
 
 

@@ -13,6 +13,7 @@ from dfpjax.insight._places import places
 from dfpjax.insight._statistics import LayerStatistics, PerPass, Statistics
 from dfpjax.policy import Policy
 from dfpjax.transform._mixed_precision import Program, rewritten_call, running, survey_jaxpr
+from dfpjax.transform._trace import Arguments
 
 
 def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool = False) -> Callable:
@@ -59,7 +60,7 @@ def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool
     if not isinstance(shadow, bool):
         raise TypeError(f"with_statistics: shadow must be True or False, got {shadow!r}")
     policy = Policy() if policy is None else policy
-    return running(fun, lambda args, kwargs: _program(fun, args, kwargs, policy, shadow))
+    return running(fun, lambda arguments: _program(fun, arguments, policy, shadow))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,9 @@ class _MeasuredProgram(Program):
         return self.traced.results(arrays[:count]), self.statistics.unflatten(arrays[count:])
 
 
-def _program(fun: Callable, args: tuple, kwargs: dict, policy: Policy, shadow: bool) -> _MeasuredProgram:
-    program = rewritten_call(fun, args, kwargs, policy, "auto")
-    body = survey_jaxpr(program.jaxpr.jaxpr, fun, args, kwargs)
+def _program(fun: Callable, arguments: Arguments, policy: Policy, shadow: bool) -> _MeasuredProgram:
+    program = rewritten_call(fun, arguments, policy, "auto")
+    body = survey_jaxpr(program.jaxpr.jaxpr, fun, arguments)
     jaxpr, measured = collect(body, places(body), shadow=shadow)
     statistics = _by_layer(measured)
     order = jax.tree.leaves(statistics)

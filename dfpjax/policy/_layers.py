@@ -63,15 +63,14 @@ def is_kept_float32(stack: Any) -> bool:
     return ("scope", FLOAT32) in _compat.name_entries(stack)
 
 
-def argument_paths(fun: Callable, args: tuple, kwargs: dict) -> list[str]:
-    """The path of every leaf of `(args, kwargs)`.
+def argument_paths(fun: Callable, paths: Sequence[KeyPath]) -> list[str]:
+    """What the leaves of a function's `(args, kwargs)` are called, given their key paths.
 
     A leaf inside a container has its path in that container (`params/Conv_0/kernel`, whatever the argument's
     name). A leaf that is an argument itself has the argument's name.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path((args, kwargs))
-    names = _positional_names(fun, len(args))
-    return [_leaf_path(path, names) for path, _ in leaves]
+    names = _positional_names(fun, 1 + max((path[1].idx for path in paths if path[0].idx == 0), default=-1))
+    return [_leaf_path(path, names) for path in paths]
 
 
 def _leaf_path(path: KeyPath, names: Sequence[str]) -> str:

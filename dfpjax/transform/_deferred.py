@@ -7,12 +7,11 @@ rewritten when JAX traces them. Each entry of `DEFERRED` gives an equation's par
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-import jax
 from jax.extend import linear_util as lu
 from jax.extend.core import Jaxpr
 
 from dfpjax import _compat
-from dfpjax.transform._trace import arrays_of, trace
+from dfpjax.transform._trace import Arguments, trace
 
 Origins = Sequence[Hashable]
 
@@ -33,10 +32,10 @@ class Rewriting:
         """Rewrite a rule that is a Python function."""
 
         def rewritten(*args):
-            leaves, in_tree = jax.tree.flatten((args, {}))
-            traced = trace(fun, leaves, in_tree)
+            arguments = Arguments.of(args, {})
+            traced = trace(fun, arguments)
             jaxpr = self.jaxpr(traced.jaxpr.jaxpr)
-            return traced.results(_compat.eval_jaxpr(jaxpr, traced.jaxpr.consts, *arrays_of(leaves)))
+            return traced.results(_compat.eval_jaxpr(jaxpr, traced.jaxpr.consts, *arguments.arrays))
 
         return rewritten
 

@@ -18,7 +18,7 @@ from dfpjax.transform._cache import BoundedCache
 from dfpjax.transform._decide import require_matches
 from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._survey import Body, Scope, survey
-from dfpjax.transform._trace import Traced, arrays_of, is_array, trace
+from dfpjax.transform._trace import Arguments, Traced, is_array, trace
 
 PROGRAMS_KEPT = 128
 """Traced programs that a transformed function keeps: one per combination of types and static arguments."""
@@ -82,7 +82,7 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
     if not callable(fun):
         raise TypeError(f"mixed_precision: fun must be callable, got {fun!r}")
     policy = Policy() if policy is None else policy
-    return running(fun, lambda args, kwargs: rewritten_call(fun, args, kwargs, policy, backend))
+    return running(fun, lambda arguments: rewritten_call(fun, arguments, policy, backend))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,43 +101,44 @@ class Program:
         return not any(isinstance(const, Tracer) for const in self.jaxpr.consts)
 
 
-def running(fun: Callable, make: Callable[[tuple, dict], Program]) -> Callable:
+def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
     """The function, called as `fun` is, that makes a program of its arguments or takes one made before, and
     runs it."""
     programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
 
     @functools.wraps(fun)
     def transformed(*args, **kwargs):
-        leaves, in_tree = jax.tree.flatten((args, kwargs))
-        key = _key(leaves, in_tree)
+        arguments = Arguments.of(args, kwargs)
+        key = _key(arguments.leaves, arguments.tree)
         if key is None:
-            program = make(args, kwargs)
+            program = make(arguments)
         else:
-            program = programs.get_or_make(key, lambda: make(args, kwargs), Program.is_closed)
-        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arrays_of(leaves))
+            program = programs.get_or_make(key, lambda: make(arguments), Program.is_closed)
+        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arguments.arrays)
         return program.results(arrays)
 
     return transformed
 
 
-def survey_call(fun: Callable, args: tuple, kwargs: dict) -> tuple[Traced, Body]:
-    """Trace `fun(*args, **kwargs)` and find its convolutions and dot products."""
-    leaves, in_tree = jax.tree.flatten((args, kwargs))
-    traced = trace(fun, leaves, in_tree)
-    return traced, survey_jaxpr(traced.jaxpr.jaxpr, fun, args, kwargs)
+def survey_call(fun: Callable, arguments: Arguments) -> tuple[Traced, Body]:
+    """Trace a call and find its convolutions and dot products."""
+    traced = trace(fun, arguments)
+    return traced, survey_jaxpr(traced.jaxpr.jaxpr, fun, arguments)
 
 
-def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, args: tuple, kwargs: dict) -> Body:
-    """Find the convolutions and dot products of `fun(*args, **kwargs)`, given as a jaxpr."""
-    leaves = jax.tree.leaves((args, kwargs))
-    paths = argument_paths(fun, args, kwargs)
-    array_paths = [path for path, leaf in zip(paths, leaves, strict=True) if is_array(leaf)]
-    return survey(jaxpr, array_paths, Scope(stack=new_name_stack()))
+def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, arguments: Arguments) -> Body:
+    """Find the convolutions and dot products of a call, given as a jaxpr."""
+    named = zip(argument_paths(fun, arguments.paths), arguments.leaves, strict=True)
+    return survey(jaxpr, [name for name, leaf in named if is_array(leaf)], Scope(stack=new_name_stack()))
 
 
-def rewritten_call(fun: Callable, args: tuple, kwargs: dict, policy: Policy, backend: Backend) -> Program:
-    """Trace `fun(*args, **kwargs)` and rewrite it."""
-    traced, body = survey_call(fun, args, kwargs)
+def rewritten_call(fun: Callable, arguments: Arguments, policy: Policy, backend: Backend) -> Program:
+    """Trace a call and rewrite it."""
+    return rewritten(fun, *survey_call(fun, arguments), policy, backend)
+
+
+def rewritten(fun: Callable, traced: Traced, body: Body, policy: Policy, backend: Backend) -> Program:
+    """Rewrite a call that has been traced and surveyed."""
     if traced.lost:
         raise ValueError(_lost_changes(fun, traced.lost))
     bound = body.bind(policy)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import ClosedJaxpr, valid_jaxtype
 from jax.interpreters.ad import Zero
-from jax.tree_util import DictKey, GetAttrKey, KeyPath, PyTreeDef, SequenceKey
+from jax.tree_util import KeyPath, PyTreeDef
+
+from dfpjax.transform._changes import Changes
 
 
 def is_array(leaf: Any) -> bool:
@@ -26,7 +28,7 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or valid_jaxtype(leaf)
 
 
-def arrays_of(leaves: Sequence[Any]) -> list[Any]:
+def _arrays_of(leaves: Sequence[Any]) -> list[Any]:
     """The arrays among leaves."""
     return [leaf for leaf in leaves if is_array(leaf)]
 
@@ -48,6 +50,29 @@ def _without_arrays(leaves: Sequence[Any]) -> tuple[Any, ...]:
 def _with_arrays(leaves: Sequence[Any], arrays: Iterable[Any]) -> list[Any]:
     remaining = iter(arrays)
     return [next(remaining) if leaf is _ARRAY else leaf for leaf in leaves]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments of a call, flattened. That happens once: a class among them may keep count of it, or, as
+    Equinox's `State` does, refuse it once there is a newer object."""
+
+    leaves: Sequence[Any]
+    paths: Sequence[KeyPath]
+    """Of each leaf in `(args, kwargs)`."""
+    tree: PyTreeDef
+    """The structure of `(args, kwargs)`."""
+
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict) -> "Arguments":
+        """Flatten the arguments."""
+        leaves, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
+        return cls(leaves=[leaf for _, leaf in leaves], paths=[path for path, _ in leaves], tree=tree)
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The arrays among the leaves."""
+        return _arrays_of(self.leaves)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,49 +99,29 @@ def _as_jax_array(x: Any) -> Any:
     return x if isinstance(x, jax.Array) or x.dtype == jax.dtypes.float0 else jnp.asarray(x)
 
 
-def trace(fun: Callable, leaves: Sequence[Any], in_tree: PyTreeDef) -> Traced:
-    """Trace `fun(*args, **kwargs)`, where `(args, kwargs)` is given by its leaves and its structure.
+def trace(fun: Callable, arguments: Arguments) -> Traced:
+    """Trace `fun(*args, **kwargs)`.
 
     Arrays may be concrete, tracers or `jax.ShapeDtypeStruct`. `fun` runs once, and none of the arrays is
     kept.
     """
-    static = _without_arrays(leaves)
+    static, paths, in_tree = _without_arrays(arguments.leaves), arguments.paths, arguments.tree
     out: Any = None
 
     def of_arrays(*arrays):
         nonlocal out
-        args, kwargs = jax.tree.unflatten(in_tree, _with_arrays(static, arrays))
-        held = _held_by_objects((args, kwargs))
+        leaves = _with_arrays(static, arrays)
+        args, kwargs = jax.tree.unflatten(in_tree, leaves)
+        changes = Changes(args, kwargs, dict(zip(paths, leaves, strict=True)))
         out_leaves, out_tree = jax.tree.flatten(fun(*args, **kwargs))
-        lost = _changed(held, _held_by_objects((args, kwargs)), returned=out_leaves)
+        lost = changes.lost(returned=out_leaves)
         out = out_tree, _without_arrays(out_leaves), lost
-        return arrays_of(out_leaves)
+        return _arrays_of(out_leaves)
 
     # So that JAX's messages speak of `fun`, and of arguments by their place among the arrays.
     of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
     of_arrays.__signature__ = inspect.signature(of_arrays)
     of_arrays.__wrapped__ = fun
-    jaxpr = jax.make_jaxpr(of_arrays)(*arrays_of(leaves))
+    jaxpr = jax.make_jaxpr(of_arrays)(*arguments.arrays)
     out_tree, out_leaves, lost = out
     return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves, lost=lost)
-
-
-def _held_by_objects(tree: Any) -> dict[KeyPath, Any]:
-    """The leaves below an object: anything but dicts, lists, tuples and the `flax.nnx.Variable` in them."""
-
-    def in_object(path: KeyPath) -> bool:
-        *inside, last = path
-        keys = inside if last == GetAttrKey("value") else path
-        return not all(isinstance(key, SequenceKey | DictKey) for key in keys)
-
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {path: leaf for path, leaf in leaves if in_object(path)}
-
-
-def _changed(before: dict[KeyPath, Any], after: dict[KeyPath, Any], *, returned: list) -> tuple[str, ...]:
-    kept = {id(leaf) for leaf in (*before.values(), *returned)}
-    return tuple(
-        jax.tree_util.keystr(path[2:], simple=True, separator="/")  # without (args, kwargs)[i][j]
-        for path, leaf in after.items()
-        if id(leaf) not in kept
-    )

@@ -43,6 +43,7 @@ from dfpjax import explain
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import Rewriter
+from dfpjax.transform._trace import Arguments
 
 pytestmark = pytest.mark.optimized
 
@@ -235,9 +236,9 @@ def test_pools_that_have_a_pass(window, fits):
 @pytest.mark.parametrize("policy", [Policy(default=None), Policy()])
 def test_programs_without_operations_stay_the_same_object(policy):
     args = LARGE_X, OF_CHANNELS, OF_CHANNELS
-    _, body = survey_call(lambda *args: pool(jnp.maximum(batch_norm(*args), 0)), args, {})
+    _, body = survey_call(lambda *args: pool(jnp.maximum(batch_norm(*args), 0)), Arguments.of(args, {}))
     assert Rewriter(body.bind(policy), "auto").rewrite(body) is body.jaxpr
-    _, body = survey_call(network, (PARAMS, X), {})
+    _, body = survey_call(network, Arguments.of((PARAMS, X), {}))
     assert Rewriter(body.bind(Policy(default=None)), "auto").rewrite(body) is body.jaxpr
     assert kinds(lambda *args: pool(jax.nn.relu(batch_norm(*args))), *args, policy=policy) == []
 

@@ -15,6 +15,7 @@ from transform_helpers import normal, relative_error
 from dfpjax.transform._fuse import Least
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import Rewriter, fusions_of
+from dfpjax.transform._trace import Arguments
 
 SIZES = (2, 3, 3, 4)
 ANY_SIZE = Least(summed=1, pooled=1)
@@ -38,14 +39,14 @@ def batch_normalized(x):
 
 def rewritten(fun, *args, policy=FORCED):
     """The rewritten program, whatever the size of its tensors."""
-    traced, body = survey_call(fun, args, {})
+    traced, body = survey_call(fun, Arguments.of(args, {}))
     jaxpr = Rewriter(body.bind(policy), "auto", ANY_SIZE).rewrite(body)
     check_jaxpr(jaxpr)
     return jaxpr_as_fun(traced.jaxpr.replace(jaxpr=jaxpr))
 
 
 def kinds(fun, *args):
-    _, body = survey_call(fun, args, {})
+    _, body = survey_call(fun, Arguments.of(args, {}))
     fusions = fusions_of(body, body.bind(FORCED), ANY_SIZE)
     return sorted(found.kind for found in fusions.passes.values())
 

@@ -1,0 +1,90 @@
+"""Whether a function has changed an object among its arguments, of which it got a copy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, GetAttrKey, KeyPath, SequenceKey
+
+
+class Changes:
+    """Watches the objects among a function's arguments while it runs.
+
+    Objects are compared by their attributes. Those of an argument in which some have changed are then
+    flattened, to see whether what has changed is part of the pytree; the others are not, since flattening
+    runs code of the object's class.
+    """
+
+    def __init__(self, args: tuple, kwargs: dict, leaves: Mapping[KeyPath, Any]):
+        """Of the arguments and the leaves of `(args, kwargs)`, before the function runs."""
+        named = [((SequenceKey(0), SequenceKey(index)), argument) for index, argument in enumerate(args)]
+        named += [((SequenceKey(1), DictKey(name)), argument) for name, argument in kwargs.items()]
+        self._arguments = [(path, argument, _contents(argument)) for path, argument in named]
+        self._leaves = leaves
+
+    def lost(self, returned: Sequence[Any]) -> tuple[str, ...]:
+        """Where an object holds something new that is not returned, after the function has run.
+
+        A change of a dict, a list or a tuple is the function's own affair.
+        """
+        kept = {id(leaf) for leaf in returned}
+        kept |= {id(leaf) for path, leaf in self._leaves.items() if _is_in_object(path)}
+        return tuple(
+            jax.tree_util.keystr(inside, simple=True, separator="/")
+            for start, argument, contents in self._arguments
+            if any(_has_changed(node, children) for node, children in contents)
+            for inside, leaf in _leaves_of(argument)
+            if _is_in_object((*start, *inside)) and id(leaf) not in kept
+        )
+
+
+def _is_in_object(path: KeyPath) -> bool:
+    """Whether a leaf is below anything but dicts, lists, tuples and the `flax.nnx.Variable` in them."""
+    *inside, last = path
+    keys = inside if last == GetAttrKey("value") else path
+    return not all(isinstance(key, SequenceKey | DictKey) for key in keys)
+
+
+def _leaves_of(argument: Any) -> list[tuple[KeyPath, Any]]:
+    try:
+        return jax.tree_util.tree_flatten_with_path(argument)[0]
+    except Exception:  # an object that has a successor, which the function has to return
+        return []
+
+
+def _contents(argument: Any) -> list[tuple[Any, dict]]:
+    """The containers and objects that an argument consists of, each with what it holds."""
+    found: dict[int, tuple[Any, dict]] = {}
+    waiting = [argument]
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found and not jax.tree_util.all_leaves([node]):
+            children = _children(node)
+            found[id(node)] = node, children
+            waiting += children.values()
+    return list(found.values())
+
+
+def _has_changed(node: Any, before: dict) -> bool:
+    after = _children(node)
+    return after.keys() != before.keys() or any(after[key] is not child for key, child in before.items())
+
+
+def _children(node: Any) -> dict:
+    """What a container or an object holds, itself and not as a pytree."""
+    if isinstance(node, dict):
+        return dict(node)
+    if isinstance(node, list | tuple):
+        return dict(enumerate(node))
+    slots = [name for kind in type(node).__mro__ for name in _names(vars(kind).get("__slots__", ()))]
+    children = dict(getattr(node, "__dict__", {}))
+    for name in slots:
+        try:
+            children[name] = object.__getattribute__(node, name)
+        except AttributeError:  # not set, or a private name, which is another one
+            continue
+    return children
+
+
+def _names(slots: Any) -> Sequence[str]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
