@@ -1,7 +1,7 @@
 """Trains a model in float32 or in DFP16.
 
 For example `python train.py --config configs/digits.py --config.precision=float32 --config.seed=0,1,2`.
-With `--workdir=DIR` a run that was stopped or killed goes on when the same command is given again.
+With `--workdir=DIR` the same command resumes a run that was stopped or killed.
 """
 
 import re
@@ -39,12 +39,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory for checkpoints, weights, metrics and the result, from which a run goes on; none without.",
+    "Directory for checkpoints, weights, metrics and the result; a run in it can be resumed.",
 )
 _EVAL_ONLY = flags.DEFINE_bool(
     "eval_only",
     False,
-    "Tests the newest checkpoint of each seed in --workdir, or --checkpoint; trains nothing.",
+    "Tests the newest checkpoint of each seed in --workdir, or --checkpoint, without training.",
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

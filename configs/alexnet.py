@@ -6,13 +6,13 @@ from configs import imagenet
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Those of ImageNet with these changes."""
+    """The configuration for ImageNet with these changes."""
     config = imagenet.get_config()
     config.model = "alexnet"
     config.epochs = 88
     config.batch_size = 1024
-    # Caffe's published recipe, whose rate of 0.01 is for batches of 256 and falls every 100,000 of 450,000
-    # updates; the paper does not tell its own. The rate grows as the square root of the batch.
+    # Caffe's published recipe, since the paper does not give one: a rate of 0.01 for batches of 256, which
+    # falls every 100,000 of 450,000 updates. Scaled with the square root of the batch size.
     config.learning_rate = 0.01 * (1024 / 256) ** 0.5
     config.warmup = 0.0
     config.schedule = "step"

@@ -4,20 +4,20 @@ from ml_collections import config_dict
 
 
 def get_config() -> config_dict.ConfigDict:
-    """A configuration with every field; other files change some of them."""
+    """A configuration with every field; the other files override some."""
     config = config_dict.ConfigDict()
 
     # float32, bfloat16 (the model's arithmetic; parameters stay float32), dfp16 (dfpjax's default policy),
     # dfp16_paper (first convolution and classifier stay float32), dfp16_stochastic (rounds at random), or
     # dfp16_forced and dfp16_forced_stochastic (nothing stays float32, however small).
     config.precision = "float32"
-    # A tuple: one run for each seed, so that `--config.seed=0,1,2` makes three.
+    # A tuple with one run per seed: `--config.seed=0,1,2` makes three runs.
     config.seed = (0,)
 
     config.model = "digits_resnet"
     config.dataset = "digits"
-    # None: where tensorflow-datasets keeps its data, $TFDS_DATA_DIR or ~/tensorflow_datasets. The dataset
-    # image_folder needs a folder.
+    # None is the folder of tensorflow-datasets: $TFDS_DATA_DIR or ~/tensorflow_datasets. image_folder needs a
+    # folder.
     config.data_dir = config_dict.placeholder(str)
     # TFDS split expressions; "train[:256]" makes a quick trial.
     config.train_split = "train"
@@ -25,26 +25,25 @@ def get_config() -> config_dict.ConfigDict:
 
     config.epochs = 90
     config.batch_size = 64
-    # Parts a batch is computed in, one after the other; more take less memory.
+    # Parts of a batch that are computed one after the other; more parts take less memory.
     config.accumulate = 1
-    # Nothing is kept for a backward pass, so an evaluation step can take more images.
+    # Evaluation keeps nothing for a backward pass, so its steps can take more images.
     config.eval_batch_size = 512
-    # Pixels; None takes the images of the dataset whole, and needs them to be of one size.
+    # Pixels; None uses the images as they are, which must then have one size.
     config.image_size = config_dict.placeholder(int)
-    # Augmentation: the smallest part to be cut out (with image_size), mirroring, and pixels to move by.
+    # Augmentation: smallest share of an image to crop (with image_size), mirroring, and pixels to shift by.
     config.min_crop_area = 0.08
     config.flip = False
     config.max_shift = 0
-    # 0: a thread reads the images, which is enough for small ones.
+    # 0 reads images in a thread, which is enough for small ones.
     config.workers = 0
 
-    # The published recipe of ResNet (SGD, momentum 0.9, weight decay 1e-4, a warm-up), with a
-    # cosine in place of its three steps. It is the same in every precision: DFP16 needs no setting of its
-    # own.
+    # The published recipe of ResNet (SGD, momentum 0.9, weight decay 1e-4, a warm-up), with a cosine instead
+    # of its three steps. All precisions share it: DFP16 needs no settings of its own.
     config.learning_rate = 0.1
     config.warmup = 0.1
-    # constant, cosine, polynomial or step. Parts of a run are shares and not epochs, so that a shorter run
-    # has the same course.
+    # constant, cosine, polynomial or step. Points in a run are given as shares, so a shorter run follows the
+    # same schedule.
     config.schedule = "cosine"
     # For step: the learning rate is multiplied by decay_factor after each of these shares of the run.
     config.boundaries = ()
@@ -55,14 +54,14 @@ def get_config() -> config_dict.ConfigDict:
     config.weight_decay = 1e-4
     config.label_smoothing = 0.0
 
-    # Steps; 0 records no statistics of the numbers in DFP16.
+    # Steps from one record to the next; 0 records no statistics of layers in DFP16.
     config.statistics_every = 0
 
-    # Where there is a working directory: steps from one checkpoint to the next (a step takes one part of a
-    # batch). The last step has one in any case, and so does the step at which a run is stopped.
+    # With a working directory: steps from one checkpoint to the next (a step takes one part of a batch). The
+    # last step, and the step at which a run is stopped, always have one.
     config.checkpoint_every = 1000
     config.keep_checkpoints = 3
-    # float32 or dfp16, of the weights in WORKDIR/weights.
+    # Format of the weights in WORKDIR/weights: float32 or dfp16.
     config.export_weights = "float32"
 
     return config.lock()

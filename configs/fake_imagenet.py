@@ -1,4 +1,4 @@
-"""ResNet-50 on made-up images of ImageNet's size: tries and times the whole program, without any data."""
+"""ResNet-50 on synthetic images of ImageNet's size, to try and time the whole program without data."""
 
 from ml_collections import config_dict
 
@@ -11,7 +11,7 @@ def get_config() -> config_dict.ConfigDict:
     config.precision = "dfp16"
     config.model = "resnet50"
     config.dataset = "fake_imagenet"
-    # "train" and "validation" would have as many images as ImageNet.
+    # The whole splits have as many images as ImageNet's.
     config.train_split = "train[:256]"
     config.test_split = "validation[:64]"
     config.image_size = 224

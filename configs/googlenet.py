@@ -6,13 +6,13 @@ from configs import imagenet
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Those of ImageNet with these changes."""
+    """The configuration for ImageNet with these changes."""
     config = imagenet.get_config()
     config.model = "googlenet"
     config.epochs = 80
     config.batch_size = 1024
-    # Caffe's published recipe, whose rate of 0.01 is for batches of 32; the paper does not tell its own.
-    # Without batch norm the rate can hardly grow as the batch does, so it grows as its square root.
+    # Caffe's published recipe, since the paper does not give one: a rate of 0.01 for batches of 32. Without
+    # batch norm the rate cannot grow linearly with the batch, so it grows with its square root.
     config.learning_rate = 0.01 * (1024 / 32) ** 0.5
     config.warmup = 0.0
     config.schedule = "polynomial"

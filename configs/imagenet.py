@@ -1,4 +1,4 @@
-"""What the networks of the paper have in common: ILSVRC-2012, photographs of 1000 classes."""
+"""Common settings of the paper's networks: ILSVRC-2012, photographs of 1000 classes."""
 
 from ml_collections import config_dict
 
@@ -14,6 +14,6 @@ def get_config() -> config_dict.ConfigDict:
     config.flip = True
     # An evaluation step of VGG-16 takes 26 MB an image for its largest two layers alone.
     config.eval_batch_size = 64
-    # A step of some hundred images takes seconds on a CPU.
+    # A step takes seconds on a CPU.
     config.checkpoint_every = 100
     return config

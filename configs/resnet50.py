@@ -6,7 +6,7 @@ from configs import imagenet
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Those of ImageNet with these changes."""
+    """The configuration for ImageNet with these changes."""
     config = imagenet.get_config()
     config.model = "resnet50"
     config.epochs = 90

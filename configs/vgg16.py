@@ -6,13 +6,13 @@ from configs import imagenet
 
 
 def get_config() -> config_dict.ConfigDict:
-    """Those of ImageNet with these changes."""
+    """The configuration for ImageNet with these changes."""
     config = imagenet.get_config()
     config.model = "vgg16"
     config.epochs = 60
     config.batch_size = 256
-    # Simonyan and Zisserman's recipe. They divided the rate by ten three times, whenever accuracy ceased to
-    # grow; when, they do not tell, so the shares are a choice.
+    # Simonyan and Zisserman's recipe. They divided the rate by ten three times, whenever accuracy stopped
+    # improving. They do not say when, so these shares are our choice.
     config.learning_rate = 0.01
     config.warmup = 0.0
     config.schedule = "step"

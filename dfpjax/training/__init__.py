@@ -1,4 +1,4 @@
-"""Everything a training run needs beside the transform: models, data, configuration, the loop and its report.
+"""Everything a training run needs besides the transform: models, data, configuration, loop and report.
 
 This package uses the public API of `dfpjax` only, and nothing in `dfpjax` depends on it.
 """

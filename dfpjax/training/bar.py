@@ -7,7 +7,7 @@ from .metrics import Totals
 
 
 class Bar:
-    """One bar at the bottom of `console`, for the run under way; none where that is no terminal."""
+    """A bar at the bottom of `console` for the current run, if the console is a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -26,11 +26,11 @@ class Bar:
         self._progress.start()
 
     def stop(self) -> None:
-        """Leaves it as it is."""
+        """Stops updating it."""
         self._progress.stop()
 
     def begin(self, *, seed: int, step: int, steps: int, epoch: int, epochs: int) -> None:
-        """The run of a seed goes on after so many of its steps, in this epoch."""
+        """The run of a seed begins in this epoch, after `step` of its steps."""
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(

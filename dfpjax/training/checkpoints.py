@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written in the background, the newest few kept, read back to the last bit."""
+"""Checkpoints of a run: written in the background, a few of them kept, restored bit for bit."""
 
 import zlib
 from collections.abc import Callable
@@ -21,10 +21,10 @@ _CHECKSUM = "checksum"
 class Checkpoints:
     """Writes the checkpoints of one seed into `directory/STEP`; a context manager that waits for the last.
 
-    A checkpoint is written under another name and gets its own in the end, so that one that was interrupted
-    does not count. The oldest of more than `keep` is deleted when a new one is complete.
+    A checkpoint has a temporary name until it is complete, so an interrupted one does not count. A complete
+    one replaces the oldest if there are more than `keep`.
 
-    **Raises:** `CheckpointError` if one cannot be written, be it some steps later.
+    **Raises:** `CheckpointError` if one cannot be written; the error may appear some steps later.
     """
 
     def __init__(self, directory: Path, *, keep: int) -> None:
@@ -46,23 +46,23 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            # What stopped the run matters more.
+            # An exception that ended the run takes precedence.
             if kind is None:
                 raise self._cannot_write(error) from error
         finally:
             self._manager.close()
 
     def save(self, state: TrainState, *, step: int, progress: dict[str, Any]) -> None:
-        """Starts to write a checkpoint, unless the step has one already; waits for the one before.
+        """Starts writing a checkpoint, unless the step already has one; waits for the previous one.
 
         Arguments:
 
         - `state`: may be donated as soon as this returns.
-        - `progress`: what else the run needs to go on, as JSON.
+        - `progress`: JSON values that a resumed run needs beside the state.
         """
         if step == self._manager.latest_step():
             return
-        # Copies: without, this would be the memory that the next step writes to.
+        # Copies, since the next step overwrites the memory of the state.
         tree = jax.tree.map(np.array, serialization.to_state_dict(state))
         try:
             self._manager.save(
@@ -78,7 +78,7 @@ class Checkpoints:
             raise self._cannot_write(error) from error
 
     def wait(self) -> None:
-        """Until what has been saved is on disk."""
+        """Waits until everything saved is on disk."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
@@ -91,9 +91,9 @@ class Checkpoints:
 def restore(
     directory: Path, like: TrainState, tell: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state and progress that `Checkpoints` has written and that is intact; None if none is there.
+    """The newest intact state and progress that `Checkpoints` has written; None if there is none.
 
-    Those that are not intact are renamed to `unreadable_STEP`, and `tell` is called with a line of text.
+    Damaged ones are renamed to `unreadable_STEP`, and `tell` gets a line of text about each.
 
     Arguments:
 
@@ -125,7 +125,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if progress.pop(_CHECKSUM, None) != _checksum(tree):
-        raise CheckpointError(f"{path} is damaged: its checksum is another one")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match")
     shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in (state, like)]
     if shapes[0] != shapes[1]:
         raise CheckpointError(f"{path} is a checkpoint of another model")
@@ -134,7 +134,7 @@ def _read(path: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
 
 
 def _checksum(tree: Any) -> int:
-    """Of all bytes, in the order of the names; a file system or a copy may change some unnoticed."""
+    """Of all bytes, in the order of the names: detects what a file system or a copy has damaged."""
     checksum = 0
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), checksum)

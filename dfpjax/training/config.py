@@ -1,4 +1,4 @@
-"""The configuration of a training run, checked before anything else happens."""
+"""The configuration of a training run, checked when it is made."""
 
 import dataclasses
 import itertools
@@ -18,72 +18,72 @@ SCHEDULES = ("constant", "cosine", "polynomial", "step")
 class TrainConfig:
     """One training run for each seed; every field must be given.
 
-    **Raises:** `ValueError` for a value that no run could use; the message names the valid ones.
+    **Raises:** `ValueError` for a value that no run can use; the message says which values are valid.
     """
 
-    # What convolutions and dot products run in: one of `PRECISIONS`.
+    # The arithmetic of convolutions and dot products: one of `PRECISIONS`.
     precision: str
-    # One run for each of these; a seed decides initialisation, order and augmentation of its run.
+    # One run for each seed, which determines initialisation, order of the images and augmentation.
     seed: tuple[int, ...]
     # One of `MODELS`.
     model: str
     # One of `DATASETS`, or "tfds:NAME" for any image classification dataset of tensorflow-datasets.
     dataset: str
-    # Directory of the prepared datasets; None for that of tensorflow-datasets, `$TFDS_DATA_DIR` or its
-    # default. For "image_folder", the folder that has `train` and `val` in it.
+    # Directory of the prepared datasets; None for that of tensorflow-datasets (`$TFDS_DATA_DIR` or its
+    # default). For "image_folder", the folder that contains `train` and `val`.
     data_dir: str | None
-    # What is trained on and what is tested on, as TFDS split expressions such as "train" or "train[:256]".
+    # Training and test data, as TFDS split expressions such as "train" or "train[:256]".
     train_split: str
     test_split: str
     # Passes over the training split.
     epochs: int
-    # Images that make one update of the parameters.
+    # Images for one update of the parameters.
     batch_size: int
-    # Equal parts of a batch, each a training step with batch statistics of its own; the parameters change
-    # after the last one, by the mean of the gradients. More parts take less memory.
+    # Number of equal parts of a batch. Each part is a training step with its own batch statistics; the mean
+    # of their gradients updates the parameters. More parts take less memory.
     accumulate: int
     # Images in an evaluation step.
     eval_batch_size: int
-    # Height and width of the images the network gets, cut out of the dataset's and scaled; None takes them
-    # as they are.
+    # Height and width of the network's input, cropped from the dataset's images and scaled; None uses the
+    # images as they are.
     image_size: int | None
-    # With `image_size`, augmentation cuts out a random part of at least this share of a training image.
+    # With `image_size`, augmentation crops a random part of at least this share of a training image.
     min_crop_area: float
     # Augmentation mirrors half of the training images.
     flip: bool
-    # Augmentation moves each training image by up to so many pixels along each axis.
+    # Augmentation shifts each training image by up to this many pixels along each axis.
     max_shift: int
-    # Processes that read and augment images, started anew for each evaluation; with 0 a thread of the
-    # training process does. The batches are the same with any number.
+    # Processes that read and augment images, started anew for each evaluation; 0 uses a thread of the
+    # training process. The batches do not depend on this number.
     workers: int
     # The highest learning rate, reached after the warm-up.
     learning_rate: float
     # Share of all updates in which the learning rate rises linearly from zero.
     warmup: float
-    # The learning rate after the warm-up, one of `SCHEDULES`: "constant"; "cosine" and "polynomial" go down
-    # to zero; "step" is multiplied by `decay_factor` at each of `boundaries`.
+    # The learning rate after the warm-up, one of `SCHEDULES`: "constant"; "cosine" and "polynomial" fall to
+    # zero; "step" multiplies it by `decay_factor` at each of `boundaries`.
     schedule: str
-    # For "step" alone: shares of all updates.
+    # Only for "step": shares of all updates.
     boundaries: tuple[float, ...]
     decay_factor: float
-    # For "polynomial" alone: that of the share of updates that are left.
+    # Only for "polynomial": the power of the remaining share of updates.
     power: float
     # Momentum of SGD.
     momentum: float
-    # So many times each kernel is added to its gradient; biases and batch-norm parameters do not decay.
+    # Multiple of each kernel that is added to its gradient; biases and batch-norm parameters do not decay.
     weight_decay: float
-    # Probability moved from the true class to all classes alike in the training loss; never in the test loss.
+    # Probability that the training loss moves from the true class to all classes equally; not the test loss.
     label_smoothing: float
-    # Every so many steps, the first one included, the statistics of the layers in DFP16 are recorded; 0 for
-    # never.
+    # Steps from one record of the statistics of layers in DFP16 to the next, from the first step on; 0 for
+    # none.
     statistics_every: int
-    # In a working directory a checkpoint is written every so many steps, at the end of the run and when it is
-    # stopped; 0 for the latter two alone.
+    # Steps from one checkpoint in the working directory to the next; 0 for none. A run also writes one at its
+    # end and when it is stopped.
     checkpoint_every: int
-    # The newest so many checkpoints of each seed are kept.
+    # Number of checkpoints kept of each seed, the newest ones.
     keep_checkpoints: int
-    # How the weights of a finished run are written, one of `WEIGHT_FORMATS`: "float32", or "dfp16" for half
-    # the size. Checkpoints are always float32, or a run could not go on exactly.
+    # Format of the weights of a finished run, one of `WEIGHT_FORMATS`: "float32", or "dfp16" for half the
+    # size. Checkpoints are always float32, so that a run can be resumed exactly.
     export_weights: str
 
     def __post_init__(self) -> None:
@@ -125,7 +125,7 @@ class TrainConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The configuration with these fields; also takes an `ml_collections.ConfigDict`.
 
-        **Raises:** `ValueError` as the class does, and for fields too many or too few.
+        **Raises:** `ValueError` as the class does, and for unknown or missing fields.
         """
         cls.check_fields(values)
         if missing := [field.name for field in dataclasses.fields(cls) if field.name not in values]:
@@ -146,7 +146,7 @@ def _check(field: str, value: Any, valid: bool, wanted: str) -> None:
 
 
 def _check_boundaries(config: TrainConfig) -> None:
-    """Only where they count, so that another schedule can be tried without taking them away."""
+    """Only for the schedule that uses them, so another schedule can be tried without removing them."""
     if config.schedule != "step":
         return
     boundaries = config.boundaries if isinstance(config.boundaries, tuple) else ()

@@ -28,13 +28,13 @@ def test_totals(
 
 
 def evaluate(config: TrainConfig, report: Report, *paths: Path) -> list[Evaluation]:
-    """Tests weights in the precision of `config`, whichever they were trained and written in.
+    """Tests weights in the precision of `config`, whatever precision they were trained and written in.
 
     Arguments:
 
     - `paths`: checkpoints or weights, as `load_weights` takes them.
 
-    **Raises:** `DatasetError` as `train` does; `CheckpointError` if there are no weights, or none that fit.
+    **Raises:** `DatasetError` as `train` does; `CheckpointError` if weights are missing or do not fit.
     """
     dataset = load_dataset(config)
     program = Program(config, dataset)

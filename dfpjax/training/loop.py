@@ -23,15 +23,15 @@ def train(
 ) -> list[Result]:
     """Trains a model for each seed, telling `report` as it goes, and returns one result for each.
 
-    If the report has a working directory, runs that were begun there go on, to the same result, and those
-    that are over are not run again.
+    If the report has a working directory, runs that began there are resumed, with the same result; finished
+    runs are not repeated.
 
     Arguments:
 
-    - `init_from`: weights to start from, as `load_weights` takes them, in place of random ones. They are not
-      looked at where a run goes on.
+    - `init_from`: weights to start from instead of random ones, as `load_weights` takes them. A resumed run
+      ignores them.
     - `profile`: records a few steps into `profile` in the working directory.
-    - `stop`: asked between steps; once it says true the run is saved and `Stopped` is raised.
+    - `stop`: called between steps; once it returns true, the run is saved and `Stopped` raised.
 
     **Raises:** `DatasetError` if the dataset is not there, or cannot be used as `config` asks;
     `CheckpointError` if the working directory belongs to another configuration or cannot be written to, or

@@ -11,22 +11,22 @@ import jax
 
 @dataclasses.dataclass(kw_only=True)
 class Totals:
-    """Sums over the batches added so far, and the time since this was made."""
+    """Sums over the batches added so far, and the time since construction."""
 
     images: int = 0
     loss_sum: float = 0.0
     correct: int = 0
     correct_top5: int = 0
-    # Before this was made, where the sums had a beginning in another process.
+    # Time counted before construction, if another process began the sums.
     seconds_before: float = 0.0
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     def start_clock(self) -> None:
-        """Time counts from now on; what was counted before this was made stays."""
+        """Restarts the clock; time from before construction still counts."""
         self.started = time.perf_counter()
 
     def add(self, step_metrics: dict[str, jax.Array], images: int) -> None:
-        """Adds the sums of a step over so many images; waits for the step."""
+        """Adds the sums of a step over `images` images; waits for the step."""
         self.loss_sum += float(step_metrics["loss"])
         self.correct += int(step_metrics["correct"])
         self.correct_top5 += int(step_metrics["correct_top5"])
@@ -49,7 +49,7 @@ class Totals:
 
     @property
     def seconds(self) -> float:
-        """That the batches took until now."""
+        """Time that the batches have taken so far."""
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
@@ -64,7 +64,7 @@ class Totals:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Goes on where `to_dict` was called; the time in between does not count."""
+        """Totals that continue those of `to_dict`; the time in between does not count."""
         return cls(**values)
 
 
@@ -72,8 +72,8 @@ class Totals:
 class EpochMetrics:
     """One epoch of one run; accuracies from 0 to 1, losses per image.
 
-    Top-5 accuracy counts an image as right whose class is among the five most likely ones. It is 1 where
-    there are no more than five classes.
+    Top-5 accuracy is the share of images whose class is among the five most likely ones: 1 for up to five
+    classes.
     """
 
     precision: str
@@ -92,7 +92,7 @@ class EpochMetrics:
     test_top5_accuracy: float
     # Training only: without compilation and evaluation.
     images_per_second: float
-    # Since the start of the run, the time left out in which it was stopped.
+    # Since the start of the run, without the time between a stop and the resumption.
     seconds: float
 
 
@@ -108,12 +108,12 @@ class Result:
     test_loss: float
     # Median of the epochs.
     images_per_second: float
-    # Everything but the compilation of the training step; the first run alone compiles the rest.
+    # Without the compilation of the training step; the first run includes all other compilation.
     seconds: float
 
     @classmethod
     def of_epochs(cls, epochs: Sequence[EpochMetrics]) -> Self:
-        """What a run with these epochs came to."""
+        """The result of a run with these epochs."""
         last = epochs[-1]
         return cls(
             precision=last.precision,

@@ -1,4 +1,4 @@
-"""How a run changes its parameters: SGD with momentum, and the course of its learning rate."""
+"""SGD with momentum, and its learning rate schedule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +11,10 @@ from .config import TrainConfig
 
 
 def optimizer(config: TrainConfig, *, updates: int) -> optax.GradientTransformation:
-    """SGD with momentum, for a run of so many updates of the parameters.
+    """SGD with momentum, for a run of `updates` updates of the parameters.
 
-    If a batch has several parts, this takes the gradients of one part after the other and updates the
-    parameters with their mean, as if they were one batch.
+    If a batch has several parts, the optimizer accumulates their gradients and updates the parameters with
+    the mean, as for one batch.
     """
     sgd = optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=_kernels),
@@ -26,14 +26,14 @@ def optimizer(config: TrainConfig, *, updates: int) -> optax.GradientTransformat
 
 
 def _kernels(params: Any) -> Any:
-    """True for each kernel, false for biases and batch-norm scales, which gain nothing from decay."""
+    """True for each kernel; false for biases and batch-norm scales, which do not decay."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def learning_rate(config: TrainConfig, *, updates: int) -> Callable[[Any], jax.Array]:
-    """The learning rate as a function of the updates made so far, of so many in the whole run.
+    """The learning rate as a function of the updates made so far, for a run of `updates` updates.
 
-    It rises linearly over the warm-up; what comes after is `config.schedule`'s.
+    It rises linearly over the warm-up and then follows `config.schedule`.
     """
     warmup = int(config.warmup * updates)
     highest, rest = config.learning_rate, updates - warmup

@@ -1,4 +1,4 @@
-"""What a run's precision means: the model's own dtype, and which transform `model.apply` goes through."""
+"""What a precision means for a run: the dtype of the model, and the transform of `model.apply`."""
 
 from collections.abc import Callable
 
@@ -11,12 +11,12 @@ from dfpjax import OpConfig, Policy
 POLICIES = {
     # The library's default, by which small operations stay in float32.
     "dfp16": Policy(),
-    # Rounds up or down at random. The random bits are a function of the number that is rounded and of its
-    # place in the tensor: others in every step for a number that changes, as weights and activations do.
+    # Rounds up or down at random. The random bits are a function of the value and its position in the
+    # tensor, so values that change, as weights and activations do, get new bits in every step.
     "dfp16_stochastic": Policy(default=OpConfig(rounding="stochastic")),
     # The first convolution and the classifier stay in float32, as the paper's authors had them; nothing else.
     "dfp16_paper": dfpjax.policies.paper(),
-    # Nothing stays in float32, however small: to see what the format does to a training.
+    # No operation stays in float32, however small: shows the effect of the format on training.
     "dfp16_forced": Policy(default=OpConfig(force=True)),
     "dfp16_forced_stochastic": Policy(default=OpConfig(force=True, rounding="stochastic")),
 }
@@ -26,14 +26,14 @@ PRECISIONS = ("float32", "bfloat16", *POLICIES)
 
 
 def model_dtype(precision: str) -> DTypeLike:
-    """What a model computes in, its `dtype`; parameters are float32 always."""
+    """The `dtype` in which a model computes; parameters are always float32."""
     return jnp.bfloat16 if precision == "bfloat16" else jnp.float32
 
 
 def with_precision(fun: Callable, precision: str) -> Callable:
     """`fun` computing in one of `PRECISIONS`.
 
-    `float32` and `bfloat16` are `fun` itself, as the model has its `dtype`; the others go through
+    `float32` and `bfloat16` return `fun` itself, since the model has the `dtype`. The others apply
     `dfpjax.mixed_precision` with their policy.
 
     **Raises:** `ValueError` for any other precision.

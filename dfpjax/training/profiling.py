@@ -6,16 +6,15 @@ from typing import Self
 
 import jax
 
-# The first steps still fill caches.
+# The first steps warm up the caches.
 _SKIPPED = 3
 _STEPS = 5
 
 
 class Profile:
-    """Records steps 4 to 8 of those it is told of; a context manager. Without a directory, none.
+    """Records steps 4 to 8, if there is a directory; a context manager.
 
-    `tell` is called with a line of text that says how to open the profile, or that the training was over
-    before.
+    `tell` gets a line of text: how to open the profile, or that training ended before it began.
     """
 
     def __init__(self, directory: Path | None, tell: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""What all runs of a configuration share: the model in its precision, its start, and its compiled steps."""
+"""What all runs of a configuration share: the model, its initial state and its compiled steps."""
 
 import functools
 import time
@@ -26,7 +26,7 @@ MeasuredStep = Callable[
 
 
 class Program:
-    """The functions of a training run, and its length; nothing is compiled before it is used.
+    """The functions of a training run, compiled on first use, and its length.
 
     **Raises:** `DatasetError` if the training split has no full batch.
     """
@@ -68,7 +68,7 @@ class Program:
         return {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
 
     def state_for_evaluation(self, variables: dict[str, Any]) -> TrainState:
-        """One that has these variables, and nothing for an optimizer."""
+        """A state with these variables and without optimizer state."""
         return TrainState(
             step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), **variables
         )
@@ -84,9 +84,9 @@ class Program:
         return self._compiled(measured_step)
 
     def compile(self) -> float:
-        """Compiles what the configuration needs, and returns how many seconds that took; 0 the next time.
+        """Compiles the steps that the configuration needs; returns the seconds taken, 0 if done before.
 
-        By hand, and not by the first call, so that the first epoch's speed is that of the others.
+        Compiling ahead keeps compilation out of the speed of the first epoch.
         """
         if self._is_compiled:
             return 0.0

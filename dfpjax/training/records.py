@@ -1,4 +1,4 @@
-"""The files a run writes as it goes: metrics and statistics, as JSON lines and for TensorBoard."""
+"""The files that a run writes while it trains: metrics and statistics, as JSON lines and for TensorBoard."""
 
 import dataclasses
 import importlib.util
@@ -16,12 +16,12 @@ import dfpjax
 
 from .metrics import EpochMetrics
 
-# Keys that say where a value belongs.
+# Keys that locate a record; they are not plotted.
 _PLACES = ("seed", "step", "epoch")
 
 
 class Records:
-    """Files in `workdir`, which is created where needed.
+    """Files in `workdir`, which is created if needed.
 
     `metrics.jsonl` gets one line per epoch, with the fields of `EpochMetrics`, as soon as the epoch is over.
     `statistics.jsonl` gets a line per recorded step, layer and operand, with the seed and the keys of
@@ -43,13 +43,13 @@ class Records:
         shutil.rmtree(self._workdir / "tensorboard", ignore_errors=True)
 
     def resume(self, *, seed: int, step: int, epochs: int) -> list[EpochMetrics]:
-        """Takes back what was written after so many steps and whole epochs of a seed's run.
+        """Deletes what a seed's run has written after its first `step` steps and `epochs` epochs.
 
-        Returns the metrics of the epochs that are left.
+        Returns the metrics of the remaining epochs.
         """
         metrics = self._keep("metrics.jsonl", lambda line: line["seed"] != seed or line["epoch"] <= epochs)
         lines = self._keep("statistics.jsonl", lambda line: line["seed"] != seed or line["step"] < step)
-        # TensorBoard's own way to take back counts steps alone, and metrics count epochs.
+        # TensorBoard can purge by step, but metrics are logged by epoch.
         shutil.rmtree(self._board_directory(seed), ignore_errors=True)
         kept = [line for line in metrics if line["seed"] == seed]
         records = [_without_seed(line) for line in lines if line["seed"] == seed]
@@ -76,7 +76,7 @@ class Records:
             self._log_statistics(seed, record)
 
     def close(self) -> None:
-        """Finishes the files; however the runs ended, the statistics are drawn."""
+        """Closes the files and draws the statistics, however the runs ended."""
         for board in self._boards.values():
             board.close()
         if importlib.util.find_spec("matplotlib"):
@@ -88,7 +88,7 @@ class Records:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _keep(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Drops the other lines, and one that was cut off in writing, and returns all that are left."""
+        """Keeps only the wanted lines, without one that was cut off in writing, and returns them."""
         path = self._workdir / name
         if not path.exists():
             return []
@@ -118,7 +118,7 @@ class Records:
 
 
 def _finite(record: Mapping[str, Any]) -> dict[str, Any]:
-    """With None for a number that JSON has no name for."""
+    """The record with None for numbers that are not finite, which JSON cannot express."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar or plain lines, files of metrics and statistics, a table in the end."""
+"""What a run shows and records: progress bar or lines, metrics, statistics, a final table."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from .metrics import EpochMetrics, Evaluation, Result, Totals
 from .records import Records
 from .workdir import writing
 
-# What tables show of results, under which name, and how.
+# The columns of a table of results: attribute, header and format.
 _COLUMNS = {
     "test_accuracy": ("test accuracy", "{:.2%}"),
     "test_top5_accuracy": ("top-5", "{:.2%}"),
@@ -31,10 +31,10 @@ _COLUMNS = {
 class Report:
     """Writes to `console` and, if there is a `workdir`, to files there; a context manager.
 
-    `Records` says which files; and `result.md` gets the final table. On a console that is no terminal there
-    is no bar, only a line per epoch.
+    `Records` lists the files; `result.md` gets the final table. A terminal shows a progress bar; any other
+    console gets a line per epoch.
 
-    **Raises:** `CheckpointError` from whatever writes a file, if that cannot be written.
+    **Raises:** `CheckpointError` from any method that cannot write its file.
     """
 
     def __init__(self, console: Console, workdir: Path | None = None) -> None:
@@ -57,7 +57,7 @@ class Report:
                 self._records.close()
 
     def clear(self) -> None:
-        """Nothing is left of earlier runs in the working directory that could go on: deletes their files."""
+        """Deletes the files of earlier runs; for a working directory without a run to resume."""
         if self._records is not None:
             with writing(self.workdir):
                 self._records.clear()
@@ -67,9 +67,9 @@ class Report:
         self.line(f"training step compiled in {seconds:.1f} s")
 
     def start_run(self, *, seed: int, step: int, steps: int, epochs: int) -> list[EpochMetrics]:
-        """A run of so many steps and epochs begins, or goes on after the step with this number.
+        """A run of `steps` steps in `epochs` epochs begins, or is resumed after `step` of them.
 
-        What was told of it after that point is taken back; the metrics of the epochs before are returned.
+        Deletes what was recorded after that step, and returns the metrics of the epochs before it.
         """
         done = step * epochs // steps
         self._bar.begin(seed=seed, step=step, steps=steps, epoch=min(done + 1, epochs), epochs=epochs)
@@ -116,7 +116,7 @@ class Report:
         self.line(_text(_evaluations_table(evaluations)))
 
     def line(self, text: str) -> None:
-        """Says something."""
+        """Prints a line."""
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

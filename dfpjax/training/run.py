@@ -1,4 +1,4 @@
-"""The run of one seed: epochs of steps, each followed by an evaluation, from wherever it had come to."""
+"""The run of one seed: epochs of training steps, each followed by an evaluation. It can be resumed."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from .workdir import checkpoint_directory, weights_directory
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the runs of all seeds have in common."""
+    """What the runs of all seeds share."""
 
     config: TrainConfig
     dataset: Dataset
@@ -43,12 +43,12 @@ class Job:
 
 
 class Run:
-    """The run of a seed, as far as it has come.
+    """The run of a seed.
 
-    A checkpoint holds the whole `TrainState`, the number of steps made, and the totals of the epoch that they
-    end in. Everything else a step depends on follows from the configuration, the seed and that number:
-    batches, dropout, learning rate. So a run goes on to the same parameters, to the last bit, and to the same
-    metrics. Which epochs were evaluated is in `metrics.jsonl`.
+    A checkpoint holds the `TrainState`, the number of steps made, and the totals of the current epoch.
+    Batches, dropout and learning rate follow from the configuration, the seed and that number. A resumed run
+    therefore reaches the same parameters, bit for bit, and the same metrics. `metrics.jsonl` says which
+    epochs were evaluated.
     """
 
     def __init__(self, job: Job, seed: int) -> None:
@@ -76,7 +76,7 @@ class Run:
     def _start(self) -> TrainState:
         job = self._job
         if job.report.workdir is not None:
-            # Those of a run whose checkpoints have been deleted.
+            # They belong to a run whose checkpoints have been deleted.
             shutil.rmtree(weights_directory(job.report.workdir, self._seed), ignore_errors=True)
         if job.init_from is None:
             return job.program.start(self._seed)
@@ -96,10 +96,10 @@ class Run:
         return len(self._epochs) > 0 and self._epochs[-1].epoch == self._job.config.epochs
 
     def finish(self) -> Result:
-        """Trains what is left to train, and leaves the weights in the working directory.
+        """Trains the remaining steps, and writes the weights into the working directory.
 
-        **Raises:** `Stopped` if asked to; `FloatingPointError` if the training loss of an epoch, or of one
-        that is to be saved, is not finite; `CheckpointError` if something cannot be written.
+        **Raises:** `Stopped` if asked to; `FloatingPointError` if the training loss is not finite at the end
+        of an epoch or at a checkpoint; `CheckpointError` if a file cannot be written.
         """
         workdir, config = self._job.report.workdir, self._job.config
         was_over = self._is_over()
@@ -130,7 +130,7 @@ class Run:
                     self._save(checkpoints)
                 raise Stopped(seed=self._seed, step=self._step)
 
-        # Compiling counts neither for this run nor for its first epoch.
+        # The time of the run and of its first epoch excludes compilation.
         if seconds := job.program.compile():
             job.report.compiled(seconds)
         self._began += seconds
@@ -147,7 +147,7 @@ class Run:
         except Stopped:
             raise
         except Exception:
-            # Whoever sends a signal to all processes ends those that read batches, too.
+            # A signal to the whole process group also ends the processes that read batches.
             stop_if_asked()
             raise
 
@@ -175,7 +175,7 @@ class Run:
                 self._totals = Totals()
 
     def _batches(self) -> Iterator[Batch]:
-        """What each step from the next one on takes: the equal parts of a batch, one after the other."""
+        """The batches of the remaining steps; each batch comes in its equal parts."""
         config = self._job.config
         start, done = divmod(self._step, config.accumulate)
         batches = self._job.dataset.train_batches(config.batch_size, seed=self._seed, start_step=start)

@@ -1,4 +1,4 @@
-"""What a run changes step by step, and the two functions that compute a step."""
+"""The state of a run, and the functions that compute a step."""
 
 from functools import partial
 from typing import Any
@@ -27,8 +27,8 @@ def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 
     """Sums over the batch: `loss` float32[] (cross-entropy), `correct` and `correct_top5` int32[].
 
     `logits` are float32[..., classes] and `labels` int32[...]: one for each image, or for each character of
-    each text. Images whose label is negative fill up the batch and count for nothing. Of five classes or
-    fewer, all are among the first five.
+    each text. Images with a negative label only pad the batch and do not count. With five classes
+    or fewer, every image is correct in the top 5.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
@@ -45,11 +45,11 @@ def _step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on images `float32[N, H, W, C]`, labels `int32[N]`; or texts and labels `int32[N, T]`.
 
-    The loss is the mean cross-entropy, and 0.3 times that of each auxiliary head the model has. What dropout
-    drops is a function of the run's seed and of the step, so a run that is resumed goes on as it would have.
+    The loss is the mean cross-entropy, plus 0.3 times that of each auxiliary head. Dropout depends on the
+    run's seed and the step alone, so a resumed run continues exactly.
 
-    Returns the next state and the `step_metrics` of the batch before the step, auxiliary heads left out.
-    `state` is donated.
+    Returns the next state, and the `step_metrics` of the batch before the step, without auxiliary heads.
+    Donates `state`.
     """
     dropout = jax.random.fold_in(jax.random.key(state.seed), state.step)
 
@@ -76,7 +76,7 @@ _compiled = partial(jax.jit, static_argnames="label_smoothing", donate_argnames=
 train_step = _compiled(_step)
 
 measured_step = _compiled(dfpjax.with_statistics(_step, dfpjax.Policy(default=None)))
-"""`train_step`, with the statistics of what it computes in DFP16 beside its result."""
+"""`train_step`, which also returns the statistics of the operations in DFP16."""
 
 
 @jax.jit

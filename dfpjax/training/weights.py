@@ -1,4 +1,4 @@
-"""Weights on disk: what a finished run leaves behind, in float32 or in DFP16, and what others start from."""
+"""Weights on disk, in float32 or in DFP16: a finished run writes them, other runs start from them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ STATE = "state"
 
 _HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the steps in it"
 
-# What a kernel in DFP16 becomes in the tree of parameters, in this order.
+# The two leaves that replace a kernel in DFP16, in this order.
 _DFP16 = ("mantissa", "exponent")
 
 
@@ -30,9 +30,9 @@ def save_weights(path: Path, variables: dict[str, Any], weight_format: str) -> N
     """Writes `params` and `batch_stats`, as a plain Orbax checkpoint, in place of what is at `path`.
 
     With "dfp16" each parameter of two or more dimensions becomes a `mantissa`, int16 of its shape, and an
-    `exponent`, int32[]: mantissa · 2^exponent rounded to nearest, which is what an operation in DFP16 reads
-    anyway. Everything else is float32, being small and, as the variances of batch norm are, of too many
-    magnitudes for one exponent.
+    `exponent`, int32[]: mantissa · 2^exponent, rounded to nearest, as an operation in DFP16 reads it.
+    Everything else stays float32: it is small, and some of it, such as the variances of batch norm, spans too
+    many magnitudes for one exponent.
 
     **Raises:** `CheckpointError` if this is not possible.
     """
@@ -48,7 +48,7 @@ def save_weights(path: Path, variables: dict[str, Any], weight_format: str) -> N
 
 
 def saved_format(path: Path) -> str | None:
-    """Which of `WEIGHT_FORMATS` `save_weights` has written at `path`; None if it has not."""
+    """The one of `WEIGHT_FORMATS` in which weights are saved at `path`; None if there are none."""
     if not _is_tree(path):
         return None
     names = traverse_util.flatten_dict(_metadata(path), keep_empty_nodes=True)
@@ -64,7 +64,7 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
       that of a seed's checkpoints (`checkpoints/seed_N`), of which the newest is read.
     - `like`: variables of the model, arrays or their shapes and dtypes.
 
-    **Raises:** `CheckpointError` if there are none, or none that fit; the message says which do not.
+    **Raises:** `CheckpointError` if there are none, or some do not fit; the message names those.
     """
     path = path.absolute()
     if not path.exists():
@@ -91,7 +91,7 @@ def checkpoint_steps(directory: Path) -> list[int]:
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """What Orbax has written at `path`, as nested dictionaries of NumPy arrays.
+    """The tree that Orbax has written at `path`, as nested dictionaries of NumPy arrays.
 
     **Raises:** `CheckpointError` if not all of it can be read.
     """

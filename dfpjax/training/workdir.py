@@ -1,4 +1,4 @@
-"""A working directory belongs to one configuration: what may change between one start and the next."""
+"""A working directory belongs to one configuration: which fields may change when a run is resumed."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 from .config import TrainConfig
 from .weights import CheckpointError, checkpoint_steps
 
-# Fields of `TrainConfig` that do not say what a seed's run computes, or that it may change on the way.
+# Fields of `TrainConfig` that do not affect what a run computes, or that may change during a run.
 _MAY_CHANGE = {
     "precision",
     "seed",
@@ -46,27 +46,27 @@ def checkpoint_directory(workdir: Path, seed: int) -> Path:
 
 
 def weights_directory(workdir: Path, seed: int) -> Path:
-    """Where the weights of a seed are when its run is over."""
+    """Where a finished run leaves the weights of a seed."""
     return workdir / "weights" / f"seed_{seed}"
 
 
 def has_checkpoints(workdir: Path) -> bool:
-    """Whether there is anything a run could go on from."""
+    """Whether there is a checkpoint to resume a run from."""
     return any(checkpoint_steps(seed) for seed in (workdir / "checkpoints").glob("seed_*"))
 
 
 def claim(workdir: Path, config: TrainConfig, *, train_size: int) -> None:
-    """Writes `config.json`, or sees to it that the runs in `workdir` can go on with `config`.
+    """Writes `config.json`, after a check that the runs in `workdir` can be resumed with `config`.
 
     Arguments:
 
-    - `train_size`: images in the training split, which decides what a step is as much as a field does.
+    - `train_size`: images in the training split, on which the steps depend as they do on a field.
 
     **Raises:** `CheckpointError` if they cannot, and the message names the fields; or if the file cannot be
     written.
     """
     path = workdir / "config.json"
-    # What JSON makes of tuples, so that both sides have lists.
+    # Through JSON, which turns tuples into lists, as in the file.
     settings = json.loads(json.dumps(dataclasses.asdict(config) | {"train_size": train_size}))
     if has_checkpoints(workdir):
         changes = ", ".join(
@@ -79,7 +79,7 @@ def claim(workdir: Path, config: TrainConfig, *, train_size: int) -> None:
                 f"{workdir} has checkpoints of another run: {changes}; give the former values to go on with"
                 " it, or another --workdir to start a new one"
             )
-    # Not in one go: a run may be killed at any time.
+    # Renamed when complete: a run may be killed at any time.
     with writing(workdir):
         path.with_suffix(".new").write_text(json.dumps(settings, indent=2) + "\n")
         os.replace(path.with_suffix(".new"), path)

@@ -23,7 +23,7 @@ DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "imagenet2012": partial(prepared_source, "imagenet2012"),
 }
 
-# In front of the name of any other dataset that tensorflow-datasets has prepared.
+# Prefix for the name of any other dataset that tensorflow-datasets has prepared.
 _PREPARED = "tfds:"
 DATASET_NAMES = (*DATASETS, f"{_PREPARED}NAME")
 
@@ -36,7 +36,7 @@ def is_dataset(name: str) -> bool:
 def load_dataset(config: DataConfig) -> Dataset:
     """The dataset a configuration names, with its augmentation.
 
-    **Raises:** `DatasetError` if it is not there or cannot be used as `config` asks; the message says what to
+    **Raises:** `DatasetError` if it is missing or cannot be used as `config` asks; the message says what to
     do.
     """
     if config.dataset.startswith(_PREPARED):

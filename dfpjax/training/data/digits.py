@@ -19,23 +19,22 @@ _TEST_EVERY = 4  # one in four images of each digit is for testing
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1797 handwritten digits: `image` uint8[8, 8, 1] with values from 0 to 16, and `label`, an integer.
 
-    Of each digit, every fourth image in scikit-learn's order is in the split `test` and the others are in
-    `train`: the split is stratified, and the same for ever, as no random generator of any library version
-    takes part in it.
+    Every fourth image of each digit, in scikit-learn's order, is in the split `test`, the others are in
+    `train`. The split is stratified. It never changes, since it uses no random generator.
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, https://doi.org/10.24432/C50P49 (its test set, which scikit-learn contains).
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded: without this, TFDS looks for checksums, with a package it does not depend on.
+    # Nothing is downloaded. Without this, TFDS looks for checksums with a package that it does not install.
     url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description="Handwritten digits, 8×8 pixels of 17 grey levels, as contained in scikit-learn.",
-            # A tensor and not tfds.features.Image, which needs TensorFlow to encode a PNG.
+            # A tensor, since tfds.features.Image needs TensorFlow to encode a PNG.
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
@@ -71,12 +70,12 @@ def _in_test(labels: np.ndarray) -> np.ndarray:
 
 
 def prepared_digits(data_dir: str | None = None) -> Digits:
-    """The builder, its files written under `data_dir` if they are not there yet.
+    """The builder. Writes its files under `data_dir` if they are missing.
 
-    Without `data_dir` the files are where tensorflow-datasets keeps its own: `$TFDS_DATA_DIR`, or
+    Without `data_dir` the files are in the folder of tensorflow-datasets: `$TFDS_DATA_DIR`, or
     `~/tensorflow_datasets`. Any number of processes may call this at once.
 
-    **Raises:** `OSError` if the files are not there and cannot be written.
+    **Raises:** `OSError` if the files are missing and cannot be written.
     """
 
     def builder() -> Digits:
@@ -84,20 +83,20 @@ def prepared_digits(data_dir: str | None = None) -> Digits:
 
     digits = builder()
     try:
-        # Does nothing if the files are there. Otherwise TFDS prints that it downloads, which it does not.
+        # Does nothing if the files exist. Otherwise TFDS prints that it downloads them, which is not true.
         with contextlib.redirect_stdout(io.StringIO()):
             digits.download_and_prepare()
     except OSError:
-        # TFDS writes into a directory of its own and renames that in the end, which fails if another process
-        # was faster; the files of that process are complete then.
+        # TFDS writes into a temporary directory and renames it. That fails if another process was faster,
+        # whose files are then complete.
         if not digits.data_path.exists():
             raise
-    # A builder reads its splits when it is made, and the first one may be older than the files.
+    # A builder reads its splits when it is made; the first one may have been made before the files.
     return builder()
 
 
 def digits_source(config: DataConfig) -> Source:
-    """The digits, written under `config.data_dir` if they are not there yet; pixels become 0 to 1.
+    """The digits, with pixels from 0 to 1; written under `config.data_dir` if they are missing.
 
     **Raises:** `DatasetError` for an unknown or empty split, or if the files cannot be written.
     """
@@ -111,7 +110,7 @@ def digits_source(config: DataConfig) -> Source:
         ) from error
 
     def in_memory(split: str) -> list[Example]:
-        # To read an example from its file takes longer than a small network learns from it.
+        # Reading an example from its file takes longer than a training step of a small network.
         return list(read_split(builder, split))
 
     features = builder.info.features

@@ -1,4 +1,4 @@
-"""Images made up on the spot, as many and as large as ImageNet's: to try a model, or to time it, anywhere."""
+"""Synthetic images, as many and as large as ImageNet's, to try or time a model without data."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, Example, Sour
 
 _CLASSES = 1000
 _SIZE = 224
-# Colours of a class cover squares of so many pixels: half of what the image contains is noise.
+# Side in pixels of the squares that a class colours; half of the signal is noise.
 _SQUARE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeExamples:
-    """Example `i` has class `i % 1000`: coloured squares that belong to the class, and noise of its own."""
+    """Example `i` has class `i % 1000`: the coloured squares of the class, plus noise of its own."""
 
-    # Images of two splits differ in this.
+    # Distinguishes the noise of the splits.
     split: int
     size: int
 

@@ -16,14 +16,14 @@ from .source import (
 )
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# Names of the split to test on, of which a folder has one or the other.
+# Possible names of the test split.
 _TEST_NAMES = ("val", "validation", "test")
 _LAYOUT = "image_folder expects data_dir to hold train/CLASS/*.jpg and val/CLASS/*.jpg"
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderExamples:
-    """Image files, read when they are asked for, and their classes."""
+    """Image files, read on access, and their classes."""
 
     files: list[str]
     labels: list[int]
@@ -52,12 +52,12 @@ def folder_source(config: DataConfig) -> Source:
 def read_folder(folder: str | os.PathLike[str], *, train_split: str, test_split: str) -> Source:
     """The images in a folder; the classes are the folders in `train`, in the order of their names.
 
-    `train_split` and `test_split` are TFDS split expressions of the folders' names. A folder
-    for testing may be called `val`, `validation` or `test`: where there is only one of these, all three names
-    mean it.
+    `train_split` and `test_split` are TFDS split expressions of the folders' names. The test
+    folder may be called `val`, `validation` or `test`; if only one of them exists, all three names refer to
+    it.
 
-    **Raises:** `DatasetError` if there is no such folder, or one of its classes is not in `train`; the
-    message says what is expected.
+    **Raises:** `DatasetError` if there is no such folder, or `train` lacks one of its classes; the message
+    says what is expected.
     """
     root = Path(folder)
     if not (root / "train").is_dir():
@@ -82,7 +82,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _examples(folder: Path, classes: list[str]) -> FolderExamples:
-    """The images in the subfolders, sorted by class and name: a directory has no order of its own."""
+    """The images in the subfolders, sorted by class and name, since directories have no order."""
     label_of = {name: label for label, name in enumerate(classes)}
     files, labels = [], []
     for name in _subfolders(folder):

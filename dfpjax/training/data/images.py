@@ -8,20 +8,20 @@ from PIL import Image
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge of a part of an image, in pixels."""
 
-# What random crops look like, and how often one that fits is looked for: as for ResNet and its successors.
+# Aspect ratios of random crops, and attempts to find one that fits: as for ResNet and its successors.
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-# The share of the shorter side that evaluation looks at: 224 of 256 pixels.
+# The share of the shorter side that evaluation uses: 224 of 256 pixels.
 _CENTRE = 224 / 256
 
 
 def decode(encoded: bytes) -> np.ndarray:
     """The image in a JPEG, PNG or any other file that Pillow reads, uint8[H, W, 3].
 
-    Grey images, palettes and CMYK become RGB, transparency is dropped, and an orientation in the metadata is
-    ignored, as it is wherever ImageNet is read.
+    Converts grey images, palettes and CMYK to RGB, drops transparency, and ignores an orientation in the
+    metadata, as other readers of ImageNet do.
 
-    **Raises:** `OSError` if this is no image, or not all of it.
+    **Raises:** `OSError` if this is not a complete image.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
@@ -37,7 +37,7 @@ def resize(image: np.ndarray, size: int, box: Box) -> np.ndarray:
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The central square that is left when the shorter side is scaled to 256 and 224 of it are cut out."""
+    """The central square: the shorter side scaled to 256, and 224 pixels of it cropped."""
     side = _CENTRE * min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
@@ -56,7 +56,7 @@ def random_box(height: int, width: int, min_area: float, random: np.random.Gener
             left = int(random.integers(width - box_width, endpoint=True))
             top = int(random.integers(height - box_height, endpoint=True))
             return left, top, left + box_width, top + box_height
-    # Most parts of a panorama do not fit: the largest part in its middle that has one of the shapes.
+    # Most crops of a panorama do not fit. Take the largest central one with an allowed aspect ratio.
     narrowest, widest = _ASPECT_RATIOS
     box_width, box_height = min(width, round(height * widest)), min(height, round(width / narrowest))
     left, top = (width - box_width) // 2, (height - box_height) // 2
@@ -64,7 +64,7 @@ def random_box(height: int, width: int, min_area: float, random: np.random.Gener
 
 
 def random_shift(images: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
-    """Images [N, H, W, C], each moved by at most `most` pixels along each axis; black moves in."""
+    """Images [N, H, W, C], each shifted by at most `most` pixels along each axis and padded with black."""
     count, height, width, _ = images.shape
     tops, lefts = random.integers(0, 2 * most, size=(2, count), endpoint=True)
     padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
@@ -73,13 +73,13 @@ def random_shift(images: np.ndarray, most: int, random: np.random.Generator) -> 
 
 
 def random_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Images [N, H, W, C], of which each is, half of the time, its mirror image."""
+    """Images [N, H, W, C], each mirrored with probability 1/2."""
     mirrored = random.random(len(images)) < 0.5
     return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def normalize(images: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """float32[..., C] with the channels' mean subtracted and divided by their deviation, float32[C]."""
+    """float32[..., C]: images minus the mean of each channel, over its deviation; both float32[C]."""
     normal = images.astype(np.float32)
     # In place: a batch of photographs takes a hundred megabytes.
     normal -= mean

@@ -36,7 +36,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExample
     **Raises:** `DatasetError` for an unknown or empty split; the message names the splits there are.
     """
     encoded = isinstance(builder.info.features["image"], tfds.features.Image)
-    # Our own decoder makes RGB of whatever the files hold.
+    # Our own decoder converts every image to RGB.
     split_parts(split, builder.info.splits)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     try:
@@ -47,10 +47,10 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExample
 
 
 def prepared_source(name: str, config: DataConfig) -> Source:
-    """A dataset of photographs that the user has prepared; `name` may include a TFDS config and version.
+    """A dataset of photographs that the user has prepared. `name` may include a TFDS config and version.
 
-    **Raises:** `DatasetError` if it is not there, cannot be read without TensorFlow or does not hold images
-    and classes; the message says which command prepares it.
+    **Raises:** `DatasetError` if it is missing, cannot be read without TensorFlow, or has no images and
+    classes; the message names the command that prepares it.
     """
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=config.data_dir)

@@ -1,4 +1,4 @@
-"""What a dataset is read from: examples in random access, and what has to be known of them."""
+"""The source of a dataset: examples in random access, and their properties."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 IMAGENET_MEAN = 255 * np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_DEVIATION = 255 * np.array([0.229, 0.224, 0.225], np.float32)
-"""Of red, green and blue in the pixels of ImageNet's training images; taken for all photographs."""
+"""Per channel (RGB) over the pixels of ImageNet's training images; used for all photographs."""
 
 
 class DatasetError(ValueError):
@@ -17,7 +17,7 @@ class DatasetError(ValueError):
 
 
 class DataConfig(Protocol):
-    """What data depend on; `TrainConfig` says what each field means."""
+    """The fields that the data depend on; `TrainConfig` documents them."""
 
     dataset: str
     data_dir: str | None
@@ -39,7 +39,7 @@ class Example(NamedTuple):
 
 
 class Examples(Protocol):
-    """The examples of a split in random access, with indices from 0; worker processes get copies of it."""
+    """The examples of a split in random access, with indices from 0; worker processes get copies."""
 
     def __len__(self) -> int: ...
 
@@ -52,9 +52,9 @@ class Source:
 
     # Labels are from 0 to below this.
     classes: int
-    # Height, width and channels; None if images differ in size, and then they are RGB.
+    # Height, width and channels; None for RGB images of different sizes.
     image_shape: tuple[int, int, int] | None
-    # Of the pixels in each channel, float32[C]: what images are normalised with.
+    # Of the pixels in each channel, float32[C], for the normalisation of images.
     mean: np.ndarray
     deviation: np.ndarray
     train: Examples
@@ -65,7 +65,7 @@ class Source:
 class Selection:
     """Parts of splits, one after the other."""
 
-    # Of each part the split and which of its examples.
+    # For each part, the split and the indices of its examples.
     parts: Sequence[tuple[Examples, range]]
 
     def __len__(self) -> int:
