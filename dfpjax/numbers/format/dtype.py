@@ -10,6 +10,8 @@ all of them where the element has none. XLA sees through axes of size 1; `from_i
 add and remove it.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,13 +27,48 @@ class dfp32_scalar(_compat.extended):
     """Abstract scalar type of `dfp32`."""
 
 
+def _without_arithmetic(cls: type) -> type:
+    """Class decorator: what `jax.Array` declares and the class does not define is refused, and says what to
+    do. JAX's own declarations raise errors without a text, which `hasattr` does not take for an absence."""
+
+    def refusal(name: str) -> str:
+        return (
+            f"{cls.__name__}.{name}: mantissas mean nothing without their exponent. Compute with the "
+            "dfpjax.DFPArray that has them (dfpjax.numpy), with its float32 values, .dequantize(), or with "
+            "its integers, .mantissa"
+        )
+
+    def method(name: str):
+        def refused(self, *args, **kwargs):
+            raise TypeError(refusal(name))
+
+        return refused
+
+    def absent(name: str):
+        def refused(self):
+            raise AttributeError(refusal(name))
+
+        return property(refused)
+
+    for name in dir(jax.Array):
+        declared = inspect.getattr_static(jax.Array, name)
+        if name not in vars(cls) and getattr(declared, "__isabstractmethod__", False):
+            setattr(cls, name, absent(name) if isinstance(declared, property) else method(name))
+    return cls
+
+
+@_without_arithmetic
 class MantissaArray(jax.Array):
     """A concrete array of dtype `dfp16` or `dfp32`: what JAX hands out for such a value outside of a trace.
 
-    ``numpy.asarray`` gives the integers. Like JAX's own key arrays it implements the container half
-    of `jax.Array` and leaves arithmetic out: bare mantissas mean nothing without their exponent (see
-    `dfpjax.DFPArray`).
+    ``numpy.asarray`` gives the integers. Like JAX's own key arrays it implements the container half of
+    `jax.Array`, with comparison for equality, and refuses arithmetic with a TypeError: bare mantissas mean
+    nothing without their exponent (see `dfpjax.DFPArray`).
     """
+
+    __array_ufunc__ = (
+        None  # NumPy computes nothing with the integers unasked, and leaves `1 + self` to __radd__
+    )
 
     def __init__(self, mantissa: jax.Array):
         mantissa = jnp.asarray(mantissa)  # pickle hands in a NumPy array
@@ -68,6 +105,46 @@ class MantissaArray(jax.Array):
     def __bool__(self):
         raise TypeError(f"mantissas of dtype {self.dtype} have no truth value without their exponent")
 
+    def __eq__(self, other):
+        return self._compared(other, "==") if isinstance(other, jax.Array) else NotImplemented
+
+    def __ne__(self, other):
+        return ~self._compared(other, "!=") if isinstance(other, jax.Array) else NotImplemented
+
+    __hash__ = None
+
+    def _compared(self, other: jax.Array, operator: str) -> jax.Array:
+        if other.dtype != self.dtype:
+            raise TypeError(
+                f"MantissaArray: {operator} takes mantissas of the same dtype, got {self.dtype} and "
+                f"{other.dtype}; compare DFPArrays, or their .mantissa, instead"
+            )
+        return self._mantissa == to_integers(other)
+
+    def __copy__(self):
+        return self.copy()
+
+    def __deepcopy__(self, memo):
+        return self.copy()
+
+    def copy(self):
+        return MantissaArray._of(self._physical.copy())
+
+    def astype(self, dtype, copy: bool = False, device=None):
+        """To the same dtype, or to the integers, which are the same bits."""
+        if dtype == self.dtype:
+            moved = self._physical if device is None else jax.device_put(self._physical, device)
+            return MantissaArray._of(moved.copy() if copy else moved)
+        if not isinstance(dtype, MantissaDType) and dtype == self.dtype.integer:
+            return self._mantissa.astype(dtype, copy=copy, device=device)
+        raise TypeError(
+            f"MantissaArray.astype: dtype must be {self.dtype} or {self.dtype.integer}, got {dtype}; the "
+            "values are those of the dfpjax.DFPArray: .dequantize()"
+        )
+
+    def to_device(self, device, *, stream=None):
+        return MantissaArray._of(self._physical.to_device(device, stream=stream))
+
     def block_until_ready(self):
         self._physical.block_until_ready()
         return self
@@ -99,10 +176,22 @@ class MantissaArray(jax.Array):
     def squeeze(self, axis=None):
         return MantissaArray(self._mantissa.squeeze(axis))
 
-    def ravel(self):
-        return MantissaArray(self._mantissa.ravel())
+    def ravel(self, *args, **kwargs):
+        return MantissaArray(self._mantissa.ravel(*args, **kwargs))
+
+    def flatten(self, *args, **kwargs):
+        return MantissaArray(self._mantissa.flatten(*args, **kwargs))
+
+    def swapaxes(self, axis1: int, axis2: int):
+        return MantissaArray(self._mantissa.swapaxes(axis1, axis2))
+
+    def take(self, indices, axis=None, **kwargs):
+        return MantissaArray(self._mantissa.take(indices, axis, **kwargs))
 
     T = property(lambda self: self.transpose())
+    mT = property(lambda self: self.swapaxes(-1, -2))
+    addressable_shards = property(lambda self: _logical_shards(self, self._physical.addressable_shards))
+    global_shards = property(lambda self: _logical_shards(self, self._physical.global_shards))
     aval = property(lambda self: _aval(self))
     shape = property(lambda self: self._physical.shape[:-1])
     ndim = property(lambda self: self._physical.ndim - 1)
@@ -217,6 +306,18 @@ def _constant(value, aval):
 
 def _logical_sharding(value: MantissaArray):
     return _compat.logical_sharding(value.shape, value.dtype, value._physical.sharding)
+
+
+def _logical_shards(value: MantissaArray, physical_shards) -> list[jax.Shard]:
+    return [
+        jax.Shard(
+            shard.device,
+            value.sharding,
+            value.shape,
+            None if shard.data is None else MantissaArray._of(shard.data),
+        )
+        for shard in physical_shards
+    ]
 
 
 def _aval(value: MantissaArray):
