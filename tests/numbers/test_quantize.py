@@ -204,5 +204,106 @@ def test_errors(args, kwargs, error, message):
 
 
 def test_dfparray_refuses_floats():
-    with pytest.raises(TypeError, match="mantissa must be of dtype int16 or dfp16, got float32"):
+    with pytest.raises(
+        TypeError, match="mantissa must be an array of dtype int16 or dfp16, got dtype float32"
+    ):
         DFPArray(jnp.ones(3), 0)
+
+
+# --- float64 beyond float32's range, seeds, conversion to NumPy ------------------------------------------
+
+WIDE = np.array([[1e300, -3e299, 0], [5e-300, 2e-301, -1e-304]])
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("axis", [None, 0])
+def test_float64_keeps_its_range(x64, axis):
+    # The exponent holds what float32 cannot; by the formula of the format, in float64.
+    largest = np.abs(WIDE).max(axis=None if axis is None else 1, keepdims=True)
+    exponent = np.floor(np.log2(largest)).astype(int) - 14
+    mantissa = np.clip(np.rint(np.ldexp(WIDE, -exponent)), -32767, 32767)
+    with jax.enable_x64(x64):
+        x = jnp.asarray(WIDE) if x64 else WIDE
+        q = dfpjax.quantize(x, axis=axis)
+        np.testing.assert_array_equal(q.mantissa, mantissa)
+        np.testing.assert_array_equal(q.exponent, exponent.reshape(q.exponent.shape))
+        np.testing.assert_array_equal(np.asarray(q, np.float64), np.ldexp(mantissa, exponent))
+        np.testing.assert_array_equal(q.dequantize()[0, :2], [np.inf, -np.inf])
+
+
+def test_float64_has_the_derivative_of_the_identity():
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda x: (dfpjax.quantize(x).dequantize() * jnp.array([1.0, 2.0])).sum())
+        np.testing.assert_array_equal(gradient(jnp.array([1e9, 3.0])), [1, 2])
+
+
+def test_a_number_beyond_float32_is_none_without_x64_either():
+    assert dfpjax.quantize(1e300).tolist() == pytest.approx(1e300, rel=1e-4)
+    assert np.isnan(np.asarray(dfpjax.quantize(np.array([np.inf, 1.0])))).all()
+
+
+SEEDS = [np.uint32(7), np.int64(7), jnp.uint32(7), jnp.int32(7), 7 + 2**32]
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: type(seed).__name__)
+def test_integers_of_every_type_are_the_same_seed(seed):
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+    expected = dfpjax.quantize(x, rounding="stochastic", seed=7)
+    np.testing.assert_array_equal(
+        dfpjax.quantize(x, rounding="stochastic", seed=seed).mantissa, expected.mantissa
+    )
+
+
+def test_a_key_is_a_seed():
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+
+    def rounded(key):
+        return dfpjax.quantize(x, rounding="stochastic", seed=key).mantissa
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    first, second = map(rounded, keys)
+    assert (first != second).any()
+    np.testing.assert_array_equal(jax.jit(rounded)(keys[0]), first)
+    np.testing.assert_array_equal(jax.vmap(rounded)(keys), [first, second])
+
+
+@pytest.mark.parametrize("seed", ["a", 1.0, True, jnp.float32(1), jax.random.PRNGKey(0), [1]], ids=str)
+def test_other_seeds_are_refused(seed):
+    with pytest.raises(
+        TypeError, match=r"quantize: seed must be an integer, .* or a key of jax\.random\.key"
+    ):
+        dfpjax.quantize(ONES, rounding="stochastic", seed=seed)
+
+
+def test_numpy_gets_the_values():
+    x = np.float32([[1, -2.5], [0, 3]])
+    q = dfpjax.quantize(x)
+    assert np.asarray(q).dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(q), x)
+    np.testing.assert_array_equal(np.array(q, np.float64), x)
+    np.testing.assert_array_equal(np.asarray(q, int), [[1, -2], [0, 3]])
+    assert np.isnan(np.asarray(dfpjax.quantize(np.float32([np.nan])))).all()
+    with pytest.raises(ValueError, match="copy=False cannot be had"):
+        np.asarray(q, copy=False)
+
+
+@pytest.mark.parametrize(
+    ("mantissa", "exponent", "error", "message"),
+    [
+        ([1, 2], 0, TypeError, r"mantissa must be an array of dtype int16 or dfp16, got \[1, 2\]"),
+        (np.int16([1]), 1.5, TypeError, "exponent must be an int32 scalar or array, got 1.5"),
+        (
+            np.int16([1]),
+            np.float32([1]),
+            TypeError,
+            "exponent must be an int32 scalar or array, got dtype float32",
+        ),
+        (np.int16([1]), True, TypeError, "exponent must be an int32 scalar or array, got True"),
+        (np.int16([1]), 2**31, ValueError, "exponent must fit an int32, got 2147483648"),
+        (np.int16([-32768]), 0, ValueError, r"mantissa must lie in ±32767; -32768"),
+        (jnp.int16([3, -32768]), 0, ValueError, r"mantissa must lie in ±32767; -32768"),
+    ],
+)
+def test_dfparray_refuses(mantissa, exponent, error, message):
+    with pytest.raises(error, match=f"DFPArray: {message}"):
+        DFPArray(mantissa, exponent)

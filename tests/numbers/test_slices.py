@@ -111,8 +111,8 @@ def test_a_shift_leaves_zeros_and_non_finite_values_as_they_are():
 @pytest.mark.parametrize(
     ("axis", "error", "message"),
     [
-        (2, ValueError, "axis 2 is not one of x's, which has 2"),
-        ((0, -3), ValueError, "axis -3 is not one of x's, which has 2"),
+        (2, ValueError, "axis 2 is not one of 2 axes"),
+        ((0, -3), ValueError, "axis -3 is not one of 2 axes"),
         ((1, -1), ValueError, r"axis names one twice: \(1, -1\)"),
         (1.0, TypeError, "axis must be an integer or several, got 1.0"),
         ("ab", TypeError, "axis must be an integer or several, got 'ab'"),

@@ -15,7 +15,14 @@ from dfpjax.numbers.arithmetic.exponents import (
     settled,
     widened,
 )
-from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.arithmetic.operands import (
+    Tensor,
+    check_operand,
+    check_operands,
+    check_rounding,
+    check_shapes,
+    common_kind,
+)
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
 from dfpjax.numbers.format.wide import add as add_wide
@@ -28,8 +35,7 @@ def multiply(a: DFPArray, b: DFPArray) -> DFP32Array:
     Raises:
         TypeError: if an operand is not a DFPArray.
     """
-    check_operand("multiply", "a", a, DFPArray)
-    check_operand("multiply", "b", b, DFPArray)
+    check_operands("multiply", DFPArray, a=a, b=b)
     return straight_through(_multiply, jnp.multiply, (a, b))
 
 
@@ -53,8 +59,7 @@ def add(a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Arra
         TypeError: if an operand is not a tensor in dynamic fixed point.
         ValueError: if `rounding` or `seed` is not as said above.
     """
-    check_operand("add", "a", a)
-    check_operand("add", "b", b)
+    check_operands("add", a=a, b=b)
     seed = check_rounding("add", rounding, seed)
     return straight_through(functools.partial(_add, rounding=rounding), jnp.add, (a, b), seed)
 
@@ -63,8 +68,7 @@ def subtract(
     a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> Tensor:
     """a − b; arguments, result and errors as `add`'s."""
-    check_operand("subtract", "a", a)
-    check_operand("subtract", "b", b)
+    check_operands("subtract", a=a, b=b)
     seed = check_rounding("subtract", rounding, seed)
     return straight_through(functools.partial(_subtract, rounding=rounding), jnp.subtract, (a, b), seed)
 
@@ -105,6 +109,7 @@ def fma(
     check_operand("fma", "a", a, DFPArray)
     check_operand("fma", "b", b, DFPArray)
     check_operand("fma", "c", c)
+    check_shapes("fma", a=a, b=b, c=c)
     check_rounding("fma", rounding, seed)
     return add(multiply(a, b), c, rounding=rounding, seed=seed)
 

@@ -54,7 +54,14 @@ def _check_contraction(a: DFPArray, b: DFPArray) -> None:
         raise ValueError("matmul: both operands need at least one axis; use multiply for scalars")
     b_axis = max(b.ndim - 2, 0)
     if a.shape[-1] != b.shape[b_axis]:
-        raise ValueError(f"matmul: contracted extents differ, shapes {a.shape} and {b.shape}")
+        raise ValueError(f"matmul: contracted extents differ, shapes {a.shape} of a and {b.shape} of b")
+    if a.ndim > 2 or b.ndim > 2:
+        try:
+            jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        except ValueError:
+            raise ValueError(
+                f"matmul: a and b must have leading axes that broadcast, got shapes {a.shape} and {b.shape}"
+            ) from None
     for argument, x, axis in (("a", a, a.ndim - 1), ("b", b, b_axis)):
         exponent = padded_exponent(x)
         if exponent.ndim and exponent.shape[axis] > 1:

@@ -1,10 +1,10 @@
 """The operands of the functions on tensors in dynamic fixed point, and the checks they share."""
 
 import jax
+import jax.numpy as jnp
 
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
-from dfpjax.numbers.format.conversion import rounding_seed
-from dfpjax.numbers.format.quantizer import Quantizer
+from dfpjax.numbers.format.conversion import checked_quantizer, rounding_seed
 
 Tensor = DFPArray | DFP32Array
 
@@ -25,9 +25,26 @@ def check_operand(function: str, argument: str, x, kinds=Tensor) -> None:
     )
 
 
+def check_operands(function: str, kinds=Tensor, **operands) -> None:
+    """`check_operand` of each, and that their shapes broadcast."""
+    for argument, x in operands.items():
+        check_operand(function, argument, x, kinds)
+    check_shapes(function, **operands)
+
+
+def check_shapes(function: str, **operands) -> None:
+    """Raise a ValueError unless the operands' shapes broadcast."""
+    shapes = [x.shape for x in operands.values()]
+    try:
+        jnp.broadcast_shapes(*shapes)
+    except ValueError:
+        names, found = " and ".join(operands), " and ".join(map(str, shapes))
+        raise ValueError(f"{function}: {names} must have shapes that broadcast, got {found}") from None
+
+
 def check_rounding(function: str, rounding: str, seed, bits: int = 16) -> jax.Array | None:
     """The seed as uint32, if the arguments fit together."""
-    Quantizer(bits=bits, rounding=rounding)  # has the checks
+    checked_quantizer(function, bits, rounding)
     return rounding_seed(function, rounding, seed)
 
 

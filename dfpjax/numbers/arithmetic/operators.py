@@ -4,7 +4,11 @@ The functions make the arrays that have these methods. So the arrays are defined
 here, above both.
 """
 
+import jax
+import numpy as np
+
 from dfpjax.numbers.arithmetic import elementwise, matmul, structure
+from dfpjax.numbers.arithmetic.comparison import compared
 from dfpjax.numbers.format.array import DynamicFixedPoint
 
 
@@ -43,6 +47,25 @@ def _variadic(function):
     return method
 
 
+def _comparison(function: str, symbol: str):
+    """Element by element, as arrays are compared; see `dfpjax.numbers.arithmetic.comparison`."""
+
+    def method(self, other):
+        if isinstance(other, list | tuple | set | dict):
+            raise TypeError(
+                f"{function}: b must be a DFPArray, an array or a number, got {type(other).__name__} "
+                f"(for {symbol} with a {type(self).__name__}); make it an array first"
+            )
+        if not isinstance(
+            other, DynamicFixedPoint | jax.Array | np.ndarray | np.generic | int | float | complex
+        ):
+            return NotImplemented
+        return compared(function, self, other)
+
+    method.__doc__ = f"a {symbol} b: exact, as bools of the broadcast shape."
+    return method
+
+
 def _length(self) -> int:
     if not self.shape:
         raise TypeError(f"len() of a {type(self).__name__} without axes")
@@ -50,7 +73,44 @@ def _length(self) -> int:
 
 
 def _iterator(self):
+    if not self.shape:
+        raise TypeError(f"iteration over a {type(self).__name__} without axes")
     return (self[position] for position in range(len(self)))
+
+
+def _contains(self, value) -> bool:
+    return bool((self == value).any())
+
+
+def _single_value(self, wanted: str) -> float:
+    if self.size != 1:
+        raise ValueError(
+            f"a {type(self).__name__} of shape {self.shape} has no single {wanted}; compare its elements and "
+            "use .any() or .all(), or take one of them"
+        )
+    return np.asarray(self, np.float64).item()
+
+
+def _truth(self) -> bool:
+    return bool(_single_value(self, "truth value"))
+
+
+def _float(self) -> float:
+    return _single_value(self, "value")
+
+
+def _int(self) -> int:
+    return int(_single_value(self, "value"))
+
+
+def _item(self) -> float:
+    """The value of a tensor of one element, exactly."""
+    return _single_value(self, "value")
+
+
+def _tolist(self) -> list | float:
+    """The values as Python numbers, in lists as deep as the tensor has axes."""
+    return np.asarray(self, np.float64).tolist()
 
 
 _METHODS = {
@@ -66,8 +126,21 @@ _METHODS = {
     "__neg__": _method(elementwise.negative),
     "__abs__": _method(elementwise.absolute),
     "__getitem__": _method(structure.index),
+    "__eq__": _comparison("equal", "=="),
+    "__ne__": _comparison("not_equal", "!="),
+    "__lt__": _comparison("less", "<"),
+    "__le__": _comparison("less_equal", "<="),
+    "__gt__": _comparison("greater", ">"),
+    "__ge__": _comparison("greater_equal", ">="),
+    "__hash__": None,  # as of every array that is compared element by element
     "__len__": _length,
     "__iter__": _iterator,
+    "__contains__": _contains,
+    "__bool__": _truth,
+    "__float__": _float,
+    "__int__": _int,
+    "item": _item,
+    "tolist": _tolist,
     "reshape": _variadic(structure.reshape),
     "transpose": _variadic(structure.transpose),
     "ravel": _method(structure.ravel),

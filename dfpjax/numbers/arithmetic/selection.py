@@ -1,15 +1,21 @@
 """Functions that choose among mantissas, which are ordered as the values are."""
 
 import functools
-import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dfpjax import _checks
 from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
-from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
+from dfpjax.numbers.arithmetic.operands import (
+    Tensor,
+    check_operand,
+    check_operands,
+    check_rounding,
+    common_kind,
+)
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.arithmetic.structure import padded
 from dfpjax.numbers.format.dtype import from_integers, to_integers
@@ -26,8 +32,7 @@ def maximum(
     a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> Tensor:
     """The larger of two tensors, element by element, aligned as in `add`; arguments and errors as `add`'s."""
-    check_operand("maximum", "a", a)
-    check_operand("maximum", "b", b)
+    check_operands("maximum", a=a, b=b)
     seed = check_rounding("maximum", rounding, seed)
     return straight_through(functools.partial(_maximum, rounding=rounding), jnp.maximum, (a, b), seed)
 
@@ -54,8 +59,8 @@ def max_pool(
         ValueError: if the other arguments do not fit x's shape or each other.
     """
     check_operand("max_pool", "x", x)
-    window = tuple(map(operator.index, window_shape))
-    strides = (1,) * len(window) if strides is None else tuple(map(operator.index, strides))
+    window = _checks.integers("max_pool", "window_shape", window_shape)
+    strides = (1,) * len(window) if strides is None else _checks.integers("max_pool", "strides", strides)
     first = x.ndim - 1 - len(window)
     if first < 0 or len(strides) != len(window) or min(window + strides, default=1) < 1:
         raise ValueError(
@@ -70,7 +75,9 @@ def max_pool(
             "it with one exponent along them"
         )
     if isinstance(padding, str):
+        _checks.choice("max_pool", "padding", padding.upper(), ("VALID", "SAME"))
         padding = lax.padtype_to_pads(spatial, window, strides, padding)
+    padding = _pairs(padding)
     if len(padding) != len(window) or any(
         not 0 <= width < w for pair, w in zip(padding, window, strict=True) for width in pair
     ):
@@ -83,6 +90,17 @@ def max_pool(
     for position in reversed(range(len(window))):
         values = _pool_axis(values, first + position, window[position], strides[position], padding[position])
     return type(x)(values, exponent)
+
+
+def _pairs(padding) -> tuple[tuple[int, int], ...]:
+    wanted = '"VALID", "SAME" or a pair of integers for each spatial axis'
+    try:
+        pairs = tuple(_checks.integers("max_pool", "padding", pair, wanted) for pair in padding)
+    except TypeError:
+        pairs = None
+    if pairs is None or any(len(pair) != 2 for pair in pairs):
+        raise _checks.wrong_type("max_pool", "padding", wanted, padding)
+    return pairs
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))

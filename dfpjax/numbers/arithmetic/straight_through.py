@@ -17,9 +17,9 @@ def straight_through(integer, real, tensors: tuple, *others):
         others: operands without derivatives.
     """
     # Bare integers have no tangents, so there is nothing in the integer program to differentiate.
-    without_tangents = [type(x)(x.mantissa, x.exponent) for x in tensors]
+    without_tangents = [type(x).of(x.mantissa, x.exponent) for x in tensors]
     out = integer(*without_tangents, *others)
-    return type(out)(_with_derivative(real, out.values, tensors), out.exponent)
+    return type(out).of(_with_derivative(real, out.values, tensors), out.exponent)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -4,14 +4,14 @@ An exponent that a whole axis shares stays shared; exponents of slices follow th
 """
 
 import functools
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dfpjax import _checks
 from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
 from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
 from dfpjax.numbers.arithmetic.straight_through import straight_through
@@ -26,7 +26,7 @@ def reshape(x: Tensor, shape: int | Shape) -> Tensor:
     Where an axis with exponents of its own is merged with one without, the exponents are repeated over both.
     """
     check_operand("reshape", "x", x)
-    values = jnp.reshape(x.values, shape)
+    values = _arranged("reshape", x, lambda values: jnp.reshape(values, _shape("reshape", shape)))
     exponent = padded_exponent(x)
     if exponent.ndim:
         exponent = _reshaped_exponent(exponent, x.shape, values.shape)
@@ -41,43 +41,68 @@ def ravel(x: Tensor) -> Tensor:
 
 def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """`numpy.transpose`: axes in the order given, or reversed."""
-    return _both("transpose", x, lambda array: jnp.transpose(array, axes))
+    check_operand("transpose", "x", x)
+    if axes is not None:
+        axes = _checks.axes("transpose", "axes", axes, x.ndim)
+        if len(axes) != x.ndim:
+            raise ValueError(f"transpose: axes must name each of {x.ndim} axes, got {axes}")
+    return _both(x, lambda array: jnp.transpose(array, axes))
 
 
 def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
     """`numpy.swapaxes`."""
-    return _both("swapaxes", x, lambda array: jnp.swapaxes(array, axis1, axis2))
+    check_operand("swapaxes", "x", x)
+    axis1, axis2 = (
+        _checks.axis("swapaxes", name, axis, x.ndim) for name, axis in (("axis1", axis1), ("axis2", axis2))
+    )
+    return _both(x, lambda array: jnp.swapaxes(array, axis1, axis2))
 
 
 def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
     """`numpy.moveaxis`."""
-    return _both("moveaxis", x, lambda array: jnp.moveaxis(array, source, destination))
+    check_operand("moveaxis", "x", x)
+    source = _checks.axes("moveaxis", "source", source, x.ndim)
+    destination = _checks.axes("moveaxis", "destination", destination, x.ndim)
+    if len(source) != len(destination):
+        raise ValueError(
+            f"moveaxis: source and destination must name as many axes, got {source} and {destination}"
+        )
+    return _both(x, lambda array: jnp.moveaxis(array, source, destination))
 
 
 def expand_dims(x: Tensor, axis: int | Sequence[int]) -> Tensor:
     """`numpy.expand_dims`."""
-    return _both("expand_dims", x, lambda array: jnp.expand_dims(array, axis))
+    check_operand("expand_dims", "x", x)
+    new = _checks.integers("expand_dims", "axis", axis)
+    axes = _checks.axes("expand_dims", "axis", new, x.ndim + len(new))
+    return _both(x, lambda array: jnp.expand_dims(array, axes))
 
 
 def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """`numpy.squeeze`: without the given axes of extent 1, or all of them."""
     check_operand("squeeze", "x", x)
     if axis is None:
-        axis = tuple(position for position, extent in enumerate(x.shape) if extent == 1)
-    if any(x.shape[position] != 1 for position in np.atleast_1d(axis).astype(int)):
+        axes = tuple(position for position, extent in enumerate(x.shape) if extent == 1)
+    else:
+        axes = _checks.axes("squeeze", "axis", axis, x.ndim)
+    if any(x.shape[position] != 1 for position in axes):
         raise ValueError(f"squeeze: axis {axis} of shape {x.shape} has an extent other than 1")
-    return _both("squeeze", x, lambda array: jnp.squeeze(array, axis))
+    return _both(x, lambda array: jnp.squeeze(array, axes))
 
 
 def flip(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """`numpy.flip`: reversed along the given axes, or all of them."""
-    return _both("flip", x, lambda array: jnp.flip(array, axis))
+    check_operand("flip", "x", x)
+    axes = None if axis is None else _checks.axes("flip", "axis", axis, x.ndim)
+    return _both(x, lambda array: jnp.flip(array, axes))
 
 
 def broadcast_to(x: Tensor, shape: int | Shape) -> Tensor:
     """`numpy.broadcast_to`."""
     check_operand("broadcast_to", "x", x)
-    return type(x)(jnp.broadcast_to(x.values, shape), x.exponent)
+    shape = _shape("broadcast_to", shape)
+    values = _arranged("broadcast_to", x, lambda values: jnp.broadcast_to(values, shape))
+    return type(x)(values, x.exponent)
 
 
 def index(x: Tensor, key) -> Tensor:
@@ -85,9 +110,11 @@ def index(x: Tensor, key) -> Tensor:
     outside of the array is clamped to it.
 
     Raises:
-        TypeError: for boolean masks if x has exponents per slice.
+        TypeError: for a key that is none of these, and for boolean masks if x has exponents per slice.
+        IndexError: for more indices than axes.
     """
     check_operand("index", "x", x)
+    _check_key(key, x.ndim)
     exponent = padded_exponent(x)
     if exponent.ndim:
         exponent = exponent[_exponent_key(key, exponent.shape)]
@@ -97,7 +124,15 @@ def index(x: Tensor, key) -> Tensor:
 def take(x: Tensor, indices, axis: int) -> Tensor:
     """Elements at `indices`, an integer or integer array, along an axis; indexed as `x[...]` is."""
     check_operand("take", "x", x)
-    return index(x, (slice(None),) * _axis("take", axis, x.ndim) + (jnp.asarray(indices),))
+    before = (slice(None),) * _checks.axis("take", "axis", axis, x.ndim)
+    if not hasattr(indices, "dtype"):
+        try:
+            indices = np.asarray(indices)
+        except (TypeError, ValueError):
+            raise _checks.wrong_type("take", "indices", _INDICES, indices) from None
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise _checks.wrong_type("take", "indices", _INDICES, indices)
+    return index(x, (*before, jnp.asarray(indices)))
 
 
 def pad(x: Tensor, pad_width) -> Tensor:
@@ -108,9 +143,7 @@ def pad(x: Tensor, pad_width) -> Tensor:
         pad_width: one number for all, a pair (before, after) for all, or a pair for every axis.
     """
     check_operand("pad", "x", x)
-    widths = np.broadcast_to(np.asarray(pad_width), (x.ndim, 2))
-    if (widths < 0).any():
-        raise ValueError(f"pad: pad_width must not be negative, got {pad_width}")
+    widths = _pad_widths(pad_width, x.ndim)
     values = padded(x.values, 0, widths)
     exponent = padded_exponent(x)
     if exponent.ndim:
@@ -154,7 +187,12 @@ def concatenate(
         ValueError: if `arrays` is empty, ranks differ, or `rounding` or `seed` is not as for `add`.
     """
     arrays = _check_arrays("concatenate", arrays)
-    axis = _axis("concatenate", axis, arrays[0].ndim)
+    axis = _checks.axis("concatenate", "axis", axis, arrays[0].ndim)
+    if len({(*x.shape[:axis], *x.shape[axis + 1 :]) for x in arrays}) > 1:
+        raise ValueError(
+            f"concatenate: arrays must have the same extents but along axis {axis}, got shapes "
+            f"{[x.shape for x in arrays]}"
+        )
     seed = check_rounding("concatenate", rounding, seed)
     join = functools.partial(_concatenate, axis=axis, rounding=rounding)
     return straight_through(join, lambda *values: jnp.concatenate(values, axis), arrays, seed)
@@ -169,22 +207,76 @@ def stack(
 ) -> Tensor:
     """Join tensors along a new axis; arguments and errors as for `concatenate`."""
     arrays = _check_arrays("stack", arrays)
-    axis = _axis("stack", axis, arrays[0].ndim + 1)
+    axis = _checks.axis("stack", "axis", axis, arrays[0].ndim + 1)
+    if len({x.shape for x in arrays}) > 1:
+        raise ValueError(f"stack: arrays must have the same shape, got shapes {[x.shape for x in arrays]}")
+    check_rounding("stack", rounding, seed)
     return concatenate([expand_dims(x, axis) for x in arrays], axis, rounding=rounding, seed=seed)
 
 
-def _both(function: str, x: Tensor, change) -> Tensor:
+_INDICES = "an integer or an integer array"
+
+
+def _both(x: Tensor, change) -> Tensor:
     """The same change of axes for the mantissas and for exponents of slices."""
-    check_operand(function, "x", x)
     exponent = padded_exponent(x)
     return type(x)(change(x.values), change(exponent) if exponent.ndim else exponent)
 
 
-def _axis(function: str, axis: int, ndim: int) -> int:
-    axis = operator.index(axis)
-    if not -ndim <= axis < ndim:
-        raise ValueError(f"{function}: axis {axis} is not one of {ndim} axes")
-    return axis % ndim
+def _shape(function: str, shape) -> tuple[int, ...]:
+    return _checks.integers(function, "shape", shape)
+
+
+def _arranged(function: str, x: Tensor, arrange) -> jax.Array:
+    """The mantissas in another shape, or the error that says which."""
+    try:
+        return arrange(x.values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{function}: shape does not fit x's, {x.shape}: {error}") from None
+
+
+def _check_key(key, ndim: int) -> None:
+    keys = key if isinstance(key, tuple) else (key,)
+    for one in keys:
+        if one is None or one is Ellipsis or isinstance(one, slice | bool):
+            continue
+        if hasattr(one, "dtype") and hasattr(one, "shape"):
+            if jnp.issubdtype(one.dtype, jnp.integer) or one.dtype == bool:
+                continue
+        elif not isinstance(one, str | bytes | list) and hasattr(one, "__index__"):
+            continue
+        raise _checks.wrong_type(
+            "index", "key", "made of integers, slices, None, ... and integer arrays", one
+        )
+    axes = sum(map(_axes_taken, keys))
+    if axes > ndim:
+        raise IndexError(f"index: key has {axes} indices, for an array of {ndim} axes")
+
+
+def _axes_taken(entry) -> int:
+    """How many axes one entry of a key indexes."""
+    if entry is None or entry is Ellipsis or isinstance(entry, bool):
+        return 0
+    is_mask = getattr(entry, "dtype", None) == np.dtype(bool)
+    return entry.ndim if is_mask else 1
+
+
+def _pad_widths(pad_width, ndim: int) -> np.ndarray:
+    """int[ndim, 2]."""
+    wanted = "an integer, a pair, or a pair for every axis"
+    try:
+        widths = np.asarray(pad_width)
+    except (TypeError, ValueError):  # what JAX says of tracers, and NumPy of ragged lists
+        raise _checks.wrong_type("pad", "pad_width", wanted, pad_width) from None
+    if not np.issubdtype(widths.dtype, np.integer) and widths.size:
+        raise _checks.wrong_type("pad", "pad_width", wanted, pad_width)
+    try:
+        widths = np.broadcast_to(widths.astype(int), (ndim, 2))
+    except ValueError:
+        raise _checks.wrong_value("pad", "pad_width", f"{wanted} of {ndim}", pad_width) from None
+    if (widths < 0).any():
+        raise ValueError(f"pad: pad_width must not be negative, got {pad_width}")
+    return widths
 
 
 def _smallest_exponent(x: Tensor) -> int:
@@ -193,6 +285,8 @@ def _smallest_exponent(x: Tensor) -> int:
 
 
 def _check_arrays(function: str, arrays: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not isinstance(arrays, Iterable) or isinstance(arrays, Tensor | str | jax.Array | np.ndarray):
+        raise _checks.wrong_type(function, "arrays", "a sequence of DFPArrays and DFP32Arrays", arrays)
     arrays = tuple(arrays)
     for position, x in enumerate(arrays):
         check_operand(function, f"arrays[{position}]", x)

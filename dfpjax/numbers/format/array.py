@@ -5,13 +5,15 @@ file: `dfpjax.numbers.arithmetic.operators` gives them to the classes.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dfpjax import _checks
 from dfpjax.numbers.format.dtype import MantissaDType, dfp16, dfp32, from_integers, to_integers
-from dfpjax.numbers.format.printing import describe
+from dfpjax.numbers.format.printing import describe, exact_values
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, scale_by_power_of_two
 from dfpjax.numbers.format.wide import bit_length, magnitude, shift_right, widen
 
@@ -28,14 +30,17 @@ class DynamicFixedPoint:
 
     def __init__(self, mantissa, exponent):
         name, dtype = type(self).__name__, type(self).dtype
-        if mantissa.dtype == dtype.integer:
-            mantissa = from_integers(jnp.asarray(mantissa))
-        elif mantissa.dtype != dtype:
+        found = getattr(mantissa, "dtype", None)
+        if found not in (dtype, dtype.integer) or not isinstance(
+            mantissa, jax.Array | np.ndarray | np.generic
+        ):
             raise TypeError(
-                f"{name}: mantissa must be of dtype {dtype.integer} or {dtype}, got {mantissa.dtype}; "
-                "use dfpjax.quantize to make a DFPArray of floating-point values"
+                f"{name}: mantissa must be an array of dtype {dtype.integer} or {dtype}, got "
+                f"{_checks.described(mantissa)}; dfpjax.quantize makes a DFPArray of floating-point values"
             )
-        exponent = jnp.asarray(exponent, jnp.int32)
+        if found == dtype.integer:
+            _require_mantissas(name, dtype, mantissa)
+        exponent = _as_exponent(name, exponent)
         padded = (1,) * (mantissa.ndim - exponent.ndim) + exponent.shape
         if len(padded) > mantissa.ndim or any(
             e not in (1, m) for e, m in zip(padded, mantissa.shape, strict=True)
@@ -44,7 +49,18 @@ class DynamicFixedPoint:
                 f"{name}: exponent must broadcast to the mantissa's shape {mantissa.shape}, "
                 f"got shape {exponent.shape}"
             )
-        object.__setattr__(self, "values", mantissa)
+        self._set(mantissa, exponent)
+
+    @classmethod
+    def of(cls, mantissa: jax.Array, exponent: jax.Array) -> Self:
+        """A tensor of arrays that are known to be right: nothing is checked, and no number looked at."""
+        tensor = object.__new__(cls)
+        tensor._set(mantissa, exponent)
+        return tensor
+
+    def _set(self, mantissa, exponent) -> None:
+        is_integer = mantissa.dtype == type(self).dtype.integer
+        object.__setattr__(self, "values", from_integers(jnp.asarray(mantissa)) if is_integer else mantissa)
         object.__setattr__(self, "exponent", exponent)
 
     @property
@@ -60,8 +76,47 @@ class DynamicFixedPoint:
         """mantissa · 2^exponent as float32, rounded once; NaN for a non-finite tensor."""
         return _dequantize(self.values, jnp.asarray(self.exponent))
 
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """The values for NumPy: float32 as `dequantize`'s, or of another dtype, rounded once. float64 has
+        values beyond float32's range too. Not under a trace."""
+        if copy is False:
+            raise ValueError(f"{type(self).__name__}: values are computed, so copy=False cannot be had")
+        values = exact_values(np.asarray(self.values), np.asarray(self.exponent))
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(np.float32 if dtype is None else dtype)
+
     def __repr__(self) -> str:
         return describe(self)
+
+
+def _require_mantissas(name: str, dtype: MantissaDType, mantissa) -> None:
+    """Refuse the one integer that is no mantissa, where the numbers are there to be seen."""
+    if isinstance(mantissa, jax.core.Tracer) or (
+        isinstance(mantissa, jax.Array) and not mantissa.is_fully_addressable
+    ):
+        return
+    lowest = np.iinfo(dtype.integer).min
+    if mantissa.size and int(mantissa.min()) == lowest:
+        raise ValueError(
+            f"{name}: mantissa must lie in ±{-lowest - 1}; {lowest}, which it holds, has no negative"
+        )
+
+
+def _as_exponent(name: str, exponent) -> jax.Array:
+    """An int32 array."""
+    wanted = "an int32 scalar or array"
+    if not isinstance(exponent, jax.Array):
+        try:
+            exponent = np.asarray(exponent)
+        except (TypeError, ValueError):  # what JAX says of tracers inside, and NumPy of ragged lists
+            raise _checks.wrong_type(name, "exponent", wanted, exponent) from None
+    if not jnp.issubdtype(exponent.dtype, jnp.integer):
+        raise _checks.wrong_type(name, "exponent", wanted, exponent)
+    if exponent.dtype != np.int32 and not isinstance(exponent, jax.core.Tracer) and exponent.size:
+        least, largest = int(exponent.min()), int(exponent.max())
+        if least < -(2**31) or largest >= 2**31:
+            raise ValueError(f"{name}: exponent must fit an int32, got {least} to {largest}")
+    return jnp.asarray(exponent, jnp.int32)
 
 
 def _pytree(cls):
@@ -94,12 +149,18 @@ class DFPArray(DynamicFixedPoint):
     A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with
     dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it. The operators
     `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers: a sum of two DFPArrays
-    is a DFPArray, a product a `DFP32Array`.
+    is a DFPArray, a product a `DFP32Array`. `== != < <= > >=` compare values exactly, element by element,
+    with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the values.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
-        exponent: int32; a scalar for one exponent per tensor, or any shape that broadcasts to the
-            mantissa's.
+        exponent: integer, kept as int32; a scalar for one exponent per tensor, or any shape that broadcasts
+            to the mantissa's.
+
+    Raises:
+        TypeError: if the mantissa is no such array, or the exponent not made of integers.
+        ValueError: if shapes do not fit, the exponent does not fit an int32, or a mantissa is −32768 (not
+            looked for under a trace).
     """
 
     values: jax.Array
@@ -117,7 +178,10 @@ class DFP32Array(DynamicFixedPoint):
 
     Arguments:
         mantissa: array of dtype `dfp32` or int32 (−2^31 is not a mantissa).
-        exponent: int32; a scalar, or any shape that broadcasts to the mantissa's.
+        exponent: integer, kept as int32; a scalar, or any shape that broadcasts to the mantissa's.
+
+    Raises:
+        TypeError, ValueError: as `DFPArray`.
     """
 
     values: jax.Array

@@ -17,8 +17,7 @@ def describe(array) -> str:
         return f"{name}({_abstract(values)}, exponent={_abstract(exponent)})"
     mantissa, exponent = np.asarray(values), np.asarray(exponent)
     with np.errstate(over="ignore", under="ignore"):
-        floats = np.ldexp(mantissa.astype(np.float64), exponent).astype(np.float32)
-    floats = np.where(exponent >= NONFINITE_THRESHOLD, np.float32(np.nan), floats)
+        floats = exact_values(mantissa, exponent).astype(np.float32)
     numbers = np.array2string(floats, separator=", ", prefix=f"{name}(")
     if exponent.ndim == 0:
         exponents = "nonfinite" if exponent >= NONFINITE_THRESHOLD else str(exponent)
@@ -26,6 +25,13 @@ def describe(array) -> str:
         exponents = " ".join(np.array2string(exponent, separator=", ").split())
     shape = f"shape={mantissa.shape}, " if mantissa.size == 0 else ""
     return f"{name}({numbers}, {shape}exponent={exponents})"
+
+
+def exact_values(mantissa: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """mantissa · 2^exponent in float64, which holds every mantissa; NaN where it is not finite."""
+    with np.errstate(over="ignore", under="ignore"):
+        values = np.ldexp(mantissa.astype(np.float64), exponent)
+    return np.where(exponent >= NONFINITE_THRESHOLD, np.nan, values)
 
 
 def _is_readable(x) -> bool:
