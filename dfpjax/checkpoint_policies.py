@@ -18,6 +18,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.extend.core.primitives import conv_general_dilated_p, dot_general_p
 
+from dfpjax import _checks
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.quantize import quantize_p
 from dfpjax.operations.primitives import LHS_NAME as LHS_NAME
@@ -34,9 +35,15 @@ class adapt:
     Arguments:
         policy: a policy of `jax.checkpoint_policies`, or one's own. It gets the parameter `dimension_numbers`
             for a dot product and no parameters for a convolution.
+
+    Raises:
+        TypeError: if the policy is not callable.
     """
 
     policy: CheckpointPolicy
+
+    def __post_init__(self):
+        _checks.instance("adapt", "policy", self.policy, Callable, "a policy of jax.checkpoint, a function")
 
     def __call__(self, primitive: Primitive, *avals, **params):
         if primitive not in (contract_p, contract_linear_p):
@@ -82,4 +89,7 @@ save_from_both_policies = jax.checkpoint_policies.save_from_both_policies
 
 def offload_dot_with_no_batch_dims(offload_src: str, offload_dst: str) -> CheckpointPolicy:
     """As `dots_with_no_batch_dims_saveable`, with the results moved from one memory space to another."""
+    for name, value in (("offload_src", offload_src), ("offload_dst", offload_dst)):
+        wanted = "the name of a memory space"
+        _checks.instance("offload_dot_with_no_batch_dims", name, value, str, wanted)
     return adapt(jax.checkpoint_policies.offload_dot_with_no_batch_dims(offload_src, offload_dst))

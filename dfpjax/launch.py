@@ -29,7 +29,13 @@ _LONGEST = 40  # characters of a value that is shown
 
 
 def settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The variables to add to an environment, and what to tell of them."""
+    """The variables to add to an environment, and what to tell of them.
+
+    Raises:
+        TypeError: if the environment is no mapping.
+    """
+    if not isinstance(environment, Mapping):
+        raise TypeError(f"settings: environment must be a mapping such as os.environ, got {environment!r}")
     if is_off(environment):
         return {}, f"{SWITCH}=off: {_LEFT_ALONE}"
     if names := chosen_already(environment):

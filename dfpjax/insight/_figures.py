@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
+from dfpjax import _checks
 from dfpjax.numbers import DFPArray
 
 if TYPE_CHECKING:
@@ -52,11 +54,16 @@ def plot_mantissas(q: DFPArray, path: str | Path | None = None, *, bits: int = 1
         bits: bits of a mantissa, which give the range.
 
     Raises:
-        TypeError: if `q` is not a `DFPArray`.
+        TypeError: if `q` is not a `DFPArray`, or is being traced, or another argument is of a wrong type.
+        ValueError: if bits is out of range.
         ImportError: if matplotlib is not installed.
     """
-    if not isinstance(q, DFPArray):
-        raise TypeError(f"plot_mantissas: q must be a DFPArray, as dfpjax.quantize gives it, got {type(q)}")
+    _checks.instance("plot_mantissas", "q", q, DFPArray, "a DFPArray, as dfpjax.quantize gives it")
+    if isinstance(q.values, jax.core.Tracer):
+        raise TypeError("plot_mantissas: q is being traced; return it from the jitted function first")
+    _checks.path("plot_mantissas", "path", path)
+    if not 2 <= _checks.integer("plot_mantissas", "bits", bits) <= 16:
+        raise _checks.wrong_value("plot_mantissas", "bits", "an integer from 2 to 16", bits)
     figure = new_figure("plot_mantissas", 7, 3.5)
     axes = figure.add_subplot()
     limit = 2 ** (bits - 1) - 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from dfpjax import _checks
 from dfpjax.insight._figures import finished, in_natural_order, new_figure
 from dfpjax.insight._statistics import LayerStatistics, OperandStatistics
 from dfpjax.numbers.contraction.plan import CHAINS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _OPERANDS = {"input": "input", "weight": "weight", "output_gradient": "output gradient"}
 _MEASURES = {"exponent": "exponent", "sqnr_db": "SQNR (dB)"}
 _VALUES = ("exponent", "rms_over_max", "sqnr_db", "zeros", "clamped")
+_KEYS = {"step", "layer", "operand", *_VALUES}
 _ERRORS = ("error", "dgrad_error", "wgrad_error")
 
 
@@ -26,10 +28,19 @@ class History:
     Arguments:
         records: records of an earlier history, as `to_dicts` returns them, to continue from. A value that was
             not finite may be None.
+
+    Raises:
+        TypeError: if `records` is anything else.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
-        self._records: list[dict[str, Any]] = [dict(record) for record in records]
+        wanted = "records as History.to_dicts gives them"
+        _checks.instance("History", "records", records, Iterable, wanted)
+        self._records: list[dict[str, Any]] = []
+        for record in records:
+            if not isinstance(record, Mapping) or not record.keys() >= _KEYS:
+                raise _checks.wrong_type("History", "records", wanted, record)
+            self._records.append(dict(record))
 
     def add(self, step: int, statistics: Mapping[str, LayerStatistics]) -> list[dict[str, Any]]:
         """Wait for the statistics of a step and add them.
@@ -42,8 +53,10 @@ class History:
             The records added, as `to_dicts` has them.
 
         Raises:
-            TypeError: if that is something else, or not computed yet, as under `jax.jit`.
+            TypeError: if the step is no number, or the statistics are something else or not computed yet, as
+                under `jax.jit`.
         """
+        _checks.number("History.add", "step", step)
         if not isinstance(statistics, Mapping) or not all(
             isinstance(layer, LayerStatistics) for layer in statistics.values()
         ):
@@ -78,9 +91,11 @@ class History:
             path: file to write the picture to, if any; its suffix is the format.
 
         Raises:
+            TypeError: if the path is none.
             ValueError: if nothing has been added.
             ImportError: if matplotlib is not installed.
         """
+        _checks.path("History.plot", "path", path)
         if not self._records:
             raise ValueError("History.plot: nothing has been added")
         layers = in_natural_order(record["layer"] for record in self._records)

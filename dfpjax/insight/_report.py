@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dfpjax import _checks
 from dfpjax.insight._figures import finished, new_figure
 from dfpjax.policy import Rule
 
@@ -120,8 +121,10 @@ class Report:
             path: file to write the picture to, if any; its suffix is the format.
 
         Raises:
+            TypeError: if the path is none.
             ImportError: if matplotlib is not installed.
         """
+        _checks.path("Report.plot", "path", path)
         figure = new_figure("Report.plot", 8, 1 + 0.22 * len(self.ops))
         axes = figure.add_subplot()
         for dtype in get_args(Dtype):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dfpjax import _checks
 from dfpjax.insight._figures import finished, new_figure
 from dfpjax.insight._report import table
 from dfpjax.policy import OpConfig, Policy, Rule
@@ -39,7 +40,11 @@ class LayerSensitivity:
     """Relative error of the loss."""
 
     def rule(self, bits: int | None) -> Rule:
-        """The rule that gives this layer so many bits, or keeps it in float32 for None."""
+        """The rule that gives this layer so many bits, or keeps it in float32 for None.
+
+        Raises:
+            ValueError: if bits is neither an integer from 2 to 16 nor None.
+        """
         return Rule(self.pattern, None if bits is None else replace(self.config, bits=bits, force=True))
 
 
@@ -72,12 +77,10 @@ class SensitivityReport:
             budget: relative error of the gradient, at least 0; with 0 all layers stay in float32.
 
         Raises:
-            ValueError: if the budget is negative or not a number.
+            TypeError: if the budget is not a number.
+            ValueError: if it is negative or NaN.
         """
-        if not budget >= 0:
-            raise ValueError(
-                f"SensitivityReport.policy: budget must be a number of at least 0, got {budget!r}"
-            )
+        budget = _checks.not_negative("SensitivityReport.policy", "budget", budget)
         levels = dict.fromkeys(self.layers, -1)  # an index of `bits`; −1 for float32
 
         def square(layer: LayerSensitivity, level: int) -> float:
@@ -106,8 +109,10 @@ class SensitivityReport:
             path: file to write the picture to, if any; its suffix is the format.
 
         Raises:
+            TypeError: if the path is none.
             ImportError: if matplotlib is not installed.
         """
+        _checks.path("SensitivityReport.plot", "path", path)
         bits = self.layers[0].bits
         errors = np.array([layer.gradient_errors for layer in self.layers])
         figure = new_figure("SensitivityReport.plot", 3.5 + 0.9 * len(bits), 1.5 + 0.28 * len(self.layers))

@@ -6,6 +6,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 from jax.extend.source_info_util import new_name_stack
 
+from dfpjax import _checks
 from dfpjax.insight._report import Dtype, FusedRecord, OpRecord, Report
 from dfpjax.policy import Policy
 from dfpjax.policy._config import PASSES, Pass
@@ -39,13 +40,12 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
         table.
 
     Raises:
-        TypeError: if `policy` is not a `Policy`.
+        TypeError: if `fun` is not callable or `policy` is not a `Policy`.
         ValueError: if a shape is symbolic (`jax.export`).
     """
-    if policy is None:
-        policy = Policy()
-    if not isinstance(policy, Policy):
-        raise TypeError(f"explain: policy must be a dfpjax.Policy, got {policy!r}")
+    _checks.function_of_arrays("explain", "fun", fun)
+    policy = Policy() if policy is None else policy
+    _checks.instance("explain", "policy", policy, Policy, "a dfpjax.Policy")
     _, body = survey_call(fun, Arguments.of(args, kwargs))
     bound = body.bind(policy)
     return Report(

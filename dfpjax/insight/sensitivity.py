@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.tree_util import SequenceKey
 
-from dfpjax import _compat
+from dfpjax import _checks, _compat
 from dfpjax.insight._sensitivity_report import LayerSensitivity, SensitivityReport
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.policy._rules import Position
@@ -48,17 +48,18 @@ def sensitivity(
         heat map; `print(report)` shows a table.
 
     Raises:
-        TypeError: if `policy` is not a `Policy`, `layers` not a string, or an argument is missing.
+        TypeError: if `loss_fn` is not callable, `policy` not a `Policy`, `layers` not a string, or there is
+            no argument.
         ValueError: if `bits` or `layers` is invalid, no layer is left to measure, or the gradient in float32
             is zero or not finite.
     """
+    _checks.function_of_arrays("sensitivity", "loss_fn", loss_fn)
     if not args:
         raise TypeError(
             "sensitivity: the gradient is taken with respect to loss_fn's first argument; pass it"
         )
-    if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"sensitivity: policy must be a dfpjax.Policy, got {policy!r}")
     policy = Policy() if policy is None else policy
+    _checks.instance("sensitivity", "policy", policy, Policy, "a dfpjax.Policy")
     bits = _checked_bits(bits)
     arguments = Arguments.of(args, kwargs)
     traced, body = survey_call(loss_fn, arguments)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.tree_util import PyTreeDef
 
+from dfpjax import _checks
 from dfpjax.insight._collect import Measured, collect
 from dfpjax.insight._places import places
 from dfpjax.insight._statistics import LayerStatistics, PerPass, Statistics
@@ -53,13 +54,10 @@ def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool
     Raises:
         TypeError: if `fun` is not callable, `policy` is not a `Policy` or `shadow` not a bool.
     """
-    if not callable(fun):
-        raise TypeError(f"with_statistics: fun must be callable, got {fun!r}")
-    if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"with_statistics: policy must be a dfpjax.Policy, got {policy!r}")
-    if not isinstance(shadow, bool):
-        raise TypeError(f"with_statistics: shadow must be True or False, got {shadow!r}")
+    _checks.function_of_arrays("with_statistics", "fun", fun)
     policy = Policy() if policy is None else policy
+    _checks.instance("with_statistics", "policy", policy, Policy, "a dfpjax.Policy")
+    _checks.boolean("with_statistics", "shadow", shadow)
     return running(fun, lambda arguments: _program(fun, arguments, policy, shadow))
 
 

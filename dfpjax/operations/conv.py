@@ -6,6 +6,7 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dfpjax import _checks
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
 from dfpjax.numbers.contraction.contraction import Contraction, Window
@@ -84,9 +85,32 @@ def conv_problem(
     """The contraction that a `conv_general_dilated` is, and its operands."""
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
     spatial = lhs.ndim - 2
-    lhs_dilation = tuple(lhs_dilation or (1,) * spatial)
-    rhs_dilation = tuple(rhs_dilation or (1,) * spatial)
-    numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+
+    def extents(name, value):
+        wanted = f"one positive integer for each of {spatial} spatial axes"
+        found = _checks.integers("conv_general_dilated", name, value, wanted)
+        if len(found) != spatial or min(found, default=1) < 1:
+            raise _checks.wrong_value("conv_general_dilated", name, wanted, value)
+        return found
+
+    window_strides = extents("window_strides", window_strides)
+    lhs_dilation = (1,) * spatial if lhs_dilation is None else extents("lhs_dilation", lhs_dilation)
+    rhs_dilation = (1,) * spatial if rhs_dilation is None else extents("rhs_dilation", rhs_dilation)
+    for name, count in (
+        ("feature_group_count", feature_group_count),
+        ("batch_group_count", batch_group_count),
+    ):
+        _checks.integer("conv_general_dilated", name, count)
+    wanted = f"a pair of integers for each of {spatial} spatial axes"
+    if not isinstance(padding, Sequence) or isinstance(padding, str):
+        raise _checks.wrong_type("conv_general_dilated", "padding", wanted, padding)
+    padding = tuple(_checks.integers("conv_general_dilated", "padding", pair, wanted) for pair in padding)
+    if len(padding) != spatial or any(len(pair) != 2 for pair in padding):
+        raise _checks.wrong_value("conv_general_dilated", "padding", wanted, padding)
+    try:
+        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"conv_general_dilated: dimension_numbers do not fit: {error}") from None
 
     def convolve(x, w):
         return lax.conv_general_dilated(
@@ -134,7 +158,7 @@ def conv_problem(
     contraction = Contraction(
         lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=out_shape, windows=windows
     )
-    return Problem(lhs, rhs, contraction, sharding, out)
+    return Problem("conv_general_dilated", lhs, rhs, contraction, sharding, out)
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:

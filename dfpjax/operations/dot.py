@@ -1,13 +1,16 @@
 """`dot_general` in dynamic fixed point."""
 
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dfpjax import _checks
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, pre_shifted
 from dfpjax.numbers.contraction.contraction import Contraction
@@ -54,6 +57,9 @@ def dot_general(
 class Problem(NamedTuple):
     """An operation as a contraction of operands."""
 
+    function: str
+    """The operation's name."""
+
     lhs: jax.Array
     """float32, with the contraction's axes."""
     rhs: jax.Array
@@ -67,13 +73,25 @@ class Problem(NamedTuple):
 def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, out_sharding=None) -> Problem:
     """The contraction that a `dot_general` is, and its operands."""
     _require_float32("dot_general", lhs=lhs, rhs=rhs)
+    dimension_numbers = _dimension_numbers(dimension_numbers)
 
     def multiply(x, y):
         return jax.lax.dot_general(x, y, dimension_numbers, out_sharding=out_sharding)
 
     out = result_type(multiply, lhs, rhs, out_sharding)
     contraction = dot_contraction(lhs.ndim, rhs.ndim, dimension_numbers, out.shape)
-    return Problem(lhs, rhs, contraction, out.sharding, out)
+    return Problem("dot_general", lhs, rhs, contraction, out.sharding, out)
+
+
+def _dimension_numbers(numbers):
+    """Tuples of integers, in the form that JAX has."""
+    wanted = "((lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch)), sequences of axes"
+    try:
+        contracting, batch = ([tuple(map(operator.index, axes)) for axes in pair] for pair in numbers)
+        (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch) = contracting, batch
+    except (TypeError, ValueError):
+        raise _checks.wrong_type("dot_general", "dimension_numbers", wanted, numbers) from None
+    return (lhs_contracting, rhs_contracting), (lhs_batch, rhs_batch)
 
 
 def result_type(function: Callable, lhs: jax.Array, rhs: jax.Array, out_sharding):
@@ -122,10 +140,15 @@ def quantized(
     witness: jax.Array | None = None,
 ) -> tuple[tuple, dict]:
     """Operands and parameters of `contract_p`."""
+    _checks.instance(problem.function, "quantizers", quantizers, Quantizers, "a Quantizers")
+    _checks.choice(problem.function, "backend", backend, get_args(Backend))
     native = backend == "auto"
     if witness is not None:  # it has the axes of its own tensor, while groups may have split those of lhs
         witness = witness.reshape(-1, *(1,) * (problem.lhs.ndim - 1))
-    check_roles(accumulation, quantizers)
+    try:
+        check_roles(accumulation, quantizers)
+    except ValueError as error:
+        raise ValueError(f"{problem.function}: {error}") from None
     quantizers = pre_shifted(quantizers, accumulation)
     contraction = problem.contraction
     operands = (
@@ -144,5 +167,6 @@ def quantized(
 
 def _require_float32(function: str, **operands) -> None:
     for name, x in operands.items():
+        _checks.instance(function, name, x, jax.Array | np.ndarray, "a float32 array")
         if x.dtype != jnp.float32:
             raise TypeError(f"{function}: {name} must be float32, got {x.dtype}; convert it first")

@@ -53,7 +53,7 @@ def saturated_chains(
         ValueError: if the operation is not one of the two.
         Otherwise as the operation does.
     """
-    if operation not in _PROBLEMS:
+    if not isinstance(operation, Callable) or operation not in _PROBLEMS:
         raise ValueError(
             "saturated_chains: operation must be conv_general_dilated or dot_general of dfpjax.operations, "
             f"got {operation!r}"

@@ -5,16 +5,25 @@ from typing import Any, Literal, get_args
 
 from dfpjax.numbers import Accumulation, Quantizer, Quantizers
 from dfpjax.numbers.contraction.accumulation import check_roles
+from dfpjax.numbers.format.quantizer import Granularity
+from dfpjax.numbers.format.rounding import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerRole:
     """One value for each role that a tensor plays in an operation.
 
+    For OpConfig's `bits`, `rounding` or `granularity`.
+
     Roles are those of the forward operation, also in its backward passes: dgrad takes a cotangent and the
     rhs, wgrad a cotangent and the lhs. `mixed_precision(jax.grad(f))` sees a program that contains its own
     backward pass. If the forward operation of one of its operations cannot be identified, the operands have
     their roles by position, lhs and rhs.
+
+    Raises:
+        TypeError: if a value is neither an integer nor a string.
+        ValueError: if the values cannot be of the same field. OpConfig refuses what its own field does not
+            take.
     """
 
     lhs: Any
@@ -25,6 +34,24 @@ class PerRole:
 
     cotangent: Any
     """The gradients that come back to the operation."""
+
+    def __post_init__(self):
+        values = {role: getattr(self, role) for role in ("lhs", "rhs", "cotangent")}
+        for role, value in values.items():
+            if not isinstance(value, int | str) or isinstance(value, bool):
+                raise TypeError(f"PerRole: {role} must be {_OF_A_FIELD}, got {value!r}")
+        are_words = [isinstance(value, str) for value in values.values()]
+        if any(are_words) and not (all(are_words) and _WORDS.intersection(values.values())):
+            raise ValueError(
+                f"PerRole: lhs, rhs and cotangent must all be {_OF_A_FIELD}, and of the same field, got "
+                f"{', '.join(map(repr, values.values()))}"
+            )
+
+
+_OF_A_FIELD = "a value of OpConfig's bits, rounding or granularity"
+
+# Which of them a field takes is for OpConfig to say, which knows the field.
+_WORDS = {*get_args(Rounding), *get_args(Granularity)}
 
 
 Role = Literal["lhs", "rhs", "cotangent"]

@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dfpjax import _checks
 from dfpjax.policy._config import OpConfig
 
 Primitive = Literal["conv_general_dilated", "dot_general"]
@@ -58,9 +59,7 @@ class Position:
     index: int
 
     def __post_init__(self):
-        if self.primitive not in get_args(Primitive):
-            known = ", ".join(map(repr, get_args(Primitive)))
-            raise ValueError(f"Position: primitive must be one of {known}, got {self.primitive!r}")
+        _checks.choice("Position", "primitive", self.primitive, get_args(Primitive))
         if not isinstance(self.index, int) or isinstance(self.index, bool):
             raise TypeError(f"Position: index must be an integer, got {self.index!r}")
 

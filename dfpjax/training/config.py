@@ -87,6 +87,7 @@ class TrainConfig:
     export_weights: str
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("model", self.model, MODELS)
         _check("dataset", self.dataset, is_dataset(self.dataset), f"one of {', '.join(DATASET_NAMES)}")
@@ -143,6 +144,27 @@ class TrainConfig:
 def _check(field: str, value: Any, valid: bool, wanted: str) -> None:
     if not valid:
         raise ValueError(f"{field} is {value!r}; it must be {wanted}")
+
+
+_NAMES = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "True or False",
+    str | None: "a string or None",
+    int | None: "an integer or None",
+}
+
+
+def _check_types(config: TrainConfig) -> None:
+    """An integer is a number, True is neither."""
+    for field in dataclasses.fields(config):
+        if field.type not in _NAMES:  # tuples, of which what they hold is checked too
+            continue
+        value = getattr(config, field.name)
+        kinds = float | int if field.type is float else field.type
+        valid = isinstance(value, kinds) and (field.type is bool or not isinstance(value, bool))
+        _check(field.name, value, valid, _NAMES[field.type])
 
 
 def _check_boundaries(config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.source_info_util import new_name_stack
 
-from dfpjax import _compat
+from dfpjax import _checks, _compat
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
@@ -72,15 +72,12 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
     """
     if isinstance(fun, Policy):
         raise TypeError("mixed_precision: the policy goes second, as in mixed_precision(fun, policy)")
-    if policy is not None and not isinstance(policy, Policy):
-        raise TypeError(f"mixed_precision: policy must be a dfpjax.Policy, got {policy!r}")
-    if backend not in get_args(Backend):
-        known = ", ".join(map(repr, get_args(Backend)))
-        raise ValueError(f"mixed_precision: backend must be one of {known}, got {backend!r}")
+    if policy is not None:
+        _checks.instance("mixed_precision", "policy", policy, Policy, "a dfpjax.Policy")
+    _checks.choice("mixed_precision", "backend", backend, get_args(Backend))
     if fun is None:
         return functools.partial(mixed_precision, policy=policy, backend=backend)
-    if not callable(fun):
-        raise TypeError(f"mixed_precision: fun must be callable, got {fun!r}")
+    _checks.function_of_arrays("mixed_precision", "fun", fun)
     policy = Policy() if policy is None else policy
     return running(fun, lambda arguments: rewritten_call(fun, arguments, policy, backend))
 

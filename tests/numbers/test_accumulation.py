@@ -33,6 +33,7 @@ def test_fields_by_position():
         ({"length": 2.0}, "length must be one of"),
         ({"length": True}, "length must be one of"),
         ({"length": 2, "pre_shift": -1}, "pre_shift must be an integer from 0 on, got -1"),
+        ({"length": 256, "pre_shift": 20}, "pre_shift=20 leaves 0 of 16 bits; at least 2"),
         ({"length": 2, "pre_shift": 1.0}, "pre_shift must be an integer"),
         ({"length": 2, "saturate": "yes"}, "saturate must be True or False, got 'yes'"),
     ],

@@ -48,7 +48,5 @@ def test_exponent_must_fit_the_mantissa(kind):
 
 
 def test_accumulator_refuses_other_integers():
-    with pytest.raises(
-        TypeError, match="DFP32Array: mantissa must be an array of dtype int32 or dfp32, got dtype int16"
-    ):
+    with pytest.raises(TypeError, match="DFP32Array: mantissa must be of dtype int32 or dfp32, got int16"):
         DFP32Array(jnp.zeros(3, jnp.int16), 0)

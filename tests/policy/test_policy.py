@@ -181,3 +181,25 @@ def test_backward_operations_go_with_their_layer():
     assert (
         bound.decide(operation("", [None, "w"])).config == OpConfig()
     )  # another operation of the program itself
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (
+            ("x", 16, 16),
+            ValueError,
+            "PerRole: lhs, rhs and cotangent must all be a value of .* got 'x', 16, 16",
+        ),
+        (("x", "y", "z"), ValueError, "PerRole: lhs, rhs and cotangent must all be a value of"),
+        (
+            (8, 8, None),
+            TypeError,
+            "PerRole: cotangent must be a value of OpConfig's bits, rounding or granularity",
+        ),
+        ((8, 1.5, 8), TypeError, "PerRole: rhs must be a value of OpConfig's bits, .* got 1.5"),
+    ],
+)
+def test_values_of_no_field(values, error, message):
+    with pytest.raises(error, match=message):
+        PerRole(**dict(zip(("lhs", "rhs", "cotangent"), values, strict=True)))

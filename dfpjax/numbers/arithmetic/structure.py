@@ -349,7 +349,7 @@ def _exponent_key(key, exponent_shape: Shape) -> tuple:
     key = key if isinstance(key, tuple) else (key,)
     if any(isinstance(entry, bool) or jnp.issubdtype(getattr(entry, "dtype", int), bool) for entry in key):
         raise TypeError(
-            "index: x has exponents per slice, which a boolean mask does not keep; use integer indices"
+            "index: key must not be a boolean mask where x has exponents per slice; use integer indices"
         )
     consumed = sum(entry is not None and entry is not Ellipsis for entry in key)
     rest = (slice(None),) * (len(exponent_shape) - consumed)

@@ -8,8 +8,12 @@ data do not make overflow.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from dfpjax import _checks
 from dfpjax.numbers.contraction.plan import CHAINS
 from dfpjax.numbers.format.quantizer import Quantizer, Quantizers
+
+MOST_SHIFTED = 14
+"""The largest pre-shift: it leaves 2 of a mantissa's 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,17 @@ class FixedChain:
     """Allow chains that the bound rules out: the data's statistics are good enough."""
 
     def __post_init__(self):
-        if not isinstance(self.length, int) or self.length not in CHAINS:
+        if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length not in CHAINS:
             lengths = ", ".join(map(str, sorted(CHAINS)))
             raise ValueError(f"FixedChain: length must be one of {lengths}, got {self.length!r}")
-        if not isinstance(self.pre_shift, int) or isinstance(self.pre_shift, bool) or self.pre_shift < 0:
-            raise ValueError(f"FixedChain: pre_shift must be an integer from 0 on, got {self.pre_shift!r}")
+        shift = self.pre_shift
+        if not isinstance(shift, int) or isinstance(shift, bool) or shift < 0:
+            raise ValueError(f"FixedChain: pre_shift must be an integer from 0 on, got {shift!r}")
+        if shift > MOST_SHIFTED:
+            left = max(16 - shift, 0)
+            raise ValueError(
+                f"FixedChain: pre_shift={shift} leaves {left} of 16 bits; at least 2 must remain"
+            )
         if not isinstance(self.saturate, bool):
             raise ValueError(f"FixedChain: saturate must be True or False, got {self.saturate!r}")
 
@@ -65,10 +75,11 @@ def check(accumulation: Accumulation, bits_a: int, bits_b: int) -> None:
         ValueError: if it is neither, leaves an operand less than 2 bits, or can overflow though its
             `saturate` is False.
     """
-    if accumulation == "certified":
+    if isinstance(accumulation, str) and accumulation == "certified":
         return
     if not isinstance(accumulation, FixedChain):
-        raise ValueError(f'accumulation must be "certified" or a FixedChain, got {accumulation!r}')
+        found = _checks.described(accumulation)
+        raise ValueError(f'accumulation must be "certified" or a FixedChain, got {found}')
     length, shift = accumulation.length, accumulation.pre_shift
     for bits in (bits_a, bits_b):
         if bits - shift < 2:

@@ -35,8 +35,9 @@ class DynamicFixedPoint:
             mantissa, jax.Array | np.ndarray | np.generic
         ):
             raise TypeError(
-                f"{name}: mantissa must be an array of dtype {dtype.integer} or {dtype}, got "
-                f"{_checks.described(mantissa)}; dfpjax.quantize makes a DFPArray of floating-point values"
+                f"{name}: mantissa must be of dtype {dtype.integer} or {dtype}, got "
+                f"{found or _checks.described(mantissa)}; dfpjax.quantize makes a DFPArray of floating-point "
+                "values"
             )
         if found == dtype.integer:
             _require_mantissas(name, dtype, mantissa)
@@ -105,13 +106,14 @@ def _require_mantissas(name: str, dtype: MantissaDType, mantissa) -> None:
 def _as_exponent(name: str, exponent) -> jax.Array:
     """An int32 array."""
     wanted = "an int32 scalar or array"
+    given = exponent
     if not isinstance(exponent, jax.Array):
         try:
             exponent = np.asarray(exponent)
         except (TypeError, ValueError):  # what JAX says of tracers inside, and NumPy of ragged lists
-            raise _checks.wrong_type(name, "exponent", wanted, exponent) from None
+            raise _checks.wrong_type(name, "exponent", wanted, given) from None
     if not jnp.issubdtype(exponent.dtype, jnp.integer):
-        raise _checks.wrong_type(name, "exponent", wanted, exponent)
+        raise _checks.wrong_type(name, "exponent", wanted, given)
     if exponent.dtype != np.int32 and not isinstance(exponent, jax.core.Tracer) and exponent.size:
         least, largest = int(exponent.min()), int(exponent.max())
         if least < -(2**31) or largest >= 2**31:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dfpjax import _checks
 from dfpjax.numbers.format.rounding import Rounding
 
 Granularity = Literal["tensor", "channel"]
@@ -25,14 +26,12 @@ class Quantizer:
     def __post_init__(self):
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
             raise ValueError(f"bits must be an integer from 2 to 16, got {self.bits!r}")
-        if self.rounding not in get_args(Rounding):
-            raise ValueError(
-                f"rounding must be one of {', '.join(get_args(Rounding))}, got {self.rounding!r}"
-            )
-        if self.granularity not in get_args(Granularity):
-            raise ValueError(
-                f"granularity must be one of {', '.join(get_args(Granularity))}, got {self.granularity!r}"
-            )
+        for name, choices in (("rounding", get_args(Rounding)), ("granularity", get_args(Granularity))):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {_checks.described(value)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
