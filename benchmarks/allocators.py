@@ -40,7 +40,7 @@ PRELOADED = {
     "mimalloc": {"MIMALLOC_PURGE_DELAY": "-1", "MIMALLOC_ALLOW_LARGE_OS_PAGES": "1"},
 }
 SLOW = 1.5
-"""Times the median from which on a step counts as slow."""
+"""A step counts as slow above this multiple of the median."""
 
 HUGE_PAGE, PAGE = 2 << 20, 4 << 10
 
@@ -57,7 +57,7 @@ def settings() -> dict[str, dict[str, str]]:
 
 
 def taken(step: dict[str, float]) -> float:
-    """Bytes that a step took from the system: each fault gives a page, or a huge one."""
+    """Bytes that a step took from the system: each fault maps a page, or a huge page."""
     huge = step["thp_fault_alloc"]
     return huge * HUGE_PAGE + max(step["minor_faults"] - huge, 0) * PAGE
 

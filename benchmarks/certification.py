@@ -1,18 +1,18 @@
-"""Time what it costs to certify chains rather than to assume that one length is safe.
+"""Time the certification of chains, against a fixed length that is known to be safe.
 
     python -m benchmarks.certification --out docs/results/certification
 
 For each convolution of ResNet-50 and each of fprop, dgrad and wgrad, on the same normally distributed
 mantissas of 12 bits: the kernel with certified chains, and with chains of 128 and of 256 products. With 12
-bits no chain of that length can overflow, so these two run without norms and without a check of any kind.
+bits no chain of that length can overflow, so these two need neither norms nor checks.
 
-- certified : chain 128 is the price of certification, at most 1.08 in the mean if all is well. Part of it
-  comes back, because mantissas of 12 bits are certified for chains of 256, which end half as often.
-- certified : chain 256 is the price of the norms alone: the same chains, with and without them.
-- 16 bits : chain 128 is the price of everything for full mantissas: the norms, and the shorter chains that
-  the data ask for (32 products for most tiles of normally distributed data, more in a network: its tensors
-  have few large values). The time of an uncertified chain does not depend on the data, and with 16 bits it
-  would compute nonsense, so the one of 12 bits serves here, too.
+- certified : chain 128 is the cost of certification; the target is at most 1.08 in the mean. Longer chains
+  make up for part of it: mantissas of 12 bits are certified for chains of 256, which end half as often.
+- certified : chain 256 is the cost of the norms alone: the same chains, with and without them.
+- 16 bits : chain 128 is the whole cost for full mantissas: the norms, and the shorter chains that the data
+  require (32 products for most tiles of normally distributed data, more in a network, whose tensors have few
+  large values). The time of an uncertified chain does not depend on the data. With 16 bits its result would
+  be wrong, so the chain of 12 bits serves here, too.
 
 Prints every row and geometric means; --out writes OUT.json.
 """
@@ -47,7 +47,7 @@ BITS = 12
 CERTIFIED, CHAIN_128, CHAIN_256, WIDE = "certified", "chain 128", "chain 256", "16 bits"
 RATIOS = ((CERTIFIED, CHAIN_128), (CERTIFIED, CHAIN_256), (WIDE, CHAIN_128))
 TARGET = 1.08
-"""Most that certification should cost, as a multiple of the time of a chain of 128."""
+"""Largest acceptable cost of certification, as a multiple of the time of a chain of 128."""
 
 
 def contenders(lhs_shape, rhs_shape, contraction, threads: int) -> Contenders:

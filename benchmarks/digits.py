@@ -1,4 +1,4 @@
-"""Train the digits network in float32 and in DFP16 and set the results side by side.
+"""Train the digits network in float32 and in DFP16 and compare the results.
 
     python -m benchmarks.digits --seeds 0,1,2
 

@@ -1,4 +1,4 @@
-"""Show that the compiler keeps the microkernels' sums in registers: what stands in their innermost loops.
+"""Show that the compiler keeps the microkernels' sums in registers, by the code of their innermost loops.
 
     python -m benchmarks.disassembly
 

@@ -1,13 +1,13 @@
-"""Take optimisation steps of the paper's networks at their real size, in float32 and in DFP16 side by side.
+"""Take optimisation steps of the paper's networks at their real size, in float32 and in DFP16.
 
     python -m benchmarks.dry_run --out docs/results/dry_run
 
-ResNet-50, GoogLeNet, VGG-16 and AlexNet at 224×224 pixels take 20 steps of SGD on made-up images, from the
-same initial state, on the same batches and with the same units dropped: in float32; in DFP16 with the
-default policy, which leaves to float32 what is too small to gain; and in float32 from parameters of which
-each is changed by one unit in the last place, up or down. The last says how far two runs part that differ in
-nothing but the rounding of their first numbers. Prints a Markdown table; --out writes OUT.json, after every
-network, and the loss curves, OUT.png. Takes some twenty minutes on four cores.
+ResNet-50, GoogLeNet, VGG-16 and AlexNet at 224×224 pixels take 20 steps of SGD on synthetic images, from the
+same initial state, on the same batches and with the same units dropped. They do so in float32; in DFP16 with
+the default policy, which leaves small operations in float32; and in float32 with each initial parameter moved
+by one unit in the last place, up or down. The last run shows how far rounding alone drives two float32 runs
+apart. Prints a Markdown table; --out writes OUT.json after every network, and the loss curves, OUT.png. Takes
+some twenty minutes on four cores.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from dfpjax.training.state import TrainState, train_step
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Learning rates by which the loss of a few images that are seen again and again goes down without trouble.
+# Learning rates at which the loss of a few repeated images falls steadily.
 RATES = {"resnet50": 0.005, "googlenet": 0.01, "vgg16": 0.0005, "alexnet": 0.001}
-BATCHES = 2  # that are seen again and again
+BATCHES = 2  # used in turn
 VARIANTS = {
     "float32": ("float32", False),
     "dfp16": ("dfp16", False),
@@ -63,7 +63,7 @@ class Row:
     """The training loss before each step, by variant."""
 
     seconds: dict[str, float]
-    """Of a step in the median; others may have used the machine."""
+    """The median step; the machine may have been shared."""
 
     def differences(self, variant: str) -> np.ndarray:
         """Relative difference of the loss from float32's, for each step."""
@@ -72,7 +72,7 @@ class Row:
 
 
 def images(batch: int, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The first training batches of the made-up ImageNet, without augmentation."""
+    """The first training batches of the synthetic ImageNet, without augmentation."""
     values = default.get_config().to_dict() | {
         "dataset": "fake_imagenet",
         "train_split": f"train[:{batch * BATCHES}]",
@@ -101,7 +101,7 @@ def one_ulp(tree: dict, key: jax.Array) -> dict:
 
 
 def start(model, rate: float, shape: tuple[int, ...], perturbed: bool) -> TrainState:
-    """The state before the first step, the same for each call but for the perturbation."""
+    """The initial state, the same in each call except for the perturbation."""
     variables = model.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
     params = variables["params"]
     return TrainState.create(

@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable
 
 Contenders = dict[str, Callable[[], object]]
-"""Functions by name; each returns when its work is done."""
+"""Functions by name; each returns when its work is complete."""
 
 
 def best_seconds(contenders: Contenders, *, budget: float = 0.5, rounds: int = 10):
     """Seconds per call of each contender.
 
-    The machine is shared and its speed drifts, so contenders take turns in every round and the best call of
-    each counts. A contender is a function that returns when its work is done.
+    The machine is shared and its speed drifts, so contenders take turns in every round, and the best call
+    of each counts.
 
     Arguments:
         contenders: name to function.
         budget: seconds to spend on each contender, its warm-up not counted.
-        rounds: how often each takes its turn; one that needs the whole budget for a call only twice.
+        rounds: turns of each contender; two for one whose single call takes the whole budget.
     """
     calls, turns = {}, {}
     for name, run in contenders.items():

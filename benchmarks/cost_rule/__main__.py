@@ -33,17 +33,17 @@ from benchmarks.cost_rule.results import BOTH, DFP16, FLOAT32, FORWARD, PASSES, 
 FORCED = dfpjax.Policy(default=dfpjax.OpConfig(force=True))
 
 CHAIN_MACS = 64_000_000
-"""What a chain of runs should compute, for its call from Python to weigh little."""
+"""Multiply-accumulates in a chain of runs, enough to hide the call from Python."""
 MAX_RUNS = 16
 """A longer chain takes long to compile."""
 
 
 def chain(function, operands, count: int):
-    """A call of a jitted program that runs the function `count` times in turn; it waits for the result.
+    """A call of a jitted program that runs the function `count` times in sequence and waits for the result.
 
-    One element of each result goes into the operands of the next run, so that nothing is left out, computed
-    once for all runs, or computed at the same time. It is no `lax.scan`: in the body of a loop XLA's float32
-    convolutions have backward passes a hundred times slower.
+    One element of each result goes into the operands of the next run, so XLA can neither drop nor share nor
+    overlap runs. A `lax.scan` would not do: inside a loop, the backward passes of XLA's float32 convolutions
+    are a hundred times slower.
     """
 
     def fed(operand, result):

@@ -1,4 +1,4 @@
-"""The sweep of shapes that the cost rule is calibrated by."""
+"""The sweep of shapes that calibrates the cost rule."""
 
 from benchmarks.common.shapes import Conv, Dot
 
@@ -35,12 +35,12 @@ def convolutions() -> list[Conv]:
 
 
 def takes_images(case) -> bool:
-    """Whether it is a first layer: nothing asks for the gradient of its input."""
+    """Whether it is a first layer, whose input needs no gradient."""
     return isinstance(case, Conv) and case.channels in (1, 3)
 
 
 def kind(case) -> str:
-    """The rule's name for what has thresholds of its own."""
+    """The cost rule's name for a kind of operation, each of which has its own thresholds."""
     if isinstance(case, Dot):
         return "batched dot product" if case.batch > 1 else "dot product"
     return "grouped convolution" if case.groups > 1 else "convolution"

@@ -1,4 +1,4 @@
-"""What is measured of each shape, the tables of it, and the thresholds that it suggests."""
+"""The measurement of a shape, the tables of all shapes, and the thresholds that they suggest."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ PASSES = (FORWARD, BOTH)
 FLOAT32, DFP16 = "float32", "dfp16"
 
 TOLERATED = 1.1
-"""How many times the time of the faster of the two the rule's choice may take."""
+"""Largest tolerated ratio of the time of the rule's choice to that of the faster choice."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Row:
         return self.macs / self.elements
 
     def loss(self, chosen: bool) -> float:
-        """How many times the other choice's time this choice takes, in the pass where that is worst."""
+        """Time of this choice over that of the other one, in the pass where the ratio is largest."""
         return max(1 / gain if chosen else gain for gain in self.gains.values())
 
     @property
     def wrong(self) -> bool:
-        """Whether the rule loses more than is tolerated, and its opposite would lose less."""
+        """Whether the rule loses more than tolerated, and the other choice would lose less."""
         return self.loss(self.chosen) > max(TOLERATED, self.loss(not self.chosen))
 
 
 def worst(rows: Iterable[Row], chosen: bool) -> tuple[float, str]:
-    """The largest loss, and the shape that has it, where all rows are decided alike."""
+    """The largest loss and its shape, if all rows had this choice."""
     return max(((row.loss(chosen), row.name) for row in rows), default=(1.0, "none"))
 
 

@@ -45,7 +45,7 @@ QUICK_LAYERS = ["Conv_0", "Bottleneck_1/Conv_1", "Dense_0"]
 
 
 OPERANDS_OF = {"fprop": (0, 1), "dgrad": (2, 1), "wgrad": (0, 2)}
-"""Which of input, kernel and output gradient each pass takes."""
+"""Which two of input, kernel and output gradient each pass multiplies."""
 
 
 def random_cases(batch: int, image: int) -> list:
@@ -61,7 +61,7 @@ def random_cases(batch: int, image: int) -> list:
 
 
 def say(text: str) -> None:
-    """Progress, which is worth reading while it is made."""
+    """Print progress at once."""
     print(text, flush=True)
 
 

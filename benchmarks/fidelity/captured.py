@@ -12,7 +12,7 @@ from benchmarks.fidelity.tensors import Case, Operands
 
 
 class Training:
-    """Training in float32 with SGD, from whose steps the operands of single layers can be taken.
+    """Training in float32 with SGD that exposes the operands of single layers.
 
     Layers are found with `flax.linen.intercept_methods`, and a zero added to a layer's output has the
     output's gradient as its own: the model is left as it is.

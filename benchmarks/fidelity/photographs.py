@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "rocket", "retina", "hubble_deep_field")
-"""Colour photographs that its package holds; the others it would download."""
+"""Colour photographs that its package contains; it would download others."""
 
 
 def photographs() -> dict[str, np.ndarray]:
@@ -24,7 +24,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 MEAN, DEVIATION = np.float32((0.485, 0.456, 0.406)), np.float32((0.229, 0.224, 0.225))
-"""Of ImageNet's pixels in each channel, with which images are normalized."""
+"""Per channel, over ImageNet's pixels; normalizes images."""
 
 
 def batches(photos: list[np.ndarray], *, batch: int, size: int, seed: int = 0) -> Iterator:

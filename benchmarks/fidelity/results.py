@@ -1,4 +1,4 @@
-"""The rows that `benchmarks.fidelity` measures, and how they are shown: Markdown tables and a chart."""
+"""The results of `benchmarks.fidelity`, as Markdown tables and a chart."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ COLOURS = {
 }
 
 CLAIM = 16
-"""How many times DFP-16's error bfloat16's is said to be."""
+"""The claimed ratio of bfloat16's error to DFP-16's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Row:
     rms_over_max: tuple[float, float]
     """Of the pass's two operands, root mean square over largest magnitude."""
     lost: tuple[float, float]
-    """Of the two, the share of values that are too small for DFP-16 and become zero in it."""
+    """For each of the two, the share of values that DFP-16 rounds to zero."""
     errors: dict[str, dict[str, float]]
     """Of each precision: `relative` error; `largest` error over the truth's root mean square; relative error
     of the worst `channel`."""
@@ -50,12 +50,12 @@ class Row:
         return self.errors[precision][measure]
 
     def gain(self, measure: str = "relative") -> float:
-        """How many times DFP-16's error bfloat16's is."""
+        """bfloat16's error over DFP-16's."""
         return self.error(BFLOAT16.name, measure) / self.error(DFP16.name, measure)
 
     @property
     def fill(self) -> float:
-        """The operands' rms over max as one number: the one of two alike operands that would give a product
+        """The operands' rms over max as one number: two equal operands with this value would give a product
         the same relative error."""
         return math.sqrt(2 / sum(value**-2 for value in self.rms_over_max))
 

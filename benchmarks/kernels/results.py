@@ -1,4 +1,4 @@
-"""The rows that `benchmarks.kernels` measures, and how they are shown: tables, a summary, charts."""
+"""The results of `benchmarks.kernels`, as tables, a summary and charts."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ COLOURS = {
 SHARE, TIMES_ONEDNN, TIMES_ONEDNN_EACH = 0.75, 1.9, 1.3
 SPEED_UP = {4: 3.5}
 NO_REUSE = ("depthwise",)
-"""Suites bound by memory, whose target is XLA's speed alone; they are not part of the mean of all."""
+"""Suites bound by memory: their target is XLA's speed, and the mean of all leaves them out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Row:
         return self.macs / self.seconds[contender] / 1e9 if contender in self.seconds else math.nan
 
     def times(self, contender: str, ours: str = KERNEL) -> float:
-        """How many times as fast as that contender ours is."""
+        """Our speed as a multiple of that contender's."""
         return self.rate(ours) / self.rate(contender)
 
     @property

@@ -1,4 +1,4 @@
-"""Train the same networks in float32, DFP16 and bfloat16, and test whether DFP16 does worse.
+"""Train the same networks in float32, DFP16 and bfloat16, and test whether DFP16 is worse.
 
     python -m benchmarks.parity --out docs/results/parity
 

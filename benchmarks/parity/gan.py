@@ -1,4 +1,4 @@
-"""A task of `benchmarks.parity`: two networks that play against each other over the digits."""
+"""A task of `benchmarks.parity`: a generative adversarial network that learns the digits."""
 
 import functools
 import time
@@ -122,7 +122,7 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 class Judge:
-    """Says how far made-up digits are from the real ones, in the eyes of a classifier.
+    """Measures the distance of generated digits from real ones, by the features of a classifier.
 
     The features are the 64 hidden units of scikit-learn's `MLPClassifier`, trained in float64 on all the real
     digits; `classes` says which share of the digits each is taken for.
@@ -207,7 +207,7 @@ def _step() -> tuple[Step, tuple]:
 
 
 def gan_task(*, quick: bool) -> Task:
-    """A small DCGAN, measured by the Fréchet distance of what it makes from the real digits."""
+    """A small DCGAN, measured by the Fréchet distance of its digits from the real ones."""
     steps = 20 if quick else 2000
     return Task(
         name="gan",

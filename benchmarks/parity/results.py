@@ -1,4 +1,4 @@
-"""What `benchmarks.parity` makes of its runs: means and deviations, paired tests, a figure, Markdown."""
+"""The results of `benchmarks.parity`: means and deviations, paired tests, a figure, Markdown tables."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
-"""Probability of calling something not worse that is worse by the whole margin."""
+"""Probability that the test calls a precision not worse that is worse by the whole margin."""
 
 NAMES = {
     "float32": "float32",
@@ -240,7 +240,7 @@ def _band(axis: "Axes", curves: list[list[float]], precision: str) -> None:
 
 
 def _zoom(axis: "Axes", finals: list[float]) -> None:
-    """Show the end of the curves, where precisions might differ, and not how far down they began."""
+    """Show the end of the curves, where the precisions may differ, without their start."""
     if not finals:
         return
     low, high = min(finals), max(finals)

@@ -21,7 +21,7 @@ from dfpjax.training.precision import POLICIES
 from dfpjax.training.state import TrainState, train_step
 
 PRECISIONS = ("float32", "dfp16_forced", "dfp16_forced_stochastic", "bfloat16")
-"""The forced ones have nothing in float32 that can be in DFP16; all else is the same."""
+"""The forced ones compute in DFP16 whatever can be; all else is the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,11 +32,11 @@ class Run:
     precision: str
     seed: int
     curves: dict[str, list[float]]
-    """The value of each measure after each epoch, or each other part of the run."""
+    """The value of each measure after each epoch, or other part of the run."""
 
     seconds: float
     diverged: bool = False
-    """Whether the loss ceased to be finite, which ended the run."""
+    """Whether a loss that was not finite ended the run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Task:
     """The measures that are tested, the most important one first: whether more is better."""
 
     seeds: int
-    """How many are run if the user does not say."""
+    """How many the benchmark runs by default."""
 
     part: str = "epoch"
     """What of a run the points of a curve are counted in."""

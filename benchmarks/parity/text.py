@@ -1,4 +1,4 @@
-"""A task of `benchmarks.parity`: an LSTM that learns to continue text, character by character."""
+"""A task of `benchmarks.parity`: an LSTM that predicts the next character of a text."""
 
 import functools
 import math

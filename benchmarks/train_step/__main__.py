@@ -44,7 +44,7 @@ PAPER = ("resnet50", "vgg16", "alexnet", "googlenet")
 
 
 def say(text: str) -> None:
-    """Progress, which is worth reading while it is made."""
+    """Print progress at once."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -144,7 +144,7 @@ def main(argv=None) -> list[Row]:
                 rows += measured
                 versions |= found
                 say(show(measured))
-                if arguments.out:  # again after each, so that what is interrupted is not lost
+                if arguments.out:  # after each network, so that an interruption loses little
                     write(rows, versions, arguments.out)
     print(f"{show(rows)}\n\n{machine()}; {(time.perf_counter() - began) / 60:.1f} minutes")
     return rows
@@ -170,7 +170,7 @@ def write(rows: list[Row], versions: dict[str, str], out: Path) -> None:
 
 
 def commit() -> str | None:
-    """What is checked out; None where this is no checkout."""
+    """The checked-out commit; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or None

@@ -105,7 +105,7 @@ def measure(compiled, step: Callable[[], None], count: int = 3) -> dict:
 
 
 def profile(step: Callable[[], None], count: int) -> tuple[list[Interval], tuple[int, int]]:
-    """Every instruction that was run in so many steps, and when they began and ended."""
+    """Every instruction that ran in `count` steps, and the start and end of the steps."""
     options = ProfileOptions()
     options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +117,7 @@ def profile(step: Callable[[], None], count: int) -> tuple[list[Interval], tuple
 
 
 def read(data: ProfileData) -> tuple[list[Interval], tuple[int, int]]:
-    """The instructions in a profile, and the extent of its annotation."""
+    """The instructions in a profile, and the start and end of its annotation."""
     found, whole = [], None
     # An instruction that leaves its work to other threads returns early; what comes after it in an `end:`
     # event names the moment at which it was done.
@@ -138,7 +138,7 @@ def read(data: ProfileData) -> tuple[list[Interval], tuple[int, int]]:
 
 
 def divide(intervals: list[Interval], start: int, end: int, first: Collection[str] = ()) -> dict[str, float]:
-    """The nanoseconds from start to end, divided among what is under way; None has those of nothing.
+    """The nanoseconds from start to end, divided among the running instructions; None has the idle ones.
 
     Where some of `first` are under way, the others have no share.
     """

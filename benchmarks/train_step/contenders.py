@@ -14,22 +14,22 @@ from benchmarks.train_step.networks import CHARACTERS, CLASSES, LENGTH, WIDTH
 from dfpjax.kernels.memory import SETTINGS
 
 ALLOCATORS = {"tuned": SETTINGS, "default": {}}
-"""Environment variables of each; what the environment itself says of the allocator is left out."""
+"""Environment variables of each setting, which replace those of the environment."""
 
 
 def without_folders(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables, to be written down: a library by its name alone."""
+    """The variables as results record them: a library by its file name."""
     return {name: Path(value).name for name, value in variables.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A framework and what it computes in."""
+    """A framework and its precision."""
 
     framework: str
     precision: str
     compiled: bool = False
-    """By torch.compile."""
+    """Whether torch.compile compiles it."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ CONTENDERS = {
     "torch-float32-compiled": Contender(framework="torch", precision="float32", compiled=True),
     "torch-bfloat16-compiled": Contender(framework="torch", precision="bfloat16", compiled=True),
 }
-"""By the names of the command line. Measured unless others are chosen:"""
+"""By their names on the command line."""
 
 USUAL = ("jax-float32", "jax-dfp16", "torch-float32", "torch-bfloat16")
 

@@ -45,7 +45,7 @@ def _bytes(dtype: str, bits: str, extents: str) -> int:
 
 
 def differentiated(op_name: str) -> bool:
-    """Whether a path is that of something differentiated or of a derivative: JAX puts `jvp` into both."""
+    """Whether a path belongs to a differentiated operation or a derivative: JAX puts `jvp` into both."""
     return "jvp(" in op_name
 
 

@@ -18,7 +18,7 @@ from dfpjax.training.state import TrainState, train_step
 
 CLASSES = 1000
 CHARACTERS, WIDTH, LENGTH = 96, 512, 128
-"""Of the language model: its alphabet, its state, and the characters of a text."""
+"""The language model's alphabet, its state, and the characters of a text."""
 
 MODES = ("train", "inference")
 

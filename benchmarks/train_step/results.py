@@ -1,4 +1,4 @@
-"""What `benchmarks.train_step` has measured, and how it is shown: Markdown tables and a chart."""
+"""The results of `benchmarks.train_step`, as Markdown tables and a chart."""
 
 import statistics
 from collections.abc import Iterable

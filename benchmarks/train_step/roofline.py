@@ -1,4 +1,4 @@
-"""What the machine could do at best: the peak of its int16 dot product and the speed of its memory."""
+"""The limits of the machine: the peak of its int16 dot product and the bandwidth of its memory."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""The worker's side of `benchmarks.train_step`: a process that takes a step whenever it is told to.
+"""The worker's side of `benchmarks.train_step`: a process that takes steps on request.
 
 Needs neither JAX nor PyTorch, since workers with either import it. A worker reads JSON objects from its
 standard input, one per line, and answers each with one. The first says what to prepare. Then:
@@ -6,8 +6,8 @@ standard input, one per line, and answers each with one. The first says what to 
     {"do": "steps", "count": 3}  →  {"steps": [{"seconds": …, "minor_faults": …, …}, …], "peak_bytes": …}
     {"do": NAME}                 →  what the measurement of that name returns
 
-Before the steps of a turn the worker takes one that does not count, and after them it gives the memory that
-is not in use back to the system, so that several workers fit into a machine.
+Before the steps of a turn the worker takes one warm-up step. After them it returns unused memory to the
+system, so that several workers fit into a machine.
 """
 
 import ctypes
@@ -78,18 +78,18 @@ def counters() -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has had resident, since its start or `forget_peak`."""
+    """The peak resident memory of this process since its start or `forget_peak`."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024
 
 
 def forget_peak() -> None:
-    """Count the peak anew: compiling a large network takes more memory than running it."""
+    """Reset the peak: compiling a large network takes more memory than running it."""
     release_memory()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def release_memory() -> None:
-    """Give memory that is not in use back to the system; with glibc alone."""
+    """Return unused memory to the system; with glibc only."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -27,7 +27,7 @@ class LocalResponseNorm(nn.Module):
 
 
 class Flatten(nn.Module):
-    """In the order in which the values lie in memory, so that nothing is copied."""
+    """In memory order, so that nothing is copied."""
 
     def forward(self, x):
         return x.permute(0, 2, 3, 1).flatten(1)
