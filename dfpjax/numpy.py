@@ -32,6 +32,7 @@ from dfpjax.numbers.arithmetic.structure import moveaxis as moveaxis
 from dfpjax.numbers.arithmetic.structure import pad as pad
 from dfpjax.numbers.arithmetic.structure import ravel as ravel
 from dfpjax.numbers.arithmetic.structure import reshape as reshape
+from dfpjax.numbers.arithmetic.structure import split_exponent as split_exponent
 from dfpjax.numbers.arithmetic.structure import squeeze as squeeze
 from dfpjax.numbers.arithmetic.structure import stack as stack
 from dfpjax.numbers.arithmetic.structure import swapaxes as swapaxes

@@ -104,6 +104,7 @@ CASES = [
     tensor_function(dnp.moveaxis, {"source": "", "destination": ""}, source=0, destination=1),
     tensor_function(dnp.expand_dims, {"axis": "integers"}, axis=0),
     Case(dnp.squeeze, {"x": Q[:1], "axis": 0}, {"x": "", "axis": "None"}),
+    tensor_function(dnp.split_exponent, {"axis": ""}, axis=0),
     tensor_function(dnp.flip, {"axis": "None"}, axis=0),
     tensor_function(dnp.broadcast_to, {"shape": ""}, shape=(4, 2, 3)),
     tensor_function(dnp.take, {"indices": "integers", "axis": ""}, indices=0, axis=0),

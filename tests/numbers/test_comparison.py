@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import dfpjax
+import dfpjax.numpy as dnp
 from dfpjax import DFP32Array, DFPArray
 
 OPERATORS = [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]
@@ -113,3 +114,15 @@ def test_truth_and_numbers():
         iter(one)
     with pytest.raises(jax.errors.TracerArrayConversionError):
         jax.jit(lambda q: bool(q))(one)
+
+
+def test_maps_over_an_axis_with_the_exponent_split():
+    x = np.float32([[1, 2, 3], [4, 5, 6]])
+    q = dfpjax.quantize(x)
+    for axis in (0, 1):
+        split = dnp.split_exponent(q, axis)
+        assert split.exponent.shape == tuple(2 + a if a == axis else 1 for a in range(2))
+        mapped = jax.vmap(lambda row: row.dequantize() * 2, in_axes=axis, out_axes=axis)(split)
+        np.testing.assert_array_equal(mapped, 2 * x)
+    _, rows = jax.lax.scan(lambda carry, row: (carry, row.dequantize()), 0, dnp.split_exponent(q))
+    np.testing.assert_array_equal(rows, x)

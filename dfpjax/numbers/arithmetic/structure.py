@@ -105,6 +105,20 @@ def broadcast_to(x: Tensor, shape: int | Shape) -> Tensor:
     return type(x)(values, x.exponent)
 
 
+def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
+    """The same values, with an exponent for each slice along an axis or several.
+
+    `jax.vmap` and `jax.lax.scan` map over the exponent as they do over the mantissas, so it must have the
+    axis that they map over: `jax.vmap(f)(split_exponent(x))`.
+    """
+    check_operand("split_exponent", "x", x)
+    axes = _checks.axes("split_exponent", "axis", axis, x.ndim)
+    exponent = padded_exponent(x)
+    exponent = exponent if exponent.ndim else jnp.reshape(exponent, (1,) * x.ndim)
+    extents = [x.shape[one] if one in axes else extent for one, extent in enumerate(exponent.shape)]
+    return type(x)(x.values, jnp.broadcast_to(exponent, extents))
+
+
 def index(x: Tensor, key) -> Tensor:
     """x[key] with integers, slices, None, ... and integer arrays, as JAX arrays are indexed: a position
     outside of the array is clamped to it.

@@ -148,11 +148,12 @@ class DFPArray(DynamicFixedPoint):
     """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018,
     §3.1).
 
-    A pytree of two arrays, so it passes through every JAX transformation. The mantissas are kept with
-    dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it. The operators
-    `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers: a sum of two DFPArrays
-    is a DFPArray, a product a `DFP32Array`. `== != < <= > >=` compare values exactly, element by element,
-    with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the values.
+    A pytree of two arrays, so it passes through every JAX transformation; to map over an axis (`jax.vmap`,
+    `jax.lax.scan`), the exponent must have it too: `dfpjax.numpy.split_exponent(x, axis)`. The mantissas are
+    kept with dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it. The
+    operators `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers: a sum of two
+    DFPArrays is a DFPArray, a product a `DFP32Array`. `== != < <= > >=` compare values exactly, element by
+    element, with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the values.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
