@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 
 from dfpjax import _releases
 
+pytestmark = pytest.mark.jax_releases
+
 ALLOWED = ["0.10.0", "0.10.1", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"]
 
 

@@ -250,6 +250,7 @@ def scanned(params, x):
 SCANNED = {"w": normal(0, 3, 6, 5), "fixed": normal(1, 5, 6)}
 
 
+@pytest.mark.jax_releases
 def test_scan():
     statistics = measured(scanned, SCANNED, X, eager=True)
     assert set(statistics) == {"layer#1", "layer#2"}
@@ -261,6 +262,7 @@ def test_scan():
     assert first.chains.fprop.shape == second.chains.fprop.shape == (3, 8)
 
 
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("inner", [False, True])
 def test_scan_and_its_gradient(inner):
     def fun(params, x):
@@ -279,6 +281,7 @@ def test_scan_and_its_gradient(inner):
                 np.testing.assert_allclose(a, b, rtol=1e-3)
 
 
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("index", [0, 1])
 def test_cond(index):
     def fun(i, params, x):
@@ -295,6 +298,8 @@ def test_cond(index):
     assert other.exponent < -149
 
 
+@pytest.mark.jax_releases
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("times", [0, 1, 3])
 def test_while(times):
     def fun(w, x, times):
@@ -339,6 +344,7 @@ def custom_vjp():
     return fun
 
 
+@pytest.mark.jax_releases
 def test_custom_vjp_keeps_its_rule():
     def fun(params, x):
         return jnp.sum(custom_vjp()(params, x) ** 2)

@@ -8,6 +8,8 @@ import pytest
 from dfpjax import dfp16
 from dfpjax.numbers.format.dtype import MantissaArray, from_integers, to_integers
 
+pytestmark = pytest.mark.jax_releases
+
 
 @pytest.fixture
 def mantissas():

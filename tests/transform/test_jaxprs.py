@@ -19,6 +19,8 @@ from transform_helpers import floats, normal, primitives, quantized, relative_er
 from dfpjax.policy import Policy
 from dfpjax.transform import mixed_precision
 
+pytestmark = pytest.mark.jax_releases
+
 W = normal(0, 6, 6) / 2
 X = normal(1, 4, 6)
 

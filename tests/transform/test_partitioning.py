@@ -76,6 +76,7 @@ DENSE = [(64, 40), (40, 24), (24, 12)]
 CONV = [(8, 6, 6, 4), (3, 3, 4, 10), (3, 3, 10, 12)]
 
 
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("kind", MESHES, ids=["auto", "explicit"])
 @pytest.mark.parametrize(("fun", "shapes"), [(dense, DENSE), (convolve, CONV)], ids=["dense", "conv"])
 def test_data_parallel_training_adds_weight_gradients_and_gathers_nothing(kind, fun, shapes):
@@ -207,6 +208,8 @@ def test_loops_and_rematerialization():
     assert relative_error(actual, jax.jit(fun)(x, w)) < 1e-6
 
 
+@pytest.mark.jax_releases
+@pytest.mark.jax_releases
 def test_donation():
     def update(w, x):
         return w - 0.1 * forced(lambda w: x.T @ (x @ w))(w)
@@ -248,6 +251,7 @@ def test_a_rule_only_where_xla_partitions():
         assert NATIVE in text and PARTITIONED not in text
 
 
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("abstract", [False, True], ids=["mesh", "abstract mesh"])
 def test_exported_programs_hold_no_rule(abstract):
     mesh = mesh_of((4,), ("data",))

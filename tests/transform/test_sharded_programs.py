@@ -29,6 +29,8 @@ def convolve(w, x):
     )
 
 
+@pytest.mark.jax_releases
+@pytest.mark.jax_releases
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 @pytest.mark.parametrize(("fun", "width"), [(dense, 4), (convolve, 8)], ids=["dense", "conv"])
 def test_sharded_batch(kind, fun, width):
@@ -71,6 +73,7 @@ def test_shard_map_inside_and_outside():
         assert name == "jaxpr" or eqn.params[name] == value
 
 
+@pytest.mark.jax_releases
 def test_collectives_stay():
     mesh = jax.make_mesh((COUNT,), ("data",), axis_types=(AxisType.Auto,))
 
