@@ -6,6 +6,7 @@ rewritten when JAX traces them. Each entry of `DEFERRED` gives an equation's par
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jax.extend import linear_util as lu
 from jax.extend.core import Jaxpr
@@ -23,10 +24,15 @@ class Rewriting:
     rewrite: Callable[[Jaxpr, Origins], Jaxpr]
     """Rewrites an open jaxpr, given what its inputs are."""
 
-    def jaxpr(self, jaxpr: Jaxpr, inputs: Origins = ()) -> Jaxpr:
-        """Rewrite a rule's jaxpr. After the known inputs it may have others, such as tangents."""
-        missing = len(jaxpr.invars) - len(inputs)
-        return self.rewrite(jaxpr, [*inputs, *[None] * missing][: len(jaxpr.invars)])
+    def jaxpr(self, jaxpr: Jaxpr, inputs: Origins = (), consts: Sequence[Any] = ()) -> Jaxpr:
+        """Rewrite a rule's jaxpr, which is to be evaluated with these constants.
+
+        After the known inputs it may have others, such as tangents.
+        """
+        # From JAX 0.11 on, constants that are handed over apart from a jaxpr are its first inputs.
+        first = [None] * (len(consts) - len(jaxpr.constvars))
+        missing = len(jaxpr.invars) - len(first) - len(inputs)
+        return self.rewrite(jaxpr, [*first, *inputs, *[None] * missing][: len(jaxpr.invars)])
 
     def function(self, fun: Callable) -> Callable:
         """Rewrite a rule that is a Python function."""
@@ -34,7 +40,7 @@ class Rewriting:
         def rewritten(*args):
             arguments = Arguments.of(args, {})
             traced = trace(fun, arguments)
-            jaxpr = self.jaxpr(traced.jaxpr.jaxpr)
+            jaxpr = self.jaxpr(traced.jaxpr.jaxpr, consts=traced.jaxpr.consts)
             return traced.results(_compat.eval_jaxpr(jaxpr, traced.jaxpr.consts, *arguments.arrays))
 
         return rewritten
@@ -45,7 +51,7 @@ def _custom_jvp(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
 
     def rewritten(*zeros):
         jaxpr, consts, out_zeros = jvp.call_wrapped(*zeros)
-        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts, out_zeros
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :], consts), consts, out_zeros
 
     return {"jvp_jaxpr_fun": lu.wrap_init(rewritten, debug_info=jvp.debug_info)}
 
@@ -55,7 +61,7 @@ def _custom_vjp(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
 
     def rewritten(*zeros):
         jaxpr, consts = fwd.call_wrapped(*zeros)
-        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :], consts), consts
 
     return {
         "fwd_jaxpr_thunk": lu.wrap_init(rewritten, debug_info=fwd.debug_info),
@@ -87,7 +93,7 @@ def _remat_opt(params: dict, inputs: Origins, rewriting: Rewriting) -> dict:
 
     def rewritten():
         jaxpr, consts = thunk()
-        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :]), consts
+        return rewriting.jaxpr(jaxpr, inputs[params["num_consts"] :], consts), consts
 
     return {"fun_jaxpr_thunk": rewritten}
 
