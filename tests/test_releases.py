@@ -65,6 +65,7 @@ def test_the_kernels_are_built_with_the_oldest_headers():
         assert {*filter(jax.specifier.contains, ALLOWED)} == {"0.10.0", "0.10.1"}
 
 
+@pytest.mark.optimized
 def test_this_release_reduces_as_the_faulty_one_does_not():
     """jax#39103: the last rows were those of another part of the array."""
     x = np.zeros((32_769, 3), np.float32)
@@ -73,6 +74,7 @@ def test_this_release_reduces_as_the_faulty_one_does_not():
     np.testing.assert_allclose(actual, x[:, 0].astype(float) ** 2, rtol=1e-6)
 
 
+@pytest.mark.optimized
 def test_this_release_reduces_arrays_of_many_axes():
     """jax#40412: a crash."""
     x, y = np.random.default_rng(0).standard_normal((2, 3, 1, 2, 2, 8, 8, 8), np.float32)
