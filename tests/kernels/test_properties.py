@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 from cases import COMPILED_QUICKLY
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from dfpjax.operations import conv_general_dilated, dot_general
 
 few = st.integers(1, 3)
 # Every example compiles programs of its own. The same ones each time, so that the gate is not left to chance.
-coverage = settings(deadline=None, max_examples=8, derandomize=True)
+few_examples = settings(deadline=None, max_examples=3, derandomize=True)
+many_examples = settings(deadline=None, max_examples=12, derandomize=True)
 
 
 @st.composite
@@ -69,10 +71,9 @@ def check(ours, theirs, shapes, parameters, data, seed):
     reference = quick_jit(run, static_argnums=2)(*operands, "reference")
     for actual, wanted in zip(native, reference, strict=True):
         np.testing.assert_array_equal(actual, wanted)
-    expected = theirs(*operands, **parameters)
-    magnitude = theirs(
-        *map(jnp.abs, operands), **parameters
-    )  # sums may cancel, so errors are relative to this
+    theirs = quick_jit(functools.partial(theirs, **parameters))
+    # Sums may cancel, so errors are relative to those of magnitudes.
+    expected, magnitude = theirs(*operands), theirs(*map(jnp.abs, operands))
     assert (np.abs(native[0] - expected) <= 1e-4 * magnitude).all()
 
 
@@ -80,10 +81,21 @@ kinds = st.sampled_from(["gaussian", "small", "full_scale"])
 seeds = st.integers(0, 2**16)
 
 
-@coverage
+def check_convolution(problem, data, seed):
+    check(conv_general_dilated, jax.lax.conv_general_dilated, *problem, data, seed)
+
+
+@few_examples
 @given(convolutions(), kinds, seeds)
 def test_convolutions(problem, data, seed):
-    check(conv_general_dilated, jax.lax.conv_general_dilated, *problem, data, seed)
+    check_convolution(problem, data, seed)
+
+
+@pytest.mark.slow
+@many_examples
+@given(convolutions(), kinds, seeds)
+def test_more_convolutions(problem, data, seed):
+    check_convolution(problem, data, seed)
 
 
 @st.composite
@@ -106,7 +118,18 @@ def products(draw):
     return [[size[x] for x in operand] for operand in (lhs, rhs)], {"dimension_numbers": numbers}
 
 
-@coverage
+def check_product(problem, data, seed):
+    check(dot_general, jax.lax.dot_general, *problem, data, seed)
+
+
+@few_examples
 @given(products(), kinds, seeds)
 def test_products(problem, data, seed):
-    check(dot_general, jax.lax.dot_general, *problem, data, seed)
+    check_product(problem, data, seed)
+
+
+@pytest.mark.slow
+@many_examples
+@given(products(), kinds, seeds)
+def test_more_products(problem, data, seed):
+    check_product(problem, data, seed)

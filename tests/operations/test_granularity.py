@@ -59,13 +59,32 @@ KINDS = ["3x3_strided", "grouped", "depthwise", "batch_grouped", "both_dilated",
 KINDS += ["matmul_tt", "matvec", "inner", "attention", "two_contracted"]
 
 
-@pytest.mark.parametrize("mixed", MIXED)
-@pytest.mark.parametrize("name", KINDS)
-def test_values_and_derivatives_agree_with_float64(name, mixed):
-    ours, theirs, (x, w) = pair(name, MIXED[mixed])
+def in_tiers(case, *, quick):
+    """A case of a parametrization, in the tier `slow` unless it is `quick`."""
+    return pytest.param(*case, marks=() if quick else pytest.mark.slow)
+
+
+@functools.cache
+def derivatives_in_float64(name):
+    """A weight of the loss that suits the case, and its derivatives."""
+    _, theirs, (x, w) = pair(name, Quantizers())
     weight = np.float32(1 / np.sqrt(np.mean(np.square(theirs(x, w)))))
+    return weight, in_float64(functools.partial(derivatives, theirs), x, w, weight)
+
+
+# Exponents per slice of everything, for each kind; and of one operand, for a convolution and a dot product.
+GRANULARITIES = [
+    in_tiers((name, mixed), quick=mixed == "all" or name in ("grouped", "matmul_tt"))
+    for name in KINDS
+    for mixed in MIXED
+]
+
+
+@pytest.mark.parametrize(("name", "mixed"), GRANULARITIES)
+def test_values_and_derivatives_agree_with_float64(name, mixed):
+    ours, _, (x, w) = pair(name, MIXED[mixed])
+    weight, expected = derivatives_in_float64(name)
     actual = jax.jit(functools.partial(derivatives, ours))(x, w, weight)
-    expected = in_float64(functools.partial(derivatives, theirs), x, w, weight)
     for got, wanted, tolerance in zip(actual, expected, (2e-4, 3e-4, 5e-4, 2e-3), strict=True):
         assert oracle.relative_error(got, wanted) < tolerance
 
@@ -151,10 +170,14 @@ def test_an_input_per_example_and_a_kernel_per_feature():
         assert max(error_per_slice(actual[example], expected[example], 2)) < 2e-4
 
 
-@pytest.mark.parametrize("mixed", ["lhs", "rhs", "all"])
-@pytest.mark.parametrize(
-    "name", ["3x3_strided", "grouped", "depthwise", "batch_grouped", "matmul", "attention"]
-)
+REFERENCES = [
+    in_tiers((name, mixed), quick=mixed == "all" or name == "grouped")
+    for name in ("3x3_strided", "grouped", "depthwise", "batch_grouped", "matmul", "attention")
+    for mixed in ("lhs", "rhs", "all")
+]
+
+
+@pytest.mark.parametrize(("name", "mixed"), REFERENCES)
 def test_the_reference_lowering_gives_the_same_bits(name, mixed):
     ours, _, (x, w) = pair(name, MIXED[mixed])
     results = []
@@ -165,15 +188,10 @@ def test_the_reference_lowering_gives_the_same_bits(name, mixed):
         np.testing.assert_array_equal(native, portable)
 
 
-@pytest.mark.optimized
-@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
-@pytest.mark.parametrize("name", ["3x3_strided", "grouped", "depthwise", "matmul", "attention"])
-def test_vmap_is_the_loop(name, mapped):
+@functools.cache
+def penalty_and_derivatives(name, compiled):
+    """Gradients of second order, with the output and gradients as auxiliary values; the same, jitted."""
     ours, _, _ = pair(name, MIXED["all"])
-    batches = [
-        np.stack([pair(name, Quantizers(), seed)[2][i] * 30.0**seed for seed in range(3)]) for i in (0, 1)
-    ]
-    operands = [x if axis == 0 else x[1] for x, axis in zip(batches, mapped, strict=True)]
 
     # The cotangents are powers of two times what was computed: the same bits, however XLA fuses the products.
     def penalty(x, w):
@@ -182,8 +200,22 @@ def test_vmap_is_the_loop(name, mapped):
         return sum(jnp.sum(g**2) for g in gradients), (out, gradients)
 
     everything = jax.grad(penalty, (0, 1), has_aux=True)
+    return everything, jax.jit(everything)
+
+
+@pytest.mark.parametrize(
+    "compiled", ["quickly", pytest.param("as usual", marks=(pytest.mark.optimized, pytest.mark.slow))]
+)
+@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
+@pytest.mark.parametrize("name", ["3x3_strided", "grouped", "depthwise", "matmul", "attention"])
+def test_vmap_is_the_loop(name, mapped, compiled):
+    batches = [
+        np.stack([pair(name, Quantizers(), seed)[2][i] * 30.0**seed for seed in range(3)]) for i in (0, 1)
+    ]
+    operands = [x if axis == 0 else x[1] for x, axis in zip(batches, mapped, strict=True)]
+    everything, one = penalty_and_derivatives(name, compiled)
     pick = lambda i: [x if axis is None else x[i] for x, axis in zip(operands, mapped, strict=True)]  # noqa: E731
-    one, batched = jax.jit(everything), jax.jit(jax.vmap(everything, mapped))
+    batched = jax.jit(jax.vmap(everything, mapped))
     loop = [one(*pick(i)) for i in range(3)]
     for actual, *each in zip(*map(jax.tree.leaves, (batched(*operands), *loop)), strict=True):
         assert np.isfinite(actual).all() and np.any(actual)

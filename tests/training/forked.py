@@ -8,9 +8,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import tensorflow_datasets  # noqa: F401
-import tiny  # noqa: F401
 from absl import app  # noqa: F401
 from ml_collections import config_flags  # noqa: F401
+from tiny import MODEL  # noqa: F401  whose name the programs know
 
 import dfpjax.training  # noqa: F401
 
@@ -21,23 +21,29 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["forked"])
 
 
-def run_script(*arguments: str, outputs: Path) -> CompletedProcess:
+def start_script(*arguments: str, outputs: Path) -> multiprocessing.Process:
     """What `python train.py` does with these arguments, but for the launcher, in a process of its own.
 
     Arguments:
-        outputs: a directory for what it prints.
+        outputs: a directory for the files `stdout` and `stderr`.
     """
-    files = [outputs / name for name in ("stdout", "stderr")]
-    process = CONTEXT.Process(target=_run_script, args=(arguments, *files))
+    process = CONTEXT.Process(target=_run_script, args=(arguments, outputs))
     process.start()
+    return process
+
+
+def run_script(*arguments: str, outputs: Path) -> CompletedProcess:
+    """As `start_script`, and waits for its end."""
+    process = start_script(*arguments, outputs=outputs)
     process.join(timeout=400)
     assert process.exitcode is not None, "still running"
-    return CompletedProcess(arguments, process.exitcode, *(file.read_text() for file in files))
+    printed = ((outputs / name).read_text() for name in ("stdout", "stderr"))
+    return CompletedProcess(arguments, process.exitcode, *printed)
 
 
-def _run_script(arguments: tuple[str, ...], *files: Path) -> None:
-    for descriptor, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+def _run_script(arguments: tuple[str, ...], outputs: Path) -> None:
+    for descriptor, name in enumerate(("stdout", "stderr"), start=1):
+        os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ["DFPJAX_LAUNCH"] = "off"  # it would start the program afresh
     os.chdir(ROOT)
     sys.argv = ["train.py", "--config", "configs/digits.py", *arguments]

@@ -128,7 +128,13 @@ def test_sigterm_saves_the_step_it_finishes(make_run, kept, tmp_path):
 
 # The digits network is large enough to compute in DFP16.
 @pytest.mark.parametrize(
-    "changes", [{}, {"accumulate": 2}, {"model": "digits_resnet", "precision": "dfp16"}], ids=str
+    "changes",
+    [
+        {},
+        {"accumulate": 2},
+        pytest.param({"model": "digits_resnet", "precision": "dfp16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_any_run_goes_on_from_any_step(make_run, kept, tmp_path, changes):
     config = make_run(**changes, checkpoint_every=0)
@@ -152,6 +158,7 @@ def test_a_run_stopped_in_an_evaluation_repeats_that_alone(make_run, kept, tmp_p
     assert [line["train_loss"] for line in _lines(tmp_path)] == [line["train_loss"] for line in expected]
 
 
+@pytest.mark.slow
 def test_statistics_are_cut_where_the_run_goes_on_and_drawn_as_a_whole(make_run, kept, tmp_path):
     config = make_run(precision="dfp16", statistics_every=2, model="digits_resnet")
     expected = _uninterrupted(config, kept)

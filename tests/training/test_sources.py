@@ -117,6 +117,7 @@ def test_a_prepared_dataset_is_read_and_scaled(photographs, make_config):
         assert np.abs(image - _centre(record["image"], 64)).max() < 0.03  # a level is 0.017
 
 
+@pytest.mark.slow
 def test_workers_read_a_prepared_dataset(photographs, make_config):
     config = make_config(
         dataset="tfds:photographs",

@@ -7,15 +7,17 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forked import run_script
+from forked import run_script, start_script
 from rich.console import Console
 from tensorboardX.proto import event_pb2
+from tiny import MODEL
 from transform_helpers import normal
 
 from dfpjax.training import Report, TrainConfig, train
@@ -54,7 +56,7 @@ def _metrics(workdir: Path) -> list[dict]:
 
 
 def test_two_epochs_reduce_the_loss_and_are_reported(make_config, tmp_path):
-    config = make_config(train_split="train[:512]", warmup=0.0)
+    config = make_config(model=MODEL, train_split="train[:512]", warmup=0.0)
     (result,), printed = _train(config, tmp_path / "new" / "workdir")
     first, second = _metrics(tmp_path / "new" / "workdir")
     assert (first["epoch"], second["epoch"]) == (1, 2)
@@ -77,8 +79,8 @@ def test_two_epochs_reduce_the_loss_and_are_reported(make_config, tmp_path):
 
 
 def test_a_seed_decides_everything_and_several_make_a_row_each(make_config, tmp_path):
-    results, _ = _train(make_config(seed=(1, 2), epochs=1), tmp_path)
-    (again,), _ = _train(make_config(seed=(1,), epochs=1))
+    results, _ = _train(make_config(model=MODEL, seed=(1, 2), epochs=1), tmp_path)
+    (again,), _ = _train(make_config(model=MODEL, seed=(1,), epochs=1))
     assert again.test_loss == results[0].test_loss
     assert again.test_loss != results[1].test_loss
     rows = [line.split("|") for line in (tmp_path / "result.md").read_text().splitlines()]
@@ -108,7 +110,7 @@ def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_p
 
 
 def test_a_batch_may_be_trained_on_in_parts(make_config, tmp_path):
-    _train(make_config(accumulate=2, train_split="train[:256]", warmup=0.0), tmp_path)
+    _train(make_config(model=MODEL, accumulate=2, train_split="train[:512]", warmup=0.0), tmp_path)
     first, second = _metrics(tmp_path)
     assert second["train_loss"] < 0.8 * first["train_loss"]
 
@@ -147,15 +149,15 @@ def test_images_that_fill_up_a_batch_count_for_nothing():
 
 
 def test_evaluation_does_not_depend_on_how_the_images_are_batched(make_config):
-    (expected,), _ = _train(make_config(epochs=1, test_split="test[:50]", eval_batch_size=50))
-    (result,), _ = _train(make_config(epochs=1, test_split="test[:50]", eval_batch_size=20))
+    (expected,), _ = _train(make_config(model=MODEL, epochs=1, eval_batch_size=50))
+    (result,), _ = _train(make_config(model=MODEL, epochs=1, eval_batch_size=20))
     assert result.test_loss == pytest.approx(expected.test_loss, rel=1e-5)
     assert result.test_accuracy == expected.test_accuracy
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_config):
     with pytest.raises(FloatingPointError, match="the training loss of epoch 1, seed 0, is nan"):
-        _train(make_config(learning_rate=1e30, warmup=0.0))
+        _train(make_config(model=MODEL, learning_rate=1e30, warmup=0.0))
 
 
 def test_too_large_a_batch_is_an_error(make_config):
@@ -312,39 +314,37 @@ def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir, tmp_p
     assert "Traceback" not in finished.stderr
 
 
-def _start_script(*arguments: str, data_dir: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "train.py", "--config", "configs/digits.py", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"TFDS_DATA_DIR": data_dir},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(data_dir, tmp_path):
+@pytest.mark.parametrize("started", ["forked", pytest.param("by the launcher", marks=pytest.mark.slow)])
+def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(started, data_dir, tmp_path):
     tiny = ["--config.train_split=train[:256]", "--config.test_split=test[:32]", "--config.precision=float32"]
-    process = _start_script(
-        *tiny, "--config.epochs=10000", f"--workdir={tmp_path}", "--profile", data_dir=data_dir
-    )
-    printed = []
+    where = [f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
+    long = ["--config.epochs=10000", "--profile", *where]
+    if started == "forked":
+        tiny.append(f"--config.model={MODEL}")
+        process = start_script(*tiny, *long, outputs=tmp_path)
+    else:
+        command = [sys.executable, "train.py", "--config", "configs/digits.py", *tiny, *long]
+        with open(tmp_path / "stdout", "w") as stdout, open(tmp_path / "stderr", "w") as stderr:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=stdout, stderr=stderr)
+    wait_for_end = process.join if started == "forked" else process.wait
+    printed = tmp_path / "stdout"
     # More than the steps that are profiled have been made.
-    while not (printed and "epoch   5" in printed[-1]):
-        printed.append(process.stdout.readline())
-        assert printed[-1], process.stderr.read()
-    process.terminate()
-    _, errors = process.communicate(timeout=400)
-    assert process.returncode == 128 + signal.SIGTERM
+    while not (printed.exists() and "epoch   5" in printed.read_text()):
+        time.sleep(0.1)
+        assert Path(f"/proc/{process.pid}/fd/1").exists(), (tmp_path / "stderr").read_text()
+    os.kill(process.pid, signal.SIGTERM)
+    wait_for_end(timeout=400)
+    code = process.exitcode if started == "forked" else process.returncode
+    assert code == 128 + signal.SIGTERM
+    errors = (tmp_path / "stderr").read_text()
     step = checkpoint_steps(tmp_path / "checkpoints" / "seed_0")[-1]
     line = f"train.py: stopped by SIGTERM after step {step} of seed 0, saved: the same command goes on"
     assert f"{line} from there" in errors.splitlines()
     assert "Traceback" not in errors
-    assert any(f"profile of 5 steps in {tmp_path}/profile: open it with" in line for line in printed)
+    assert f"profile of 5 steps in {tmp_path}/profile: open it with" in printed.read_text()
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))
     assert list(tmp_path.glob("profile/**/perfetto_trace.json.gz"))
 
-    where = [f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
     finished = run_script(*tiny, "--eval_only", *where, outputs=tmp_path)
     assert finished.returncode == 0, finished.stderr
     header, _, row = finished.stdout.strip().splitlines()
@@ -361,7 +361,7 @@ def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(data_dir, t
 def test_a_run_that_is_shorter_than_a_profile_says_so(make_config, tmp_path):
     console = Console(file=io.StringIO(), width=120)
     with Report(console, tmp_path) as report:
-        train(make_config(epochs=1, batch_size=64), report, profile=True)
+        train(make_config(model=MODEL, epochs=1, batch_size=64), report, profile=True)
     assert "no profile: it begins after 3 steps, and 2 were made" in console.file.getvalue()
     assert not (tmp_path / "profile").exists()
 
@@ -369,7 +369,7 @@ def test_a_run_that_is_shorter_than_a_profile_says_so(make_config, tmp_path):
 def test_the_bar_shows_where_a_run_is(make_config, tmp_path):
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
     with Report(console) as report:
-        train(make_config(), report)
+        train(make_config(model=MODEL), report)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     assert re.search(
         r"seed 0  epoch 2/2 ━+ 8/8 loss \d\.\d{4}  accuracy \d+\.\d\d%  lr \d\S*  \d+ images/s 0:00:00",

@@ -17,8 +17,6 @@ from transform_helpers import normal, relative_error
 import dfpjax
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.optimized
-
 forced = functools.partial(mixed_precision, policy=FORCED)
 NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 MESHES = [AxisType.Auto, AxisType.Explicit]
