@@ -1,6 +1,8 @@
 """Tracing of functions whose arguments and results are partly arrays and partly anything else."""
 
 import inspect
+import keyword
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, valid_jaxtype
 from jax.interpreters.ad import Zero
 from jax.tree_util import KeyPath, PyTreeDef
 
+from dfpjax.policy._layers import argument_paths
 from dfpjax.transform._changes import Changes
 
 
@@ -118,10 +121,27 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
         out = out_tree, _without_arrays(out_leaves), lost
         return _arrays_of(out_leaves)
 
-    # So that JAX's messages speak of `fun`, and of arguments by their place among the arrays.
+    # So that JAX's messages speak of `fun` and of its arguments.
     of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
-    of_arrays.__signature__ = inspect.signature(of_arrays)
+    of_arrays.__signature__ = _signature(
+        name
+        for name, leaf in zip(argument_paths(fun, paths), arguments.leaves, strict=True)
+        if is_array(leaf)
+    )
     of_arrays.__wrapped__ = fun
     jaxpr = jax.make_jaxpr(of_arrays)(*arguments.arrays)
     out_tree, out_leaves, lost = out
     return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves, lost=lost)
+
+
+def _signature(names: Iterable[str]) -> inspect.Signature:
+    """A parameter for each array, called as the array is as far as Python allows: `params_Dense_0_kernel`."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for name in names:
+        name = re.sub(r"\W+", "_", name)
+        if not name.isidentifier() or keyword.iskeyword(name):
+            name = f"_{name}"
+        while name in parameters:
+            name += "_"
+        parameters[name] = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
+    return inspect.Signature(list(parameters.values()))
