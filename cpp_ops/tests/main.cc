@@ -20,9 +20,11 @@ void expect(bool right, const std::string& what) {
 
 }  // namespace dfpjax
 
-// With the address sanitizer, too, memory that is not there is a null pointer.
-extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
-  return "allocator_may_return_null=1";
+// With the sanitizers, too, memory that is not there is a null pointer.
+#define DFPJAX_EXPORTED __attribute__((visibility("default")))
+extern "C" {
+DFPJAX_EXPORTED const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+DFPJAX_EXPORTED const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 }
 
 int main(int argc, char** argv) {
