@@ -174,6 +174,7 @@ def test_tasks_train(name, precision):
     assert runs[0].curves != runs[1].curves
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_recorded_and_the_next_one_goes_on():
     (task,) = (task for task in classifiers(quick=True) if task.name == "vgg")
     name, settings = task.train.args

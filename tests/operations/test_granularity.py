@@ -203,11 +203,18 @@ def penalty_and_derivatives(name, compiled):
     return everything, jax.jit(everything)
 
 
-@pytest.mark.parametrize(
-    "compiled", ["quickly", pytest.param("as usual", marks=(pytest.mark.optimized, pytest.mark.slow))]
-)
-@pytest.mark.parametrize("mapped", [(0, None), (None, 0), (0, 0)])
-@pytest.mark.parametrize("name", ["3x3_strided", "grouped", "depthwise", "matmul", "attention"])
+LOOPS = [
+    (name, mapped, "quickly")
+    for name in ("3x3_strided", "grouped", "depthwise", "matmul", "attention")
+    for mapped in ((0, None), (None, 0), (0, 0))
+]
+LOOPS += [
+    pytest.param(name, mapped, "as usual", marks=(pytest.mark.optimized, pytest.mark.slow))
+    for name, mapped in (("grouped", (0, None)), ("attention", (None, 0)), ("matmul", (0, 0)))
+]
+
+
+@pytest.mark.parametrize(("name", "mapped", "compiled"), LOOPS)
 def test_vmap_is_the_loop(name, mapped, compiled):
     batches = [
         np.stack([pair(name, Quantizers(), seed)[2][i] * 30.0**seed for seed in range(3)]) for i in (0, 1)
