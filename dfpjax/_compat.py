@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import jax
 import numpy as np
+from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import config as _config
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
@@ -22,6 +23,8 @@ from jax._src import tree_util as _tree_util
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
+from jax.experimental import jet as _jet
+from jax.experimental.sparse import transform as _sparse_transform
 from jax.sharding import PartitionSpec
 
 try:
@@ -67,6 +70,11 @@ def result_aval(operand, shape, dtype, sharding=None):
     if sharding is None:
         sharding = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
     return operand.update(shape=tuple(shape), dtype=dtype, sharding=sharding, weak_type=False)
+
+
+jet, jet_rules, zero_series = _jet.jet, _jet.jet_rules, _jet.zero_series
+name_p = _ad_checkpoint.name_p  # binds what `checkpoint_name` names
+sparse_rules = _sparse_transform.sparse_rules_bcoo
 
 
 # --- partitioning ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
-from dfpjax.operations.passes import moments, paired_sums
+from dfpjax.operations.passes import moments, paired_sums, series_in_hlo
 
 
 @jax.custom_jvp
@@ -89,6 +89,7 @@ def expression(name: str, fun) -> Primitive:
     mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
     batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
     ad.primitive_jvps[primitive] = functools.partial(_expression_jvp, primitive, fun)
+    _compat.jet_rules[primitive] = functools.partial(series_in_hlo, fun)
     return primitive
 
 

@@ -50,7 +50,14 @@ def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bo
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     register_lowerings(primitive, in_hlo, native)
+    _compat.jet_rules[primitive] = functools.partial(series_in_hlo, in_hlo)
     return primitive
+
+
+def series_in_hlo(in_hlo, primals, series, **params):
+    """The rule for `jax.experimental.jet`: that of the ordinary operations."""
+    fun = functools.partial(in_hlo, **params)
+    return _compat.jet(fun, tuple(primals), tuple(map(list, series)), factorial_scaled=False)
 
 
 def mapped_first(operands, dims) -> list[jax.Array]:
@@ -156,6 +163,15 @@ def _moments_jvp(primals, tangents, *, mapped):
     return out, [jnp.sum(dx, rows), jnp.sum(dx * (2.0 * x), rows), *zeros[2:]]
 
 
+def _moments_series(primals, series, *, mapped):
+    """The rule for `jax.experimental.jet`."""
+    rows = rows_of(primals[0], mapped)
+    _, terms = _compat.jet(
+        lambda x: (jnp.sum(x, rows), jnp.sum(x * x, rows)), primals, [list(series[0])], factorial_scaled=False
+    )
+    return moments_p.bind(*primals, mapped=mapped), [*terms, *[_compat.zero_series] * 2]
+
+
 def _paired_in_hlo(g, x, centre, *, mapped):
     rows = rows_of(x, mapped)
     return jnp.sum(g, rows), jnp.sum(g * (x - jnp.expand_dims(centre, rows)), rows)
@@ -221,6 +237,7 @@ def _sums_transpose(in_hlo, cts, g, *others, mapped):
 
 
 ad.primitive_jvps[moments_p] = _moments_jvp
+_compat.jet_rules[moments_p] = _moments_series
 batching.primitive_batchers[moments_p] = functools.partial(batch_as_groups, moments_p)
 for _p, _in_hlo in ((paired_sums_p, _paired_in_hlo), (rectified_sums_p, _rectified_in_hlo)):
     ad.primitive_jvps[_p] = functools.partial(jvp_in_hlo, _p, _in_hlo)

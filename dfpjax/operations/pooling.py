@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 from jax.interpreters import ad, batching
 
+from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.operations.passes import jvp_by, mapped_first, pass_primitive, transpose_by
 
@@ -106,9 +107,21 @@ def _pool_batch(primitive, operands, dims, *, windows):
     return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
 
+def _series(primitive, tangent, primals, series, *, windows):
+    """The rule for `jax.experimental.jet`: the maxima are where they are in the tensor itself."""
+    out = primitive.bind(*primals, windows=windows)
+    return out, [tangent.bind(term, primals[-1], windows=windows) for term in series[0]]
+
+
 ad.primitive_jvps[max_pool_p] = functools.partial(jvp_by, max_pool_p, max_pool_tangent_p)
 for _p, _other in ((max_pool_tangent_p, max_pool_gradient_p), (max_pool_gradient_p, max_pool_tangent_p)):
     ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p)
     ad.primitive_transposes[_p] = functools.partial(transpose_by, _other)
+for _p, _linear in (
+    (max_pool_p, max_pool_tangent_p),
+    (max_pool_tangent_p, max_pool_tangent_p),
+    (max_pool_gradient_p, max_pool_gradient_p),
+):
+    _compat.jet_rules[_p] = functools.partial(_series, _p, _linear)
 for _p in (max_pool_p, max_pool_tangent_p, max_pool_gradient_p):
     batching.primitive_batchers[_p] = functools.partial(_pool_batch, _p)

@@ -23,6 +23,7 @@ from dfpjax.operations.passes import (
     pass_primitive,
     rectified_sums,
     rows_of,
+    series_in_hlo,
     ungrouped,
 )
 
@@ -165,10 +166,20 @@ def _sum_tangent(x, of_channels, tangents):
     return functools.reduce(lax.add, terms)
 
 
+def _sum_series(primals, series, *, mapped, masked):
+    """The rule for `jax.experimental.jet`."""
+    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True)
+    terms = series_in_hlo(functools.partial(_plain_sum, mapped=mapped), primals, series)[1]
+    terms = [lax.select(positive, term, jnp.zeros_like(y)) for term in terms]
+    out = [y, positive if masked else jnp.zeros(0, jnp.bool_), low, high]
+    return out, [terms, *[_compat.zero_series] * 3]
+
+
 def _sum_batch(operands, dims, *, mapped, masked):
     out, out_dims = batch_as_groups(rectified_sum_p, operands, dims, mapped=mapped, masked=masked)
     return out, out_dims if masked else [out_dims[0], None, *out_dims[2:]]
 
 
 ad.primitive_jvps[rectified_sum_p] = _sum_jvp
+_compat.jet_rules[rectified_sum_p] = _sum_series
 batching.primitive_batchers[rectified_sum_p] = _sum_batch
