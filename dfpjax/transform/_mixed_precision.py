@@ -50,8 +50,8 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
     and is returned as it is. `fun` is traced again only for arguments of another structure, shape or dtype,
     or for other static values; pass a number that changes at every step as an array. Threads may share it.
 
-    What a primitive cannot be entered for stays in float32, and `dfpjax.explain` lists it as opaque: callbacks,
-    Pallas, and primitives that keep functions among static data, such as Lineax's `linear_solve`.
+    Primitives that cannot be entered stay as they are, and `dfpjax.explain` lists them as opaque: callbacks,
+    Pallas, and those that keep functions among static data, such as Lineax's `linear_solve`.
 
     Usable as a decorator, `@dfpjax.mixed_precision` and `@dfpjax.mixed_precision(policy=...)`.
 

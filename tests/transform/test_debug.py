@@ -31,14 +31,17 @@ def logarithm(x, w):
 
 def division(x, w):
     hidden = x @ w
-    return jnp.tanh(1 / (hidden - hidden)) @ w
+    return 1 / (hidden - hidden)
 
 
 CULPRITS = {"jax_debug_nans": (logarithm, "nan", "log"), "jax_debug_infs": (division, "inf", "div")}
 
 
-@pytest.mark.parametrize("around", ["eager", "jit", "gradient", "vmap"])
-@pytest.mark.parametrize("mode", CULPRITS)
+# Of a jitted function JAX looks at the results, and a gradient of infinite numbers is NaN.
+AROUND = [(m, a) for m in CULPRITS for a in ("eager", "jit", "vmap", "gradient")[: 4 if "nan" in m else 3]]
+
+
+@pytest.mark.parametrize(("mode", "around"), AROUND)
 def test_the_culprit_is_named(mode, around):
     fun, value, operation = CULPRITS[mode]
     fun = mixed_precision(fun, FORCED)
@@ -67,8 +70,9 @@ def test_a_program_without_any_runs(mode):
 
 def test_an_operand_that_holds_a_nan_is_named_by_its_operation():
     fun = mixed_precision(lambda x, w: x @ w, FORCED)
+    x = X.at[0, 0].set(jnp.nan)
     with debugging("jax_debug_nans"), pytest.raises(FloatingPointError, match=r"nan.*dfp_contract"):
-        fun(X.at[0, 0].set(jnp.nan), W)
+        fun(x, W)
 
 
 def test_checkify():
