@@ -1,8 +1,7 @@
-"""Numbers: the dynamic fixed point format, its JAX dtype, and the reference arithmetic (Das et al., 2018,
-§3).
+"""The dynamic fixed point format, its JAX dtypes, and the reference arithmetic (Das et al., 2018, §3).
 
-`format` is the format itself, `arithmetic` computes on tensors in it, `contraction` is the common form of
-convolutions and dot products. The latter two know `format` and not each other.
+`format` defines the format, `arithmetic` computes on tensors in it, and `contraction` is the common form of
+convolutions and dot products. `arithmetic` and `contraction` import `format`, but not each other.
 """
 
 from dfpjax.numbers.arithmetic import operators as _operators  # noqa: F401 (gives the arrays their operators)

@@ -1,8 +1,8 @@
-"""Comparison of values, element by element and exact: nothing is aligned or rounded.
+"""Exact comparison of values, element by element, without alignment or rounding.
 
-A number is brought to its sign, the position of its leading bit, and its bits from there on. With tensors in
-dynamic fixed point are compared their like, arrays and numbers, as NumPy compares: a NaN is neither equal to,
-less nor greater than anything.
+Each number is split into its sign, the position of its leading bit, and its bits from there on. A tensor in
+dynamic fixed point compares with another one, an array or a number. As in NumPy, a NaN is neither equal to,
+less than nor greater than anything.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from dfpjax.numbers.arithmetic.operands import Tensor, check_shapes
 from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 _INFINITE = np.int32(2**30)
-"""The position of an infinity's leading bit: above that of every finite number."""
+"""The position that stands for infinity, above the leading bit of every finite number."""
 
 
 class _Parts(NamedTuple):
-    """sign · bits · 2^position, where the highest bit is set, but for zero."""
+    """sign · bits · 2^position. The highest bit of `bits` is set, except for zero."""
 
     sign: jax.Array
     """int32: −1, 0 or 1."""
@@ -32,16 +32,19 @@ class _Parts(NamedTuple):
 
 
 def compared(function: str, a: Tensor, b) -> jax.Array:
-    """`equal`, `less`, `less_equal`, … of `jax.numpy`, as bools of the broadcast shape.
+    """The comparison of a and b by `equal`, `less`, `less_equal`, … of `jax.numpy`.
 
     Arguments:
-        function: its name.
+        function: the comparison's name in `jax.numpy`.
         a: DFPArray or DFP32Array.
-        b: another one, or an array or a number that is real.
+        b: DFPArray or DFP32Array, or a real array or number.
+
+    Returns:
+        bool of the broadcast shape.
 
     Raises:
-        TypeError: if b is complex, or no array of numbers.
-        ValueError: if shapes do not broadcast.
+        TypeError: if `b` is complex or not an array of numbers.
+        ValueError: if the shapes do not broadcast.
     """
     if not isinstance(b, Tensor):
         b = jnp.asarray(b)
@@ -64,7 +67,7 @@ def compared(function: str, a: Tensor, b) -> jax.Array:
 
 @jax.jit
 def _order(a: Tensor, b) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether a < b, whether they are equal, and whether neither is NaN, without which that says nothing."""
+    """(a < b, a = b, neither is NaN), element by element. The first two mean nothing where a or b is NaN."""
     word = np.uint64 if b.dtype.itemsize > 4 else np.uint32
     a, b = _parts(a, word), _parts(b, word)
     same = (a.sign == b.sign) & (a.position == b.position) & (a.bits == b.bits)
@@ -82,7 +85,7 @@ def _parts(x, word: type) -> _Parts:
         return _normalized(x, np.int32(0), jnp.zeros(x.shape, bool), word)
     if x.dtype.itemsize < 4:
         x = x.astype(jnp.float32)
-    # Of the bits, because XLA takes subnormal numbers for zero.
+    # From the bits, because XLA flushes subnormal numbers to zero.
     fraction_bits, kind = (52, jnp.int64) if x.dtype == np.float64 else (23, jnp.int32)
     encoded = lax.bitcast_convert_type(x, kind)
     biased = (encoded >> fraction_bits) & (2 ** (8 * x.dtype.itemsize - 1 - fraction_bits) - 1)
@@ -98,10 +101,10 @@ def _parts(x, word: type) -> _Parts:
 
 
 def _normalized(number: jax.Array, exponent, is_nan: jax.Array, word: type) -> _Parts:
-    """number · 2^exponent of an integer array."""
+    """The parts of number · 2^exponent, where `number` is an integer array."""
     is_signed = jnp.issubdtype(number.dtype, jnp.signedinteger)
     sign = jnp.sign(number).astype(jnp.int32) if is_signed else (number > 0).astype(jnp.int32)
-    # The magnitude of the least integer is its bits read without a sign.
+    # For the smallest integer too: its bits, read as unsigned, are its magnitude.
     bits = number.astype(word)
     bits = jnp.where(sign < 0, ~bits + word(1), bits)
     leading = lax.clz(bits)

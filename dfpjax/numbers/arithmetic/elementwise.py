@@ -1,4 +1,4 @@
-"""Elementwise arithmetic, and the conversion to fewer bits that follows it (Das et al., 2018, §3.1)."""
+"""Elementwise arithmetic, and the down-conversion of its results (Das et al., 2018, §3.1)."""
 
 import functools
 
@@ -32,32 +32,40 @@ from dfpjax.numbers.format.wide import widen
 def multiply(a: DFPArray, b: DFPArray) -> DFP32Array:
     """a · b, exactly: m = ma · mb, E = Ea + Eb.
 
+    Arguments:
+        a, b: DFPArrays of shapes that broadcast.
+
+    Returns:
+        DFP32Array of the broadcast shape.
+
     Raises:
         TypeError: if an operand is not a DFPArray.
+        ValueError: if the shapes do not broadcast.
     """
     check_operands("multiply", DFPArray, a=a, b=b)
     return straight_through(_multiply, jnp.multiply, (a, b))
 
 
 def add(a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None) -> Tensor:
-    """a + b: the operand with the smaller exponent is shifted right, E = max(Ea, Eb).
+    """a + b: the mantissas of the operand with the smaller exponent are shifted right, E = max(Ea, Eb).
 
-    Should the sum exceed the format, it is shifted right by one more bit and E is one more. A DFPArray that
-    is added to a DFP32Array is brought to DFP-32 first, exactly. An all-zero operand changes nothing.
+    If a sum exceeds the format's range, all sums are shifted right by one more bit and E increases by one. If
+    one operand is a DFP32Array, a DFPArray is first converted to DFP-32, exactly. An all-zero operand changes
+    nothing.
 
     Arguments:
         a, b: DFPArrays or DFP32Arrays of shapes that broadcast.
         rounding: of the shifts: "nearest" (ties to even), "stochastic", "biased" (up if one of the two
-            highest dropped bits is set) or "truncate" (toward zero). All act on magnitudes.
-        seed: integer that the random bits of stochastic rounding are made from; required for it and
-            refused otherwise.
+            highest dropped bits is set) or "truncate" (toward zero). All modes act on magnitudes.
+        seed: for stochastic rounding, an integer (taken modulo 2^32) or a key of `jax.random.key`. Required
+            for "stochastic", refused otherwise.
 
     Returns:
-        DFPArray if both operands are, otherwise DFP32Array.
+        Tensor of the broadcast shape: a DFPArray if both operands are DFPArrays, otherwise a DFP32Array.
 
     Raises:
-        TypeError: if an operand is not a tensor in dynamic fixed point.
-        ValueError: if `rounding` or `seed` is not as said above.
+        TypeError: if an operand is not a tensor in dynamic fixed point, or `seed` is none of the above.
+        ValueError: if the shapes do not broadcast, or `rounding` or `seed` does not follow the rules above.
     """
     check_operands("add", a=a, b=b)
     seed = check_rounding("add", rounding, seed)
@@ -67,20 +75,20 @@ def add(a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Arra
 def subtract(
     a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> Tensor:
-    """a − b; arguments, result and errors as `add`'s."""
+    """a − b. Arguments, result and errors are those of `add`."""
     check_operands("subtract", a=a, b=b)
     seed = check_rounding("subtract", rounding, seed)
     return straight_through(functools.partial(_subtract, rounding=rounding), jnp.subtract, (a, b), seed)
 
 
 def negative(x: Tensor) -> Tensor:
-    """−x, exactly: of x's type, shape and exponent."""
+    """−x, exactly, with x's type, shape and exponent."""
     check_operand("negative", "x", x)
     return straight_through(_negative, jnp.negative, (x,))
 
 
 def absolute(x: Tensor) -> Tensor:
-    """|x|, exactly: of x's type, shape and exponent."""
+    """|x|, exactly, with x's type, shape and exponent."""
     check_operand("absolute", "x", x)
     return straight_through(_absolute, jnp.abs, (x,))
 
@@ -95,16 +103,19 @@ def fma(
 ) -> DFP32Array:
     """a · b + c, element by element.
 
-    All products have the exponent Ea + Eb, so nothing is shifted when c, a running sum of such products,
-    has it too and no sum exceeds 31 bits; otherwise as `add`.
+    All products have the exponent Ea + Eb. If c is a running sum of such products, it has the same exponent,
+    and nothing is shifted unless a sum exceeds 31 bits. Otherwise operands are aligned as in `add`.
 
     Arguments:
         a, b: DFPArrays.
-        c: DFP32Array, or a DFPArray, which is brought to DFP-32 first.
+        c: DFP32Array, or a DFPArray, which is first converted to DFP-32. The shapes must broadcast.
         rounding, seed: as for `add`.
 
+    Returns:
+        DFP32Array of the broadcast shape.
+
     Raises:
-        TypeError, ValueError: as `multiply` and `add`.
+        TypeError, ValueError: as for `multiply` and `add`.
     """
     check_operand("fma", "a", a, DFPArray)
     check_operand("fma", "b", b, DFPArray)
@@ -117,19 +128,22 @@ def fma(
 def down_convert(
     x: Tensor, bits: int = 16, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> DFPArray:
-    """Bring a DFP-32 accumulator to DFP of fewer bits.
+    """Convert a DFP-32 accumulator to fewer bits (Das et al., 2018, §3.1).
 
     With b the bit length of max|m|: R = max(0, b − (bits − 1)), m' = round(m · 2^−R), clamped to
-    ±(2^(bits−1) − 1), and E' = E + R. Exponents per slice stay such.
+    ±(2^(bits−1) − 1), and E' = E + R. If x has an exponent per slice, each slice has its own R.
 
     Arguments:
-        x: DFP32Array, or a DFPArray to be brought to fewer bits.
+        x: DFP32Array, or a DFPArray to convert to fewer bits.
         bits: bits of a mantissa, its sign included, from 2 to 16.
         rounding, seed: as for `add`.
 
+    Returns:
+        DFPArray of x's shape.
+
     Raises:
-        TypeError: if `x` is not a tensor in dynamic fixed point.
-        ValueError: if `bits`, `rounding` or `seed` is not as said above.
+        TypeError: if `x` is not a tensor in dynamic fixed point, or `seed` is not as for `add`.
+        ValueError: if `bits`, `rounding` or `seed` does not follow the rules above.
     """
     check_operand("down_convert", "x", x)
     seed = check_rounding("down_convert", rounding, seed, bits)
@@ -149,7 +163,7 @@ def _add(a, b, seed, *, rounding):
         a, b = widened(a), widened(b)
     exponent = jnp.maximum(dominance(a), dominance(b))
     total = add_wide(*(widen(aligned(x, exponent, rounding, seed)) for x in (a, b)))
-    seed = None if seed is None else ~seed  # the shift after a carry has random bits of its own
+    seed = None if seed is None else ~seed  # the shift after a carry takes other random bits
     return fitted(kind, total, exponent, bits_of(kind), rounding, seed)
 
 

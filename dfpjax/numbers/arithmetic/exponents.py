@@ -1,8 +1,7 @@
-"""Exponents of tensors in dynamic fixed point: alignment, the zero tensor, and slices that have their own.
+"""Exponents of tensors in dynamic fixed point: alignment, all-zero tensors, and exponents per slice.
 
-An exponent is a scalar, or an array that broadcasts to the mantissas' shape: the mantissas along an axis
-where its extent is 1 share one, and together they are a *slice*. Everything below that speaks of a tensor
-does it for each slice.
+An exponent is a scalar, or an array that broadcasts to the mantissas' shape. The mantissas that share one
+element of it are a *slice*. What the functions below say of a tensor holds for each slice.
 """
 
 import jax
@@ -14,7 +13,7 @@ from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, NONFINITE_EXPONENT
 from dfpjax.numbers.format.wide import Wide, bit_length, magnitude, shift_right, widen
 
 LOWEST_EXPONENT = -NONFINITE_THRESHOLD
-"""A product with an exponent from here down has underflowed to zero. It loses every comparison."""
+"""A result with this exponent or less has underflowed to zero. It is the smallest exponent in alignment."""
 
 
 def bits_of(kind: type) -> int:
@@ -28,32 +27,32 @@ def integers(x: DFPArray | DFP32Array) -> jax.Array:
 
 
 def exponent_of(x: DFPArray | DFP32Array) -> jax.Array:
-    """The exponent, bounded so that sums of two do not wrap."""
+    """The exponent, clamped so that the sum of two does not wrap."""
     return jnp.clip(x.exponent, LOWEST_EXPONENT, NONFINITE_EXPONENT)
 
 
 def padded_exponent(x: DFPArray | DFP32Array) -> jax.Array:
-    """A scalar exponent, or one of the tensor's rank."""
+    """The exponent, padded with leading axes to the tensor's rank unless it is a scalar."""
     missing = x.ndim - x.exponent.ndim
     return x.exponent.reshape((1,) * missing + x.exponent.shape) if x.exponent.ndim else x.exponent
 
 
 def widened(x: DFPArray | DFP32Array) -> DFP32Array:
-    """The same values in DFP-32: mantissas of 31 magnitude bits where those of DFP-16 had 15."""
+    """The same values in DFP-32: a DFPArray's mantissas, of 15 magnitude bits, become mantissas of 31."""
     if isinstance(x, DFP32Array):
         return x
     return settled(DFP32Array, integers(x) << 16, exponent_of(x) - 16)
 
 
 def dominance(x: DFPArray | DFP32Array) -> jax.Array:
-    """The exponent with which a tensor enters a comparison: an all-zero one never wins."""
+    """The exponent with which a tensor takes part in alignment: `LOWEST_EXPONENT` if it is all-zero."""
     exponent = exponent_of(x)
     empty = _largest((integers(x) != 0).astype(jnp.int32), exponent.shape) == 0
     return jnp.where(empty & (exponent < NONFINITE_THRESHOLD), LOWEST_EXPONENT, exponent)
 
 
 def aligned(x: DFPArray | DFP32Array, exponent: jax.Array, rounding: str, seed: jax.Array | None):
-    """int32 mantissas of x at another exponent, no smaller than x's where x has numbers other than zero."""
+    """int32 mantissas of x for another exponent, which must not be smaller than x's unless x is zero."""
     shift = jnp.maximum(exponent - exponent_of(x), 0)
     return shift_right(widen(integers(x)), shift, rounding, seed)
 
@@ -61,8 +60,8 @@ def aligned(x: DFPArray | DFP32Array, exponent: jax.Array, rounding: str, seed: 
 def fitted(
     kind: type, total: Wide, exponent: jax.Array, bits: int, rounding: str, seed: jax.Array | None
 ) -> DFPArray | DFP32Array:
-    """Down-convert exact integers (§3.1): R = max(0, b − (bits − 1)) with b the bit length of the largest,
-    m = round(total · 2^−R), clamped, and E = exponent + R."""
+    """Down-convert exact integers (Das et al., 2018, §3.1): R = max(0, b − (bits − 1)), where b is the bit
+    length of the largest magnitude; m = round(total · 2^−R), clamped; E = exponent + R."""
     length = _largest(bit_length(magnitude(total)), exponent.shape)
     shift = jnp.maximum(length - (bits - 1), 0)
     mantissa = shift_right(total, shift, rounding, seed, limit=2 ** (bits - 1) - 1)
@@ -70,8 +69,8 @@ def fitted(
 
 
 def settled(kind: type, mantissa: jax.Array, exponent: jax.Array, bits: int | None = None):
-    """A tensor from int32 mantissas and an exponent that may have left its range: one marker for all that
-    is not finite, and the zero tensor for what has underflowed."""
+    """A tensor from int32 mantissas and an exponent that may be out of range. A tensor that is not finite
+    gets zero mantissas and `NONFINITE_EXPONENT`; one that has underflowed becomes all-zero."""
     nonfinite = exponent >= NONFINITE_THRESHOLD
     vanished = exponent <= LOWEST_EXPONENT
     smallest = MIN_FLOAT_EXPONENT - ((bits or bits_of(kind)) - 2)
@@ -81,7 +80,7 @@ def settled(kind: type, mantissa: jax.Array, exponent: jax.Array, bits: int | No
 
 
 def _largest(x: jax.Array, exponent_shape: tuple[int, ...]) -> jax.Array:
-    """The largest of each slice's numbers, none of them negative: of the exponent's shape."""
+    """The largest number of each slice, in the exponent's shape. No number may be negative."""
     padded = (1,) * (x.ndim - len(exponent_shape)) + exponent_shape
     shared = tuple(np.flatnonzero(np.asarray(padded) == 1))
     return jnp.max(x, axis=shared, keepdims=True, initial=0).reshape(exponent_shape)

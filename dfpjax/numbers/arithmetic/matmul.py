@@ -14,28 +14,31 @@ from dfpjax.numbers.format.wide import Wide, widen
 from dfpjax.numbers.format.wide import add as add_wide
 
 CHUNK = 256
-"""Products of an int16 and an 8-bit integer that an int32 holds the sum of, whatever they are."""
+"""Number of products of an int16 and an 8-bit integer whose sum fits an int32 for any data."""
 
 
 def matmul(
     a: DFPArray, b: DFPArray, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> DFP32Array:
-    """a @ b: exact within one rounding, whatever the data.
+    """a @ b, exact within one rounding for any data.
 
-    The sums of products are exact 64-bit integers. One shift R for the whole tensor, the smallest with which
-    the largest sum has at most 31 bits, brings them to DFP-32: E = Ea + Eb + R. Nothing is rounded if no sum
-    exceeds 31 bits. (`dfpjax.mixed_precision` accumulates in float32 instead, in kernels far faster than
-    this.)
+    The sums of products are exact 64-bit integers. A right shift by R bits converts them to DFP-32, with
+    E = Ea + Eb + R. The tensor has one R, the smallest that leaves the largest sum at most 31 bits. Nothing
+    is rounded if no sum exceeds 31 bits. (`dfpjax.mixed_precision` accumulates in float32 instead, in much
+    faster kernels.)
 
     Arguments:
         a, b: DFPArrays of shapes as for `numpy.matmul`. An exponent must not vary along the contracted
             axis. With exponents per row of a, per column of b or per matrix, each slice of the result has
-            an R of its own.
+            its own R.
         rounding, seed: as for `add`.
 
+    Returns:
+        DFP32Array of the shape that `numpy.matmul` gives.
+
     Raises:
-        TypeError: if an operand is not a DFPArray.
-        ValueError: if shapes do not match, an exponent varies along the contracted axis, or `rounding` or
+        TypeError: if an operand is not a DFPArray, or `seed` is not as for `add`.
+        ValueError: if the shapes do not match, an exponent varies along the contracted axis, or `rounding` or
             `seed` is not as for `add`.
     """
     check_operand("matmul", "a", a, DFPArray)
@@ -92,10 +95,10 @@ def _as_matrices(x: DFPArray, axis: int) -> DFPArray:
 
 
 def _exact_matmul(a: jax.Array, b: jax.Array) -> Wide:
-    """Exact sums of products of 16-bit integers in int32 arrays, for up to 2^31 of them."""
+    """Exact sums of products of 16-bit integers, given as int32 arrays, for up to 2^31 products per sum."""
 
     def chunk_sum(a, b):
-        # |a · (b & 255)| < 2^23 and |a · (b >> 8)| ≤ 2^22, so neither sum of 256 reaches 2^31.
+        # |a · (b & 255)| < 2^23 and |a · (b >> 8)| ≤ 2^22, so no sum of 256 products reaches 2^31.
         low, high = jnp.matmul(a, b & 255), jnp.matmul(a, b >> 8)
         return add_wide(widen(high, shift=8), widen(low))
 

@@ -1,4 +1,4 @@
-"""The operands of the functions on tensors in dynamic fixed point, and the checks they share."""
+"""The operand types of functions on tensors in dynamic fixed point, and the checks that they share."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ Tensor = DFPArray | DFP32Array
 
 
 def check_operand(function: str, argument: str, x, kinds=Tensor) -> None:
-    """Raise a TypeError that says what to do about an operand of the wrong type."""
+    """Raise a TypeError that says what to do if an operand has the wrong type."""
     if isinstance(x, kinds):
         return
     if isinstance(x, DFP32Array):
@@ -26,7 +26,7 @@ def check_operand(function: str, argument: str, x, kinds=Tensor) -> None:
 
 
 def check_operands(function: str, kinds=Tensor, **operands) -> None:
-    """`check_operand` of each, and that their shapes broadcast."""
+    """`check_operand` for each operand, and `check_shapes`."""
     for argument, x in operands.items():
         check_operand(function, argument, x, kinds)
     check_shapes(function, **operands)
@@ -43,7 +43,7 @@ def check_shapes(function: str, **operands) -> None:
 
 
 def check_rounding(function: str, rounding: str, seed, bits: int = 16) -> jax.Array | None:
-    """The seed as uint32, if the arguments fit together."""
+    """Check `rounding`, `seed` and `bits`, and return the seed as uint32."""
     checked_quantizer(function, bits, rounding)
     return rounding_seed(function, rounding, seed)
 

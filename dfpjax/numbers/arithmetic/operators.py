@@ -1,7 +1,7 @@
-"""The operators and methods of `DFPArray` and `DFP32Array`, all of them functions of `dfpjax.numpy`.
+"""The operators and methods of `DFPArray` and `DFP32Array`, which are functions of `dfpjax.numpy`.
 
-The functions make the arrays that have these methods. So the arrays are defined without them, and get them
-here, above both.
+These functions need the array classes, and the classes need the functions as methods. So `format.array`
+defines the classes without methods, and this module adds them.
 """
 
 import jax
@@ -28,7 +28,8 @@ def _binary(function):
 
 
 def _reflected(function):
-    """x ∘ self for an x that is no tensor in dynamic fixed point; the function says what to do about it."""
+    """other ∘ self, where `other` is not a tensor in dynamic fixed point. The function raises the error that
+    says what to do."""
 
     def method(self, other):
         return function(other, self)
@@ -37,7 +38,7 @@ def _reflected(function):
 
 
 def _variadic(function):
-    """x.name(2, 3) and x.name((2, 3)) alike, as NumPy has it."""
+    """x.name(2, 3) and x.name((2, 3)) are the same call, as in NumPy."""
 
     def method(self, *args):
         (args,) = args if len(args) == 1 and isinstance(args[0], tuple | list | None) else (args,)
@@ -48,7 +49,7 @@ def _variadic(function):
 
 
 def _comparison(function: str, symbol: str):
-    """Element by element, as arrays are compared; see `dfpjax.numbers.arithmetic.comparison`."""
+    """An elementwise comparison operator; see `dfpjax.numbers.arithmetic.comparison`."""
 
     def method(self, other):
         if isinstance(other, list | tuple | set | dict):
@@ -104,12 +105,12 @@ def _int(self) -> int:
 
 
 def _item(self) -> float:
-    """The value of a tensor of one element, exactly."""
+    """The value of a tensor with one element, exactly."""
     return _single_value(self, "value")
 
 
 def _tolist(self) -> list | float:
-    """The values as Python numbers, in lists as deep as the tensor has axes."""
+    """The values as Python floats, in nested lists with one level per axis."""
     return np.asarray(self, np.float64).tolist()
 
 
@@ -132,7 +133,7 @@ _METHODS = {
     "__le__": _comparison("less_equal", "<="),
     "__gt__": _comparison("greater", ">"),
     "__ge__": _comparison("greater_equal", ">="),
-    "__hash__": None,  # as of every array that is compared element by element
+    "__hash__": None,  # arrays that compare element by element are not hashable
     "__len__": _length,
     "__iter__": _iterator,
     "__contains__": _contains,

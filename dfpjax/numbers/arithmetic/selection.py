@@ -1,4 +1,4 @@
-"""Functions that choose among mantissas, which are ordered as the values are."""
+"""Functions that select values by comparing mantissas, which have the same order as the values."""
 
 import functools
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from dfpjax.numbers.format.dtype import from_integers, to_integers
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0), exactly; the derivative at 0 is 0."""
+    """max(x, 0), exactly, with x's type, shape and exponent. The derivative at 0 is 0."""
     check_operand("relu", "x", x)
     zero = from_integers(jnp.zeros_like(x.mantissa))
     return type(x)(lax.select(x.mantissa > 0, x.values, zero), x.exponent)
@@ -31,7 +31,8 @@ def relu(x: Tensor) -> Tensor:
 def maximum(
     a: Tensor, b: Tensor, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> Tensor:
-    """The larger of two tensors, element by element, aligned as in `add`; arguments and errors as `add`'s."""
+    """The larger of a and b, element by element, aligned as in `add`. Arguments, type and shape of the result
+    and errors are those of `add`."""
     check_operands("maximum", a=a, b=b)
     seed = check_rounding("maximum", rounding, seed)
     return straight_through(functools.partial(_maximum, rounding=rounding), jnp.maximum, (a, b), seed)
@@ -43,19 +44,24 @@ def max_pool(
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
 ) -> Tensor:
-    """Maximum over windows, exactly; with the arguments of `flax.linen.max_pool`.
+    """Exact maximum over windows, with the arguments of `flax.linen.max_pool`.
 
     The derivative goes to the first of the largest elements of each window. Padding contributes nothing.
 
     Arguments:
-        x: DFPArray or DFP32Array of shape (…, *spatial, features); its exponents must not vary along the
+        x: DFPArray or DFP32Array of shape (…, *spatial, features). Its exponents must not vary along the
             spatial axes.
-        window_shape: extents of the window, one for each spatial axis.
-        strides: steps between windows; 1 unless given.
-        padding: "VALID", "SAME" or a pair (before, after) for each spatial axis, smaller than the window.
+        window_shape: extent of the window along each spatial axis.
+        strides: step between windows along each spatial axis; None for 1.
+        padding: "VALID", "SAME" or a pair (before, after) for each spatial axis, with numbers less than the
+            window's extent.
+
+    Returns:
+        Tensor of x's type, with the exponent of x.
 
     Raises:
-        TypeError: if `x` is not a tensor in dynamic fixed point.
+        TypeError: if `x` is not a tensor in dynamic fixed point, or the other arguments are not made of
+            integers.
         ValueError: if the other arguments do not fit x's shape or each other.
     """
     check_operand("max_pool", "x", x)
@@ -86,7 +92,7 @@ def max_pool(
             f"(window_shape {window}), got {padding}"
         )
     values = x.values
-    # Axis by axis, the last one first: then the first of equal elements wins in row-major order.
+    # Pool the last axis first, so that the first of equal elements, in row-major order, wins.
     for position in reversed(range(len(window))):
         values = _pool_axis(values, first + position, window[position], strides[position], padding[position])
     return type(x)(values, exponent)
@@ -107,7 +113,7 @@ def _pairs(padding) -> tuple[tuple[int, int], ...]:
 def _pool_axis(values: jax.Array, axis: int, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
     widths = [(0, 0)] * values.ndim
     widths[axis] = padding
-    values = padded(values, jnp.iinfo(values.dtype.integer).min, widths)  # below all mantissas
+    values = padded(values, jnp.iinfo(values.dtype.integer).min, widths)  # less than every mantissa
     last = values.shape[axis] - window
     if last < 0:
         raise ValueError(

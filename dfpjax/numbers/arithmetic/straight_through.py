@@ -6,9 +6,9 @@ import jax
 
 
 def straight_through(integer, real, tensors: tuple, *others):
-    """integer(*tensors, *others), with the derivative of real(*values) at the values of the tensors.
+    """integer(*tensors, *others), with the derivative of real(*values) at the tensors' values.
 
-    That is the derivative with all rounding taken for the identity, as `quantize`'s.
+    As in `quantize`, the derivative treats rounding as the identity.
 
     Arguments:
         integer: a function that returns one DFPArray or DFP32Array.
@@ -16,7 +16,7 @@ def straight_through(integer, real, tensors: tuple, *others):
         tensors: DFPArrays and DFP32Arrays.
         others: operands without derivatives.
     """
-    # Bare integers have no tangents, so there is nothing in the integer program to differentiate.
+    # Integer mantissas have no tangents, so JAX does not differentiate the integer program.
     without_tangents = [type(x).of(x.mantissa, x.exponent) for x in tensors]
     out = integer(*without_tangents, *others)
     return type(out).of(_with_derivative(real, out.values, tensors), out.exponent)

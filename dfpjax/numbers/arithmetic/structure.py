@@ -1,6 +1,6 @@
-"""Functions that move mantissas about and change none, except to align what is joined.
+"""Functions that rearrange values. They leave mantissas unchanged, except where joining aligns them.
 
-An exponent that a whole axis shares stays shared; exponents of slices follow their slices.
+An exponent that an axis shares stays shared. Exponents per slice move with their slices.
 """
 
 import functools
@@ -23,7 +23,8 @@ Shape = Sequence[int]
 def reshape(x: Tensor, shape: int | Shape) -> Tensor:
     """`numpy.reshape` in row-major order.
 
-    Where an axis with exponents of its own is merged with one without, the exponents are repeated over both.
+    If reshaping merges an axis along which exponents vary with one that shares them, the exponents are
+    repeated along the latter.
     """
     check_operand("reshape", "x", x)
     values = _arranged("reshape", x, lambda values: jnp.reshape(values, _shape("reshape", shape)))
@@ -40,7 +41,7 @@ def ravel(x: Tensor) -> Tensor:
 
 
 def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
-    """`numpy.transpose`: axes in the order given, or reversed."""
+    """`numpy.transpose`: the axes in the given order, or reversed if `axes` is None."""
     check_operand("transpose", "x", x)
     if axes is not None:
         axes = _checks.axes("transpose", "axes", axes, x.ndim)
@@ -79,7 +80,7 @@ def expand_dims(x: Tensor, axis: int | Sequence[int]) -> Tensor:
 
 
 def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
-    """`numpy.squeeze`: without the given axes of extent 1, or all of them."""
+    """`numpy.squeeze`: removes the given axes of extent 1, or all of them if `axis` is None."""
     check_operand("squeeze", "x", x)
     if axis is None:
         axes = tuple(position for position, extent in enumerate(x.shape) if extent == 1)
@@ -91,7 +92,7 @@ def squeeze(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
 
 
 def flip(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
-    """`numpy.flip`: reversed along the given axes, or all of them."""
+    """`numpy.flip`: reverses the given axes, or all of them if `axis` is None."""
     check_operand("flip", "x", x)
     axes = None if axis is None else _checks.axes("flip", "axis", axis, x.ndim)
     return _both(x, lambda array: jnp.flip(array, axes))
@@ -106,10 +107,10 @@ def broadcast_to(x: Tensor, shape: int | Shape) -> Tensor:
 
 
 def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
-    """The same values, with an exponent for each slice along an axis or several.
+    """The same values, with an exponent for each slice along one or several axes.
 
-    `jax.vmap` and `jax.lax.scan` map over the exponent as they do over the mantissas, so it must have the
-    axis that they map over: `jax.vmap(f)(split_exponent(x))`.
+    `jax.vmap` and `jax.lax.scan` map over mantissas and exponents alike, so the exponents need the axis that
+    they map over: `jax.vmap(f)(split_exponent(x))`.
     """
     check_operand("split_exponent", "x", x)
     axes = _checks.axes("split_exponent", "axis", axis, x.ndim)
@@ -120,12 +121,12 @@ def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
 
 
 def index(x: Tensor, key) -> Tensor:
-    """x[key] with integers, slices, None, ... and integer arrays, as JAX arrays are indexed: a position
-    outside of the array is clamped to it.
+    """x[key], where the key has integers, slices, None, ... and integer arrays. Indexing follows JAX: a
+    position outside the array is clamped to the array.
 
     Raises:
-        TypeError: for a key that is none of these, and for boolean masks if x has exponents per slice.
-        IndexError: for more indices than axes.
+        TypeError: if the key has entries of other types, or is a boolean mask and x has exponents per slice.
+        IndexError: if the key has more indices than x has axes.
     """
     check_operand("index", "x", x)
     _check_key(key, x.ndim)
@@ -136,7 +137,7 @@ def index(x: Tensor, key) -> Tensor:
 
 
 def take(x: Tensor, indices, axis: int) -> Tensor:
-    """Elements at `indices`, an integer or integer array, along an axis; indexed as `x[...]` is."""
+    """The elements at `indices`, an integer or integer array, along an axis. Indexing follows `x[...]`."""
     check_operand("take", "x", x)
     before = (slice(None),) * _checks.axis("take", "axis", axis, x.ndim)
     if not hasattr(indices, "dtype"):
@@ -150,11 +151,15 @@ def take(x: Tensor, indices, axis: int) -> Tensor:
 
 
 def pad(x: Tensor, pad_width) -> Tensor:
-    """`numpy.pad` with zeros, whose exponents are the smallest where each has its own.
+    """`numpy.pad` with zeros. Along an axis where exponents vary, zeros get the smallest exponent.
 
     Arguments:
         x: DFPArray or DFP32Array.
-        pad_width: one number for all, a pair (before, after) for all, or a pair for every axis.
+        pad_width: one number or one pair (before, after) for all axes, or a pair for each axis.
+
+    Raises:
+        TypeError: if `x` is not a tensor in dynamic fixed point, or `pad_width` is not made of integers.
+        ValueError: if `pad_width` has another form or a negative number.
     """
     check_operand("pad", "x", x)
     widths = _pad_widths(pad_width, x.ndim)
@@ -167,8 +172,7 @@ def pad(x: Tensor, pad_width) -> Tensor:
 
 
 def padded(values: jax.Array, fill: int, widths: Sequence[tuple[int, int]]) -> jax.Array:
-    """Mantissas with others around them, all equal to `fill`. (JAX 0.10.2 cannot lower `lax.pad` for elements
-    that have axes.)"""
+    """Mantissas padded with `fill`. (JAX 0.10.2 cannot lower `lax.pad` for elements that have axes.)"""
 
     def block(axis, width):
         return jnp.full((*values.shape[:axis], int(width), *values.shape[axis + 1 :]), fill, values.dtype)
@@ -188,17 +192,20 @@ def concatenate(
 ) -> Tensor:
     """Join tensors along an axis.
 
-    They are aligned as in an addition: E is the largest exponent and the mantissas of the others are shifted
-    right. If exponents vary along the axis, though, every tensor keeps its own and nothing is shifted.
+    The tensors are aligned as in `add`: E is the largest exponent, and the mantissas of the other tensors are
+    shifted right. But if the exponents of any tensor vary along the axis, every tensor keeps its exponents
+    and nothing is shifted.
 
     Arguments:
-        arrays: DFPArrays or DFP32Arrays; if any is a DFP32Array the result is one.
-        axis: along which to join.
+        arrays: DFPArrays or DFP32Arrays. If any is a DFP32Array, so is the result.
+        axis: the axis along which to join.
         rounding, seed: as for `add`.
 
     Raises:
-        TypeError: if an element of `arrays` is not a tensor in dynamic fixed point.
-        ValueError: if `arrays` is empty, ranks differ, or `rounding` or `seed` is not as for `add`.
+        TypeError: if an element of `arrays` is not a tensor in dynamic fixed point, or `seed` is not as for
+            `add`.
+        ValueError: if `arrays` is empty, ranks or the extents of other axes differ, or `rounding` or `seed`
+            is not as for `add`.
     """
     arrays = _check_arrays("concatenate", arrays)
     axis = _checks.axis("concatenate", "axis", axis, arrays[0].ndim)
@@ -219,7 +226,7 @@ def stack(
     rounding: str = "nearest",
     seed: int | jax.Array | None = None,
 ) -> Tensor:
-    """Join tensors along a new axis; arguments and errors as for `concatenate`."""
+    """Join tensors of the same shape along a new axis. Arguments and errors are those of `concatenate`."""
     arrays = _check_arrays("stack", arrays)
     axis = _checks.axis("stack", "axis", axis, arrays[0].ndim + 1)
     if len({x.shape for x in arrays}) > 1:
@@ -232,7 +239,7 @@ _INDICES = "an integer or an integer array"
 
 
 def _both(x: Tensor, change) -> Tensor:
-    """The same change of axes for the mantissas and for exponents of slices."""
+    """Apply a change of axes to the mantissas and, unless it is a scalar, to the exponent."""
     exponent = padded_exponent(x)
     return type(x)(change(x.values), change(exponent) if exponent.ndim else exponent)
 
@@ -242,7 +249,7 @@ def _shape(function: str, shape) -> tuple[int, ...]:
 
 
 def _arranged(function: str, x: Tensor, arrange) -> jax.Array:
-    """The mantissas in another shape, or the error that says which."""
+    """The mantissas in another shape, or an error that names the function and x's shape."""
     try:
         return arrange(x.values)
     except (TypeError, ValueError) as error:
@@ -268,7 +275,7 @@ def _check_key(key, ndim: int) -> None:
 
 
 def _axes_taken(entry) -> int:
-    """How many axes one entry of a key indexes."""
+    """Number of axes that one entry of a key indexes."""
     if entry is None or entry is Ellipsis or isinstance(entry, bool):
         return 0
     is_mask = getattr(entry, "dtype", None) == np.dtype(bool)
@@ -276,11 +283,11 @@ def _axes_taken(entry) -> int:
 
 
 def _pad_widths(pad_width, ndim: int) -> np.ndarray:
-    """int[ndim, 2]."""
+    """`pad_width` as int[ndim, 2]."""
     wanted = "an integer, a pair, or a pair for every axis"
     try:
         widths = np.asarray(pad_width)
-    except (TypeError, ValueError):  # what JAX says of tracers, and NumPy of ragged lists
+    except (TypeError, ValueError):  # JAX raises these for tracers, NumPy for ragged lists
         raise _checks.wrong_type("pad", "pad_width", wanted, pad_width) from None
     if not np.issubdtype(widths.dtype, np.integer) and widths.size:
         raise _checks.wrong_type("pad", "pad_width", wanted, pad_width)
@@ -294,7 +301,7 @@ def _pad_widths(pad_width, ndim: int) -> np.ndarray:
 
 
 def _smallest_exponent(x: Tensor) -> int:
-    """An all-zero tensor's."""
+    """The exponent of an all-zero tensor."""
     return MIN_FLOAT_EXPONENT - (8 * x.dtype.itemsize - 2)
 
 
@@ -328,7 +335,7 @@ def _concatenate(*operands, axis, rounding):
 
 
 def _exponents_along(axis: int, arrays: Sequence[Tensor]) -> list[jax.Array]:
-    """The exponents of arrays, one for each position along the axis, alike in the other extents."""
+    """The exponents of arrays, one for each position along the axis and with equal extents otherwise."""
     exponents = [jnp.reshape(e, e.shape or (1,) * x.ndim) for x in arrays for e in (padded_exponent(x),)]
     others = jnp.broadcast_shapes(*((*e.shape[:axis], 1, *e.shape[axis + 1 :]) for e in exponents))
     return [
@@ -348,7 +355,7 @@ def _reshaped_exponent(exponent: jax.Array, old: Shape, new: Shape) -> jax.Array
 
 
 def _groups(old: Shape, new: Shape) -> Iterator[tuple[slice, slice]]:
-    """Runs of axes, as short as can be, that hold the same elements before and after a reshape."""
+    """The shortest runs of axes that contain the same elements before and after a reshape."""
     i = j = 0
     while i < len(old) or j < len(new):
         start = i, j
@@ -359,7 +366,8 @@ def _groups(old: Shape, new: Shape) -> Iterator[tuple[slice, slice]]:
 
 
 def _exponent_key(key, exponent_shape: Shape) -> tuple:
-    """The index that finds the exponents of x[key]: anywhere along a shared axis lies the one exponent."""
+    """The key that selects the exponents of x[key]. On an axis that shares its exponent, any index becomes an
+    index into extent 1."""
     key = key if isinstance(key, tuple) else (key,)
     if any(isinstance(entry, bool) or jnp.issubdtype(getattr(entry, "dtype", int), bool) for entry in key):
         raise TypeError(

@@ -1,1 +1,1 @@
-"""Contractions, the one form of every convolution and dot product; their plans, and what a plan computes."""
+"""Contractions (the common form of convolutions and dot products), their plans and the plans' arithmetic."""

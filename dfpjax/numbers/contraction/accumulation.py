@@ -1,8 +1,8 @@
 """Accumulation: how products are summed, and what keeps the sums inside int32 (Das et al., 2018, §4.2).
 
-"certified", the default, sums exact chains in int32 whose length is chosen for each tile of the output so
-that no data can make them overflow. `FixedChain` is the paper's own way: chains of one length, which typical
-data do not make overflow.
+"certified", the default, sums chains of products exactly in int32. Each tile of the output gets a chain
+length with which no data can overflow. `FixedChain` is the paper's method: all chains have the same length,
+and typical data do not overflow.
 """
 
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from dfpjax.numbers.contraction.plan import CHAINS
 from dfpjax.numbers.format.quantizer import Quantizer, Quantizers
 
 MOST_SHIFTED = 14
-"""The largest pre-shift: it leaves 2 of a mantissa's 16 bits."""
+"""The largest pre-shift, which leaves 2 of a mantissa's 16 bits."""
 
 
 @dataclass(frozen=True)
 class FixedChain:
-    """Exact sums of `length` consecutive products, saturated to int32 where each ends.
+    """Exact sums of `length` consecutive products, saturated to int32 at the end of each chain.
 
     Chains follow the plan's order of the contracted index and do not cross its blocks of 256. Their sums are
-    converted to float32 and added in ascending order, as certified ones are. How many were saturated can be
-    read: `dfpjax.operations.saturated_chains`.
+    converted to float32 and added in ascending order, like those of certified chains.
+    `dfpjax.operations.saturated_chains` counts the chains that were saturated.
 
-    A chain cannot overflow where (Pa − 1) + (Pb − 1) + ceil(log2 length) ≤ 31, with the operands' bits Pa and
-    Pb after the shift. Longer ones are refused unless `saturate` says that they are meant.
+    A chain cannot overflow if (Pa − 1) + (Pb − 1) + ceil(log2 length) ≤ 31, where Pa and Pb are the operands'
+    bits after the shift. Longer chains are an error unless `saturate` is True.
 
     Raises:
         ValueError: if a field is out of range.
@@ -34,10 +34,10 @@ class FixedChain:
     length: int
     """Products in a chain: a power of two from 2 to 256."""
     pre_shift: int = 0
-    """So many bits fewer for the mantissas of all operands, cotangents included. They are quantized to that
-    number of bits, so a value is rounded once, not once more by a shift."""
+    """Bits to take away from the mantissas of all operands, cotangents included. Operands are quantized
+    directly to the fewer bits, so a value is rounded once; no shift rounds it again."""
     saturate: bool = False
-    """Allow chains that the bound rules out: the data's statistics are good enough."""
+    """Allow chains that the bound rules out, because typical data do not overflow them."""
 
     def __post_init__(self):
         if not isinstance(self.length, int) or isinstance(self.length, bool) or self.length not in CHAINS:
@@ -60,20 +60,20 @@ Accumulation = Literal["certified"] | FixedChain
 
 
 def is_bounded(length: int, bits_a: int, bits_b: int) -> bool:
-    """Whether no chain of that length can overflow int32, whatever the mantissas of so many bits are."""
+    """Whether no chain of `length` products can overflow int32, for any mantissas of these bits."""
     return (bits_a - 1) + (bits_b - 1) + _log2(length) <= 31
 
 
 def check(accumulation: Accumulation, bits_a: int, bits_b: int) -> None:
-    """Refuse an accumulation that is not fit for operands of so many bits.
+    """Refuse an accumulation that does not suit operands of these bits.
 
     Arguments:
-        accumulation: "certified", which is fit for all, or a `FixedChain`.
+        accumulation: "certified", which suits all operands, or a `FixedChain`.
         bits_a, bits_b: bits of the operands' mantissas, before any shift.
 
     Raises:
-        ValueError: if it is neither, leaves an operand less than 2 bits, or can overflow though its
-            `saturate` is False.
+        ValueError: if `accumulation` is neither, if it leaves an operand fewer than 2 bits, or if its chains
+            can overflow and its `saturate` is False.
     """
     if isinstance(accumulation, str) and accumulation == "certified":
         return
@@ -100,14 +100,14 @@ def check(accumulation: Accumulation, bits_a: int, bits_b: int) -> None:
 
 
 def check_roles(accumulation: Accumulation, quantizers: Quantizers) -> None:
-    """`check` for an operation's operands and for those of its two gradients."""
+    """`check` for the operands of an operation and of its two gradients."""
     lhs, rhs, cotangent = (q.bits for q in (quantizers.lhs, quantizers.rhs, quantizers.cotangent))
     for bits in ((lhs, rhs), (cotangent, rhs), (cotangent, lhs)):
         check(accumulation, *bits)
 
 
 def pre_shifted(quantizers: Quantizers, accumulation: Accumulation) -> Quantizers:
-    """The quantizers with the bits that the products take."""
+    """The quantizers with the accumulation's pre-shift subtracted from their bits."""
     if accumulation == "certified":
         return quantizers
 
@@ -120,5 +120,5 @@ def pre_shifted(quantizers: Quantizers, accumulation: Accumulation) -> Quantizer
 
 
 def _log2(length: int) -> int:
-    """Rounded up."""
+    """log2 rounded up."""
     return (length - 1).bit_length()

@@ -1,14 +1,13 @@
-"""`Contraction`: an einsum with convolution windows, the one form that every operation of the library takes.
+"""`Contraction`: an einsum with convolution windows, the common form of all operations of the library.
 
-A convolution's three tensors are tied by one linear relation per spatial dimension. With the input at
-position h, the kernel at tap r and the output at position i, and in the notation of
-`lax.conv_general_dilated`,
+One linear relation per spatial dimension ties the three tensors of a convolution. For input position h,
+kernel tap r and output position i, in the notation of `lax.conv_general_dilated`,
 
     lhs_dilation · h  −  rhs_dilation · r  −  stride · i  =  −padding_low.
 
-The relation treats the three alike, and so do the labels of an einsum. Hence fprop, dgrad and wgrad are
-one and the same form with the tensors in other places (Das et al., 2018, §4.1), the transpose of a
-contraction is a contraction, and a batched one (vmap) is a contraction with one more label.
+The relation treats the three tensors alike, and so do the labels of an einsum. Therefore fprop, dgrad and
+wgrad have the same form and differ only in the tensors' roles (Das et al., 2018, §4.1). The transpose of a
+contraction is a contraction, and a batched contraction (vmap) is a contraction with one more label.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Ties three labels: lhs_coef · i[lhs] + rhs_coef · i[rhs] + out_coef · i[out] = offset."""
+    """A relation between three labels: lhs_coef · i[lhs] + rhs_coef · i[rhs] + out_coef · i[out] = offset."""
 
     lhs: int
     rhs: int
@@ -31,11 +30,11 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Contraction:
-    """out = Σ lhs · rhs over every index that is not fixed by the output's.
+    """out = Σ lhs · rhs over every index that the output's indices do not determine.
 
-    Labels (small integers) name the axes: one that lhs, rhs and out share is a batch axis (a convolution's
-    groups); one of lhs and out, or of rhs and out, is free; one of lhs and rhs is contracted. Each label
-    of a window stands in one tensor alone.
+    Labels (small integers) name the axes. A label of lhs, rhs and out is a batch axis (such as a
+    convolution's groups). A label of out and one operand is free, a label of both operands only is
+    contracted. Each label of a window belongs to one tensor only.
     """
 
     lhs: tuple[int, ...]
@@ -43,10 +42,10 @@ class Contraction:
     rhs: tuple[int, ...]
     out: tuple[int, ...]
     out_shape: Shape
-    """The output's shape; a windowed extent cannot be told from the operands'."""
+    """The output's shape, because the operands' shapes do not determine windowed extents."""
     windows: tuple[Window, ...] = ()
     mapped: tuple[int, ...] = ()
-    """Labels of axes added by vmap: each index along one is an independent problem, with its own
+    """Labels of axes that vmap added. Each index along them is an independent problem with its own
     exponents."""
 
     def swap(self) -> "Contraction":
@@ -57,10 +56,11 @@ class Contraction:
         return replace(self, lhs=self.rhs, rhs=self.lhs, windows=windows)
 
     def transpose(self, lhs_shape: Shape) -> "Contraction":
-        """Transpose of the map from lhs to out, rhs held: takes out's cotangent as lhs and gives lhs's.
+        """The transpose, with rhs fixed, of the map from lhs to out. Its lhs is the cotangent of out, its
+        result the cotangent of lhs.
 
-        A mapped label that lhs lacks is kept as the result's leading axes, for the caller to sum over:
-        each of its examples is a contraction with exponents of its own.
+        Mapped labels that lhs lacks become leading axes of the result, and the caller sums over them. They
+        cannot be contracted, because each example along them has its own exponents.
         """
         windows = tuple(
             replace(w, lhs=w.out, out=w.lhs, lhs_coef=w.out_coef, out_coef=w.lhs_coef) for w in self.windows
@@ -76,11 +76,12 @@ class Contraction:
         )
 
     def summed_by_transpose(self) -> tuple[int, ...]:
-        """The leading labels of `transpose`'s result that the transposed lhs does not have."""
+        """The leading labels of `transpose`'s result that lhs does not have."""
         return tuple(label for label in self.mapped if label not in self.lhs)
 
     def map(self, size: int, *, lhs: bool, rhs: bool) -> "Contraction":
-        """Add a leading mapped axis to the output and to the operands named."""
+        """Add a leading mapped axis of extent `size` to the output and to each operand whose argument is
+        True."""
         label = 1 + max((*self.lhs, *self.rhs, *self.out), default=-1)
         return replace(
             self,
@@ -92,13 +93,12 @@ class Contraction:
         )
 
     def mapped_axes(self, labels: tuple[int, ...]) -> tuple[int, ...]:
-        """Axes of a tensor with these labels that were added by vmap: each slice along them has its own
-        exponent."""
+        """Axes that vmap added to a tensor with these labels. Each slice along them has its own exponent."""
         return tuple(axis for axis, label in enumerate(labels) if label in self.mapped)
 
     def slice_axes(self, labels: tuple[int, ...]) -> tuple[int, ...]:
-        """Axes of an operand with these labels along which a slice can have an exponent of its own, for the
-        output has them too: free and batch axes. (A window's labels stand in one tensor alone.)"""
+        """Axes of an operand with these labels along which each slice can have its own exponent: the free
+        and batch axes, which the output has too. (A window's labels belong to one tensor only.)"""
         return tuple(
             axis for axis, label in enumerate(labels) if label in self.out and label not in self.mapped
         )

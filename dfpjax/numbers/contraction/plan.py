@@ -1,14 +1,14 @@
-"""`Plan`: a contraction brought to strides, ready to run.
+"""`Plan`: a contraction as nested loops with strides, ready to run.
 
 C[g, m, n] = 2^(ea + eb) · Σ_k A[g, m, k] · B[g, k, n], where each of g, m, n and k stands for several
-nested loops and every operand is addressed by strides. Overlapping windows are just strides; padding is a
-bounds check on A. `dfpjax.numbers.contraction.reference` and the native kernels in `cpp_ops` run the same
-plan, and a plan fixes everything that the result's bits depend on:
+nested loops and every operand is addressed by strides. Strides express overlapping windows, and a bounds
+check on A expresses padding. `dfpjax.numbers.contraction.reference` and the native kernels in `cpp_ops` run
+the same plan. A plan fixes everything that the result's bits depend on:
 
-- the order of the contracted index: that of A's axes in memory;
-- which elements share a tile (the order of m and of n is that of the output's axes in memory);
-- the number of splits of the contraction, from the shapes of one example alone, never from the number of
-  threads.
+- the order of the contracted index, which follows A's axes in memory;
+- the elements of each tile (m and n follow the order of the output's axes in memory);
+- the number of splits of the contraction, which depends only on the shapes of one example, never on the
+  number of threads.
 """
 
 import functools
@@ -25,15 +25,16 @@ ROW_TILE = 6
 COLUMN_TILE = 64
 """Columns of a tile."""
 BLOCK = 256
-"""Contracted elements of a block; chains do not cross blocks."""
+"""Contracted elements of a block. Chains do not cross blocks."""
 CHAINS = (256, 128, 64, 32, 16, 8, 4, 2)
-"""Chain lengths to choose from, the longest certified one first; 2 is safe whatever the data. A tile's norm
-for a length is the largest sum of squares over its rows and over the aligned chains of that length."""
+"""Chain lengths in descending order; a tile takes the first certified one. Length 2 is safe for any data. A
+tile's norm for a length is the largest sum of squares over its rows and the aligned chains of that length."""
 NORM_SHIFT = 8
-"""A norm sums floor((x² + y²) / 2^NORM_SHIFT) + 1 over pairs of neighbours; a block's fits an int32."""
+"""A norm sums floor((x² + y²) / 2^NORM_SHIFT) + 1 over pairs of neighbours. The norm of a whole block fits an
+int32."""
 CERTIFIED_BELOW = float(2**46 - 2**30)
-"""A chain is certified if the product of its norms is below this: (2^31 / 2^NORM_SHIFT)² less
-a margin for float32."""
+"""A chain is certified if the product of its two norms is below this bound: (2^31 / 2^NORM_SHIFT)² minus a
+margin for float32."""
 
 _SPLIT_UNITS = 32
 _SPLITS_MULTIPLE = 16
@@ -45,7 +46,7 @@ _LANES_PER_UNIT = 256
 
 @dataclass(frozen=True)
 class Dim:
-    """One loop of a plan: its extent and how far each tensor's address moves per step."""
+    """One loop of a plan: its extent and the stride of each tensor."""
 
     extent: int
     a: int = 0
@@ -64,7 +65,7 @@ class Dim:
 
 @dataclass(frozen=True)
 class Bounds:
-    """A windowed axis of A: the coordinate is offset + Σ coef · index; outside [0, size) lies padding."""
+    """A windowed axis of A. Its coordinate is offset + Σ coef · index; outside [0, size) it is padding."""
 
     size: int
     a: int
@@ -73,10 +74,10 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One strided contraction; a plan has several where a stride divides the output into phases."""
+    """One strided contraction. A plan has several if a stride divides the output into phases."""
 
     lanes: bool
-    """Depthwise: the innermost g runs along SIMD lanes, and every chain has length 2."""
+    """Depthwise: the innermost loop of g runs along SIMD lanes, and every chain has length 2."""
     base_a: int
     base_b: int
     base_c: int
@@ -99,10 +100,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What runs: the parts write disjoint pieces of the output and together all of it."""
+    """A contraction's loops. The parts write disjoint pieces of the output and together cover all of it."""
 
     swapped: bool
-    """A is the contraction's rhs and B its lhs."""
+    """Whether A is the contraction's rhs and B its lhs, rather than the reverse."""
     out_shape: Shape
     parts: tuple[Part, ...]
 
@@ -122,10 +123,13 @@ def make_plan(
     """Plan a contraction.
 
     Arguments:
-        contraction: what is summed.
+        contraction: the contraction to plan.
         lhs_shape, rhs_shape: the operands' shapes.
-        lhs_exponent, rhs_exponent: shapes of their exponents: of the same rank, 1 where slices share an
-            exponent. Slices with exponents of their own are possible along axes that are not contracted.
+        lhs_exponent, rhs_exponent: shapes of the operands' exponents, with the operands' ranks and extent 1
+            along axes that share an exponent. Along contracted axes an exponent must be shared.
+
+    Raises:
+        ValueError: if an exponent varies along a contracted axis.
     """
     if _gathers_rhs(contraction, lhs_shape, rhs_shape):
         plan = make_plan(contraction.swap(), rhs_shape, lhs_shape, rhs_exponent, lhs_exponent)
@@ -138,10 +142,10 @@ def make_plan(
 
 
 def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
-    """Whether A, the operand whose windowed position follows from the output's and the other operand's,
-    should be rhs.
+    """Whether rhs should be A, the operand that is gathered: the indices of the output and of B determine
+    A's position in a window.
 
-    The other operand's window is contracted, so it should be the small one. Otherwise B should own the
+    The windows of B are contracted, so B should have the smaller ones. If they are equal, B should have the
     output's innermost axis, along which the kernel writes vectors.
     """
     lhs_window = math.prod(lhs_shape[c.lhs.index(w.lhs)] for w in c.windows)
@@ -158,8 +162,8 @@ def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
 
 @dataclass(frozen=True)
 class _Phase:
-    """Outputs out_start + out_step·i and taps tap_start + tap_step·j of one window, at A's coordinate
-    offset + out_coef·i + tap_coef·j."""
+    """A phase of one window: output out_start + out_step·i and tap tap_start + tap_step·j meet at A's
+    coordinate offset + out_coef·i + tap_coef·j."""
 
     out_start: int
     out_step: int
@@ -173,11 +177,11 @@ class _Phase:
 
 
 def _phases(w, c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> list[_Phase]:
-    """Solve lhs_coef · h = offset − out_coef · i − rhs_coef · r for whole h.
+    """Solve lhs_coef · h = offset − out_coef · i − rhs_coef · r for integer h.
 
-    With |lhs_coef| > 1 (a strided convolution's dgrad) only some taps meet an output; these repeat with a
-    period, and each phase of the period is a dense contraction by itself, so no inserted zero is ever
-    multiplied.
+    If |lhs_coef| > 1 (dgrad of a strided convolution), only some taps meet an output. Which taps they are
+    repeats periodically along the outputs, and each phase of the period is a dense contraction. So the kernel
+    never multiplies an inserted zero.
     """
     sign = 1 if w.lhs_coef > 0 else -1
     alpha, beta, gamma, offset = abs(w.lhs_coef), -sign * w.out_coef, -sign * w.rhs_coef, sign * w.offset
@@ -225,7 +229,7 @@ def _part(
     exponent_b = dict(zip(c.rhs, _exponent_strides(rhs_exponent), strict=True))
     base = {"a": 0, "b": 0, "c": 0}
 
-    # Windowed loops: the output's is a row index, the tap's a contracted one.
+    # Windowed loops: the output's belongs to the rows (m), the tap's to the contracted index (k).
     bounds: list[Bounds] = []
     row_dims, tap_dims = {}, {}
     for w, phase in zip(c.windows, phases, strict=True):
@@ -239,7 +243,7 @@ def _part(
         highest = phase.offset + max(0, reach_row) + max(0, reach_tap)
         if phase.tap_extent == 0:
             pass  # nothing of A is read
-        elif lowest >= 0 and highest < sizes[w.lhs]:  # never outside: plain strides
+        elif lowest >= 0 and highest < sizes[w.lhs]:  # never in the padding: plain strides
             base["a"] += phase.offset * a[w.lhs]
             row, tap = replace(row, a=phase.out_coef * a[w.lhs]), replace(tap, a=phase.tap_coef * a[w.lhs])
         else:
@@ -276,7 +280,7 @@ def _part(
     lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
     examples = math.prod(sizes[label] for label in c.mapped)
     groups = _extent(g) // max(1, examples)
-    if lanes:  # which share a task
+    if lanes:  # the groups in the lanes share a task
         groups = -(-groups // _LANES_PER_UNIT)
     return Part(
         lanes=lanes,
@@ -291,7 +295,7 @@ def _runs_in_lanes(g: list[Dim], n: list[Dim], innermost_is_mapped: bool) -> boo
     innermost = next((d for d in reversed(g) if d.extent > 1), None)
     return (
         innermost is not None
-        and not innermost_is_mapped  # the form must not depend on whether an example stands alone
+        and not innermost_is_mapped  # an example must be computed the same way with and without vmap
         and _extent(n) == 1
         and innermost.extent >= _MIN_LANES
         and (innermost.a, innermost.b, innermost.c) == (1, 1, 1)
@@ -303,20 +307,22 @@ def _extent(dims) -> int:
 
 
 def _blocks_per_split(g: int, m: int, n: int, k: int) -> int:
-    """Split a long contraction with a small output, so that every core has work. Depends on one example's
-    shapes alone."""
+    """Blocks in each split. A long contraction with a small output is split so that every core has work. The
+    result depends only on the shapes of one example."""
     blocks = max(1, -(-k // BLOCK))
     units = max(1, g * -(-m // _ROWS_PER_UNIT) * -(-n // COLUMN_TILE))
     splits = -(-_SPLIT_UNITS // units)
-    if splits > 2:  # so many that they alone are shared out evenly: each packs its part of the operands once
+    # A multiple of _SPLITS_MULTIPLE splits distributes evenly over the threads by itself, so each split packs
+    # its part of the operands once.
+    if splits > 2:
         splits = -(-splits // _SPLITS_MULTIPLE) * _SPLITS_MULTIPLE
     splits = min(splits, max(1, blocks // _MIN_BLOCKS_PER_SPLIT))
     return -(-blocks // splits)
 
 
 def _merge(dims: list[Dim]) -> tuple[Dim, ...]:
-    """Join neighbouring loops that walk every tensor as one loop would. The flattened order stays as it
-    is."""
+    """Join neighbouring loops whose strides in every tensor are those of one longer loop. The order of the
+    elements does not change."""
 
     def continues(outer: Dim, inner: Dim) -> bool:
         strides = ("a", "b", "c", "exponent_a", "exponent_b")

@@ -1,7 +1,7 @@
-"""The arithmetic of a plan in plain JAX: what the native kernels must reproduce bit for bit.
+"""The arithmetic of a plan in plain JAX. The native kernels must reproduce it bit for bit.
 
-It is also what the operations lower to where there are no native kernels. It materializes both operands as
-matrices, so it is meant for study, tests and portability, not for speed.
+The operations lower to it on platforms without native kernels. It materializes both operands as matrices, so
+it serves study, tests and portability, not speed.
 """
 
 import functools
@@ -32,8 +32,8 @@ def run_plan(
 
     Arguments:
         plan: from `make_plan`.
-        a, b: int16 mantissas of the plan's A and B (rhs and lhs where `plan.swapped`).
-        exponent_a, exponent_b: their int32 exponents.
+        a, b: int16 mantissas of the plan's A and B: lhs and rhs, or rhs and lhs if `plan.swapped`.
+        exponent_a, exponent_b: int32 exponents of A and B.
 
     Returns:
         float32 of shape `plan.out_shape`.
@@ -45,16 +45,16 @@ def run_plan(
 def run_plan_chain_lengths(
     plan: Plan, a: jax.Array, b: jax.Array, exponent_a: jax.Array, exponent_b: jax.Array, *, examples: int = 1
 ) -> tuple[jax.Array, jax.Array]:
-    """Run a plan with certified chains, and tell how long they are.
+    """Run a plan with certified chains, and report their lengths.
 
     Arguments:
-        plan, a, b, exponent_a, exponent_b: as `run_plan` takes them.
-        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+        plan, a, b, exponent_a, exponent_b: as for `run_plan`.
+        examples: number of examples in the plan's outermost index: the size of the vmap, or 1.
 
     Returns:
-        float32 of shape `plan.out_shape`, and the share of each example's multiply-accumulates that is done
-        with chains of each length, in the order of `CHAINS`: float32[examples, len(CHAINS)]. Shares add up to
-        1, or are all 0 if there is nothing to compute; they are exact to float32's precision.
+        (out, shares). `out` is float32 of shape `plan.out_shape`. `shares` is float32[examples, len(CHAINS)]:
+        the share of an example's multiply-accumulates in chains of each length, in the order of `CHAINS`. An
+        example's shares add up to 1, within float32's precision, or are all 0 if there is nothing to compute.
     """
     out, macs = _run(plan, a, b, exponent_a, exponent_b, 0)
     counts = jnp.zeros((examples, len(CHAINS)), jnp.float32)
@@ -76,13 +76,13 @@ def run_plan_fixed_chain(
     """Run a plan with chains of one length, saturated to int32.
 
     Arguments:
-        plan, a, b, exponent_a, exponent_b: as `run_plan` takes them.
+        plan, a, b, exponent_a, exponent_b: as for `run_plan`.
         length: products in a chain, one of `CHAINS`.
-        examples: how many examples the plan's outermost index is made of: those of vmap, or 1.
+        examples: number of examples in the plan's outermost index: the size of the vmap, or 1.
 
     Returns:
-        float32 of shape `plan.out_shape`, and how many chains of each example were saturated:
-        int32[examples].
+        (out, saturated). `out` is float32 of shape `plan.out_shape`. `saturated` is int32[examples]: the
+        number of saturated chains in each example.
     """
     out, saturated = _run(plan, a, b, exponent_a, exponent_b, length)
     counts = jnp.zeros(examples, jnp.int32)
@@ -92,8 +92,8 @@ def run_plan_fixed_chain(
 
 
 def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Array, list[jax.Array]]:
-    """The result, and for each part how many chains were saturated, int32[g]. A length of 0 stands for
-    certified chains and gives the multiply-accumulates by chain length: float32[g, len(CHAINS)]."""
+    """The result, and for each part the number of saturated chains, int32[g]. Length 0 means certified
+    chains; then each part has its number of multiply-accumulates by chain length, float32[g, len(CHAINS)]."""
     out = jnp.zeros(math.prod(plan.out_shape), jnp.float32)
     counts = []
     for part in plan.parts:
@@ -123,7 +123,7 @@ def _take(exponent: jax.Array, dims, field: str) -> jax.Array:
 
 
 def _coordinates(dims, window: int, offset: int) -> np.ndarray:
-    """Coordinate of a windowed axis over nested loops."""
+    """Coordinate in a windowed axis over nested loops: an array of the loops' shape."""
     coordinate = np.asarray(offset)
     for position, dim in enumerate(dims):
         step = np.arange(dim.extent) * (dim.coef if dim.window == window else 0)
@@ -132,7 +132,7 @@ def _coordinates(dims, window: int, offset: int) -> np.ndarray:
 
 
 def _matrix(flat: jax.Array, outer, rows, columns, field: str, base: int, bounds=()) -> jax.Array:
-    """Elements of an operand as int32[outer, rows, columns], padding filled in as zeros."""
+    """Elements of an operand as int32[outer, rows, columns], with zeros for the padding."""
     dims = (*outer, *rows, *columns)
     address, inside = _addresses(dims, field, base), np.asarray(True)
     for window, bound in enumerate(bounds):
@@ -153,7 +153,7 @@ def _pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _sum(part: Part, a: jax.Array, b: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """Σ_k A · B as float32[g, m, n], not yet scaled, and the counts of each g."""
+    """Σ_k A · B as float32[g, m, n], not yet scaled, and the counts for each g as in `_run`."""
     a = _matrix(a, part.g, part.m, part.k, "a", part.base_a, part.bounds)
     b = _matrix(b, part.g, part.n, part.k, "b", part.base_b)
     g, m, k = a.shape
@@ -184,7 +184,7 @@ def _sum(part: Part, a: jax.Array, b: jax.Array, length: int) -> tuple[jax.Array
 
 
 def _extents(size: int, step: int) -> np.ndarray:
-    """Of the tiles or blocks that an axis is cut in."""
+    """Extents of the tiles or blocks that divide an axis."""
     starts = np.arange(0, size, step)
     return np.minimum(starts + step, size) - starts
 
@@ -192,8 +192,8 @@ def _extents(size: int, step: int) -> np.ndarray:
 def _add_block(part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
     """Add one block's certified chain sums to the running sums, and its products to the counts.
 
-    a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256]; macs, the multiply-accumulates of
-    each tile, is float32[row tiles, column tiles].
+    a is int32[g, row tiles, 6, 256], b int32[g, column tiles, 64, 256]. macs is float32[row tiles, column
+    tiles], the number of multiply-accumulates in each tile.
     """
     running, counts = sums
     g = a.shape[0]
@@ -209,8 +209,8 @@ def _add_block(part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
         end, a, b = pair
         exact = exact + jnp.einsum("gmk,gnk->gmn", a, b, preferred_element_type=jnp.int32)
         ends = end % chain == 0
-        # A chain of 2 leaves int32 if all four mantissas are −32768, which does not come from `quantize`:
-        # 2³¹ has wrapped to −2³¹. Nothing else is −2³¹.
+        # If all four mantissas of a chain of 2 are −32768 (which `quantize` never gives), the sum 2³¹ wraps
+        # to −2³¹. No other chain sums to −2³¹.
         total = jnp.where(exact == np.iinfo(np.int32).min, 2.0**31, exact.astype(jnp.float32))
         running = jnp.where(ends, running + total, running)
         return (running, jnp.where(ends, 0, exact)), None
@@ -222,10 +222,11 @@ def _add_block(part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
 
 
 def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.Array, macs: jax.Array):
-    """Add one block's saturated chain sums to the running sums, and their number to the counts.
+    """Add one block's saturated chain sums to the running sums, and the number of saturated chains to the
+    counts.
 
-    a, b and macs are as `_add_block` takes them. A's mantissas are split in two bytes, high · 2^8 + low, so
-    that the sums of either stay inside int32 for 256 products.
+    a, b and macs are as for `_add_block`. A's mantissas are split into two bytes, high · 2^8 + low, so that
+    the sums of 256 products with either byte fit an int32.
     """
     g = a.shape[0]
     chains = [jnp.moveaxis(x.reshape(g, -1, BLOCK // length, length), 2, 0) for x in (a, b)]
@@ -250,13 +251,12 @@ def _add_block_fixed_chain(length: int, part: Part, sums, a: jax.Array, b: jax.A
 def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
     """The longest certified chain of each tile: int32[g, row tiles, column tiles]."""
     product = _norms(a)[:, :, None, :] * _norms(b)[:, None, :, :]
-    certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # 2 cannot overflow
-    return jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first, that is the longest
+    certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # chains of 2 cannot overflow
+    return jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first is the longest
 
 
 def _norms(x: jax.Array) -> jax.Array:
-    """Largest norm of any aligned chain in each tile, for every chain length: float32[g, tiles,
-    len(CHAINS)]."""
+    """Norm of each tile for every chain length, as defined at `CHAINS`: float32[g, tiles, len(CHAINS)]."""
     pairs = (x * x).astype(jnp.uint32).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.uint32)
     squares = (pairs >> NORM_SHIFT).astype(jnp.int32) + 1
     return jnp.stack([_largest_sum(squares, n // 2) for n in CHAINS], axis=-1).astype(jnp.float32)
