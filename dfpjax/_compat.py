@@ -77,6 +77,17 @@ name_p = _ad_checkpoint.name_p  # binds what `checkpoint_name` names
 sparse_rules = _sparse_transform.sparse_rules_bcoo
 
 
+def partitions(sharding) -> tuple:
+    """What splits each axis of an array: None, a mesh's axis, or several."""
+    # Since JAX 0.10.2 a spec that names a reduced axis cannot be iterated over.
+    return tuple(getattr(sharding.spec, "partitions", sharding.spec))
+
+
+def is_unreduced(aval) -> bool:
+    """Whether its devices hold parts of a sum over explicit or manual axes."""
+    return bool(aval.sharding.spec.unreduced or aval.mat.unreduced)
+
+
 # --- partitioning ---------------------------------------------------------------------------------
 
 

@@ -35,7 +35,13 @@ from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.contraction.plan import CHAINS, make_plan
 from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
 from dfpjax.numbers.format.dtype import to_integers
-from dfpjax.numbers.format.explicit import lower_fun, with_leading, with_partitions
+from dfpjax.numbers.format.explicit import (
+    cotangent_sharding,
+    lower_fun,
+    mapped_sharding,
+    with_leading,
+    with_partitions,
+)
 from dfpjax.operations import sharding
 from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
 
@@ -127,7 +133,7 @@ def _abstract_chain_lengths(lhs, *_, contraction: Contraction, out_sharding: Nam
 def _of_examples(lhs, contraction: Contraction, out_sharding: NamedSharding, shape, dtype):
     """The type of what there is for each example of vmap."""
     examples = _examples(contraction)
-    split = (*out_sharding.spec[: len(examples)], *(None,) * len(shape))
+    split = (*_compat.partitions(out_sharding)[: len(examples)], *(None,) * len(shape))
     return _compat.result_aval(lhs, (*examples, *shape), dtype, with_partitions(out_sharding, split))
 
 
@@ -301,9 +307,9 @@ def _contract_linear_transpose(
     if _is_zero(ct):
         return [ad.Zero(lhs.aval), None, None]
     transposed = contraction.transpose(lhs.aval.shape)
-    summed = contraction.summed_by_transpose()
-    split = [out_sharding.spec[contraction.out.index(label)] for label in summed]
-    out_sharding = with_leading(with_partitions(out_sharding, lhs.aval.sharding.spec), split)
+    summed, entries = contraction.summed_by_transpose(), _compat.partitions(out_sharding)
+    split = [entries[contraction.out.index(label)] for label in summed]
+    out_sharding = with_leading(cotangent_sharding(lhs.aval, out_sharding), split)
     params = {"contraction": transposed, "out_sharding": out_sharding, **params}
     result = contract_linear(ct, rhs, rhs_exponent, **params)
     return [lax.reduce_sum(result, axes=tuple(range(len(summed)))) if summed else result, None, None]
@@ -354,15 +360,9 @@ def _size(operands, dims) -> int:
     return next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
 
-def _mapped_sharding(operands, dims, out_sharding: NamedSharding) -> NamedSharding:
-    """The result's sharding where the mapped axis comes first: that is split as the operands' is."""
-    split = (jax.typeof(x).sharding.spec[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-    return with_leading(out_sharding, [next((entry for entry in split if entry is not None), None)])
-
-
 def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_sharding, **params):
     size = _size(operands, dims)
-    params["out_sharding"] = _mapped_sharding(operands, dims, out_sharding)
+    params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
     lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
@@ -371,7 +371,7 @@ def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_shar
 
 def _contract_linear_batch(operands, dims, *, contraction: Contraction, out_sharding, **params):
     size = _size(operands, dims)
-    params["out_sharding"] = _mapped_sharding(operands, dims, out_sharding)
+    params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
     lhs_mapped = dims[0] is not None
     lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
     rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size)

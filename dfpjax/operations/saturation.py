@@ -7,7 +7,7 @@ import jax
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
-from dfpjax.numbers.format.explicit import reshaped, with_partitions
+from dfpjax.numbers.format.explicit import cotangent_sharding, reshaped
 from dfpjax.operations import primitives
 from dfpjax.operations.conv import conv_general_dilated, conv_problem
 from dfpjax.operations.dot import _require_float32, dot_general, dot_problem, quantized
@@ -76,7 +76,7 @@ def saturated_chains(
         transposed = {
             **params,
             "contraction": params["contraction"].transpose(linear.shape),
-            "out_sharding": with_partitions(problem.sharding, jax.typeof(linear).sharding.spec),
+            "out_sharding": cotangent_sharding(jax.typeof(linear), problem.sharding),
         }
         return primitives.saturated_chains(primitives.contract_linear_p, cotangent, *held, **transposed)
 

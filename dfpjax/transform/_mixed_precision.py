@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.extend.source_info_util import new_name_stack
 
 from dfpjax import _checks, _compat
+from dfpjax.numbers.format.explicit import explicit_axes
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
@@ -92,13 +93,35 @@ class Program:
     traced: Traced
     jaxpr: ClosedJaxpr
 
+    def run(self, arrays: Sequence[Any]) -> Any:
+        """What a call returns, given the arrays among its arguments."""
+        evaluate = self._jitted if _are_on_unset_mesh(arrays) else self._evaluate
+        return self.results(evaluate(*arrays))
+
     def results(self, arrays: Sequence[Any]) -> Any:
         """What a call returns, given the jaxpr's outputs."""
         return self.traced.results(arrays)
 
+    def _evaluate(self, *arrays):
+        return _compat.eval_jaxpr(self.jaxpr.jaxpr, self.jaxpr.consts, *arrays)
+
+    @functools.cached_property
+    def _jitted(self) -> Callable:
+        return jax.jit(self._evaluate)
+
     def is_closed(self) -> bool:
         """Whether it may be used again: it closes over no tracer, which would be another one next time."""
         return not any(isinstance(const, Tracer) for const in self.jaxpr.consts)
+
+
+def _are_on_unset_mesh(arrays: Sequence[Any]) -> bool:
+    """Whether the mesh of explicitly sharded arrays is known from them alone.
+
+    An equation without operands, such as one that makes zeros, is sharded explicitly too, and where a program
+    is evaluated equation by equation, JAX does not know on which devices.
+    """
+    is_set = not jax.sharding.get_abstract_mesh().empty
+    return not is_set and any(explicit_axes(jax.typeof(x).sharding.mesh) for x in arrays)
 
 
 def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
@@ -114,8 +137,7 @@ def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
             program = make(arguments)
         else:
             program = programs.get_or_make(key, lambda: make(arguments), Program.is_closed)
-        arrays = _compat.eval_jaxpr(program.jaxpr.jaxpr, program.jaxpr.consts, *arguments.arrays)
-        return program.results(arrays)
+        return program.run(arguments.arrays)
 
     return transformed
 

@@ -322,7 +322,8 @@ def _logical_shards(value: MantissaArray, physical_shards) -> list[jax.Shard]:
 
 def _aval(value: MantissaArray):
     physical = value._physical.aval
-    sharding = physical.sharding.update(spec=physical.sharding.spec[:-1])
+    spec = physical.sharding.spec.update(partitions=_compat.partitions(physical.sharding)[:-1])
+    sharding = physical.sharding.update(spec=spec)
     return physical.update(shape=value.shape, dtype=value.dtype, sharding=sharding)
 
 

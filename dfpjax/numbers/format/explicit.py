@@ -15,6 +15,8 @@ from jax import lax
 from jax.interpreters import mlir
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dfpjax._compat import partitions
+
 
 def explicit_axes(mesh) -> tuple[str, ...]:
     """Names of a mesh's explicit axes."""
@@ -22,26 +24,60 @@ def explicit_axes(mesh) -> tuple[str, ...]:
     return tuple(axis for axis, kind in types if kind == AxisType.Explicit)
 
 
-def with_partitions(sharding: NamedSharding, partitions: Sequence) -> NamedSharding:
+def with_partitions(sharding: NamedSharding, entries: Sequence) -> NamedSharding:
     """A sharding over the same mesh with these entries, one for each axis of an array."""
-    return sharding.update(spec=PartitionSpec(*partitions))
+    return sharding.update(spec=PartitionSpec(*entries))
 
 
 def with_leading(sharding: NamedSharding, leading: Sequence) -> NamedSharding:
-    """A sharding with more entries in front, for axes that vmap added; an entry is left out where the mesh's
-    axis splits another axis already."""
-    used = {name for entry in sharding.spec for name in _names(entry)}
-    leading = (None if used & {*_names(entry)} else entry for entry in leading)
-    return with_partitions(sharding, (*leading, *sharding.spec))
+    """A sharding with more entries in front, for axes that vmap added."""
+    return sharding.update(spec=sharding.spec.update(partitions=(*leading, *partitions(sharding))))
+
+
+def mapped_sharding(operands, dims, sharding: NamedSharding) -> NamedSharding:
+    """The sharding of an array to which vmap adds a leading axis: that is split as the operands' mapped axes
+    are."""
+    for x, dim in zip(operands, dims, strict=True):
+        if dim is not None and (entry := partitions(jax.typeof(x).sharding)[dim]) is not None:
+            if sharding.mesh.empty:
+                sharding = with_partitions(jax.typeof(x).sharding, partitions(sharding))
+            return with_leading(sharding, [entry])
+    return with_leading(sharding, [None])
+
+
+def repeated(x: jax.Array, size: int, sharding: NamedSharding) -> jax.Array:
+    """x along a new leading axis of that size and, on an explicit mesh, with this sharding."""
+    if explicit_axes(sharding.mesh):
+        return lax.broadcast(x, (size,), out_sharding=sharding)
+    return lax.broadcast(x, (size,))
 
 
 def split_axis(sharding: NamedSharding, axis: int, leading: int) -> NamedSharding:
     """The sharding of an array of which an axis becomes two, the first of that size: that is split between
     the devices if they divide it."""
-    entry = sharding.spec[axis]
-    parts = math.prod(sharding.mesh.shape[name] for name in _names(entry))
-    two = (None if leading % parts else entry, None)
-    return with_partitions(sharding, (*sharding.spec[:axis], *two, *sharding.spec[axis + 1 :]))
+    entries = [*partitions(sharding)]
+    parts = math.prod(sharding.mesh.shape[name] for name in _names(entries[axis]))
+    entries[axis : axis + 1] = [None if leading % parts else entries[axis], None]
+    return sharding.update(spec=sharding.spec.update(partitions=entries))
+
+
+def cotangent_sharding(linear, otherwise: NamedSharding) -> NamedSharding:
+    """The sharding of the cotangent of a linear operand.
+
+    Arguments:
+        linear: its type.
+        otherwise: a sharding over the mesh to take for an operand that lies on none.
+    """
+    sharding = linear.sharding
+    if sharding.mesh.empty:
+        return with_partitions(otherwise, partitions(sharding))
+    # JAX 0.12 says the cotangent's type right away; no operand is unreduced.
+    return sharding.update(spec=sharding.spec.to_ct_spec()) if sharding.spec.reduced else sharding
+
+
+def _summed(sharding: NamedSharding) -> NamedSharding:
+    """The sharding of an array when the parts that devices hold of a sum are added."""
+    return sharding.update(spec=PartitionSpec(*partitions(sharding), reduced=sharding.spec.reduced))
 
 
 def _names(entry) -> tuple[str, ...]:
@@ -78,10 +114,12 @@ def automatic(fun: Callable, out_sharding: Any) -> Callable:
     if not axes:
         return fun
 
+    summed = jax.tree.map(_summed, out_sharding)
+
     def run(*operands):
         with jax.sharding.use_abstract_mesh(mesh):
-            return jax.sharding.auto_axes(
-                lambda *operands: fun(*operands), axes=axes, out_sharding=out_sharding
-            )(*operands)
+            out = jax.sharding.auto_axes(lambda *operands: fun(*operands), axes=axes, out_sharding=summed)
+            # An unreduced result is summed before it is a sum of parts again: automatic axes know no parts.
+            return out(*operands) if summed == out_sharding else jax.reshard(out(*operands), out_sharding)
 
     return run

@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
-from dfpjax.numbers.format.explicit import lower_fun, with_partitions
+from dfpjax.numbers.format.explicit import lower_fun, mapped_sharding, repeated, with_partitions
 from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
 from dfpjax.numbers.format.quantizer import Quantizer
 from dfpjax.numbers.format.rounding import random_bits, round_to_integers
@@ -145,9 +145,14 @@ def quantize_array(
 
 @quantize_p.def_abstract_eval
 def _quantize_abstract_eval(x, *_, mapped_axes, slice_axes, **params):
+    if _compat.is_unreduced(x):
+        raise ValueError(
+            f"quantize: x is of type {x.str_short(True)}, the parts of a sum that its devices have not added "
+            "yet; add them first, with jax.reshard or jax.lax.psum"
+        )
     kept = (*mapped_axes, *slice_axes)
     exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
-    split = (entry if axis in kept else None for axis, entry in enumerate(x.sharding.spec))
+    split = (entry if axis in kept else None for axis, entry in enumerate(_compat.partitions(x.sharding)))
     sharding = with_partitions(x.sharding, tuple(split))
     return (
         x.update(dtype=dfp16, weak_type=False),
@@ -169,7 +174,8 @@ def _quantize_batch(operands, dims, *, mapped_axes, slice_axes, **params):
         jnp.expand_dims(x, 0) if dim is None else jnp.moveaxis(x, dim, 0)
         for x, dim in zip(operands, dims, strict=True)
     )  # fmt: skip
-    x = jnp.broadcast_to(x, (size, *x.shape[1:]))
+    if dims[0] is None:
+        x = repeated(operands[0], size, mapped_sharding(operands, dims, jax.typeof(operands[0]).sharding))
     params["mapped_axes"] = (0, *(axis + 1 for axis in mapped_axes))
     params["slice_axes"] = tuple(axis + 1 for axis in slice_axes)
     return quantize_p.bind(x, *more, **params), (0, 0)
