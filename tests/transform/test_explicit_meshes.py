@@ -18,6 +18,8 @@ import dfpjax
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
 
+pytestmark = pytest.mark.jax_releases
+
 transform = functools.partial(mixed_precision, policy=FORCED)
 KINDS = {"e": AxisType.Explicit, "a": AxisType.Auto}
 NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -125,7 +127,6 @@ def test_types(kinds, specs, is_set):
                 assert_same_types(make, *args)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_values():
     mesh = mesh_of("e")
     args = placed(mesh, [P(), P("d")], [W, X])
