@@ -11,6 +11,7 @@ from dfpjax.insight._statistics import OperandStatistics, operand_statistics, re
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.dtype import from_integers, to_integers
+from dfpjax.numbers.format.explicit import automatic, summed, with_partitions
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
 from dfpjax.operations.exponents import align, quantize_operand
 from dfpjax.operations.primitives import chain_lengths, saturated_chains
@@ -37,8 +38,12 @@ def of_cotangent(
 
 def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Contraction) -> jax.Array:
     """The relative error of a result, given the operands before quantization."""
-    out, lhs, rhs = map(lax.stop_gradient, (out, lhs, rhs))
-    return relative_error(out, contract_float32(lhs, rhs, contraction))
+    out, lhs, rhs = map(lax.stop_gradient, (summed(out), lhs, rhs))
+
+    def error(out, lhs, rhs):
+        return relative_error(out, contract_float32(lhs, rhs, contraction))
+
+    return automatic(error, with_partitions(jax.typeof(out).sharding, ()))(out, lhs, rhs)
 
 
 def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> jax.Array:

@@ -80,6 +80,12 @@ def _summed(sharding: NamedSharding) -> NamedSharding:
     return sharding.update(spec=PartitionSpec(*partitions(sharding), reduced=sharding.spec.reduced))
 
 
+def summed(x: jax.Array) -> jax.Array:
+    """x, with its parts added if the devices hold parts of a sum over explicit axes."""
+    sharding = jax.typeof(x).sharding
+    return jax.reshard(x, _summed(sharding)) if sharding.spec.unreduced else x
+
+
 def _names(entry) -> tuple[str, ...]:
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
@@ -114,12 +120,12 @@ def automatic(fun: Callable, out_sharding: Any) -> Callable:
     if not axes:
         return fun
 
-    summed = jax.tree.map(_summed, out_sharding)
+    complete = jax.tree.map(_summed, out_sharding)
 
     def run(*operands):
         with jax.sharding.use_abstract_mesh(mesh):
-            out = jax.sharding.auto_axes(lambda *operands: fun(*operands), axes=axes, out_sharding=summed)
+            out = jax.sharding.auto_axes(lambda *operands: fun(*operands), axes=axes, out_sharding=complete)
             # An unreduced result is summed before it is a sum of parts again: automatic axes know no parts.
-            return out(*operands) if summed == out_sharding else jax.reshard(out(*operands), out_sharding)
+            return out(*operands) if complete == out_sharding else jax.reshard(out(*operands), out_sharding)
 
     return run
