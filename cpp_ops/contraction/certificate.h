@@ -25,8 +25,8 @@ inline int chain_index(int pairs) {
   return index;
 }
 
-// A chain of 2 leaves int32 in one case alone: all four mantissas are -32768, which quantization
-// never makes, but which may come from elsewhere. Their sum is 2^31.
+// A chain of 2 leaves int32 in one case only: all four mantissas are -32768, and the sum is 2^31.
+// Quantization never makes such mantissas, but they may come from elsewhere.
 inline constexpr auto kLowestPair = static_cast<int32_t>(0x80008000u);
 // A norm of chains of 4 with such a pair in it is at least this.
 inline constexpr int32_t kLowestPairNorm = (1 << (31 - kNormShift)) + 2;

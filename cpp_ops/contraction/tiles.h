@@ -48,7 +48,7 @@ class Tiles : public Job {
     }
     int64_t tiles;                        // of a panel of sums
     int64_t saturated = 0;                // chains of the task
-    int64_t exact = 0;                    // chains that are not saturated, but might have wrapped
+    int64_t exact = 0;                    // chains of 2 that were exactly 2^31
     int64_t lengths[kChainLengths] = {};  // its multiply-accumulates, if they are counted
   };
   struct Block {

@@ -50,8 +50,8 @@ size_t round_up(size_t size, size_t to) { return (size + to - 1) / to * to; }
 }  // namespace
 
 OutOfScratch::OutOfScratch(double bytes) {
-  std::snprintf(message_, sizeof message_, "out of memory: %.4g MiB of scratch space are not there",
-                bytes / (1 << 20));
+  std::snprintf(message_, sizeof message_,
+                "out of memory: cannot allocate %.4g MiB of scratch space", bytes / (1 << 20));
 }
 
 int64_t Scratch::array_bytes(std::initializer_list<int64_t> extents, size_t element) {

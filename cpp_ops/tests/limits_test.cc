@@ -22,7 +22,7 @@ namespace {
 
 Dim dim(int64_t extent, int64_t a, int64_t b, int64_t c) { return {extent, a, b, c, 0, 0, -1, 0}; }
 
-// k = 22.5 million: so many blocks of 256, of which all are the same.
+// K is 22.5 million: 88000 blocks of 256, all of them the same.
 constexpr int64_t kRepeats = 88000;
 
 // A[M, K] B[K, 256] with sums of one split.
@@ -42,7 +42,7 @@ Isa best() {
   return *find_isa("", &error);
 }
 
-// The panels of a block of B as far apart as with a K of 22.5 million they are in a shared B.
+// The panels of a block of B, as far apart as they would be in a B that is packed as a whole.
 void check_packing() {
 #if defined(__linux__)
   const int64_t stride = kRepeats * PackerB::block_words(kPanelColumns, kBlock);
@@ -73,7 +73,7 @@ void check_packing() {
 #endif
 }
 
-// All of it: 12 rows are two blocks of rows for many threads, which would share B.
+// The whole contraction. Many threads cut 12 rows into two blocks, which would share B.
 void check_contraction() {
   constexpr int64_t kRows = 12;
   constexpr int kThreads = 16;

@@ -20,7 +20,7 @@ void expect(bool right, const std::string& what) {
 
 }  // namespace dfpjax
 
-// With the sanitizers, too, memory that is not there is a null pointer.
+// Under the sanitizers, too, an allocation that fails returns null.
 #define DFPJAX_EXPORTED __attribute__((visibility("default")))
 extern "C" {
 DFPJAX_EXPORTED const char* __asan_default_options() { return "allocator_may_return_null=1"; }

@@ -87,7 +87,7 @@ void check_exceptions() {
     };
     expect_message(message_after(std::bad_alloc(), threads), "0out of memory");
     expect_message(message_after(OutOfScratch(3 << 20), threads),
-                   "0out of memory: 3 MiB of scratch space are not there");
+                   "0out of memory: cannot allocate 3 MiB of scratch space");
     expect_message(message_after(std::invalid_argument("windows: bad"), threads), "1windows: bad");
     expect_message(message_after(std::length_error("too long"), threads), "2too long");
     expect_message(message_after(7, threads), "2an exception of unknown type");

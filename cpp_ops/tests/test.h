@@ -1,4 +1,4 @@
-// What every C++ test is: a program that runs `run_test` and counts what is not as expected.
+// A C++ test is a program that runs `run_test` and fails if an expectation did not hold.
 #ifndef DFPJAX_TESTS_TEST_H_
 #define DFPJAX_TESTS_TEST_H_
 
@@ -6,7 +6,7 @@
 
 namespace dfpjax {
 
-// Each test defines it; main.cc calls it. `quick` asks for less, for builds that are slow.
+// Each test defines it, and main.cc calls it. `quick` asks for fewer cases, for slow builds.
 void run_test(bool quick);
 
 void expect(bool right, const std::string& what);

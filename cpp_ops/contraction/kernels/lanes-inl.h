@@ -19,7 +19,7 @@ inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a,
     for (int j = 0; j < NV; ++j) {
       const int at = j * S::kLanes;
       const typename S::I products = S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at));
-      // What wrapped was 2^31, which is what the conversion rounds the largest int32 to.
+      // A sum that wrapped was 2^31, and the conversion rounds the largest int32 to that.
       sum[j] = S::add_float(sum[j], S::to_float(kAny ? S::lowest_to_largest(products) : products));
     }
   }

@@ -1,5 +1,5 @@
-// What calls a fuzz target where there is no libFuzzer: random inputs, always the same ones, for
-// -max_total_time=SECONDS. -input=NUMBER repeats one.
+// Calls a fuzz target where there is no libFuzzer, with random inputs that are the same in every
+// run, for -max_total_time=SECONDS. -input=NUMBER repeats one of them.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>

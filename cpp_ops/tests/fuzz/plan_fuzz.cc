@@ -123,7 +123,7 @@ void put_part(Bytes* in, int64_t* base_c, bool* disjoint, std::vector<int64_t>* 
     for (Dim* d : refer({&g, &m, &n})) d->stride_c = in->number();
     *disjoint = false;
   }
-  // So that the least address is 0.
+  // The base with which the least address is 0.
   const auto base = [](const std::vector<Dim*>& dims, int64_t Dim::* stride) {
     int64_t low = 0;
     for (const Dim* d : dims)
@@ -161,7 +161,7 @@ int64_t smallest(const std::vector<int64_t>& code, BufferSizes sizes,
   return high;
 }
 
-// Of exactly so many elements, for the address sanitizer.
+// Has exactly `size` elements, so the address sanitizer sees every access beyond them.
 template <class T>
 std::unique_ptr<T[]> buffer(int64_t size, const std::function<T()>& element) {
   std::unique_ptr<T[]> data(new T[static_cast<size_t>(size)]);
@@ -225,7 +225,7 @@ void run(Bytes* in, const std::vector<Part>& parts, const BufferSizes& sizes, bo
 }  // namespace
 }  // namespace dfpjax
 
-// For a driver that wants to know how many inputs are of use.
+// Inputs that were plans and ran, for the driver to report.
 extern "C" {
 uint64_t plans_run = 0;
 }
