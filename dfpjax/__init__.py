@@ -1,15 +1,15 @@
 """dfpjax: mixed-precision training on CPUs with 16-bit dynamic fixed point.
 
-`mixed_precision(fun)` makes the convolutions and dot products of any JAX function run with int16 operands, in
-native kernels, with float32 results and gradients. `explain` says what became of each of them and why,
-`with_statistics` how well the numbers of a step suit the format, and `sensitivity` which layers need their
+`mixed_precision(fun)` runs the convolutions and dot products of any JAX function with int16 operands, in
+native kernels, with float32 results and gradients. `explain` reports what it did with each operation and why,
+`with_statistics` how well the tensors of a step suit the format, and `sensitivity` which layers need their
 bits.
 """
 
 from importlib.util import find_spec
 from pkgutil import extend_path
 
-# Run from a checkout, Python finds these sources first; the compiled extension lies in the installed package.
+# In a checkout Python finds these sources first, but the compiled extension is in the installed package.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
@@ -19,7 +19,7 @@ if find_spec("dfpjax._native") is None:
 
     raise ImportError(explanation(), name="dfpjax._native")
 
-from dfpjax import _releases as _releases  # before the rest, which a JAX that it tells of may fail to import
+from dfpjax import _releases as _releases  # first: with the JAX that it reports, the others may not import
 from dfpjax import checkpoint_policies as checkpoint_policies
 from dfpjax import numpy as numpy
 from dfpjax.insight import History as History

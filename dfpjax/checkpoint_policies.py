@@ -1,13 +1,14 @@
-"""Policies for `jax.checkpoint` that know the operations of dfpjax.
+"""Policies for `jax.checkpoint` that recognize the operations of dfpjax.
 
-JAX's policies tell operations by their primitive, and so find no dot product where dfpjax has put its own:
-`dots_saveable` would save nothing. Those here find both. They are needed around a transformed function, as in
-`jax.checkpoint(dfpjax.mixed_precision(f), policy=dfpjax.checkpoint_policies.dots_saveable)`; a
-`jax.checkpoint` inside of `f` keeps the policy it has, which `mixed_precision` adapts.
+JAX's policies identify operations by their primitive, so they do not recognize dfpjax's dot products:
+`jax.checkpoint_policies.dots_saveable` would save nothing. The policies in this module recognize both. Use
+them around a transformed function, as in
+`jax.checkpoint(dfpjax.mixed_precision(f), policy=dfpjax.checkpoint_policies.dots_saveable)`. A
+`jax.checkpoint` inside `f` keeps its own policy, which `mixed_precision` adapts.
 
-Where an operation is differentiated, its int16 operands and their exponents bear names: `LHS_NAME` the left
-operand (a convolution's input), `RHS_NAME` the right one (its kernel). JAX's policies on names find them, as
-`save_only_these_names(LHS_NAME)` or `save_and_offload_only_these_names`.
+Under differentiation, the int16 operands of an operation and their exponents have names: `LHS_NAME` for the
+left operand (a convolution's input), `RHS_NAME` for the right one (its kernel). JAX's policies on names find
+them, such as `save_only_these_names(LHS_NAME)` or `save_and_offload_only_these_names`.
 """
 
 from collections.abc import Callable
@@ -30,10 +31,10 @@ CheckpointPolicy = Callable[..., Any]
 
 @dataclass(frozen=True)
 class adapt:
-    """A policy that takes a dfpjax operation for the convolution or dot product that it stands for.
+    """A policy that treats a dfpjax operation as the convolution or dot product that it replaces.
 
     Arguments:
-        policy: a policy of `jax.checkpoint_policies`, or one's own. It gets the parameter `dimension_numbers`
+        policy: a policy of `jax.checkpoint_policies`, or your own. It gets the parameter `dimension_numbers`
             for a dot product and no parameters for a convolution.
 
     Raises:
@@ -68,9 +69,9 @@ def _dimension_numbers(contraction: Contraction):
 
 
 def quantized_saveable(primitive: Primitive, *_, **__) -> bool:
-    """Save the int16 operands of every operation, and recompute all else.
+    """Save the int16 operands of every operation, and recompute everything else.
 
-    They are what its backward pass needs, at half the size of the float32 tensors.
+    The backward pass needs these operands, and they take half the memory of the float32 tensors.
     """
     return primitive is quantize_p
 
@@ -88,7 +89,12 @@ save_from_both_policies = jax.checkpoint_policies.save_from_both_policies
 
 
 def offload_dot_with_no_batch_dims(offload_src: str, offload_dst: str) -> CheckpointPolicy:
-    """As `dots_with_no_batch_dims_saveable`, with the results moved from one memory space to another."""
+    """Like `dots_with_no_batch_dims_saveable`, but moves the results from memory space `offload_src` to
+    `offload_dst`.
+
+    Raises:
+        TypeError: if an argument is not a string.
+    """
     for name, value in (("offload_src", offload_src), ("offload_dst", offload_dst)):
         wanted = "the name of a memory space"
         _checks.instance("offload_dot_with_no_batch_dims", name, value, str, wanted)

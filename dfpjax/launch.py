@@ -1,14 +1,14 @@
-"""Run a program with the memory settings that large steps are fastest with.
+"""Run a program with the memory settings that make large steps fastest.
 
     python -m dfpjax.launch PROGRAM.py ARGUMENT …
     python -m dfpjax.launch -m MODULE ARGUMENT …
     python -m dfpjax.launch -c CODE ARGUMENT …
-    python -m dfpjax.launch jupyter lab          (any command: beside the interpreter, or on PATH)
+    python -m dfpjax.launch jupyter lab          (any command in the interpreter's folder or on PATH)
 
-See `dfpjax.kernels.memory` for what they are, and why they have to be made before a process starts. The
-program takes this one's place: signals and the exit code are its own. One line on the standard error says
-what was done. Settings that the environment has already are kept; `--allocator=default`, or the environment
-variable `DFPJAX_LAUNCH=off`, changes nothing.
+`dfpjax.kernels.memory` explains the settings, and why they must be made before a process starts. The program
+replaces this process, so it receives the signals and gives the exit code. One line on standard error reports
+the settings. The launcher keeps settings that the environment already has. With `--allocator=default`, or the
+environment variable `DFPJAX_LAUNCH=off`, it changes none.
 """
 
 import os
@@ -25,14 +25,14 @@ USAGE = (
     "(PROGRAM.py | -m MODULE | -c CODE | COMMAND) …"
 )
 _LEFT_ALONE = "the memory allocator is left alone"
-_LONGEST = 40  # characters of a value that is shown
+_LONGEST = 40  # characters of a value in a message
 
 
 def settings(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """The variables to add to an environment, and what to tell of them.
+    """The variables to add to an environment, and the message that reports them.
 
     Raises:
-        TypeError: if the environment is no mapping.
+        TypeError: if the environment is not a mapping.
     """
     if not isinstance(environment, Mapping):
         raise TypeError(f"settings: environment must be a mapping such as os.environ, got {environment!r}")
@@ -53,9 +53,9 @@ def _shortened(value: str) -> str:
 
 
 def relaunch() -> None:
-    """Start this program again with the settings; return if there is nothing to set.
+    """Restart this program with the settings, or return if there is nothing to set.
 
-    For the first line of a program's main part.
+    Call it on the first line of a program's main part.
     """
     added, message = settings(os.environ)
     if added:
@@ -75,9 +75,9 @@ def main() -> None:
 
 
 def parse(arguments: list[str]) -> tuple[str, list[str]]:
-    """The allocator's name, and the program with its own arguments.
+    """The allocator's name, and the program with its arguments.
 
-    Ends the process with a message if they make no sense.
+    Ends the process with a message if the arguments are invalid.
     """
     allocator, program = ALLOCATORS[0], list(arguments)
     while program and program[0].startswith("--"):
@@ -107,8 +107,8 @@ def command(program: list[str], options: list[str]) -> tuple[str, list[str]]:
     """The file to execute for a program, and its arguments.
 
     Arguments:
-        program: what follows the launcher's own options: a Python file, `-m` and a module, `-c` and code, `-`
-            for the standard input, or a command's name.
+        program: the arguments after the launcher's options: a Python file, `-m` and a module, `-c` and code,
+            `-` for standard input, or a command's name; then the program's arguments.
         options: options for the Python interpreter.
 
     Ends the process with a message if there is no such program.
@@ -135,11 +135,12 @@ def command(program: list[str], options: list[str]) -> tuple[str, list[str]]:
 
 
 def _is_for_python(file: Path, folder: Path) -> bool:
-    """Whether a program is one for the Python interpreter in a folder, not a command of its own."""
+    """Whether the Python interpreter in `folder` must run this file, because it is not an executable of
+    another kind."""
     if file.is_dir() or file.suffix == ".py":
         return True
     with file.open("rb") as stream:
-        # A console script has the interpreter's path in its first line, or in the second if it is long.
+        # A console script has the interpreter's path in its first line, or in the second if the path is long.
         head = stream.readline(4096) + stream.readline(4096)
     if head.startswith(b"#!"):
         return os.fsencode(folder / "python") in head or b"/env python" in head
@@ -150,8 +151,8 @@ def interpreter_options(command_line: list[str], own: int) -> list[str]:
     """The options of Python, such as `-X dev`, before the launcher's name on a command line.
 
     Arguments:
-        command_line: as in `sys.orig_argv`.
-        own: how many arguments of the launcher's own it ends with.
+        command_line: in the form of `sys.orig_argv`.
+        own: number of arguments at its end that belong to the launcher.
     """
     *options, last = command_line[1 : len(command_line) - own]
     if not last.startswith("-") and options:  # the module's name, after its option

@@ -1,4 +1,4 @@
-"""Functions of `DFPArray` and `DFP32Array` that compute on the integers, named as NumPy's where it has them.
+"""Functions on `DFPArray` and `DFP32Array` that compute on the integers, with NumPy's names where it has them.
 
 ```python
 import dfpjax.numpy as dnp
@@ -8,9 +8,9 @@ y = dnp.down_convert(a @ b)  # DFP-16 · DFP-16 → DFP-32 → DFP-16
 z = dnp.relu(y + dfpjax.quantize(bias))
 ```
 
-Arithmetic: §3.1 of Das et al., 2018, with straight-through derivatives (see
-`dfpjax.numbers.arithmetic`). Structure: mantissas are moved and exponents follow; only what is joined or
-compared is aligned, with one rounding.
+Arithmetic follows §3.1 of Das et al., 2018, with straight-through derivatives (see
+`dfpjax.numbers.arithmetic`). Functions of structure move mantissas together with their exponents. Only
+`concatenate`, `stack` and `maximum` align values, with one rounding.
 """
 
 from dfpjax.numbers.arithmetic.elementwise import absolute as absolute

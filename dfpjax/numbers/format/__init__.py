@@ -1,1 +1,1 @@
-"""The format: integers of 2 to 16 bits (32 in accumulators) that share an exponent, as JAX arrays."""
+"""The format: JAX arrays of integers with 2 to 16 bits (32 in accumulators) that share an exponent."""

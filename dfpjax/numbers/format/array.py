@@ -1,7 +1,7 @@
 """`DFPArray` and `DFP32Array`, tensors in dynamic fixed point.
 
-Their operators and methods are functions of `dfpjax.numpy`, which make such arrays and so stand above this
-file: `dfpjax.numbers.arithmetic.operators` gives them to the classes.
+Their operators and methods are functions of `dfpjax.numpy`. These functions import this module, so
+`dfpjax.numbers.arithmetic.operators` adds them to the classes.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class DynamicFixedPoint:
 
     @classmethod
     def of(cls, mantissa: jax.Array, exponent: jax.Array) -> Self:
-        """A tensor of arrays that are known to be right: nothing is checked, and no number looked at."""
+        """A tensor from arrays that are known to be valid. It checks nothing and reads no numbers."""
         tensor = object.__new__(cls)
         tensor._set(mantissa, exponent)
         return tensor
@@ -74,12 +74,13 @@ class DynamicFixedPoint:
     size = property(lambda self: self.values.size)
 
     def dequantize(self) -> jax.Array:
-        """mantissa · 2^exponent as float32, rounded once; NaN for a non-finite tensor."""
+        """mantissa · 2^exponent as float32, rounded once. NaN if the tensor is not finite, infinite where a
+        value is beyond float32's range."""
         return _dequantize(self.values, jnp.asarray(self.exponent))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """The values for NumPy: float32 as `dequantize`'s, or of another dtype, rounded once. float64 has
-        values beyond float32's range too. Not under a trace."""
+        """The values as a NumPy array of `dtype` (float32 if None), rounded once. float64 also represents
+        values beyond float32's range. Not available under a trace."""
         if copy is False:
             raise ValueError(f"{type(self).__name__}: values are computed, so copy=False cannot be had")
         values = exact_values(np.asarray(self.values), np.asarray(self.exponent))
@@ -91,7 +92,7 @@ class DynamicFixedPoint:
 
 
 def _require_mantissas(name: str, dtype: MantissaDType, mantissa) -> None:
-    """Refuse the one integer that is no mantissa, where the numbers are there to be seen."""
+    """Refuse the one integer that is not a mantissa, unless the numbers cannot be read here."""
     if isinstance(mantissa, jax.core.Tracer) or (
         isinstance(mantissa, jax.Array) and not mantissa.is_fully_addressable
     ):
@@ -104,13 +105,13 @@ def _require_mantissas(name: str, dtype: MantissaDType, mantissa) -> None:
 
 
 def _as_exponent(name: str, exponent) -> jax.Array:
-    """An int32 array."""
+    """`exponent` as an int32 array."""
     wanted = "an int32 scalar or array"
     given = exponent
     if not isinstance(exponent, jax.Array):
         try:
             exponent = np.asarray(exponent)
-        except (TypeError, ValueError):  # what JAX says of tracers inside, and NumPy of ragged lists
+        except (TypeError, ValueError):  # JAX raises these for tracers inside, NumPy for ragged lists
             raise _checks.wrong_type(name, "exponent", wanted, given) from None
     if not jnp.issubdtype(exponent.dtype, jnp.integer):
         raise _checks.wrong_type(name, "exponent", wanted, given)
@@ -122,14 +123,14 @@ def _as_exponent(name: str, exponent) -> jax.Array:
 
 
 def _pytree(cls):
-    """Register as a pytree of values and exponent."""
+    """Class decorator: register the class as a pytree of values and exponent."""
 
     def flatten_with_keys(array):
         keys = jax.tree_util.GetAttrKey("mantissa"), jax.tree_util.GetAttrKey("exponent")
         return tuple(zip(keys, (array.values, array.exponent), strict=True)), None
 
     def unflatten(_, children):
-        # JAX unflattens placeholders and tangents too, which __init__ would refuse.
+        # JAX also unflattens placeholders and tangents, which __init__ would refuse.
         array = object.__new__(cls)
         for name, child in zip(("values", "exponent"), children, strict=True):
             object.__setattr__(array, name, child)
@@ -145,25 +146,26 @@ def _pytree(cls):
 @_pytree
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class DFPArray(DynamicFixedPoint):
-    """A dynamic fixed point tensor ⟨mantissa, exponent⟩ of value mantissa · 2^exponent (Das et al., 2018,
-    §3.1).
+    """A tensor ⟨mantissa, exponent⟩ in dynamic fixed point, with the value mantissa · 2^exponent (Das et al.,
+    2018, §3.1).
 
-    A pytree of two arrays, so it passes through every JAX transformation; to map over an axis (`jax.vmap`,
-    `jax.lax.scan`), the exponent must have it too: `dfpjax.numpy.split_exponent(x, axis)`. The mantissas are
-    kept with dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through it. The
-    operators `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers: a sum of two
-    DFPArrays is a DFPArray, a product a `DFP32Array`. `== != < <= > >=` compare values exactly, element by
-    element, with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the values.
+    It is a pytree of two arrays, so it passes through every JAX transformation. `jax.vmap` and `jax.lax.scan`
+    also map the exponent, which needs the mapped axis: `dfpjax.numpy.split_exponent(x, axis)` adds it. The
+    mantissas have dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through them.
+    The operators `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers. A sum of
+    two DFPArrays is a DFPArray, their product a `DFP32Array`. `== != < <= > >=` compare values exactly,
+    element by element, with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the
+    values.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
-        exponent: integer, kept as int32; a scalar for one exponent per tensor, or any shape that broadcasts
-            to the mantissa's.
+        exponent: integers, stored as int32: a scalar for one exponent per tensor, or an array that broadcasts
+            to the mantissa's shape.
 
     Raises:
-        TypeError: if the mantissa is no such array, or the exponent not made of integers.
-        ValueError: if shapes do not fit, the exponent does not fit an int32, or a mantissa is −32768 (not
-            looked for under a trace).
+        TypeError: if the mantissa is not an array of these dtypes, or the exponent is not made of integers.
+        ValueError: if the shapes do not fit, the exponent does not fit an int32, or a mantissa is −32768
+            (not checked under a trace).
     """
 
     values: jax.Array
@@ -174,17 +176,17 @@ class DFPArray(DynamicFixedPoint):
 @_pytree
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class DFP32Array(DynamicFixedPoint):
-    """A DFP-32 accumulator: what products of `DFPArray`s are (Das et al., 2018, §3.1).
+    """A DFP-32 accumulator, the result of multiplying `DFPArray`s (Das et al., 2018, §3.1).
 
-    Like `DFPArray`, with int32 mantissas in ±(2^31 − 1) of dtype `dfpjax.dfp32`. It can be added to, and
-    `dfpjax.numpy.down_convert` brings it back to DFP-16.
+    It is like `DFPArray`, but its mantissas are int32 in ±(2^31 − 1), of dtype `dfpjax.dfp32`. It supports
+    addition, and `dfpjax.numpy.down_convert` converts it to DFP-16.
 
     Arguments:
         mantissa: array of dtype `dfp32` or int32 (−2^31 is not a mantissa).
-        exponent: integer, kept as int32; a scalar, or any shape that broadcasts to the mantissa's.
+        exponent: integers, stored as int32: a scalar, or an array that broadcasts to the mantissa's shape.
 
     Raises:
-        TypeError, ValueError: as `DFPArray`.
+        TypeError, ValueError: as for `DFPArray`.
     """
 
     values: jax.Array
@@ -202,8 +204,8 @@ def _dequantize(values, exponent):
 @jax.jit
 def _dequantize_accumulator(values, exponent):
     mantissa = widen(to_integers(values))
-    # A subnormal result has fewer than float32's 24 bits. To be rounded once it is rounded here, and what is
-    # left is exact.
+    # A subnormal result has fewer than float32's 24 bits. Round to its bits here, so that the conversion and
+    # the scaling below are exact and the result is rounded once.
     is_subnormal = bit_length(magnitude(mantissa)) + exponent <= MIN_NORMAL_EXPONENT
     drop = jnp.where(is_subnormal, jnp.maximum(MIN_FLOAT_EXPONENT - exponent, 0), 0)
     rounded = shift_right(mantissa, drop, "nearest").astype(jnp.float32)
@@ -212,4 +214,4 @@ def _dequantize_accumulator(values, exponent):
 
 @_dequantize.defjvp
 def _dequantize_jvp(primals, tangents):
-    return _dequantize(*primals), tangents[0]  # straight-through, as quantize's
+    return _dequantize(*primals), tangents[0]  # straight-through, as in quantize

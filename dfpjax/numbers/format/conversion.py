@@ -1,4 +1,4 @@
-"""`quantize` and `dequantize`: between floating-point arrays and `DFPArray`s."""
+"""`quantize` and `dequantize`, which convert between floating-point arrays and `DFPArray`s."""
 
 import functools
 from collections.abc import Sequence
@@ -20,30 +20,33 @@ def quantize(
     seed: int | jax.Array | None = None,
     axis: int | Sequence[int] | None = None,
 ) -> DFPArray:
-    """Bring an array to dynamic fixed point (Das et al., 2018, §3), with one exponent for the whole tensor
-    or, as the paper announces for the future, one for each slice.
+    """Convert an array to dynamic fixed point (Das et al., 2018, §3). The whole tensor has one exponent or,
+    as the paper announces for future work, each slice has its own.
 
-    E = floor(log2(max|x|)) − (bits − 2) from this tensor, exactly; mantissa = round(x · 2^−E), clamped to
+    E = floor(log2(max|x|)) − (bits − 2), exactly, from x itself; mantissa = round(x · 2^−E), clamped to
     ±(2^(bits−1) − 1). An all-zero tensor gets the smallest exponent. A NaN or infinity anywhere makes the
     whole tensor NaN. The derivative is the identity (straight-through). With `axis`, all this holds for each
-    slice by itself.
+    slice separately.
 
     Arguments:
-        x: real floating-point array of any shape; other than float32 it is rounded to float32 first, float64
-            to float32's precision alone: its range is kept.
+        x: real floating-point array of any shape. Other dtypes are first converted to float32. float64 is
+            rounded to float32's precision but keeps its range.
         bits: bits of a mantissa, its sign included, from 2 to 16.
         rounding: "nearest" (ties to even), "stochastic", "biased" (up if one of the two highest dropped
-            bits is set) or "truncate" (toward zero). All act on magnitudes.
-        seed: integer (taken modulo 2^32), or key of `jax.random.key`, that the random bits of stochastic
-            rounding are made from; required for it and refused otherwise.
-        axis: axis or axes along which every slice has an exponent of its own, negative ones counted from
-            the end; the exponent then has x's rank, with extent 1 on all other axes. None for one exponent,
-            a scalar.
+            bits is set) or "truncate" (toward zero). All modes act on magnitudes.
+        seed: for stochastic rounding, an integer (taken modulo 2^32) or a key of `jax.random.key`. Required
+            for "stochastic", refused otherwise.
+        axis: one or several axes along which each slice has its own exponent; negative axes count from the
+            end. The exponent then has x's rank, with extent 1 on all other axes. None for one exponent, a
+            scalar.
+
+    Returns:
+        DFPArray of x's shape.
 
     Raises:
-        TypeError: if `x` is not a real floating-point array, `axis` not made of integers, or `seed` none of
-            those named above.
-        ValueError: if `bits`, `rounding`, `seed` or `axis` is not as said above.
+        TypeError: if `x` is not a real floating-point array, `axis` is not made of integers, or `seed` is
+            neither an integer nor a key.
+        ValueError: if `bits`, `rounding`, `seed` or `axis` does not follow the rules above.
     """
     if isinstance(x, DFPArray | DFP32Array):
         raise TypeError(f"quantize: x is a {type(x).__name__} already; call x.dequantize() first")
@@ -67,8 +70,8 @@ def _quantize(quantizer: Quantizer, slice_axes: tuple[int, ...], x: jax.Array, s
 
 
 def _into_range(numpy, x, slice_axes: tuple[int, ...]):
-    """float64 numbers x as y · 2^power, with each slice of y in the middle of float32's range: x may lie
-    outside of it, and an exponent need not. `numpy` is the module to compute with."""
+    """float64 numbers x as (y, power) with x = y · 2^power, where the largest magnitude of each slice of y is
+    near 1. x may exceed float32's range, which an exponent covers. `numpy` is `numpy` or `jax.numpy`."""
     shared = tuple(axis for axis in range(x.ndim) if axis not in slice_axes)
     largest = numpy.max(numpy.abs(x), axis=shared, keepdims=True, initial=0)
     power = numpy.where(numpy.isfinite(largest) & (largest > 0), numpy.frexp(largest)[1], 0)
@@ -90,7 +93,7 @@ def _quantize_wide_jvp(quantizer, slice_axes, primals, tangents):
 
 
 def checked_quantizer(function: str, bits: int, rounding: str) -> Quantizer:
-    """The quantizer, or the error of the function whose arguments these are."""
+    """A quantizer with these fields, or an error that names the function."""
     try:
         return Quantizer(bits=bits, rounding=rounding)
     except ValueError as error:
@@ -98,7 +101,8 @@ def checked_quantizer(function: str, bits: int, rounding: str) -> Quantizer:
 
 
 def rounding_seed(function: str, rounding: str, seed: int | jax.Array | None) -> jax.Array | None:
-    """The seed argument of a function that rounds, as uint32; checked that it is there just when needed."""
+    """The `seed` argument of a function that rounds, as uint32. Stochastic rounding requires a seed, other
+    modes refuse one."""
     if (seed is None) == (rounding == "stochastic"):
         raise ValueError(
             f'{function}: rounding="stochastic" needs a seed'
@@ -117,7 +121,7 @@ def rounding_seed(function: str, rounding: str, seed: int | jax.Array | None) ->
 
 
 def dequantize(x: DFPArray | DFP32Array) -> jax.Array:
-    """`x.dequantize()`: a float32 array of x's shape; infinite where a value is beyond float32's range.
+    """`x.dequantize()`: a float32 array of x's shape. Values beyond float32's range become infinite.
 
     Raises:
         TypeError: if `x` is not a tensor in dynamic fixed point.

@@ -1,4 +1,4 @@
-"""How a tensor in dynamic fixed point is printed."""
+"""The printed form of tensors in dynamic fixed point."""
 
 import jax
 import numpy as np
@@ -9,8 +9,11 @@ from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def describe(array) -> str:
-    """The values as floats and the exponent; the types of both where there are no numbers (tracing, deleted
-    arrays), and what is there where JAX holds something else in this pytree (a gradient)."""
+    """A tensor's `repr`: its values as floats, and its exponent.
+
+    Without readable numbers (under a trace, or after deletion) it shows the types of values and exponent. If
+    JAX has put other objects into the pytree (such as a gradient), it shows them.
+    """
     name = type(array).__name__
     values, exponent = array.values, array.exponent
     if not (_is_readable(values) and _is_readable(exponent)):
@@ -28,7 +31,8 @@ def describe(array) -> str:
 
 
 def exact_values(mantissa: np.ndarray, exponent: np.ndarray) -> np.ndarray:
-    """mantissa · 2^exponent in float64, which holds every mantissa; NaN where it is not finite."""
+    """mantissa · 2^exponent in float64, which represents every mantissa exactly. A tensor that is not finite
+    gives NaN."""
     with np.errstate(over="ignore", under="ignore"):
         values = np.ldexp(mantissa.astype(np.float64), exponent)
     return np.where(exponent >= NONFINITE_THRESHOLD, np.nan, values)
@@ -42,7 +46,7 @@ def _is_readable(x) -> bool:
 
 
 def _abstract(x) -> str:
-    """dfp16[2,3] for an array of integers; the object itself for anything else."""
+    """The type, such as dfp16[2,3], of mantissas or an int32 array; the `repr` of anything else."""
     dtype = getattr(x, "dtype", None)
     if isinstance(dtype, MantissaDType) or dtype == np.int32:
         return _compat.ShapedArray(x.shape, dtype).str_short(short_dtypes=False)

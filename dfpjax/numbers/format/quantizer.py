@@ -1,4 +1,4 @@
-"""How the operands of an operation are brought to dynamic fixed point: the configuration."""
+"""Configuration: how operands of an operation are quantized."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,17 +11,22 @@ Granularity = Literal["tensor", "channel"]
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer:
-    """How one operand of an operation is brought to dynamic fixed point."""
+    """How one operand of an operation is quantized.
+
+    Raises:
+        ValueError: if a field is out of range.
+    """
 
     bits: int = 16
     """Bits of a mantissa, its sign included: 2 to 16."""
 
     rounding: Rounding = "nearest"
-    """`nearest` (ties to even), `stochastic`, `biased` or `truncate`; all act on magnitudes."""
+    """`nearest` (ties to even), `stochastic`, `biased` (up if one of the two highest dropped bits is set) or
+    `truncate` (toward zero). All modes act on magnitudes."""
 
     granularity: Granularity = "tensor"
-    """`tensor`: one exponent. `channel`: one for each slice along the axes that the operation's output has
-    too, such as a kernel's output feature, an input's example, or a group."""
+    """`tensor`: one exponent for the tensor. `channel`: one exponent for each slice along the axes that the
+    operation's output also has, such as a kernel's output features, an input's examples, or groups."""
 
     def __post_init__(self):
         if not isinstance(self.bits, int) or isinstance(self.bits, bool) or not 2 <= self.bits <= 16:
@@ -36,7 +41,7 @@ class Quantizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizers:
-    """The quantizers of an operation's operands: `cotangent` serves the gradients that come back to it."""
+    """The quantizers of an operation's operands. `cotangent` quantizes the cotangent of its output."""
 
     lhs: Quantizer = Quantizer()
     rhs: Quantizer = Quantizer()

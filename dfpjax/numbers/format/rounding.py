@@ -1,4 +1,4 @@
-"""The rounding modes of float32 arrays, and the random bits of the stochastic one."""
+"""Rounding modes for float32 arrays, and the random bits of stochastic rounding."""
 
 from typing import Literal
 
@@ -11,14 +11,14 @@ Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 
 
 def _hash(x: jax.Array) -> jax.Array:
-    """A bijective mixing of 32-bit words (two xor-shift-multiply rounds). Its high bits are the good ones,
-    and numbers are compared by these; without the first shift, neighbours would be measurably correlated."""
+    """A bijective hash of 32-bit words (two xor-shift-multiply rounds). Its high bits, which decide the
+    comparisons, are the best. Without the first shift, neighbours would be measurably correlated."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
 
 
 def round_to_integers(y: jax.Array, rounding: str, random: jax.Array | None) -> jax.Array:
-    """y rounded to integers, as float32; `random` holds 32 random bits for each number if stochastic."""
+    """y rounded to integers, as float32. For stochastic rounding, `random` has 32 random bits per number."""
     if rounding == "nearest":
         return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
     magnitude = jnp.abs(y)
@@ -27,15 +27,15 @@ def round_to_integers(y: jax.Array, rounding: str, random: jax.Array | None) -> 
     if rounding == "biased":
         below = below + (dropped >= 0.25)  # one of the two highest dropped bits is set
     elif rounding == "stochastic":
-        # Compared as floats, of 31 bits: conversions to and from unsigned integers are slow on many CPUs.
+        # Compare 31 bits as floats: conversions to and from unsigned integers are slow on many CPUs.
         threshold = lax.bitcast_convert_type(random >> 1, jnp.int32).astype(jnp.float32)
         below = below + (threshold < dropped * np.float32(2**31))
     return jnp.where(y < 0, -below, below)
 
 
 def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
-    """A hash of the seed and the flat index, over `axes` where given: uint32 of that shape. The seed
-    broadcasts against it."""
+    """A hash of the seed and the flat index over `axes` (None for all axes): uint32 of this shape, to which
+    the seed must broadcast."""
     axes = tuple(range(len(shape))) if axes is None else axes
     index, stride = jnp.zeros((), jnp.uint32), 1
     for axis in reversed(axes):

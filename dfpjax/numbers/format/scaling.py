@@ -1,7 +1,7 @@
-"""Powers of two applied to float32 arrays with one rounding, and the exponents that mark zero and NaN.
+"""Scaling of float32 arrays by powers of two with one rounding, and the exponents that mark zero and NaN.
 
-XLA runs its CPU code with subnormal numbers flushed to zero, so everything that decides about a value's
-exponent works on its bits.
+XLA's CPU code flushes subnormal numbers to zero. So everything that determines a value's exponent works on
+its bits.
 """
 
 import jax
@@ -10,15 +10,16 @@ import numpy as np
 from jax import lax
 
 MIN_FLOAT_EXPONENT = -149
-"""Exponent of float32's smallest positive number; an all-zero tensor gets the exponent that this number
-would get."""
+"""Exponent of float32's smallest positive number. An all-zero tensor gets the exponent of a tensor whose
+largest magnitude is this number."""
 
 NONFINITE_EXPONENT = 1 << 20
-"""Exponent of a tensor that holds a NaN or an infinity. It dominates every sum, and every result computed
+"""Exponent of a tensor with a NaN or an infinity. It is the largest in every sum, and every result computed
 from it is NaN."""
 
 NONFINITE_THRESHOLD = 1 << 19
-"""An exponent, or sum of exponents, from here on means NaN: no finite one comes near it."""
+"""An exponent or sum of exponents of this size or larger means NaN. Those of finite tensors are much
+smaller."""
 
 
 def float_bits(x: jax.Array) -> jax.Array:
@@ -30,8 +31,9 @@ def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     """x · 2^exponent with one rounding (to nearest even), subnormal and overflowing results included.
 
     Arguments:
-        x: float32; zero or a normal number.
-        exponent: int32, broadcastable against `x`. From `NONFINITE_THRESHOLD` on the result is NaN.
+        x: float32 array of zeros and normal numbers.
+        exponent: int32, broadcastable against `x`. Where it is at least `NONFINITE_THRESHOLD`, the result is
+            NaN.
 
     Returns:
         float32 of the broadcast shape.
@@ -43,8 +45,8 @@ def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
     biased = (magnitude >> 23) + shift_in
     fraction = magnitude & np.int32(0x7FFFFF)
     normal = (biased << 23) | fraction
-    # Below the normal range the significand is shifted right by `drop`, rounding to nearest even; a carry
-    # into the exponent field is what it should be.
+    # Below the normal range, shift the significand right by `drop`, rounding to nearest even. A carry into
+    # the exponent field gives the smallest normal number, as it should.
     significand = fraction | np.int32(1 << 23)
     drop = jnp.clip(1 - biased, 1, 26)
     kept = significand >> drop
@@ -58,8 +60,8 @@ def scale_by_power_of_two(x: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def floor_log2(bits: jax.Array) -> jax.Array:
-    """floor(log2|x|) from the bits of |x|: that of float32's smallest number for zero, and
-    `NONFINITE_EXPONENT` for a NaN or an infinity."""
+    """floor(log2|x|) from the bits of |x|. Zero gives `MIN_FLOAT_EXPONENT`, a NaN or an infinity
+    `NONFINITE_EXPONENT`."""
     biased = bits >> 23
     subnormal_log2 = (31 - lax.clz(jnp.maximum(bits, 1))) + MIN_FLOAT_EXPONENT
     log2 = jnp.where(biased == 0, subnormal_log2, biased - 127)
@@ -67,14 +69,13 @@ def floor_log2(bits: jax.Array) -> jax.Array:
 
 
 def scaled_down(x: jax.Array, exponent: jax.Array) -> jax.Array:
-    """x · 2^−exponent, exact wherever the result is at least 2^−63 (everything below rounds to zero
-    anyway)."""
+    """x · 2^−exponent, exact wherever the result is at least 2^−63. Smaller results round to zero anyway."""
     exponent = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
     magnitude_bits = float_bits(x) & np.int32(0x7FFFFFFF)
-    # 2^−exponent can lie outside of float32's range, so it is applied in two factors.
+    # 2^−exponent can be outside float32's range, so multiply by two factors.
     first = -exponent // 2
     normal = x * power_of_two(first) * power_of_two(-exponent - first)
-    # XLA takes a subnormal x for zero; its bits are the integer x · 2^149.
+    # XLA flushes a subnormal x to zero, but its bits are the integer x · 2^149.
     integer = magnitude_bits.astype(jnp.float32) * power_of_two(
         jnp.maximum(MIN_FLOAT_EXPONENT - exponent, -126)
     )
@@ -82,5 +83,5 @@ def scaled_down(x: jax.Array, exponent: jax.Array) -> jax.Array:
 
 
 def power_of_two(exponent: jax.Array) -> jax.Array:
-    """2^exponent for −126 ≤ exponent ≤ 127, from the bits: exp2 is not exact on every platform."""
+    """2^exponent for −126 ≤ exponent ≤ 127, built from bits because exp2 is not exact on every platform."""
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)

@@ -1,7 +1,7 @@
-"""Signed 64-bit integers as two 32-bit words, and their rounded shift to the right.
+"""Signed 64-bit integers as two 32-bit words, and their rounded right shift.
 
-JAX has no 64-bit integers unless x64 is switched on, and exact sums of 30-bit products need them. The shift
-is the one place where integer mantissas are rounded.
+Exact sums of 30-bit products need 64-bit integers, which JAX has only if x64 is enabled. Integer mantissas
+are rounded nowhere but in this shift.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from jax import lax
 from dfpjax.numbers.format.rounding import random_bits
 
 _ALL_DROPPED = 96
-"""A shift from here on leaves nothing of a number below 2^63, in the first 32 bits dropped either."""
+"""A shift by this many bits or more leaves zero of a number below 2^63, and the 32 highest dropped bits are
+zero too."""
 
 
 class Wide(NamedTuple):
@@ -27,7 +28,7 @@ class Wide(NamedTuple):
 
 
 def widen(x: jax.Array, shift: int = 0) -> Wide:
-    """x · 2^shift of an int32 array, for 0 ≤ shift < 32."""
+    """x · 2^shift for an int32 array x and 0 ≤ shift < 32."""
     return Wide(x >> (32 - shift) if shift else x >> 31, _unsigned(x) << shift)
 
 
@@ -45,7 +46,7 @@ def magnitude(x: Wide) -> Wide:
 
 
 def bit_length(x: Wide) -> jax.Array:
-    """Bits of a number that is not negative, 0 for zero: int32."""
+    """Number of bits of x ≥ 0 (0 for zero), as int32."""
     length = jnp.where(x.high > 0, 64 - lax.clz(x.high), 32 - lax.clz(x.low).astype(jnp.int32))
     return length.astype(jnp.int32)
 
@@ -55,12 +56,12 @@ def shift_right(
 ) -> jax.Array:
     """round(x · 2^−shift) as int32, rounded once and clamped to ±limit.
 
-    Rounding acts on the magnitude. `stochastic` compares 32 random bits with the first 32 bits dropped.
+    Rounding acts on the magnitude. `stochastic` compares 32 random bits with the 32 highest dropped bits.
 
     Arguments:
-        x: of any shape; |x| · 2^−shift < 2^32 − 1.
+        x: of any shape, with |x| · 2^−shift < 2^32 − 1.
         shift: int32, not negative, broadcastable against `x`.
-        rounding: one of `quantize.Rounding`.
+        rounding: one of `rounding.Rounding`.
         seed: uint32 scalar for `stochastic`.
         limit: largest magnitude of the result.
     """
@@ -88,7 +89,8 @@ def shift_right(
 
 
 def _shifted(word: jax.Array, shift: jax.Array) -> jax.Array:
-    """word >> shift, to the left where `shift` is negative; zero from 32 on (HLO leaves that open)."""
+    """word >> shift, or word << −shift where `shift` is negative. Zero if |shift| ≥ 32, which HLO leaves
+    undefined."""
     right = word >> jnp.clip(shift, 0, 31).astype(jnp.uint32)
     left = word << jnp.clip(-shift, 0, 31).astype(jnp.uint32)
     return jnp.where(jnp.abs(shift) >= 32, np.uint32(0), jnp.where(shift >= 0, right, left))
