@@ -1,8 +1,8 @@
-"""Every private JAX symbol that dfpjax needs, in one place.
+"""All private JAX symbols that dfpjax uses.
 
-JAX keeps no compatibility promise for these names. When a new JAX release moves one of them, this file is
-the only one to mend. `nox -s lowest newest` runs the tests with both ends of the releases that pyproject.toml
-allows; last with 0.10.0 and 0.12.0.1.
+JAX makes no compatibility promise for these names. When a new JAX release moves one of them, only this file
+changes. `nox -s lowest newest` runs the tests with the oldest and the newest release that pyproject.toml
+allows; the last run was with 0.10.0 and 0.12.0.1.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -50,7 +50,7 @@ dispatch_registry = _tree_util.dispatch_registry
 
 
 def accept_as_value(kind: type) -> None:
-    """Have JAX take values of that class as they are."""
+    """Make JAX accept values of this class without conversion."""
     if hasattr(_dtypes, "register_canonicalize_value_handler"):  # not in JAX 0.10.0
         _dtypes.register_canonicalize_value_handler(kind, None)
     else:
@@ -60,31 +60,31 @@ def accept_as_value(kind: type) -> None:
 # --- primitives -----------------------------------------------------------------------------------
 
 apply_primitive = _dispatch.apply_primitive
-# Inside shard_map: operands vary over the same mesh axes. Not by that name in JAX 0.10.0.
+# Makes operands inside shard_map vary over the same mesh axes. JAX 0.10.0 has another name for it.
 vary_together = getattr(_core, "auto_insert_reshard", None) or _core.standard_insert_pvary
 
 
 def result_aval(operand, shape, dtype, sharding=None):
-    """The type of a result of that shape and dtype: it varies over the manual mesh axes that its operand
-    does. Without a sharding it is not sharded over explicit axes."""
+    """The type of a result of this shape and dtype, which varies over the same manual mesh axes as its
+    operand. Without a sharding, it is not sharded over explicit axes."""
     if sharding is None:
         sharding = operand.sharding.update(spec=PartitionSpec(*(None,) * len(shape)))
     return operand.update(shape=tuple(shape), dtype=dtype, sharding=sharding, weak_type=False)
 
 
 jet, jet_rules, zero_series = _jet.jet, _jet.jet_rules, _jet.zero_series
-name_p = _ad_checkpoint.name_p  # binds what `checkpoint_name` names
+name_p = _ad_checkpoint.name_p  # the primitive of `checkpoint_name`
 sparse_rules = _sparse_transform.sparse_rules_bcoo
 
 
 def partitions(sharding) -> tuple:
-    """What splits each axis of an array: None, a mesh's axis, or several."""
-    # Since JAX 0.10.2 a spec that names a reduced axis cannot be iterated over.
+    """For each axis of an array, the mesh axis or axes that split it, or None."""
+    # From JAX 0.10.2 on, a spec with a reduced axis cannot be iterated over.
     return tuple(getattr(sharding.spec, "partitions", sharding.spec))
 
 
 def is_unreduced(aval) -> bool:
-    """Whether its devices hold parts of a sum over explicit or manual axes."""
+    """Whether the devices hold partial sums, still to be added over explicit or manual axes."""
     return bool(aval.sharding.spec.unreduced or aval.mat.unreduced)
 
 
@@ -92,11 +92,13 @@ def is_unreduced(aval) -> bool:
 
 
 def partitioned_context(ctx):
-    """The context of a lowering in a module that XLA is to partition, and the devices to partition it over.
+    """The context for lowering in a module that XLA will partition, and the devices to partition it over.
 
-    JAX does not say which devices these are, so that the lowering serves any; custom_partitioning wants to
-    see some, but its rules speak of them by their place alone. No devices on one device, inside shard_map,
-    and for jax.export, whose programs outlive the process that holds the rules.
+    A lowering serves any devices, so JAX does not say which they are. custom_partitioning needs devices, but
+    its rules refer to them only by position, so any devices of the platform will do.
+
+    The devices are empty on one device, inside shard_map, and for jax.export, whose programs outlive the
+    process that has the partitioning rules.
     """
     module = ctx.module_context
     axes = module.axis_context
@@ -122,8 +124,8 @@ def is_partitioned(ctx) -> bool:
 
 
 def tile_assignment(sharding, rank: int) -> np.ndarray:
-    """The devices, numbered, in the order of the tiles that they hold of an array: of shape (number of tiles
-    along each axis, ..., replicas)."""
+    """The number of the device that holds each tile of an array: int array of shape (tiles along axis 0,
+    tiles along axis 1, …, replicas)."""
     tiling = sharding._to_xla_hlo_sharding(rank)
     if not tiling.is_tiled():
         return np.arange(sharding.num_devices).reshape((1,) * rank + (-1,))
@@ -134,13 +136,13 @@ def tile_assignment(sharding, rank: int) -> np.ndarray:
 # --- transform ------------------------------------------------------------------------------------
 
 eval_jaxpr = _core.eval_jaxpr
-UNSPECIFIED = _sharding_impls.UNSPECIFIED  # the sharding of a jit's result about which nothing was said
+UNSPECIFIED = _sharding_impls.UNSPECIFIED  # the sharding of a jit's result for which none was given
 without_named_axes = _core.filter_named_axis_effects
 trace_context = _config.trace_context  # hashable: the settings and environment that tracing depends on
 
 
 def name_entries(name_stack) -> list[tuple[str, str]]:
-    """The entries of a name stack: ("scope", name) of a named scope, ("transform", "jvp") and the like."""
+    """The entries of a name stack: ("scope", name) for a named scope, or such as ("transform", "jvp")."""
     kinds = {_source_info.Scope: "scope", _source_info.Transform: "transform"}
     return [(kinds[type(entry)], entry.name) for entry in name_stack.stack]
 
@@ -151,7 +153,8 @@ def user_frames(traceback) -> list[tuple[str, int]]:
 
 
 def trace(fun, avals, name: str):
-    """Trace `fun`, a function of arrays, to (jaxpr, consts); the jaxpr's outputs are its result's leaves."""
+    """Trace `fun`, a function of arrays, to (jaxpr, consts). The jaxpr's outputs are the leaves of the result
+    of `fun`."""
     debug_info = _linear_util.DebugInfo("dfpjax", name, None, None)
     wrapped = _linear_util.wrap_init(lambda *args: _tree_util.tree_leaves(fun(*args)), debug_info=debug_info)
     jaxpr, _, consts = _partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
@@ -159,12 +162,12 @@ def trace(fun, avals, name: str):
 
 
 def newly_manual_axes(params: dict) -> frozenset:
-    """Mesh axes that a shard_map, given its parameters, makes manual."""
+    """Mesh axes that a shard_map with these parameters makes manual."""
     return params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]  # before 0.10.2
 
 
 def scan_constants(params: dict) -> int:
-    """How many of a scan's operands, the first ones, are the same in every iteration."""
+    """Number of a scan's constants: the first operands, which are the same in every iteration."""
     if "num_consts" in params:  # before 0.11
         return params["num_consts"]
     constants, _, _ = params["ft_in"].unpack()
@@ -172,8 +175,8 @@ def scan_constants(params: dict) -> int:
 
 
 def scan_with_results(params: dict, count: int) -> dict:
-    """What changes in a scan's parameters where its body gives so many further results, which are stacked."""
-    if "ft_out" not in params:  # before 0.11, which counts the carry alone
+    """The parameters of a scan that change if its body returns `count` more results, which are stacked."""
+    if "ft_out" not in params:  # before 0.11, whose parameters count only the carry
         return {}
     carry, stacked = params["ft_out"].unpack()
     return {"ft_out": _flattree.pack((carry, (stacked, _flattree.nones(count))))}
@@ -181,7 +184,7 @@ def scan_with_results(params: dict, count: int) -> dict:
 
 @contextmanager
 def inside_shard_map(mesh, newly_manual_axes, check_vma):
-    """The environment that the body of a shard_map is traced in (as `_shard_map_staging` sets it up)."""
+    """The environment in which JAX traces the body of a shard_map (set up as in `_shard_map_staging`)."""
     with ExitStack() as stack:
         stack.enter_context(_shard_map._extend_axis_env(mesh, newly_manual_axes))
         stack.enter_context(_mesh.use_abstract_mesh(_shard_map._as_manual_mesh(mesh, newly_manual_axes)))

@@ -1,4 +1,4 @@
-"""Functions on `DFPArray` and `DFP32Array` that compute on the integers, with NumPy's names where it has them.
+"""Functions on `DFPArray` and `DFP32Array` that compute on the integers. Names are NumPy's where it has them.
 
 ```python
 import dfpjax.numpy as dnp

@@ -1,13 +1,13 @@
-"""The JAX dtypes ``dfp16`` and ``dfp32``: integer mantissas whose tangents are float32.
+"""The JAX dtypes `dfp16` and `dfp32`: integer mantissas whose tangents are float32.
 
-An integer array has no tangent in JAX, so a chain rule through quantized operands would be cut silently. An
-*extended* dtype says what to do instead: it is int16 (or int32) in memory and in XLA, and its tangent dtype
-is float32. JAX's PRNG keys are built the same way.
+An integer array has no tangent in JAX, so gradients through quantized operands would silently be lost. An
+*extended* dtype defines its own tangents: this one is int16 (or int32) in memory and in XLA, and its tangent
+dtype is float32. JAX's PRNG keys are extended dtypes too.
 
-To JAX an element is an array of shape (1,), so the *physical* array has one more axis than the one we see:
-JAX 0.10.2 finds an array's sharding from the physical one's by cutting off the element's axes, and cuts off
-all of them where the element has none. XLA sees through axes of size 1; `from_integers` and `to_integers`
-add and remove it.
+For JAX an element is an array of shape (1,), so the *physical* array has one axis more than the array that
+users see. An element without axes would not work: JAX 0.10.2 derives an array's sharding from the physical
+one by removing the element's axes, and removes all axes if the element has none. XLA optimizes axes of size 1
+away. `from_integers` adds this axis, `to_integers` removes it.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from dfpjax import _compat
 
 
 class dfp16_scalar(_compat.extended):
-    """Abstract scalar type of `dfp16`, for ``jnp.issubdtype(x.dtype, dfp16_scalar)``."""
+    """Abstract scalar type of `dfp16`, for `jnp.issubdtype(x.dtype, dfp16_scalar)`."""
 
 
 class dfp32_scalar(_compat.extended):
@@ -28,8 +28,9 @@ class dfp32_scalar(_compat.extended):
 
 
 def _without_arithmetic(cls: type) -> type:
-    """Class decorator: what `jax.Array` declares and the class does not define is refused, and says what to
-    do. JAX's own declarations raise errors without a text, which `hasattr` does not take for an absence."""
+    """Class decorator: members that `jax.Array` declares and the class does not define raise errors that say
+    what to do instead. (JAX's declarations raise errors without a message, which `hasattr` does not treat as
+    a missing attribute.)"""
 
     def refusal(name: str) -> str:
         return (
@@ -59,25 +60,25 @@ def _without_arithmetic(cls: type) -> type:
 
 @_without_arithmetic
 class MantissaArray(jax.Array):
-    """A concrete array of dtype `dfp16` or `dfp32`: what JAX hands out for such a value outside of a trace.
+    """A concrete array of dtype `dfp16` or `dfp32`: JAX's representation of such a value outside a trace.
 
-    ``numpy.asarray`` gives the integers. Like JAX's own key arrays it implements the container half of
-    `jax.Array`, with comparison for equality, and refuses arithmetic with a TypeError: bare mantissas mean
+    `numpy.asarray` gives the integers. Like JAX's key arrays, it implements the container interface of
+    `jax.Array` and comparison for equality. It refuses arithmetic with a TypeError, because mantissas mean
     nothing without their exponent (see `dfpjax.DFPArray`).
     """
 
     __array_ufunc__ = (
-        None  # NumPy computes nothing with the integers unasked, and leaves `1 + self` to __radd__
+        None  # NumPy does not compute with the integers implicitly, and leaves `1 + self` to __radd__
     )
 
     def __init__(self, mantissa: jax.Array):
-        mantissa = jnp.asarray(mantissa)  # pickle hands in a NumPy array
+        mantissa = jnp.asarray(mantissa)  # pickle passes a NumPy array
         self._physical = mantissa.reshape(*mantissa.shape, 1)
 
     @classmethod
     def _of(cls, physical) -> "MantissaArray":
         array = cls.__new__(cls)
-        array._physical = jnp.asarray(physical)  # device_get hands in a NumPy array
+        array._physical = jnp.asarray(physical)  # device_get passes a NumPy array
         return array
 
     @property
@@ -131,7 +132,11 @@ class MantissaArray(jax.Array):
         return MantissaArray._of(self._physical.copy())
 
     def astype(self, dtype, copy: bool = False, device=None):
-        """To the same dtype, or to the integers, which are the same bits."""
+        """Conversion to the same dtype, or to the integers, which have the same bits.
+
+        Raises:
+            TypeError: for any other dtype.
+        """
         if dtype == self.dtype:
             moved = self._physical if device is None else jax.device_put(self._physical, device)
             return MantissaArray._of(moved.copy() if copy else moved)
@@ -209,9 +214,9 @@ class MantissaArray(jax.Array):
 
 
 class _Rules:
-    """What JAX asks an extended dtype (the protocol of ``dtype._rules``)."""
+    """The functions that JAX calls for an extended dtype (the protocol of `dtype._rules`)."""
 
-    allow_conversion = True  # convert_element_type from or to the integers is the identity on the bits
+    allow_conversion = True  # convert_element_type to or from the integers keeps the bits
 
     @staticmethod
     def physical_element_aval(dtype):
@@ -263,7 +268,7 @@ class MantissaDType(_compat.ExtendedDType):
     def __init__(self, name: str, integer: str, scalar: type):
         self.name = name
         self.integer = np.dtype(integer)
-        """What a mantissa is in memory."""
+        """The integer dtype of a mantissa in memory."""
         self._scalar = scalar
 
     type = property(lambda self: self._scalar)
@@ -285,13 +290,13 @@ _MANTISSA_DTYPES = {dtype.integer: dtype for dtype in (dfp16, dfp32)}
 
 
 def from_integers(mantissa: jax.Array) -> jax.Array:
-    """An int16 array with dtype `dfp16`, an int32 array with dtype `dfp32`."""
+    """Convert an int16 array to dtype `dfp16`, or an int32 array to dtype `dfp32`."""
     dtype = _MANTISSA_DTYPES[mantissa.dtype]
     return jax.lax.convert_element_type(mantissa.reshape(*mantissa.shape, 1), dtype)
 
 
 def to_integers(values: jax.Array) -> jax.Array:
-    """A `dfp16` array with dtype int16, a `dfp32` array with dtype int32."""
+    """Convert a `dfp16` array to int16, or a `dfp32` array to int32."""
     return jax.lax.convert_element_type(values, values.dtype.integer).reshape(values.shape)
 
 

@@ -1,8 +1,8 @@
 """Explicit meshes, on which the sharding of a result is part of its type.
 
-A primitive says in its type how its result is sharded over the explicit axes of a mesh. Its lowering leaves
-to the partitioner how to get there: inside, no axis is explicit. So what is kept for a derivative, and what
-passes from one equation to the next, has the type that JAX's own operations would give it.
+The result type of a primitive gives its sharding over the explicit axes of a mesh. Inside its lowering no
+axis is explicit, so the partitioner chooses how to compute the result. Thus residuals of derivatives, and
+values between equations, have the types that JAX's own operations would give them.
 """
 
 import functools
@@ -25,18 +25,18 @@ def explicit_axes(mesh) -> tuple[str, ...]:
 
 
 def with_partitions(sharding: NamedSharding, entries: Sequence) -> NamedSharding:
-    """A sharding over the same mesh with these entries, one for each axis of an array."""
+    """The sharding over the same mesh with these entries, one for each axis of an array."""
     return sharding.update(spec=PartitionSpec(*entries))
 
 
 def with_leading(sharding: NamedSharding, leading: Sequence) -> NamedSharding:
-    """A sharding with more entries in front, for axes that vmap added."""
+    """The sharding with more entries in front, for axes that vmap added."""
     return sharding.update(spec=sharding.spec.update(partitions=(*leading, *partitions(sharding))))
 
 
 def mapped_sharding(operands, dims, sharding: NamedSharding) -> NamedSharding:
-    """The sharding of an array to which vmap adds a leading axis: that is split as the operands' mapped axes
-    are."""
+    """The sharding of an array to which vmap adds a leading axis, which is split like the operands' mapped
+    axes."""
     for x, dim in zip(operands, dims, strict=True):
         if dim is not None and (entry := partitions(jax.typeof(x).sharding)[dim]) is not None:
             if sharding.mesh.empty:
@@ -46,15 +46,15 @@ def mapped_sharding(operands, dims, sharding: NamedSharding) -> NamedSharding:
 
 
 def repeated(x: jax.Array, size: int, sharding: NamedSharding) -> jax.Array:
-    """x along a new leading axis of that size and, on an explicit mesh, with this sharding."""
+    """x repeated along a new leading axis of this size and, on an explicit mesh, with this sharding."""
     if explicit_axes(sharding.mesh):
         return lax.broadcast(x, (size,), out_sharding=sharding)
     return lax.broadcast(x, (size,))
 
 
 def split_axis(sharding: NamedSharding, axis: int, leading: int) -> NamedSharding:
-    """The sharding of an array of which an axis becomes two, the first of that size: that is split between
-    the devices if they divide it."""
+    """The sharding of an array after one axis becomes two, the first of size `leading`. The first is split
+    over the axis's devices if their number divides it."""
     entries = [*partitions(sharding)]
     parts = math.prod(sharding.mesh.shape[name] for name in _names(entries[axis]))
     entries[axis : axis + 1] = [None if leading % parts else entries[axis], None]
@@ -65,18 +65,18 @@ def cotangent_sharding(linear, otherwise: NamedSharding) -> NamedSharding:
     """The sharding of the cotangent of a linear operand.
 
     Arguments:
-        linear: its type.
-        otherwise: a sharding over the mesh to take for an operand that lies on none.
+        linear: the operand's type.
+        otherwise: a sharding whose mesh to use if the operand has no mesh.
     """
     sharding = linear.sharding
     if sharding.mesh.empty:
         return with_partitions(otherwise, partitions(sharding))
-    # JAX 0.12 says the cotangent's type right away; no operand is unreduced.
+    # `to_ct_spec` exchanges reduced and unreduced axes; no operand is unreduced.
     return sharding.update(spec=sharding.spec.to_ct_spec()) if sharding.spec.reduced else sharding
 
 
 def _summed(sharding: NamedSharding) -> NamedSharding:
-    """The sharding of an array when the parts that devices hold of a sum are added."""
+    """The sharding of an array after the devices' partial sums are added."""
     return sharding.update(spec=PartitionSpec(*partitions(sharding), reduced=sharding.spec.reduced))
 
 
@@ -96,8 +96,8 @@ def reshaped(x: jax.Array, shape: Sequence[int], sharding: NamedSharding) -> jax
 
 
 def lower_fun(fun: Callable, *, multiple_results: bool) -> Callable:
-    """`mlir.lower_fun` of a function that need not know of explicit axes; its results are sharded as the
-    equation's types say."""
+    """`mlir.lower_fun` for a function that does not handle explicit axes. Its results get the shardings of
+    the equation's result types."""
 
     def lower(ctx, *operands, **params):
         shardings = tuple(aval.sharding for aval in ctx.avals_out)
@@ -109,11 +109,11 @@ def lower_fun(fun: Callable, *, multiple_results: bool) -> Callable:
 
 
 def automatic(fun: Callable, out_sharding: Any) -> Callable:
-    """A function that is traced where no axis of its results' mesh is explicit.
+    """`fun`, traced such that no axis of its results' mesh is explicit.
 
     Arguments:
-        fun: of arrays, which may lie on that mesh.
-        out_sharding: a `NamedSharding` over an abstract mesh, or a tuple of them, one for each result.
+        fun: function of arrays, which may be on that mesh.
+        out_sharding: a `NamedSharding` over an abstract mesh, or a tuple with one for each result.
     """
     mesh = jax.tree.leaves(out_sharding)[0].mesh
     axes = explicit_axes(mesh)
@@ -125,7 +125,7 @@ def automatic(fun: Callable, out_sharding: Any) -> Callable:
     def run(*operands):
         with jax.sharding.use_abstract_mesh(mesh):
             out = jax.sharding.auto_axes(lambda *operands: fun(*operands), axes=axes, out_sharding=complete)
-            # An unreduced result is summed before it is a sum of parts again: automatic axes know no parts.
+            # Automatic axes have no partial sums, so an unreduced result is summed first and then resharded.
             return out(*operands) if complete == out_sharding else jax.reshard(out(*operands), out_sharding)
 
     return run

@@ -1,6 +1,6 @@
 """Quantization of float32 arrays to dynamic fixed point (Das et al., 2018, §3), in ordinary JAX operations.
 
-Written as plain HLO so that XLA fuses it into whatever produces the tensor.
+It lowers to plain HLO, so XLA fuses it with the operations that produce the tensor.
 """
 
 import functools
@@ -30,24 +30,24 @@ from dfpjax.numbers.format.scaling import (
 def _shared_exponent(
     x: jax.Array, shift: jax.Array | None, bits: int, axes: tuple[int, ...], native: bool
 ) -> jax.Array:
-    """E = floor(log2(max|x|)) − (P − 2) with the maximum over `axes` (§3.1), of x · 2^shift if there is a
-    shift."""
+    """E = floor(log2(max|x|)) − (P − 2), where the maximum is over `axes` (Das et al., 2018, §3.1). With a
+    shift, x · 2^shift takes the place of x."""
     if shift is None:
         return floor_log2(largest_magnitude_bits(x, axes, native=native)) - (bits - 2)
-    # Slices that are shifted alike come first: what is left is small.
+    # First reduce the axes along which the shift is the same; the result is small.
     alike = tuple(axis for axis in axes if shift.shape[axis] == 1)
     largest = largest_magnitude_bits(x, alike)
     log2 = floor_log2(largest)
     shifted = jnp.where((largest == 0) | (log2 == NONFINITE_EXPONENT), log2, log2 + shift)
-    # A zero must not raise the maximum above what the numbers beside it have.
+    # Zeros must not raise the maximum above that of the other numbers.
     lowest = np.int32(-NONFINITE_EXPONENT)
     log2 = jnp.max(jnp.where(largest == 0, lowest, shifted), axes, keepdims=True, initial=lowest)
     return jnp.where(log2 == lowest, MIN_FLOAT_EXPONENT, log2) - (bits - 2)
 
 
 def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
-    """Every slice along the mapped axes is a tensor of its own, and has an exponent for each of its slices
-    along the slice axes."""
+    """The HLO of `quantize_p`. Each slice along the mapped axes is a tensor by itself, with an exponent for
+    each of its slices along the slice axes."""
     whole = not (more or mapped_axes or slice_axes)
     if native and whole and quantizer.rounding == "nearest" and x.size >= LEAST_NATIVE:
         mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
@@ -56,15 +56,15 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tu
     shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
     sharing = tuple(axis for axis in example if axis not in slice_axes)
-    # The witness has an example's axes too, of other extents.
+    # The witness has the same axes as x, but other extents.
     exponent = _shared_exponent(more.get("witness", x), shift, quantizer.bits, sharing, native)
     own = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
-    if shift is not None:  # 2^252 is more than any number needs, and 2^−252 leaves nothing of one
+    if shift is not None:  # 2^252 is enough for every number, and 2^−252 makes every number round to 0
         own = jnp.clip(own - shift, -252, 252)
     random = None
     if quantizer.rounding == "stochastic":
-        # Without a seed each number's own bits are one: they change when the number does, and no pass over
-        # the tensor is needed, so neither sharding nor vmap can matter.
+        # Without a seed, each number's own bits are its seed. They change with the number and need no pass
+        # over the tensor, so the result does not depend on sharding or vmap.
         seed = lax.bitcast_convert_type(x, jnp.uint32) if seed is None else seed
         random = random_bits(x.shape, seed, example)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
@@ -73,8 +73,8 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tu
     return from_integers(mantissa), exponent
 
 
-# A whole tensor, to the nearest, where a platform has native code for it; bound only while `quantize_p` is
-# lowered. The layer that has the native code registers its lowering.
+# Quantizes a whole tensor with rounding to nearest, in native code where the platform has it. Bound only
+# while `quantize_p` is lowered. The kernels register its native lowering.
 quantize_whole_p = Primitive("dfp_quantize_whole")
 quantize_whole_p.multiple_results = True
 
@@ -85,7 +85,8 @@ def _quantize_whole_abstract_eval(x, *, bits):
 
 
 def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Array]:
-    """What `quantize_whole_p` computes: the int16 mantissas and the int32[] exponent of a tensor."""
+    """The computation of `quantize_whole_p` in HLO: the int16 mantissas and the int32[] exponent of a
+    tensor."""
     quantizer = Quantizer(bits=bits)
     mantissa, exponent = _quantize(
         x, quantizer=quantizer, mapped_axes=(), slice_axes=(), given=(), native=False
@@ -96,8 +97,7 @@ def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Ar
 mlir.register_lowering(quantize_whole_p, mlir.lower_fun(quantize_whole_in_hlo, multiple_results=True))
 
 
-# A primitive of its own rather than a function, so that traces stay short and readable; it lowers to
-# ordinary HLO.
+# A primitive rather than a function, so that jaxprs stay short and readable. It lowers to ordinary HLO.
 quantize_p = Primitive("dfp_quantize")
 quantize_p.multiple_results = True
 
@@ -117,21 +117,21 @@ def quantize_array(
 
     Arguments:
         x: float32 of any shape, empty ones included.
-        quantizer: bits and rounding; the granularity has become `slice_axes`.
-        slice_axes: axes along which each slice has an exponent of its own.
+        quantizer: bits and rounding. Its granularity is ignored in favour of `slice_axes`.
+        slice_axes: axes along which each slice has its own exponent.
         mapped_axes: axes that vmap added; each slice along them is a tensor by itself.
-        shift: int32 of x's rank, broadcastable: take x for x · 2^shift, which need not be within float32's
-            range.
-        seed: uint32 scalar for stochastic rounding; without one each number's own bits serve.
-        witness: float32 of x's rank, whose largest magnitude is x's: saves a pass over x, which is not looked
-            at for it. Takes no slice axes and no shift. Where its largest magnitude is less than x's, numbers
-            are clamped.
-        native: whether a platform's native code may look for the largest magnitude. The result is the same.
+        shift: int32 of x's rank, broadcastable against x: quantize x · 2^shift instead of x. The product may
+            exceed float32's range.
+        seed: uint32 scalar for stochastic rounding; None to use each number's own bits.
+        witness: float32 of x's rank with the same largest magnitude as x, which saves a pass over x. If its
+            largest magnitude is less than x's, numbers are clamped. Excludes slice axes and a shift.
+        native: whether native code may find the largest magnitude and quantize, where the platform has it.
+            The result is the same.
 
     Returns:
-        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on every axis but
-        the slice and the mapped ones. Their value is mantissa · 2^(exponent − shift).
-        Under vmap each example is a tensor of its own.
+        (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on all axes except
+        slice axes and mapped axes. x is about mantissa · 2^(exponent − shift).
+        Under vmap each example is a tensor by itself.
     """
     assert witness is None or (shift is None and not slice_axes)
     if seed is not None:
@@ -182,8 +182,8 @@ def _quantize_batch(operands, dims, *, mapped_axes, slice_axes, **params):
 
 
 def _quantize_transpose(cotangents, x, *more, **_):
-    """Where JAX transposes a linear program without differentiating it first: the identity, as the
-    derivative is."""
+    """The identity, like the derivative. JAX needs it to transpose a linear program that it has not
+    differentiated."""
     return [cotangents[0], *(None for _ in more)]
 
 
@@ -191,6 +191,6 @@ quantize_p.def_impl(functools.partial(_compat.apply_primitive, quantize_p))
 ad.primitive_jvps[quantize_p] = _quantize_jvp
 ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
-# The name tells profilers what XLA has made of it, wherever it is fused into.
+# The scope's name lets profilers find the quantization in XLA's fusions.
 _named = jax.named_scope(quantize_p.name)(_quantize)
 mlir.register_lowering(quantize_p, lower_fun(_named, multiple_results=True))
