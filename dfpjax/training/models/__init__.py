@@ -1,8 +1,8 @@
-"""Flax models. `MODELS` maps the names a configuration may use to functions of the number of classes.
+"""Flax models. `MODELS` maps the model names of configurations to functions of the number of classes.
 
-All are called alike: `model.apply(variables, images, train=…, mutable=…, rngs={"dropout": …})` returns
-the logits. What a model does not have, such as batch statistics, dropout or auxiliary heads, it ignores.
-`CharLSTM` is not among them: it takes text.
+All models have the same interface: `model.apply(variables, images, train=…, mutable=…,
+rngs={"dropout": …})` returns the logits. A model ignores arguments for features that it lacks, such as batch
+statistics, dropout or auxiliary heads. `MODELS` does not contain `CharLSTM`, which takes text.
 """
 
 from .alexnet import AlexNet as AlexNet
@@ -20,7 +20,7 @@ from .vit import DigitsViT as DigitsViT
 from .vit import ViT as ViT
 from .vit import ViTS16 as ViTS16
 
-# Each also takes `dtype`, that of its arithmetic.
+# Each also takes `dtype`, the dtype of its arithmetic.
 MODELS = {
     "alexnet": AlexNet,
     "googlenet": GoogLeNet,

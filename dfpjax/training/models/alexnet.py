@@ -1,12 +1,12 @@
 """AlexNet, for images in NHWC.
 
-Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks" (2012): its second,
-fourth and fifth convolution have two groups, once for two GPUs. The paper speaks of 224×224 pixels, but
-its arithmetic takes 227; the three that miss are padding here, so that 224 and 227 pixels both give the
-55×55 of the paper.
+Source: Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks" (2012). The
+second, fourth and fifth convolutions have two groups, which the authors ran on two GPUs. The paper says
+224×224 pixels, but its layer sizes need 227. Here the missing three pixels are padding, so 224 and 227 pixels
+both give the paper's 55×55 outputs.
 
-Everything is plain Flax with automatic names (`Conv_1`, `Dense_0`): which operations run in int16 is decided
-outside, by `dfpjax.mixed_precision(model.apply)`.
+The model is plain Flax with automatic names (`Conv_1`, `Dense_0`). `dfpjax.mixed_precision(model.apply)`
+decides which operations run in int16.
 """
 
 from functools import partial
@@ -20,28 +20,29 @@ from .normalization import local_response_norm
 
 
 class AlexNet(nn.Module):
-    """A classifier: five convolutions, then three dense layers of which two are followed by dropout.
+    """A classifier: five convolutions, then three dense layers, the first two with dropout.
 
-    `large_stem` is the stem for photographs, a convolution of 11×11 pixels and stride 4, normalized and
-    pooled; otherwise 3×3 pixels of stride 1 without a pool, for images of a few pixels.
+    With `large_stem`, for photographs, the first convolution has 11×11 pixels and stride 4, followed by
+    normalization and a pool. Without it, for images of a few pixels, it has 3×3 pixels and stride 1, followed
+    by normalization only.
     """
 
     classes: int
-    width: int = 96  # channels of the first convolution, a multiple of 12; those of the others follow
-    features: int = 4096  # of the two hidden dense layers
+    width: int = 96  # channels of the first convolution, a multiple of 12; the others scale with it
+    features: int = 4096  # units of each of the two hidden dense layers
     large_stem: bool = True
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
-    # Where the biases of the second, fourth and fifth convolution and of the hidden dense layers start. The
-    # paper has 1 there, so that their rectifiers learn from the first step.
+    # Initial biases of the second, fourth and fifth convolutions and of the hidden dense layers. The paper
+    # uses 1, so that the rectifiers of these layers learn from the first step.
     bias: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
 
-        With `train=True` units are dropped: the caller passes `rngs={"dropout": key}`.
+        With `train=True` dropout is active, and the caller passes `rngs={"dropout": key}`.
         """
         conv = partial(nn.Conv, dtype=self.dtype, kernel_init=self.kernel_init)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
@@ -67,8 +68,8 @@ class AlexNet(nn.Module):
         return dense(self.classes)(x).astype(jnp.float32)
 
 
-# For 8×8 images: 24, 64, 96, 96 and 64 channels. Kernels of 0.01 are for thousands of inputs; in so narrow
-# a network the signal would be lost among the biases.
+# For 8×8 images: 24, 64, 96, 96 and 64 channels. A deviation of 0.01 suits kernels with thousands of inputs.
+# In this narrow network the biases would dominate the signal.
 DigitsAlexNet = partial(
     AlexNet,
     width=24,

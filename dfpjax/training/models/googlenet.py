@@ -1,12 +1,13 @@
 """GoogLeNet, the first Inception network, for images in NHWC.
 
-Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), table 1 and §5. Two auxiliary heads
-in the middle of the network are part of the training loss alone. The paper does not say how it
-normalizes, starts and pads: the normalization is AlexNet's, kernels and biases start as in Caffe's
-published replication, and strided layers round up, which the sizes of table 1 ask for.
+Source: Szegedy et al., "Going Deeper with Convolutions" (arXiv 1409.4842), table 1 and §5. Two auxiliary
+heads in the middle of the network contribute to the training loss only. The paper does not specify
+normalization, initialization and padding. Here the normalization is AlexNet's, kernels and biases are
+initialized as in Caffe's published replication, and output sizes of strided layers are rounded up, as the
+sizes in table 1 require.
 
-Everything is plain Flax with automatic names (`Conv_0`, `Inception_3/Conv_2`, `Auxiliary_0/Dense_0`): which
-operations run in int16 is decided outside, by `dfpjax.mixed_precision(model.apply)`.
+The model is plain Flax with automatic names (`Conv_0`, `Inception_3/Conv_2`, `Auxiliary_0/Dense_0`).
+`dfpjax.mixed_precision(model.apply)` decides which operations run in int16.
 """
 
 from functools import partial
@@ -19,14 +20,14 @@ from jax.typing import DTypeLike
 
 from .normalization import local_response_norm
 
-_FIRST_WIDTH = 64  # channels of the published stem; `width` scales all others by its ratio to this
+_FIRST_WIDTH = 64  # channels of the published stem; `width` / `_FIRST_WIDTH` scales all channels
 
-# Uniform, of variance 1/fan_in.
+# Uniform, with variance 1/fan_in.
 _xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
 class Branches(NamedTuple):
-    """Channels of one Inception module, in the columns' order of table 1."""
+    """Channels of one Inception module, in the order of table 1's columns."""
 
     one: int
     three_reduce: int
@@ -51,12 +52,12 @@ STAGES = (
 
 
 class Inception(nn.Module):
-    """1×1, 3×3 and 5×5 convolutions and a pool, side by side: `[N, H, W, C]` to the channels of all."""
+    """Parallel 1×1, 3×3 and 5×5 convolutions and a pool. `[N, H, W, C]` to `[N, H, W, sum of branches]`."""
 
     branches: Branches
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = _xavier
-    bias: float = 0.2  # where biases start
+    bias: float = 0.2  # initial biases
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -81,22 +82,22 @@ class Inception(nn.Module):
 def average_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
     """Means over square windows of images `[N, H, W, C]`, without padding.
 
-    One axis after the other, which is the same but for rounding: XLA for CPU takes 15 times as long for the
-    gradient of both at once.
+    It averages one axis after the other, which differs only in rounding. XLA for CPU takes 15 times as long
+    for the gradient of both axes at once.
     """
     return nn.avg_pool(nn.avg_pool(x, (size, 1), strides=(stride, 1)), (1, size), strides=(1, stride))
 
 
 class Auxiliary(nn.Module):
-    """A classifier of an inner layer: `[N, H, W, C]` to logits `float32[N, classes]`."""
+    """A classifier on an inner layer: `[N, H, W, C]` to logits `float32[N, classes]`."""
 
     classes: int
     width: int  # channels of its convolution
     pool: int  # pixels of its average pool along each axis
-    stride: int  # of that pool
+    stride: int  # stride of its average pool
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = _xavier
-    bias: float = 0.2  # where biases start, but the classifier's
+    bias: float = 0.2  # initial biases, except those of the last layer, which are 0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -111,30 +112,30 @@ class Auxiliary(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """A classifier: stem, stages of Inception modules with a pool between, global average, one dense layer.
+    """A classifier: stem, stages of Inception modules with pools between them, global average, a dense layer.
 
-    `large_stem` is the stem for photographs, an eighth of their size; otherwise one 3×3 convolution that
-    keeps the size and is not normalized, for images of a few pixels.
+    With `large_stem`, for photographs, the stem reduces the size to an eighth. Without it, for images of a
+    few pixels, the stem is one 3×3 convolution that keeps the size and has no normalization.
     """
 
     classes: int
     stages: tuple[tuple[Branches, ...], ...] = STAGES
-    # An auxiliary head follows each of these modules, counted through all stages.
+    # An auxiliary head follows each of these modules, numbered from 0 through all stages.
     auxiliary_after: tuple[int, ...] = (2, 5)
-    auxiliary_pool: tuple[int, int] = (5, 3)  # its size and its stride
+    auxiliary_pool: tuple[int, int] = (5, 3)  # size and stride of its average pool
     width: int = _FIRST_WIDTH  # channels of the first convolution, a multiple of 8; scales all others
     large_stem: bool = True
     dropout: float = 0.4
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
     kernel_init: nn.initializers.Initializer = _xavier
-    bias: float = 0.2  # where biases start, but the classifiers'
+    bias: float = 0.2  # initial biases, except those of the classifiers' last layers, which are 0
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
 
-        With `train=True` units are dropped, so the caller passes `rngs={"dropout": key}`, and the logits
-        of the auxiliary heads are sown into the collection `auxiliary`, which the caller makes mutable.
+        With `train=True` dropout is active, and the caller passes `rngs={"dropout": key}`. The logits of the
+        auxiliary heads are then sown into the collection `auxiliary`, which the caller must make mutable.
         """
         pool = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         settings = {"dtype": self.dtype, "kernel_init": self.kernel_init}
@@ -163,7 +164,8 @@ class GoogLeNet(nn.Module):
         return nn.Dense(self.classes, **settings)(x).astype(jnp.float32)
 
     def _auxiliary(self, x: jax.Array, train: bool) -> None:
-        """The logits of a head at `x`, sown in training, computed nowhere else. For the compact method."""
+        """Compute and sow the logits of an auxiliary head on `x`, in training only. Called in the compact
+        method."""
         if not (train or self.is_initializing()):
             return
         head = Auxiliary(
@@ -182,8 +184,9 @@ class GoogLeNet(nn.Module):
         return Branches(*(channels * self.width // _FIRST_WIDTH for channels in branches))
 
 
-# For 8×8 images: modules 3a and 3b at 8, 4a and 4e at 4 and 5b at 2 pixels, of a quarter of the channels.
-# Biases of 0.2 and a normalized stem, which halves the signal, make so narrow a network slow to start.
+# For 8×8 images: modules 3a and 3b at 8×8 pixels, 4a and 4e at 4×4 and 5b at 2×2, with a quarter of the
+# channels. Biases of 0.2, and a normalized stem that halves the signal, would slow this narrow network's
+# first steps.
 DigitsGoogLeNet = partial(
     GoogLeNet,
     stages=(STAGES[0], (STAGES[1][0], STAGES[1][4]), STAGES[2][1:]),

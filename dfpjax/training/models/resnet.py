@@ -1,13 +1,12 @@
 """Residual networks with batch norm, for images in NHWC.
 
-The architecture is that of He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385): the
-activation comes after the addition. Two later habits are followed because every published ResNet-50 figure
-assumes them: the stride of a bottleneck sits on its 3×3 convolution, and the last batch-norm scale of each
-block starts at zero so that the block starts as the identity (Goyal et al., arXiv 1706.02677, §5.1).
+The architecture follows He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), with
+the activation after the addition. It has two later changes, because all published ResNet-50 figures assume
+them: a bottleneck has its stride on the 3×3 convolution, and the last batch-norm scale of each block is
+initialized to zero, so that a block starts as the identity (Goyal et al., arXiv 1706.02677, §5.1).
 
-Everything here is plain Flax: which operations run in int16 is decided outside, by
-`dfpjax.mixed_precision(model.apply)`. Layers keep Flax's automatic names, so that a policy's patterns read
-`Conv_0`, `Bottleneck_3/Conv_1`, `Dense_0`.
+The models are plain Flax with automatic names (`Conv_0`, `Bottleneck_3/Conv_1`, `Dense_0`), which a policy's
+patterns match. `dfpjax.mixed_precision(model.apply)` decides which operations run in int16.
 """
 
 from collections.abc import Callable
@@ -18,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# He et al., "Delving Deep into Rectifiers": the variance follows the outgoing connections.
+# He et al., "Delving Deep into Rectifiers" (arXiv 1502.01852), with the variance from the fan-out.
 _kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 
 
 def _conv(channels: int, size: int, stride: int = 1, *, dtype: DTypeLike) -> nn.Conv:
-    """A convolution with symmetric padding; batch norm follows it, so it needs no bias."""
+    """A convolution with symmetric padding. It has no bias, because batch norm follows it."""
     return nn.Conv(
         channels,
         (size, size),
@@ -78,18 +77,19 @@ class Bottleneck(nn.Module):
 def _shortcut(
     x: jax.Array, y: jax.Array, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module]
 ) -> jax.Array:
-    """`x` itself where it has the shape of `y`, otherwise its projection. For use in a compact method."""
+    """`x` itself if it has the shape of `y`, otherwise its projection to that shape. Called in a compact
+    method."""
     if x.shape == y.shape:
         return x
     return norm()(conv(y.shape[-1], 1)(x))
 
 
 class ResNet(nn.Module):
-    """A classifier: stem, stages of residual blocks, global average, one dense layer.
+    """A classifier: stem, stages of residual blocks, global average, a dense layer.
 
-    Each stage after the first halves the image and doubles the channels. `large_stem` is the stem for
-    photographs, a strided 7×7 convolution and a max pool, together a quarter of the size; otherwise one 3×3
-    convolution that keeps the size, for images of a few pixels.
+    Each stage after the first halves the image's height and width and doubles the channels. With
+    `large_stem`, for photographs, the stem is a strided 7×7 convolution and a max pool, which reduce the size
+    to a quarter. Without it, for images of a few pixels, the stem is one 3×3 convolution that keeps the size.
     """
 
     classes: int
@@ -104,8 +104,8 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
 
-        With `train=True` batch norm uses the statistics of the batch and updates its running ones, so the
-        caller passes `mutable=["batch_stats"]` and keeps what comes back.
+        With `train=True` batch norm uses the statistics of the batch and updates the running statistics. The
+        caller then passes `mutable=["batch_stats"]` and keeps the updated collection.
         """
         norm = partial(
             nn.BatchNorm, use_running_average=not train, momentum=self.norm_momentum, dtype=self.dtype

@@ -1,11 +1,11 @@
 """VGG, for images in NHWC.
 
-Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (arXiv
-1409.1556). The authors trained its deeper forms from the layers of a shallower one; kernels start as He
-et al. propose (arXiv 1502.01852) instead, which makes that needless.
+Source: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (arXiv
+1409.1556). The authors initialized deeper configurations with the layers of a shallower trained one. Here
+the kernels are initialized as He et al. propose (arXiv 1502.01852), which makes that unnecessary.
 
-Everything is plain Flax with automatic names (`Conv_12`, `Dense_0`): which operations run in int16 is decided
-outside, by `dfpjax.mixed_precision(model.apply)`.
+The model is plain Flax with automatic names (`Conv_12`, `Dense_0`). `dfpjax.mixed_precision(model.apply)`
+decides which operations run in int16.
 """
 
 from functools import partial
@@ -17,16 +17,16 @@ from jax.typing import DTypeLike
 
 
 class VGG(nn.Module):
-    """A classifier: stages of 3×3 convolutions, each ended by a pool, then three dense layers.
+    """A classifier: stages of 3×3 convolutions, each with a pool at its end, then three dense layers.
 
-    Each stage halves the image and has twice the channels of the one before, up to eight times the first
-    one's.
+    Each stage halves the image's height and width and doubles the channels, up to eight times the channels
+    of the first stage.
     """
 
     classes: int
     stages: tuple[int, ...]  # convolutions in each stage
     width: int = 64  # channels of the first stage
-    features: int = 4096  # of the two hidden dense layers
+    features: int = 4096  # units of each of the two hidden dense layers
     dropout: float = 0.5
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
 
@@ -34,7 +34,7 @@ class VGG(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
 
-        With `train=True` units are dropped: the caller passes `rngs={"dropout": key}`.
+        With `train=True` dropout is active, and the caller passes `rngs={"dropout": key}`.
         """
         conv = partial(nn.Conv, dtype=self.dtype, kernel_init=nn.initializers.he_normal())
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=nn.initializers.he_normal())
@@ -46,7 +46,7 @@ class VGG(nn.Module):
         for _ in range(2):
             x = nn.relu(dense(self.features)(x))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        # Small, so that the first predictions favour no class.
+        # Small kernels, so that the first predictions favour no class.
         return dense(self.classes, kernel_init=nn.initializers.normal(0.01))(x).astype(jnp.float32)
 
 

@@ -1,11 +1,12 @@
 """Vision transformers, for images in NHWC.
 
-Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929): the image's patches and a class token
-are a sequence, and the blocks normalize before they compute. The small form for photographs is that of
-Touvron et al. (arXiv 2012.12877), without its distillation.
+Source: Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv 2010.11929). The image's patches and a
+class token form a sequence, and each block normalizes its input before attention and before its dense layers.
+The small model for photographs is that of Touvron et al. (arXiv 2012.12877), without distillation.
 
-Everything is plain Flax with automatic names (`Block_3/Attention_0/Dense_1`): which operations run in int16
-is decided outside, by `dfpjax.mixed_precision(model.apply)`. Attention has two products without a parameter.
+The models are plain Flax with automatic names (`Block_3/Attention_0/Dense_1`).
+`dfpjax.mixed_precision(model.apply)` decides which operations run in int16. Attention has two products
+without parameters.
 """
 
 from functools import partial
@@ -15,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-# Of embeddings and kernels, in the published code of both papers.
+# Initializer of embeddings and kernels in the published code of both papers.
 _init = nn.initializers.truncated_normal(0.02)
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads: `[N, T, width]` to the same shape."""
+    """Multi-head self-attention: `[N, T, width]` to the same shape."""
 
     heads: int
     dtype: DTypeLike = jnp.float32
@@ -29,13 +30,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        # One product for queries, keys and values. Flax's own layer has one for each and biases of two axes,
-        # which weight decay would take for kernels.
+        # One product for queries, keys and values. Flax's layer has three, and biases with two axes, which
+        # weight decay would treat as kernels.
         projected = nn.Dense(3 * width, dtype=self.dtype, kernel_init=self.kernel_init)(x)
         projected = projected.reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
         queries, keys, values = (projected[..., which, :, :] for which in range(3))
         scores = jnp.einsum("nqhc,nkhc->nhqk", queries, keys) / keys.shape[-1] ** 0.5
-        # In float32, as sums of bfloat16 lose too much.
+        # In float32, because bfloat16 sums lose too much precision.
         weights = nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
         mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, values)
         return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(mixed.reshape(x.shape))
@@ -61,17 +62,17 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """A classifier: patches embedded by a convolution, blocks, one dense layer on the class token.
+    """A classifier: a convolution embeds the patches, then blocks, then a dense layer on the class token.
 
-    Its positions are learned, so its variables fit the size of image that they were made for.
+    Position embeddings are learned, so variables fit only the image size that they were initialized for.
     """
 
     classes: int
-    patch: int  # pixels of a patch along each axis; the image's size is a multiple of it
+    patch: int  # pixels of a patch along each axis; must divide the image's height and width
     width: int  # channels of every token, a multiple of `heads`
     depth: int  # blocks
     heads: int  # of the attention in each block
-    dropout: float = 0.0  # of what attention and dense layers add
+    dropout: float = 0.0  # dropout rate on the outputs that attention and dense layers add
     dtype: DTypeLike = jnp.float32  # of all arithmetic; parameters and logits are float32
     kernel_init: nn.initializers.Initializer = _init
     position_init: nn.initializers.Initializer = _init
@@ -80,10 +81,10 @@ class ViT(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits `float32[N, classes]` of images `float32[N, H, W, C]`.
 
-        With `train=True` units are dropped, if `dropout` is not zero: the caller passes
+        With `train=True` dropout is active unless its rate is zero, and the caller passes
         `rngs={"dropout": key}`.
 
-        **Raises:** `ValueError` for images that cannot be cut into patches.
+        **Raises:** `ValueError` if `patch` does not divide the images' height and width.
         """
         if x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
@@ -98,13 +99,13 @@ class ViT(nn.Module):
         x += self.param("positions", self.position_init, x.shape[1:]).astype(x.dtype)
         for _ in range(self.depth):
             x = Block(self.heads, self.dropout, self.dtype, self.kernel_init)(x, train=train)
-        # What attention makes of the other tokens after the last block is read by nobody.
+        # Only the class token is used after the last block.
         x = nn.LayerNorm(dtype=self.dtype)(x[:, 0])
         return nn.Dense(self.classes, dtype=self.dtype, kernel_init=self.kernel_init)(x).astype(jnp.float32)
 
 
-# For 8×8 images: 16 patches of 2×2 pixels. Kernels of 0.02 are for hundreds of inputs, and SGD, unlike Adam,
-# does not learn from patches and positions that start next to zero.
+# For 8×8 images: 16 patches of 2×2 pixels. A deviation of 0.02 suits kernels with hundreds of inputs. And
+# SGD, unlike Adam, does not learn if patch and position embeddings start near zero.
 DigitsViT = partial(
     ViT,
     patch=2,
