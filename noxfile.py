@@ -1,12 +1,12 @@
-"""The tests against both ends of the JAX releases that pyproject.toml allows, and the linters.
+"""Sessions: the tests with the oldest and the newest JAX that pyproject.toml allows, and the linters.
 
-nox                             # all of it
-nox -s lowest -- tests/numbers  # arguments for pytest in place of `-n auto`
+nox                             # all sessions
+nox -s lowest -- tests/numbers  # pytest arguments that replace `-n auto`
 nox -s newest -P 3.12           # with a Python of your choice
 
-JAX 0.11 and later need Python 3.12, so `newest` has a Python of its own, whichever runs nox: the newest that
-`.ci/newer_python` finds on PATH or among pyenv's. Where it finds none, that is the Python that runs nox, and
-JAX 0.10.1 on Python 3.11, with a warning; `-P PATH` takes a Python from anywhere.
+JAX 0.11 and later need Python 3.12. So `newest` uses the newest Python that `.ci/newer_python` finds on PATH
+or in pyenv, independently of the Python that runs nox. If there is none, it uses the Python that runs nox; on
+Python 3.11 this gives JAX 0.10.1, and a warning. `-P PATH` chooses a Python in any place.
 """
 
 import subprocess
@@ -21,7 +21,7 @@ nox.options.sessions = ["lint", "lowest", "newest"]
 
 
 def newer_python() -> str | None:
-    """The path of a Python that the newest JAX can be installed for; None if there is none."""
+    """The path of a Python that supports the newest JAX, or None if there is none."""
     script = Path(__file__).parent / ".ci" / "newer_python"
     found = subprocess.run([script], text=True, capture_output=True)
     return found.stdout.strip() if found.returncode == 0 else None
@@ -29,7 +29,7 @@ def newer_python() -> str | None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The tests with the oldest JAX that is allowed, and what pip finds to go with it."""
+    """The tests with the oldest JAX that pyproject.toml allows, and packages that fit it."""
     jax = supported_jax()
     (version,) = (bound.version for bound in jax.specifier if bound.operator == ">=")
     if not jax.specifier.contains(version):
@@ -39,7 +39,7 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(python=newer_python())
 def newest(session: nox.Session) -> None:
-    """The tests with the newest JAX that is allowed and that the Python can install."""
+    """The tests with the newest JAX that pyproject.toml allows and the Python supports."""
     if session.python is None and sys.version_info < (3, 12):
         session.warn("no Python newer than 3.11 found, so these are not the tests with the newest JAX")
     run_tests(session, str(supported_jax()))
@@ -59,7 +59,7 @@ def run_tests(session: nox.Session, *constraints: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """The linters, for Python and C++."""
+    """The linters for Python and C++."""
     session.install("ruff", "clang-format")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")

@@ -71,7 +71,8 @@ def cotangent_sharding(linear, otherwise: NamedSharding) -> NamedSharding:
     sharding = linear.sharding
     if sharding.mesh.empty:
         return with_partitions(otherwise, partitions(sharding))
-    # `to_ct_spec` exchanges reduced and unreduced axes; no operand is unreduced.
+    # JAX 0.12 can give the cotangent's type directly. `to_ct_spec` exchanges reduced and unreduced axes, and
+    # no operand is unreduced.
     return sharding.update(spec=sharding.spec.to_ct_spec()) if sharding.spec.reduced else sharding
 
 

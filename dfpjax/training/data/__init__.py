@@ -1,4 +1,4 @@
-"""Datasets and batches. `DATASETS` maps the names a configuration may use to functions that make a source."""
+"""Datasets and batches. `DATASETS` maps dataset names in configurations to functions that make a source."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,21 +23,21 @@ DATASETS: dict[str, Callable[[DataConfig], Source]] = {
     "imagenet2012": partial(prepared_source, "imagenet2012"),
 }
 
-# Prefix for the name of any other dataset that tensorflow-datasets has prepared.
+# Prefix of the names of other datasets, which tensorflow-datasets has prepared.
 _PREPARED = "tfds:"
 DATASET_NAMES = (*DATASETS, f"{_PREPARED}NAME")
 
 
 def is_dataset(name: str) -> bool:
-    """Whether a configuration may use this name; `DATASET_NAMES` lists them, with a placeholder."""
+    """Whether a configuration may use this name. `DATASET_NAMES` lists the names, with a placeholder."""
     return name in DATASETS or (name.startswith(_PREPARED) and name != _PREPARED)
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """The dataset a configuration names, with its augmentation.
+    """The dataset that a configuration names, with the configuration's augmentation.
 
-    **Raises:** `DatasetError` if it is missing or cannot be used as `config` asks; the message says what to
-    do.
+    **Raises:** `DatasetError` if the dataset is missing or cannot be used as `config` asks. The message says
+    what to do.
     """
     if config.dataset.startswith(_PREPARED):
         source = prepared_source(config.dataset.removeprefix(_PREPARED), config)

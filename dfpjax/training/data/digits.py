@@ -13,28 +13,29 @@ from .prepared import read_split
 from .source import DataConfig, DatasetError, Example, Source
 
 _WHITE = 16
-_TEST_EVERY = 4  # one in four images of each digit is for testing
+_TEST_EVERY = 4  # every fourth image of each digit is for testing
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1797 handwritten digits: `image` uint8[8, 8, 1] with values from 0 to 16, and `label`, an integer.
 
-    Every fourth image of each digit, in scikit-learn's order, is in the split `test`, the others are in
-    `train`. The split is stratified. It never changes, since it uses no random generator.
+    The split `test` has every fourth image of each digit, in scikit-learn's order; `train` has the others.
+    So the split is stratified, and always the same, because it uses no random generator.
 
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
-    Repository, https://doi.org/10.24432/C50P49 (its test set, which scikit-learn contains).
+    Source: the test set, which scikit-learn contains, of E. Alpaydin and C. Kaynak, Optical Recognition of
+    Handwritten Digits, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49.
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. Without this, TFDS looks for checksums with a package that it does not install.
+    # There are no downloads. Without this attribute, TFDS looks for checksums with a package that it does not
+    # install.
     url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description="Handwritten digits, 8×8 pixels of 17 grey levels, as contained in scikit-learn.",
-            # A tensor, since tfds.features.Image needs TensorFlow to encode a PNG.
+            # A tensor, because tfds.features.Image needs TensorFlow to encode a PNG.
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
@@ -62,7 +63,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def _in_test(labels: np.ndarray) -> np.ndarray:
-    """Which images are for testing, bool[N]: every fourth one of each label, in the order of `labels`."""
+    """bool[N], true for test images: every fourth one of each label, in the order of `labels`."""
     in_test = np.zeros(labels.shape, bool)
     for label in np.unique(labels):
         in_test[np.flatnonzero(labels == label)[_TEST_EVERY - 1 :: _TEST_EVERY]] = True
@@ -70,10 +71,10 @@ def _in_test(labels: np.ndarray) -> np.ndarray:
 
 
 def prepared_digits(data_dir: str | None = None) -> Digits:
-    """The builder. Writes its files under `data_dir` if they are missing.
+    """A builder of the digits. If its files are missing, it writes them under `data_dir`.
 
-    Without `data_dir` the files are in the folder of tensorflow-datasets: `$TFDS_DATA_DIR`, or
-    `~/tensorflow_datasets`. Any number of processes may call this at once.
+    Without `data_dir`, the files are in the folder of tensorflow-datasets: `$TFDS_DATA_DIR`, or
+    `~/tensorflow_datasets`. Several processes may call this function at once.
 
     **Raises:** `OSError` if the files are missing and cannot be written.
     """
@@ -83,22 +84,23 @@ def prepared_digits(data_dir: str | None = None) -> Digits:
 
     digits = builder()
     try:
-        # Does nothing if the files exist. Otherwise TFDS prints that it downloads them, which is not true.
+        # Does nothing if the files exist. Otherwise TFDS prints, wrongly, that it downloads them.
         with contextlib.redirect_stdout(io.StringIO()):
             digits.download_and_prepare()
     except OSError:
-        # TFDS writes into a temporary directory and renames it. That fails if another process was faster,
-        # whose files are then complete.
+        # TFDS writes into a temporary directory and renames it. Renaming fails if another process was faster,
+        # but then the files of that process are complete.
         if not digits.data_path.exists():
             raise
-    # A builder reads its splits when it is made; the first one may have been made before the files.
+    # A builder reads its splits at construction, and the first one may be older than the files.
     return builder()
 
 
 def digits_source(config: DataConfig) -> Source:
-    """The digits, with pixels from 0 to 1; written under `config.data_dir` if they are missing.
+    """The digits, with pixels scaled to 0 to 1. If their files are missing, it writes them under
+    `config.data_dir`.
 
-    **Raises:** `DatasetError` for an unknown or empty split, or if the files cannot be written.
+    **Raises:** `DatasetError` if a split is unknown or empty, or the files cannot be written.
     """
     try:
         builder = prepared_digits(config.data_dir)

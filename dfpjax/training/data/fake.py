@@ -1,4 +1,4 @@
-"""Synthetic images, as many and as large as ImageNet's, to try or time a model without data."""
+"""Synthetic images in the number and size of ImageNet's, to try or time a model without data."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, Example, Sour
 
 _CLASSES = 1000
 _SIZE = 224
-# Side in pixels of the squares that a class colours; half of the signal is noise.
+# Side, in pixels, of the coloured squares of a class. Half of the signal is noise.
 _SQUARE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeExamples:
-    """Example `i` has class `i % 1000`: the coloured squares of the class, plus noise of its own."""
+    """Example `i` has class `i % 1000`. Its image is the coloured squares of the class plus noise."""
 
-    # Distinguishes the noise of the splits.
+    # Number of the split, which makes its noise different.
     split: int
     size: int
 
@@ -33,9 +33,9 @@ class FakeExamples:
 
 
 def fake_source(config: DataConfig) -> Source:
-    """Splits `train` and `validation` of ImageNet's size and with its classes.
+    """Splits `train` and `validation` with ImageNet's sizes and number of classes.
 
-    **Raises:** `DatasetError` for an unknown split.
+    **Raises:** `DatasetError` if a split is unknown or empty.
     """
     splits = {"train": FakeExamples(0, 1_281_167), "validation": FakeExamples(1, 50_000)}
     return Source(

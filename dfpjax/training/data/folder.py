@@ -23,7 +23,7 @@ _LAYOUT = "image_folder expects data_dir to hold train/CLASS/*.jpg and val/CLASS
 
 @dataclasses.dataclass(frozen=True)
 class FolderExamples:
-    """Image files, read on access, and their classes."""
+    """Image files, which are read on access, and their labels."""
 
     files: list[str]
     labels: list[int]
@@ -40,9 +40,9 @@ class FolderExamples:
 
 
 def folder_source(config: DataConfig) -> Source:
-    """`read_folder` of what a configuration names.
+    """`read_folder` with the folder and the splits of a configuration.
 
-    **Raises:** `DatasetError` as `read_folder` does, and if `config.data_dir` is None.
+    **Raises:** `DatasetError` if `config.data_dir` is None, and where `read_folder` does.
     """
     if config.data_dir is None:
         raise DatasetError(f"data_dir is None; {_LAYOUT}")
@@ -50,14 +50,13 @@ def folder_source(config: DataConfig) -> Source:
 
 
 def read_folder(folder: str | os.PathLike[str], *, train_split: str, test_split: str) -> Source:
-    """The images in a folder; the classes are the folders in `train`, in the order of their names.
+    """The images in a folder. The classes are the subfolders of `train`, in the order of their names.
 
-    `train_split` and `test_split` are TFDS split expressions of the folders' names. The test
-    folder may be called `val`, `validation` or `test`; if only one of them exists, all three names refer to
-    it.
+    `train_split` and `test_split` are TFDS split expressions with the names of folders. The test folder may
+    be called `val`, `validation` or `test`. If only one of these exists, all three names refer to it.
 
-    **Raises:** `DatasetError` if there is no such folder, or `train` lacks one of its classes; the message
-    says what is expected.
+    **Raises:** `DatasetError` if there is no such folder, if a class of another split is missing in `train`,
+    or if a split is unknown or empty. The message says what is expected.
     """
     root = Path(folder)
     if not (root / "train").is_dir():
@@ -82,7 +81,7 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _examples(folder: Path, classes: list[str]) -> FolderExamples:
-    """The images in the subfolders, sorted by class and name, since directories have no order."""
+    """The images in the subfolders. They are sorted by class and name, because directories have no order."""
     label_of = {name: label for label, name in enumerate(classes)}
     files, labels = [], []
     for name in _subfolders(folder):

@@ -1,4 +1,4 @@
-"""Images as uint8[H, W, C]: decoding, cropping, augmentation, normalisation; NumPy and Pillow only."""
+"""Decoding, cropping, augmentation and normalisation of images uint8[H, W, C], with NumPy and Pillow only."""
 
 import io
 
@@ -6,29 +6,30 @@ import numpy as np
 from PIL import Image
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom edge of a part of an image, in pixels."""
+"""Left, top, right and bottom edges of a part of an image, in pixels."""
 
-# Aspect ratios of random crops, and attempts to find one that fits: as for ResNet and its successors.
+# Range of the aspect ratios of random crops, and number of attempts to find a crop that fits. ResNet and its
+# successors use the same values.
 _ASPECT_RATIOS = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
-# The share of the shorter side that evaluation uses: 224 of 256 pixels.
+# Share of the shorter side that evaluation uses: 224 of 256 pixels.
 _CENTRE = 224 / 256
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """The image in a JPEG, PNG or any other file that Pillow reads, uint8[H, W, 3].
+    """The image in the bytes of a JPEG, a PNG or another file that Pillow reads, as uint8[H, W, 3].
 
-    Converts grey images, palettes and CMYK to RGB, drops transparency, and ignores an orientation in the
-    metadata, as other readers of ImageNet do.
+    Like other readers of ImageNet, it converts grey images, palettes and CMYK to RGB, drops transparency, and
+    ignores an orientation in the metadata.
 
-    **Raises:** `OSError` if this is not a complete image.
+    **Raises:** `OSError` if `encoded` is not a complete image.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def resize(image: np.ndarray, size: int, box: Box) -> np.ndarray:
-    """The part of an image within `box`, scaled to uint8[size, size, C], bilinear and antialiased."""
+    """The part of an image in `box`, scaled to uint8[size, size, C] bilinearly with antialiasing."""
     channels = image.shape[-1]
     scaled = Image.fromarray(image[..., 0] if channels == 1 else image).resize(
         (size, size), Image.Resampling.BILINEAR, box
@@ -37,14 +38,15 @@ def resize(image: np.ndarray, size: int, box: Box) -> np.ndarray:
 
 
 def centre_box(height: int, width: int) -> Box:
-    """The central square: the shorter side scaled to 256, and 224 pixels of it cropped."""
+    """The central square whose side is 224/256 of the image's shorter side."""
     side = _CENTRE * min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def random_box(height: int, width: int, min_area: float, random: np.random.Generator) -> Box:
-    """A random part of an image: `min_area` to all of its area, 3:4 to 4:3 in shape.
+    """A random part of an image, with a share from `min_area` to 1 of its area and an aspect ratio from 3:4
+    to 4:3.
 
     Source: C. Szegedy et al., Going Deeper with Convolutions, https://arxiv.org/abs/1409.4842, section 6.
     """
@@ -56,7 +58,7 @@ def random_box(height: int, width: int, min_area: float, random: np.random.Gener
             left = int(random.integers(width - box_width, endpoint=True))
             top = int(random.integers(height - box_height, endpoint=True))
             return left, top, left + box_width, top + box_height
-    # Most crops of a panorama do not fit. Take the largest central one with an allowed aspect ratio.
+    # Most crops do not fit a panorama. Take the largest central crop with an allowed aspect ratio.
     narrowest, widest = _ASPECT_RATIOS
     box_width, box_height = min(width, round(height * widest)), min(height, round(width / narrowest))
     left, top = (width - box_width) // 2, (height - box_height) // 2
@@ -79,9 +81,9 @@ def random_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def normalize(images: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
-    """float32[..., C]: images minus the mean of each channel, over its deviation; both float32[C]."""
+    """(images − mean) / deviation, as float32[..., C]. `mean` and `deviation` are float32[C], per channel."""
     normal = images.astype(np.float32)
-    # In place: a batch of photographs takes a hundred megabytes.
+    # In place, because a batch of photographs takes a hundred megabytes.
     normal -= mean
     normal /= deviation
     return normal

@@ -1,7 +1,7 @@
-"""From a source to batches with Grain: every batch is a pure function of the seed and its number.
+"""Batches from a source, with Grain. Every batch is a pure function of the seed and its number.
 
-What Grain passes around are whole batches, made from their numbers. Its own shuffling, mapping and batching
-handle one example at a time, and for small images that takes longer than to train on them.
+Grain's elements are numbers, which one function maps to whole batches. Grain's own shuffling, mapping and
+batching handle one example at a time, which for small images takes longer than training on them.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from .images import Box, centre_box, normalize, random_box, random_flip, random_
 from .source import DatasetError, Examples, Source
 
 PADDING = -1
-"""Label of an image that only fills up a batch and counts for nothing."""
+"""Label of an image that only pads a batch. Such images do not count."""
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images float32[N, H, W, C] and labels int32[N]."""
 
-# A batch of 256 images of 224×224 pixels has 154 MB: in each process no more than one is being made while
-# another waits (Grain's defaults are meant for single examples and would keep hundreds).
+# A batch of 256 images of 224×224 pixels takes 154 MB. So each process makes one batch while at most one
+# other waits. (Grain's defaults are meant for single examples and would keep hundreds.)
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
-# What random numbers are for: the same seed gives other ones for each.
+# Purposes of random numbers. The same seed gives different numbers for each purpose.
 _SHUFFLE, _AUGMENTATION = range(2)
 
 
@@ -37,19 +37,21 @@ _SHUFFLE, _AUGMENTATION = range(2)
 class Dataset:
     """The batches of a source.
 
-    **Raises:** `DatasetError` if a split is empty, or if images that differ in size are to stay as they are.
+    **Raises:** `DatasetError` if a split is empty, or if the source's images differ in size and `image_size`
+    is None.
     """
 
     source: Source
-    # Height and width of the images in a batch, cut out of the source's and scaled; None takes them whole.
+    # Height and width of the images in a batch, which are cropped from the source's images and scaled. None
+    # leaves images unchanged.
     image_size: int | None = None
-    # Cut out of a training image is at least this share of its area.
+    # Minimum share of a training image's area in a crop.
     min_crop_area: float = 1.0
-    # Training images are mirrored half of the time.
+    # Mirror training images with probability 1/2.
     flip: bool = False
-    # Training images are moved by up to so many pixels along each axis.
+    # Maximum shift of training images along each axis, in pixels.
     max_shift: int = 0
-    # Processes that make batches; with 0 a thread of this one does.
+    # Number of processes that make batches; 0 for a thread of this process.
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Labels are from 0 to below this."""
+        """Number of classes. Labels are from 0 to `classes` − 1."""
         return self.source.classes
 
     @property
@@ -72,58 +74,58 @@ class Dataset:
 
     @property
     def train_size(self) -> int:
-        """Images in the training split."""
+        """Number of images in the training split."""
         return len(self.source.train)
 
     @property
     def test_size(self) -> int:
-        """Images in the test split."""
+        """Number of images in the test split."""
         return len(self.source.test)
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full training batches in an epoch.
+        """Number of full training batches in an epoch.
 
-        **Raises:** `DatasetError` if there is none.
+        **Raises:** `DatasetError` if the training split has fewer images than a batch.
         """
         if batch_size > self.train_size:
             raise DatasetError(f"batch_size is {batch_size}; train_split has {self.train_size} images only")
         return self.train_size // batch_size
 
     def train_batches(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
-        """Shuffled and augmented batches without end, from that of step `start_step` on.
+        """An endless iterator over shuffled and augmented batches, starting with step `start_step`.
 
-        An epoch has `steps_per_epoch` batches, all of them full: the few images left over, others
-        in each epoch, are not seen in this one. The batch of a step depends on `seed` and the step alone:
-        not on the number of workers, and not on where a run began.
+        An epoch has `steps_per_epoch` full batches. It leaves out the few remaining images, which differ from
+        epoch to epoch. The batch of a step depends only on `seed` and the step, not on the number of workers
+        or the step at which a run began.
 
         To end the worker processes, close the iterator, which is a generator.
 
-        **Raises:** `DatasetError` if the split has no full batch.
+        **Raises:** `DatasetError` if the training split has fewer images than a batch.
         """
-        self.steps_per_epoch(batch_size)  # for its error
+        self.steps_per_epoch(batch_size)  # raises the error
         steps = grain.MapDataset.range(start_step, sys.maxsize)
         return self._read(steps.map(functools.partial(self._train_batch, batch_size=batch_size, seed=seed)))
 
     def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every test image once, in order; the last batch is filled up with images labelled `PADDING`."""
+        """All test images once, in order. Images with the label `PADDING` fill up the last batch."""
         numbers = grain.MapDataset.range(-(-self.test_size // batch_size))
         batches = numbers.map(functools.partial(self._test_batch, batch_size=batch_size))
-        # Grain 0.2.18 leaves the last batch of a worker that comes to its end in shared memory for good.
+        # Grain 0.2.18 never frees the shared memory of a worker's last batch, so no worker may reach its end.
         return self._read(batches.repeat(), count=len(batches))
 
     def _read(self, batches: grain.MapDataset, count: int | None = None) -> Iterator[Batch]:
         dataset = batches.to_iter_dataset(_READ)
         if self.workers > 0:
-            # Grain looks at flags of its own when it starts a process: wherever absl's parser has not run,
-            # as in a test or a notebook, they have their default values.
+            # Grain reads its flags when it starts a process. If absl's parser has not run, as in a test or a
+            # notebook, this gives the flags their default values.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self.workers)
             dataset = dataset.mp_prefetch(options)
         with contextlib.closing(iter(dataset)) as iterator:
             for images, labels in itertools.islice(_started(iterator), count):
-                # Workers leave a batch in shared memory, of which there is little, and JAX may hold on to
-                # what it was given for longer than we do.
+                # Workers put batches into shared memory, which is scarce, and JAX may keep an array that it
+                # was given longer than we do. So copy the batch.
                 yield np.array(images), np.array(labels)
 
     def _train_batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
@@ -157,9 +159,10 @@ class Dataset:
 
 
 def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same; worker processes, which start before the first one, leave Ctrl-C to this process."""
+    """The same batches. Worker processes start with the first one, and ignore Ctrl-C, which this process
+    handles."""
     interrupt = {signal.SIGINT}
-    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # processes inherit it
+    blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, interrupt)  # processes inherit the mask
     try:
         first = next(batches)
     finally:
@@ -169,10 +172,10 @@ def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def padded_batch(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Batch:
-    """A batch of so many images; the last one is repeated, with the label `PADDING`, where there are fewer.
+    """A batch of `batch_size` images, filled up with copies of the last one that have the label `PADDING`.
 
-    An image of the batch, and not a black one, changes nothing for the others even where the numbers of a
-    whole batch share an exponent.
+    Unlike a black image, a copy of one in the batch has no effect on the others, even if all numbers of a
+    batch share an exponent.
     """
     missing = (0, batch_size - len(images))
     return (
@@ -187,12 +190,12 @@ def _read_examples(examples: Examples, indices: np.ndarray) -> tuple[Sequence[np
     return images, np.array(labels, np.int32)
 
 
-@functools.lru_cache(maxsize=1)  # all batches of an epoch need it
+@functools.lru_cache(maxsize=1)  # all batches of an epoch use the same order
 def _order(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The numbers of all images, int64[size], in the order in which an epoch sees them."""
+    """Indices of all images, int64[size], in the order of an epoch."""
     return _generator(seed, _SHUFFLE, epoch).permutation(size)
 
 
 def _generator(seed: int, purpose: int, number: int) -> np.random.Generator:
-    """One for each of its arguments' values, none of which has to do with another."""
+    """A random generator for these arguments, independent of those for all other arguments."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose, number)))

@@ -13,7 +13,7 @@ from .source import IMAGENET_DEVIATION, IMAGENET_MEAN, DataConfig, DatasetError,
 
 @dataclasses.dataclass(frozen=True)
 class PreparedExamples:
-    """The examples of a TFDS data source whose images are encoded files, or arrays."""
+    """The examples of a TFDS data source. Its images are encoded files if `encoded`, otherwise arrays."""
 
     records: Sequence[dict[str, Any]]
     encoded: bool
@@ -31,12 +31,13 @@ class PreparedExamples:
 
 
 def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExamples:
-    """A split, given as any TFDS split expression, of a prepared dataset with features `image` and `label`.
+    """The examples that a TFDS split expression selects from a prepared dataset with features `image` and
+    `label`.
 
-    **Raises:** `DatasetError` for an unknown or empty split; the message names the splits there are.
+    **Raises:** `DatasetError` if the split is unknown or empty. The message names the available splits.
     """
     encoded = isinstance(builder.info.features["image"], tfds.features.Image)
-    # Our own decoder converts every image to RGB.
+    # Our decoder converts every image to RGB.
     split_parts(split, builder.info.splits)
     decoders = {"image": tfds.decode.SkipDecoding()} if encoded else None
     try:
@@ -49,8 +50,8 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str) -> PreparedExample
 def prepared_source(name: str, config: DataConfig) -> Source:
     """A dataset of photographs that the user has prepared. `name` may include a TFDS config and version.
 
-    **Raises:** `DatasetError` if it is missing, cannot be read without TensorFlow, or has no images and
-    classes; the message names the command that prepares it.
+    **Raises:** `DatasetError` if the dataset is missing (the message names the command that prepares it), is
+    not in a format that allows random access, or has no images with classes.
     """
     try:
         builder = read_only_builder.builder_from_files(name, data_dir=config.data_dir)

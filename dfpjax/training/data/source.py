@@ -1,4 +1,4 @@
-"""The source of a dataset: examples in random access, and their properties."""
+"""Sources of datasets: examples with random access, and their properties."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,16 @@ import tensorflow_datasets as tfds
 
 IMAGENET_MEAN = 255 * np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_DEVIATION = 255 * np.array([0.229, 0.224, 0.225], np.float32)
-"""Per channel (RGB) over the pixels of ImageNet's training images; used for all photographs."""
+"""Mean and standard deviation of each channel (RGB) over the pixels of ImageNet's training images. All
+datasets of photographs use them."""
 
 
 class DatasetError(ValueError):
-    """A dataset cannot be used as the configuration asks; the message says what to do."""
+    """A dataset cannot be used as the configuration asks. The message says what to do."""
 
 
 class DataConfig(Protocol):
-    """The fields that the data depend on; `TrainConfig` documents them."""
+    """The fields of a configuration that determine the data. `TrainConfig` documents them."""
 
     dataset: str
     data_dir: str | None
@@ -39,7 +40,7 @@ class Example(NamedTuple):
 
 
 class Examples(Protocol):
-    """The examples of a split in random access, with indices from 0; worker processes get copies."""
+    """The examples of a split, with random access by indices from 0. Worker processes get copies of it."""
 
     def __len__(self) -> int: ...
 
@@ -48,13 +49,13 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """The two splits a run uses, as they are stored: neither shuffled nor processed."""
+    """The two splits that a run uses, as stored, neither shuffled nor processed."""
 
-    # Labels are from 0 to below this.
+    # Number of classes. Labels are from 0 to `classes` − 1.
     classes: int
     # Height, width and channels; None for RGB images of different sizes.
     image_shape: tuple[int, int, int] | None
-    # Of the pixels in each channel, float32[C], for the normalisation of images.
+    # Mean and standard deviation of the pixels in each channel, float32[C], for normalisation.
     mean: np.ndarray
     deviation: np.ndarray
     train: Examples
@@ -63,7 +64,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Parts of splits, one after the other."""
+    """A sequence of parts of splits."""
 
     # For each part, the split and the indices of its examples.
     parts: Sequence[tuple[Examples, range]]
@@ -80,9 +81,10 @@ class Selection:
 
 
 def select(split: str, splits: Mapping[str, Examples]) -> Examples:
-    """The examples that a TFDS split expression such as "train[:256]" names.
+    """The examples that a TFDS split expression such as "train[:256]" selects.
 
-    **Raises:** `DatasetError` if it names no split there is, is no such expression, or names no example.
+    **Raises:** `DatasetError` if `split` is not a split expression, names an unknown split, or selects no
+    example.
     """
     sizes = {
         name: tfds.core.SplitInfo(
@@ -97,9 +99,10 @@ def select(split: str, splits: Mapping[str, Examples]) -> Examples:
 
 
 def split_parts(split: str, splits: Mapping[str, tfds.core.SplitInfo]) -> Sequence[Any]:
-    """Which examples of which splits an expression names: parts with `splitname`, `from_` and `to`.
+    """The parts of splits that a TFDS split expression selects, with fields `splitname`, `from_` and `to`.
 
-    **Raises:** `DatasetError` if it names no split there is, is no such expression, or names no example.
+    **Raises:** `DatasetError` if `split` is not a split expression, names an unknown split, or selects no
+    example.
     """
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
