@@ -4,13 +4,13 @@ import tempfile
 import jax
 import pytest
 
-# Here, because under xdist the process that prints does not load the conftest of a directory inside.
+# Imported here, because under xdist the process that prints does not load the conftest files of subfolders.
 from conformance.summary import pytest_terminal_summary as pytest_terminal_summary
 
 # XLA takes far longer to compile the tests' programs than to run them. So it optimizes little, makes one LLVM
-# module of each, and uses the older of its emitters where there is a choice. A test of bits that must be the
-# same however XLA fuses and contracts has the marker `optimized`. In the environment, so processes that tests
-# start compile likewise.
+# module per program, and uses its older emitters where there is a choice. A test that the bits of a result do
+# not depend on XLA's fusion and contraction has the marker `optimized`. The settings are in the environment,
+# so that processes started by tests compile in the same way.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
@@ -18,12 +18,12 @@ os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 
-# Sharded programs deserve more than one device. Before any test module computes something on import.
+# Tests of sharded programs need several devices. Set here, before a test module computes something on import.
 jax.config.update("jax_num_cpu_devices", 4)
 
 
 def pytest_configure(config):
-    """A cache of what takes long to compile, for this process, the workers and those that tests start."""
+    """A cache of programs with long compile times, for this process, the workers and processes of tests."""
     if not hasattr(config, "workerinput"):
         directory = tempfile.TemporaryDirectory(prefix="dfpjax-compiled-")
         config.add_cleanup(directory.cleanup)

@@ -1,4 +1,4 @@
-"""References for integer arithmetic in dynamic fixed point: Python's integers and rationals, no dfpjax."""
+"""References for integer arithmetic in dynamic fixed point: Python integers and rationals, without dfpjax."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ ROUNDINGS = ("nearest", "biased", "truncate")
 
 
 def round_shift(m: int, shift: int, rounding: str) -> int:
-    """m · 2^−shift, its magnitude rounded."""
+    """m · 2^−shift with its magnitude rounded."""
     kept, dropped = divmod(Fraction(abs(m), 2**shift), 1)
     if rounding == "nearest":
         up = dropped > Fraction(1, 2) or (dropped == Fraction(1, 2) and kept % 2 == 1)
@@ -20,7 +20,7 @@ def round_shift(m: int, shift: int, rounding: str) -> int:
 
 
 def down_convert(m, exponent: int, bits: int, rounding: str = "nearest"):
-    """(mantissas, exponent) of a tensor of Python integers brought to `bits` bits."""
+    """(mantissas, exponent) of a tensor of Python integers after conversion to `bits` bits."""
     m = np.asarray(m, object)
     length = max((abs(int(v)).bit_length() for v in m.flat), default=0)
     shift = max(0, length - (bits - 1))
@@ -30,7 +30,7 @@ def down_convert(m, exponent: int, bits: int, rounding: str = "nearest"):
 
 
 def add(ma, ea: int, mb, eb: int, bits: int, rounding: str = "nearest"):
-    """(mantissas, exponent) of the sum of two tensors; an all-zero one has no say in the exponent."""
+    """(mantissas, exponent) of the sum of two tensors. An all-zero tensor does not affect the exponent."""
     ma, mb = np.broadcast_arrays(np.asarray(ma, object), np.asarray(mb, object))
     live = [e for m, e in ((ma, ea), (mb, eb)) if any(v != 0 for v in m.flat)]
     exponent = max(live, default=-149 - (bits - 2))

@@ -1,10 +1,10 @@
-"""Policies without the cost rule, for tests whose operations are far too small to gain."""
+"""Policies without the cost rule, for tests whose operations are too small to be worth quantizing."""
 
 from dfpjax.policy import OpConfig, Policy, Rule
 
 
 def forced(*rules: Rule) -> Policy:
-    """A policy by which everything runs in dynamic fixed point that no rule keeps in float32."""
+    """A policy that runs every operation in dynamic fixed point unless a rule keeps it in float32."""
     return Policy(rules=rules, default=OpConfig(force=True))
 
 

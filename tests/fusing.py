@@ -1,4 +1,4 @@
-"""Programs with batch normalization and pooling, large enough to be fused."""
+"""Programs with batch normalization and pooling that are large enough to be fused."""
 
 import functools
 
@@ -15,7 +15,7 @@ from dfpjax.transform import mixed_precision
 
 UNFUSED = Policy(default=OpConfig(force=True), fuse=False)
 ROWS = (0, 1, 2)
-LARGE = (4, 64, 64, 64)  # 2^20 numbers, from which on sums are fused
+LARGE = (4, 64, 64, 64)  # 2^20 numbers, the least for which sums are fused
 PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_rectified_sums", "dfp_rectified_sum", "dfp_max_pool",
           "dfp_max_pool_gradient", "dfp_broadcast_rows", "dfp_normalize_tangent",
           "dfp_rectified_tangent")  # fmt: skip
@@ -48,7 +48,7 @@ def pool(x, window=3, stride=2):
 
 
 def stem(params, x):
-    """How the networks begin."""
+    """The first layers of the networks."""
     with jax.named_scope("first"):
         x = conv(x, params["first"])
     with jax.named_scope("norm"):

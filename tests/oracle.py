@@ -1,4 +1,4 @@
-"""Independent references for the tests: NumPy and exact Python numbers, nothing of dfpjax."""
+"""Independent references for the tests, in NumPy and exact Python numbers, without dfpjax."""
 
 import itertools
 from fractions import Fraction
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def quantize(x, bits=16):
-    """Nearest-even quantization from the definition, its exponent found with exact rationals.
+    """Quantization by the definition, rounded to nearest even. Exact rationals give the exponent.
 
-    Returns int64 mantissas and the exponent.
+    Returns (mantissas, exponent), with int64 mantissas.
     """
     x = np.asarray(x, np.float32)
     largest = Fraction(float(np.abs(x).max(initial=0)))
@@ -20,12 +20,12 @@ def quantize(x, bits=16):
     log2 -= largest < Fraction(2) ** log2
     exponent = log2 - (bits - 2)
     limit = 2 ** (bits - 1) - 1
-    scaled = np.ldexp(x.astype(np.float64), -exponent)  # float64 holds every float32 scaled so
+    scaled = np.ldexp(x.astype(np.float64), -exponent)  # exact in float64
     return np.clip(np.rint(scaled), -limit, limit).astype(np.int64), exponent
 
 
 def relative_error(actual, expected) -> float:
-    """Largest norm-wise relative error over the leaves of two pytrees."""
+    """The largest relative error, in norm, over the leaves of two pytrees."""
     errors = []
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
@@ -35,24 +35,24 @@ def relative_error(actual, expected) -> float:
 
 
 def full_scale(rng, shape):
-    """Mantissas of ±32767 only."""
+    """Only mantissas of ±32767."""
     return np.where(rng.random(shape) < 0.5, -32767, 32767).astype(np.int16)
 
 
 def one_outlier(rng, shape):
-    """Small mantissas and a single full-scale one."""
+    """Small mantissas and one full-scale mantissa."""
     x = rng.integers(-40, 41, shape).astype(np.int16)
     x.reshape(-1)[rng.integers(x.size)] = 32767
     return x
 
 
 def gaussian(rng, shape):
-    """As a normally distributed tensor is quantized: full scale at about 4.5 standard deviations."""
+    """Mantissas of a quantized normally distributed tensor: full scale is about 4.7 standard deviations."""
     return np.clip(np.rint(rng.standard_normal(shape) * 7000), -32767, 32767).astype(np.int16)
 
 
 def small(rng, shape):
-    """Mantissas that every chain length is certified for."""
+    """Mantissas so small that every chain length is certified."""
     return rng.integers(-300, 301, shape).astype(np.int16)
 
 
@@ -60,12 +60,12 @@ DATA = {f.__name__: f for f in (full_scale, one_outlier, gaussian, small)}
 
 
 def same_sign(rng, shape):
-    """Every mantissa at 32767: sums grow as fast as they can."""
+    """All mantissas are 32767, so sums grow as fast as possible."""
     return np.full(shape, 32767, np.int16)
 
 
 def alternating(rng, shape):
-    """Full scale with a sign that changes from element to element along every axis."""
+    """Full-scale mantissas whose signs alternate along every axis."""
     return (32767 * (1 - 2 * (np.indices(shape).sum(axis=0) % 2))).astype(np.int16)
 
 
@@ -76,17 +76,17 @@ def _slice_outlier(rng, shape, axes):
 
 
 def row_outlier(rng, shape):
-    """Small mantissas, but for one index of the first axis: a row, or an image."""
+    """Small mantissas, except at one index of the first axis: a row, or an image."""
     return _slice_outlier(rng, shape, {0})
 
 
 def channel_outlier(rng, shape):
-    """Small mantissas, but for one index of the last axis: a column, or a channel."""
+    """Small mantissas, except at one index of the last axis: a column, or a channel."""
     return _slice_outlier(rng, shape, {len(shape) - 1})
 
 
 def pixel_outlier(rng, shape):
-    """Small mantissas, but for one index of all axes but the last: a pixel of an image."""
+    """Small mantissas, except at one index of all axes but the last: a pixel of an image."""
     return _slice_outlier(rng, shape, set(range(len(shape) - 1)))
 
 
@@ -97,11 +97,12 @@ ADVERSARIAL = {
 
 
 def products(contraction, a, b):
-    """The products of every output of a contraction, in the order of A's axes: (positions, int64[outputs, k])
-    for each group of outputs that meet the same taps.
+    """The products that each output of a contraction sums, in the order of A's axes.
 
-    A coordinate h of a window follows from the output's i and the tap r: lhs_coef · h = offset − out_coef · i
-    − rhs_coef · r. Taps without a whole h do not exist; outside of A lies padding.
+    Yields (positions, int64[outputs, k]) for each group of outputs that meet the same taps.
+
+    The output's index i and the tap r determine a window's coordinate h in A: lhs_coef · h = offset −
+    out_coef · i − rhs_coef · r. A tap without an integer h does not meet the output. h outside A is padding.
     """
     c = contraction
     size = dict(zip((*c.lhs, *c.rhs, *c.out), (*a.shape, *b.shape, *c.out_shape), strict=True))
@@ -136,12 +137,15 @@ def products(contraction, a, b):
 
 
 def add_saturated_chains(products, length, split=2**62):
-    """float32 sums of chains of products that are saturated to int32, and how many were.
+    """Sum chains of products, saturated to int32, in float32.
 
     Arguments:
         products: int64[outputs, k].
-        length: of a chain.
-        split: so many products have a sum of their own; these are added at the end.
+        length: products in a chain.
+        split: products in a split, a multiple of `length`. The sums of the splits are added at the end.
+
+    Returns:
+        float32[outputs], and the number of saturated chains.
     """
     k = products.shape[1]
     padded = np.pad(products, ((0, 0), (0, -k % length)))
@@ -159,10 +163,10 @@ def add_saturated_chains(products, length, split=2**62):
 
 
 def chain_shares(a, b):
-    """The shares of a matrix product's multiply-accumulates that are certified for chains of 256, 128, …, 2.
+    """The shares of a matrix product's multiply-accumulates in certified chains of length 256, 128, …, 2.
 
     Arguments:
-        a, b: integer matrices [m, k] and [k, n]; 6 rows of the one meet 64 columns of the other.
+        a, b: integer matrices [m, k] and [k, n]. A tile has 6 rows of a and 64 columns of b.
     """
 
     def norm(x, length):
@@ -181,7 +185,8 @@ def chain_shares(a, b):
 
 
 def fixed_chain(contraction, a, b, length):
-    """A contraction with chains of one length: float32 of the output's shape, and the saturated chains."""
+    """A contraction with chains of one length: float32 of the output's shape, and the number of saturated
+    chains."""
     out, saturated = np.full(contraction.out_shape, np.nan, np.float32), 0
     for position, terms in products(contraction, a, b):
         out[position], count = add_saturated_chains(terms, length)

@@ -1,5 +1,5 @@
-"""Every public function and method, called with wrong types: the error is dfpjax's own and names the argument
-and the function. Nothing is compiled to find out."""
+"""Every public function and method, called with wrong types, raises an error of dfpjax that names the
+argument and the function, before it compiles anything."""
 
 import dataclasses
 import inspect
@@ -52,12 +52,12 @@ def f(x):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A call that is right, and the arguments that are replaced one after the other."""
+    """A valid call, and the arguments that a test replaces one after the other."""
 
     function: Callable
     arguments: dict
     wrong: dict[str, str]
-    """For each argument the nonsense that is right for it after all, by its names above."""
+    """For each argument the names, in `NONSENSE`, of values that are valid for it."""
     name: str = ""
     positional: tuple = ()
 
@@ -78,7 +78,7 @@ def binary(function, **more):
 
 
 def rounded(case):
-    """With the arguments of rounding, too. None of them is a seed, but where one is needed."""
+    """The case with the arguments of rounding added. Rounding is stochastic, so None is not a valid seed."""
     wrong = {**case.wrong, "rounding": "", "seed": ""}
     return dataclasses.replace(case, arguments={**case.arguments, **STOCHASTIC}, wrong=wrong)
 

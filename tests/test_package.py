@@ -1,4 +1,4 @@
-"""The package as users meet it first: importing it, its version, its documentation, its extras."""
+"""The installed package: import, version, documentation and extras."""
 
 import importlib
 import importlib.metadata
@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def import_error(checkout: Path) -> str:
-    """What Python says that imports a checkout, without what is installed."""
+    """Python's error output when it imports a checkout without site-packages."""
     command = [sys.executable, "-S", "-c", "import dfpjax"]
     environment = os.environ | {"PYTHONPATH": ""}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True)
@@ -55,7 +55,7 @@ def test_the_version_has_one_source():
 
 
 def test_every_module_that_tools_find_imports():
-    """As pdoc does, which gives up at the first that does not."""
+    """pdoc imports all modules in this way, and stops at the first that fails."""
 
     def fail(name: str) -> None:
         pytest.fail(f"{name} does not import")

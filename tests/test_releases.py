@@ -1,4 +1,4 @@
-"""Which releases of JAX are supported, and what a faulty one would compute wrongly."""
+"""The supported releases of JAX, and the faults of releases that are not supported."""
 
 import tomllib
 import warnings
@@ -58,7 +58,7 @@ def test_pip_keeps_to_the_same_releases():
 
 
 def test_the_kernels_are_built_with_the_oldest_headers():
-    """JAX 0.10 starts no CPU backend, for any program, where a handler has been built with those of 0.12."""
+    """With a handler built with the headers of JAX 0.12, JAX 0.10 starts no CPU backend, for any program."""
     requirements = [*map(Requirement, PYPROJECT["build-system"]["requires"])]
     for python in ("3.11", "3.12", "3.13", "3.14"):
         (jax,) = (r for r in requirements if r.marker and r.marker.evaluate({"python_version": python}))
@@ -67,7 +67,7 @@ def test_the_kernels_are_built_with_the_oldest_headers():
 
 @pytest.mark.optimized
 def test_this_release_reduces_as_the_faulty_one_does_not():
-    """jax#39103: the last rows were those of another part of the array."""
+    """jax#39103: the last rows contained results of another part of the array."""
     x = np.zeros((32_769, 3), np.float32)
     x[:, 0] = np.arange(len(x))
     actual = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(x)
@@ -76,6 +76,6 @@ def test_this_release_reduces_as_the_faulty_one_does_not():
 
 @pytest.mark.optimized
 def test_this_release_reduces_arrays_of_many_axes():
-    """jax#40412: a crash."""
+    """jax#40412: this crashed."""
     x, y = np.random.default_rng(0).standard_normal((2, 3, 1, 2, 2, 8, 8, 8), np.float32)
     np.testing.assert_allclose(jax.jit(lambda x, y: jnp.sum(x * y, axis=3))(x, y), (x * y).sum(3), atol=1e-6)

@@ -1,4 +1,4 @@
-"""What the tests of the transform, of what is built on it, and the conformance matrix share."""
+"""Helpers for tests of the transform, of the tools built on it, and for the conformance matrix."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 
 def equations(jaxpr):
-    """All equations of a jaxpr and the ones inside of it."""
+    """All equations of a jaxpr and of the jaxprs inside it."""
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield eqn
         for inner in jaxprs_in_params(eqn.params):
@@ -18,12 +18,12 @@ def equations(jaxpr):
 
 
 def primitives(jaxpr) -> Counter:
-    """How often each primitive stands in a jaxpr and the ones inside of it."""
+    """The number of equations with each primitive in a jaxpr and the jaxprs inside it."""
     return Counter(eqn.primitive.name for eqn in equations(jaxpr))
 
 
 def floats(jaxpr) -> int:
-    """Convolutions and dot products that sum something and are left as they were."""
+    """Number of float convolutions, and of float dot products with more than one term."""
     return sum(eqn.primitive.name == "conv_general_dilated" or _is_sum(eqn) for eqn in equations(jaxpr))
 
 
@@ -35,13 +35,13 @@ def _is_sum(eqn) -> bool:
 
 
 def quantized(jaxpr) -> int:
-    """Operations in dynamic fixed point."""
+    """Number of operations in dynamic fixed point."""
     found = primitives(jaxpr)
     return found["dfp_contract"] + found["dfp_contract_linear"]
 
 
 def relative_error(actual, expected) -> float:
-    """Norm of the difference over the norm of what is expected, over all leaves."""
+    """Norm of the difference divided by the norm of the expected values, over all leaves."""
     leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(actual)]
     others = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(expected)]
     a, b = np.concatenate(leaves), np.concatenate(others)
@@ -49,13 +49,13 @@ def relative_error(actual, expected) -> float:
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
-    """Normally distributed float32, others for each seed and shape."""
-    # NumPy's: XLA takes half a second to compile JAX's for each shape.
+    """Normally distributed float32 numbers, different for each seed and shape."""
+    # From NumPy, because XLA takes half a second per shape to compile JAX's generator.
     return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape), jnp.float32)
 
 
 def variables_of(model: linen.Module, *args):
-    """Random variables of a module, as `model.init` gives them but without compiling its random numbers."""
+    """Random variables in the structure of `model.init`, without compiling its random numbers."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
     leaves, structure = jax.tree.flatten(shapes)
     return structure.unflatten(_variable(seed, leaf.shape) for seed, leaf in enumerate(leaves))

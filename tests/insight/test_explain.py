@@ -1,4 +1,4 @@
-"""`explain`: it lists what the transform does, and counts as one does by hand."""
+"""`explain`: it lists what the transform does, and its counts equal counts by hand."""
 
 import json
 import math
@@ -139,7 +139,7 @@ def test_gradients_triple_the_count(resnet):
 
     variables, image = resnet
     report = explain(jax.grad(loss), variables["params"], variables, image, policy=policies.paper())
-    # Nothing asks for the gradient of the image; the holes of a strided convolution's dgrad do not count.
+    # The image's gradient is not needed. The inserted zeros in a strided convolution's dgrad do not count.
     assert report.macs == 3 * sum(RESNET_MACS) - RESNET_MACS[0]
     kept = sum(op.macs for op in report.ops if op.dtype == "float32")
     assert kept == 2 * RESNET_MACS[0] + 3 * RESNET_MACS[-1]

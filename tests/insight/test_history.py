@@ -1,4 +1,4 @@
-"""`History` and the pictures."""
+"""`History` and the plots."""
 
 import json
 import subprocess

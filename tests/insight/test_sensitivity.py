@@ -1,4 +1,4 @@
-"""`sensitivity`: layers ranked by the error they cause, and the policy that follows."""
+"""`sensitivity`: layers ranked by the error that they cause, and the policy that it proposes."""
 
 import math
 
@@ -22,8 +22,8 @@ def loss(params, x, scale=1.0):
 
 
 PARAMS = {"first": normal(0, 8, 8) / 3, "second": normal(1, 8, 8) / 3, "third": normal(2, 8, 8) / 3}
-# One outlier takes up the range of the second layer's weights; its row meets activations that are zero
-# nowhere, so the small weights matter all the same.
+# One outlier takes up the range of the second layer's weights. The small weights still matter, because no
+# activation is zero.
 OUTLIER = PARAMS | {"second": PARAMS["second"].at[3, 3].set(300.0)}
 X = normal(3, 16, 8)
 
@@ -83,7 +83,7 @@ def test_the_plot(report, tmp_path):
 
 
 def made(base=FORCED, **errors):
-    """A report of layers with these errors at 16, 12 and 8 bits."""
+    """A report on layers with these errors at 16, 12 and 8 bits."""
     layers = [
         LayerSensitivity(
             layer=name,

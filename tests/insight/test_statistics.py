@@ -1,5 +1,5 @@
-"""The formulas of the statistics, against NumPy in float64, and the contraction in float32 that the shadow
-mode compares with."""
+"""The formulas of the statistics, compared with NumPy in float64, and the float32 contraction with which the
+shadow mode compares."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from dfpjax.transform import mixed_precision
 
 
 def oracle(x, mantissa, exponent, bits):
-    """The fields of the statistics of an array that is not all zeros, in float64."""
+    """The statistics' fields for an array that is not all zeros, in float64."""
     x, mantissa = np.asarray(x, np.float64), np.asarray(mantissa, np.float64)
     value = mantissa * 2.0 ** np.asarray(exponent, np.float64)
     nonzero = x != 0
@@ -137,7 +137,7 @@ CONVOLUTIONS = {
 
 
 def check_operations(fun, *operands):
-    """fprop, dgrad and wgrad of a function that is one operation."""
+    """Check fprop, dgrad and wgrad of a function with one operation."""
     transformed = mixed_precision(fun, Policy(default=OpConfig(force=True)))
 
     def program(*operands):
@@ -148,7 +148,7 @@ def check_operations(fun, *operands):
 
     @jax.jit
     def results(*operands):
-        """For each operation its result, and that of the contraction in float32."""
+        """For each operation its result, and the result of the float32 contraction."""
         env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
         env.update(zip(closed.jaxpr.invars, operands, strict=True))
         before_quantization = {}
@@ -176,7 +176,7 @@ def check_operations(fun, *operands):
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
 def test_contract_float32_is_what_the_operations_compute(case):
-    """By themselves and mapped by vmap."""
+    """Both without and with vmap."""
     x_shape, w_shape, numbers, groups = CONVOLUTIONS[case]
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (x_shape, w_shape))

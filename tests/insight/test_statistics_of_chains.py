@@ -1,4 +1,4 @@
-"""What `with_statistics` tells of the chains that products are summed in."""
+"""The statistics of `with_statistics` on the chains in which products are summed."""
 
 import json
 
@@ -30,7 +30,7 @@ def dense(name, w, x):
 
 
 def loss(params, x):
-    """Of two layers, the first of which has rows of very different sizes."""
+    """The loss of two layers. The inputs of the first have rows of very different magnitudes."""
     hidden = jnp.tanh(dense("first", params["first"], x))
     return jnp.sum(dense("second", params["second"], hidden) ** 2)
 
@@ -40,7 +40,7 @@ X = normal(2, 40, 300) * 2.0 ** -jnp.arange(40.0)[:, None]
 
 
 def shares(lhs, rhs):
-    """Of the product of two matrices, with the larger one of the result's axes in tiles of 6."""
+    """The shares of chain lengths in a matrix product, with tiles of 6 rows of lhs and 64 columns of rhs."""
     a, b = (oracle.quantize(x)[0] for x in (lhs, rhs))
     return oracle.chain_shares(a, b)
 
@@ -60,7 +60,7 @@ def test_every_pass_has_the_lengths_of_its_chains(jit):
     first = statistics["first"].chains
     np.testing.assert_allclose(first.fprop, shares(X, PARAMS["first"]), rtol=1e-6)
     assert np.count_nonzero(first.fprop) > 1
-    assert first.dgrad is None  # nobody asks for it
+    assert first.dgrad is None  # the input's gradient is not needed
     for chains in (first.fprop, first.wgrad, *statistics["second"].chains):
         assert chains.shape == (8,)
         np.testing.assert_allclose(chains.sum(), 1, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""What `with_statistics` gives prints as a table, and stays a dict and a pytree."""
+"""The statistics of `with_statistics` print as a table, and are still a dict and a pytree."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""`with_statistics`: the result of `mixed_precision`, and statistics of what its operations got."""
+"""`with_statistics`: the result of `mixed_precision`, and statistics of its operations' operands."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ X = normal(2, 7, 6)
 
 
 def expected(x, bits=16) -> dict:
-    """The statistics of an array, in float64, with `dfpjax.quantize` for the mantissas."""
+    """The statistics of an array, in float64, with mantissas from `dfpjax.quantize`."""
     q = dfpjax.quantize(jnp.asarray(x), bits=bits)
     x, m = np.asarray(x, np.float64), np.asarray(q.mantissa, np.float64)
     noise = x - m * 2.0 ** float(q.exponent)
@@ -48,7 +48,7 @@ def expected(x, bits=16) -> dict:
 
 
 def assert_statistics_of(actual: OperandStatistics, *xs, bits=16):
-    """Of one array, or of several that are stacked."""
+    """Check the statistics of one array, or of several stacked arrays."""
     assert actual.bits == bits
     for name in expected(xs[0], bits):
         wanted = [expected(x, bits)[name] for x in xs]
@@ -58,14 +58,14 @@ def assert_statistics_of(actual: OperandStatistics, *xs, bits=16):
 
 
 def assert_same(actual, wanted):
-    """To the last bit."""
+    """Check that two pytrees are equal to the last bit."""
     assert jax.tree.structure(actual) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def measured(fun, *args, policy=FORCED, eager=False, **kwargs):
-    """The statistics, after a check of the output, with jit and on request without."""
+    """The statistics under jit. Checks the output too, under jit and, if `eager`, without."""
     transformed = dfpjax.mixed_precision(fun, policy)
     with_statistics = dfpjax.with_statistics(fun, policy, **kwargs)
     if eager:
@@ -76,7 +76,7 @@ def measured(fun, *args, policy=FORCED, eager=False, **kwargs):
 
 
 def cotangents(params, x):
-    """Of the outputs of the two layers, in float32."""
+    """The cotangents of the two layers' outputs, in float32."""
 
     def from_outputs(added):
         hidden = x @ params["first"] + added[0]
@@ -151,7 +151,7 @@ def test_the_policy_decides_bits_and_what_is_measured():
 
 
 def test_gradients_alone():
-    """A forward pass in float32: its operands are quantized for the gradients."""
+    """The forward pass is in float32; its operands are quantized only for the gradients."""
     policy = forced(Rule("first", None), Rule("second", OpConfig(fprop=False, force=True)))
     statistics = measured(
         jax.value_and_grad(dfpjax.mixed_precision(loss, policy)), PARAMS, X, policy=Policy(default=None)
@@ -361,7 +361,7 @@ def test_custom_vjp_keeps_its_rule():
 
 @pytest.mark.parametrize("inner", [False, True])
 def test_passes_that_are_switched_off(inner):
-    """The rewrite puts such an operation into a custom derivative of its own."""
+    """The rewrite gives such an operation its own custom derivative."""
     policy = Policy(default=OpConfig(wgrad=False, force=True))
     fun = dfpjax.mixed_precision(two_layers, policy) if inner else two_layers
     statistics = measured(fun, PARAMS, X, policy=Policy(default=None) if inner else policy, shadow=True)
@@ -430,7 +430,7 @@ def test_shadow_errors(bits):
     of_out = 2 * dfp(hidden, v)
     of_hidden = dfp(of_out, v.T) * (1 - hidden**2)
     first, second = statistics["first"], statistics["second"]
-    rtol = {16: 0.03, 8: 1e-3}[bits]  # float32 itself is no better than 1e-7
+    rtol = {16: 0.03, 8: 1e-3}[bits]  # float32's own error is about 1e-7
     np.testing.assert_allclose(first.error, error(X, w), rtol=rtol)
     np.testing.assert_allclose(second.error, error(hidden, v), rtol=rtol)
     np.testing.assert_allclose(second.dgrad_error, error(of_out, v.T), rtol=rtol)

@@ -1,4 +1,4 @@
-"""Tensors for the tests of arithmetic."""
+"""Tensors for tests of arithmetic."""
 
 import jax.numpy as jnp
 import numpy as np

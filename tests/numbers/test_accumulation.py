@@ -17,7 +17,7 @@ def test_the_bound_is_that_of_the_largest_sum(length):
             largest = length * (2 ** (bits_a - 1) - 1) * (2 ** (bits_b - 1) - 1)
             if is_bounded(length, bits_a, bits_b):
                 assert largest < 2**31
-            elif bits_a + bits_b > 20:  # with fewer bits the −1 of each factor counts
+            elif bits_a + bits_b > 20:  # with fewer bits, the −1 in each largest mantissa matters
                 assert largest >= 2**31
 
 

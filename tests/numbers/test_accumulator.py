@@ -20,7 +20,7 @@ def test_dequantize_rounds_once(m, exponent):
 
 @pytest.mark.parametrize("exponent", [-149, -150, -151, -156, -157, -158, -179, -180, -181, -182])
 def test_dequantize_at_the_edge_of_the_subnormal_range(exponent):
-    # Near a tie of the subnormal result, where rounding to 24 bits first would decide it wrongly.
+    # Near a tie of the subnormal result, which rounding to 24 bits first would resolve wrongly.
     m = [2**31 - 1, 2**30 + 1, 2**30 + 2**6, 2**30 + 2**6 + 1, 2**29 + 2**28 + 1, 2**24 + 1, 3, 2, 1]
     m += [-v for v in m]
     actual = make(DFP32Array, m, exponent).dequantize()

@@ -142,7 +142,7 @@ def test_down_convert_just_below_a_power_of_two_is_clamped(sign, rounding):
     [("nearest", [0, 0, 0, 1, 2, 2]), ("biased", [0, 0, 1, 1, 2, 3]), ("truncate", [0, 0, 0, 0, 1, 2])],
 )
 def test_rounding_acts_on_magnitudes(rounding, expected, sign):
-    # Eighths, and a largest mantissa that makes R three.
+    # Eighths, and a largest mantissa that makes R = 3.
     m = sign * np.array([0, 1, 2, 5, 12, 18, 2**17])
     actual = dnp.down_convert(make(DFP32Array, m, 0), rounding=rounding)
     assert_tensor(actual, sign * np.array([*expected, 2**14]), 3)

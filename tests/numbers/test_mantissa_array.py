@@ -1,4 +1,4 @@
-"""Mantissas as a `jax.Array`: each of its members works or says what to do."""
+"""Mantissas as a `jax.Array`: each of its members works, or raises an error that says what to do."""
 
 import copy
 import re
@@ -25,7 +25,7 @@ OPERATORS = [
 ]
 METHODS = [name for name in dir(jax.Array) if not name.startswith("_")]
 
-# How each member that works is called; all others are refused.
+# Arguments for each method that works; all others must be refused.
 ARGUMENTS = {
     "addressable_data": (0,),
     "astype": (jnp.int16,),

@@ -15,7 +15,7 @@ import dfpjax.numpy as dnp
 from dfpjax import DFP32Array, DFPArray
 from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
-# Integers are moved, shifted and compared: there is no float32 arithmetic for XLA to contract.
+# These functions move, shift and compare integers, so XLA has no float32 arithmetic to contract.
 SHAPE = (2, 4, 6)
 INTEGER = {DFPArray: np.int16, DFP32Array: np.int32}
 
@@ -39,13 +39,13 @@ every_tensor = pytest.mark.parametrize("name", TENSORS)
 
 
 def assert_same_values(function, reference, *tensors):
-    """function gives the numbers that the reference gives for the dequantized values, eagerly and traced."""
+    """The function, eager and under jit, gives the same numbers as the reference on dequantized values."""
     assert_all_same_values({"": function}, {"": reference}, *tensors)
     assert_results({"": function(*tensors)}, {"": reference}, *tensors)
 
 
 def assert_all_same_values(functions, references, *tensors):
-    """So do all of these functions, traced together: they compile once."""
+    """The same for several functions, only under jit. They are traced together, so they compile once."""
     assert functions.keys() == references.keys()
     assert_results(
         jax.jit(lambda *xs: {k: f(*xs) for k, f in functions.items()})(*tensors), references, *tensors
@@ -61,7 +61,7 @@ def assert_results(results, references, *tensors):
 
 
 def numbers(x):
-    """float32, rounded once, by NumPy: to compile `dequantize` for every result takes most of the time."""
+    """float32 values, rounded once, by NumPy, because compiling `dequantize` for every result takes long."""
     return np.ldexp(np.asarray(x.mantissa, np.float64), np.asarray(x.exponent)).astype(np.float32)
 
 

@@ -216,7 +216,7 @@ WIDE = np.array([[1e300, -3e299, 0], [5e-300, 2e-301, -1e-304]])
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("axis", [None, 0])
 def test_float64_keeps_its_range(x64, axis):
-    # The exponent holds what float32 cannot; by the formula of the format, in float64.
+    # The exponent covers what float32 cannot. The format's formula, in float64.
     largest = np.abs(WIDE).max(axis=None if axis is None else 1, keepdims=True)
     exponent = np.floor(np.log2(largest)).astype(int) - 14
     mantissa = np.clip(np.rint(np.ldexp(WIDE, -exponent)), -32767, 32767)

@@ -12,7 +12,7 @@ def test_one_rounding_to_nearest_even(exponent):
     rng = np.random.default_rng(0)
     x = rng.integers(1, 2**24, 500) * 2.0 ** rng.integers(0, 30, 500) * rng.choice([-1, 1], 500)
     x = x.astype(np.float32)
-    # A float64 holds x · 2^exponent exactly, so its conversion is the one rounding.
+    # x · 2^exponent is exact in float64, so the conversion to float32 is the only rounding.
     with np.errstate(over="ignore", under="ignore"):
         expected = np.ldexp(x.astype(np.float64), exponent).astype(np.float32)
     actual = np.asarray(scale_by_power_of_two(jnp.asarray(x), jnp.int32(exponent)))

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.optimized
 
 
 def many_scales(shape, seed=0):
-    """Normally distributed, every slice along any axis with a scale of its own."""
+    """Normally distributed numbers, in which every slice along any axis has its own scale."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape)
     for axis, size in enumerate(shape):
@@ -85,7 +85,7 @@ def test_derivative_is_the_identity():
 
 
 def test_a_shift_takes_values_beyond_float32s_range():
-    # Columns of 2^−120 … 2^120 that all are about 2^shift · x = 2^200, or 2^−300.
+    # Columns of 2^−120 … 2^120, for all of which x · 2^shift is about 2^200, or 2^−300.
     powers = np.array([-120, -60, 0, 60, 120, -140])
     x = np.ldexp(np.random.default_rng(0).uniform(1, 2, (5, 6)), powers).astype(np.float32)
     x[:, 3] = 0

@@ -1,4 +1,4 @@
-"""Stochastic rounding: unbiased, without correlations, and the same however the work is divided."""
+"""Stochastic rounding: unbiased, uncorrelated, and independent of how the work is divided."""
 
 import contextlib
 import os
@@ -19,17 +19,17 @@ from dfpjax.numbers.format.rounding import random_bits
 
 pytestmark = pytest.mark.optimized
 
-# Too late if another test module has computed something on import.
+# Fails if another test module has already computed something on import.
 with contextlib.suppress(RuntimeError):
     jax.config.update("jax_num_cpu_devices", 4)
 
-SIGMA = 4.5  # of a normal distribution: one time in 150 000
+SIGMA = 4.5  # deviations: a normal distribution exceeds them one time in 150 000
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("fraction", [2.0**-12, 0.01, 0.25, 0.5, 0.7, 0.999])
 def test_the_mean_over_seeds_is_the_value(fraction, sign):
-    """For every element by itself, and for all of them."""
+    """This holds for every single element, and for all elements together."""
     seeds, count = 4096, 64
     x = np.full(count + 1, sign * (5 + fraction), np.float32)
     x[-1] = 2.0**14  # makes the exponent 0
@@ -43,7 +43,7 @@ def test_the_mean_over_seeds_is_the_value(fraction, sign):
     p = float(np.float32(5 + fraction)) - 5
     deviation = np.sqrt(p * (1 - p))
     assert abs(up.mean() - p) < SIGMA * deviation / np.sqrt(up.size)
-    if p * seeds > 20:  # enough for a normal distribution
+    if p * seeds > 20:  # enough seeds for a normal distribution
         assert (np.abs(up.mean(axis=0) - p) < SIGMA * deviation / np.sqrt(seeds)).all()
 
 
@@ -82,7 +82,7 @@ def test_without_a_seed_the_numbers_themselves_serve(scale):
     assert abs(error.sum()) < SIGMA * deviation
     products = (error[1:] * error[:-1])[:-1]
     assert abs(products.sum()) < SIGMA * np.sqrt((products**2).sum())
-    # The same numbers elsewhere, and others in the same place, are rounded independently.
+    # The same numbers in other places, and other numbers in the same places, round independently.
     for other in (np.roll(units[:-1], 1), np.nextafter(units[:-1], np.float32(-1))):
         other = np.append(other, np.float32(2**14))
         change = np.asarray(quantize(other)) - other.astype(np.float64)

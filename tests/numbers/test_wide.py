@@ -52,7 +52,7 @@ def test_add_magnitude_and_bit_length(pairs):
 @given(st.lists(st.tuples(BELOW_63_BITS, st.integers(0, 100)), min_size=8, max_size=8))
 @example([(2**62, shift) for shift in range(60, 68)])
 def test_shift_right_is_one_rounding(rounding, cases):
-    # What is shifted by too little to fit 31 bits is shifted by more.
+    # Shifts that would leave more than 31 bits become larger.
     cases = [(m, max(shift, abs(m).bit_length() - 31)) for m, shift in cases]
     values, shifts = np.array(cases, np.int64).T
     actual = shift_right(as_wide(values), jnp.asarray(shifts, jnp.int32), rounding)

@@ -1,4 +1,4 @@
-"""The cost rule: both sides of its thresholds, what it says, and that more work is never worth less."""
+"""The cost rule: both sides of its thresholds, its messages, and that more work is never worth less."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ def test_few_macs_are_not_worth_it(kind, least):
 
 @kinds
 def test_few_macs_per_element_are_not_worth_it(kind, least):
-    elements = 1000 * least.macs  # so many that there are MACs enough
+    elements = 1000 * least.macs  # enough elements for the least number of MACs
     enough = Work(kind=kind, macs=least.macs_per_element * elements, elements=elements)
     assert objection(enough) is None
     reason = objection(dataclasses.replace(enough, elements=2 * elements))

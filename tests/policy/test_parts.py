@@ -1,4 +1,4 @@
-"""Which pass of which layer an operation is, by what it shares with others."""
+"""Finding an operation's layer and pass from the operands and names that it shares with other operations."""
 
 from dfpjax.policy import OpConfig, Policy, Rule
 from dfpjax.policy._passes import Layers
@@ -74,7 +74,7 @@ def test_what_is_recomputed_is_forward_and_lends_its_operands():
 
 
 def test_rules_for_parameters_hold_for_the_weight_gradient():
-    """It takes no parameter, but belongs to the layer that does."""
+    """The weight gradient takes no parameter, but belongs to the layer that does."""
     x, dq, dk = object(), object(), object()
     query, key = operation("", x, "params/q"), operation("", x, "params/k")
     others = [
