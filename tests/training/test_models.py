@@ -1,4 +1,4 @@
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from dfpjax.training.models.resnet import Basic, Bottleneck
 from dfpjax.training.models.vit import Attention
 
 
+@cache
 def _shapes(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, *image_shape)))
 

@@ -59,9 +59,9 @@ class Separable(nn.Module):
     [
         nn.RNN(nn.SimpleCell(6)),
         nn.RNN(nn.LSTMCell(6)),
-        nn.RNN(nn.OptimizedLSTMCell(6), reverse=True, keep_order=True),
-        Bidirectional(),
-        nn.RNN(nn.ConvLSTMCell(2, (2,))),
+        pytest.param(nn.RNN(nn.OptimizedLSTMCell(6), reverse=True, keep_order=True), marks=pytest.mark.slow),
+        pytest.param(Bidirectional(), marks=pytest.mark.slow),
+        pytest.param(nn.RNN(nn.ConvLSTMCell(2, (2,))), marks=pytest.mark.slow),
         nn.MultiHeadDotProductAttention(num_heads=2),
         Stack(),
         Separable(),

@@ -7,7 +7,6 @@ import time
 import weakref
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest

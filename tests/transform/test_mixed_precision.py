@@ -3,7 +3,6 @@
 import inspect
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import pytest
 from forced import FORCED, forced

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import jax
-import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
