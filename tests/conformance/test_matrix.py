@@ -49,11 +49,12 @@ def _cells(name: str, kind: str) -> dict[str, bool]:
 def _quick_cells(name: str, kind: str) -> dict[str, bool]:
     """Those of them in the first tier."""
     cells = _cells(name, kind)
-    if kind == DENSE.name:
-        return {
-            t: values and (TRANSFORMATIONS[t].everywhere or name == "plain") for t, values in cells.items()
-        }
-    return {t: values and kind != CONV.name for t, values in cells.items() if TRANSFORMATIONS[t].everywhere}
+    everywhere = {t: values for t, values in cells.items() if TRANSFORMATIONS[t].everywhere}
+    if kind == CONV.name:
+        return dict.fromkeys(everywhere, False)
+    if kind == DENSE.name and name != "plain":
+        return dict.fromkeys(cells, False) | everywhere
+    return cells if kind == DENSE.name else everywhere
 
 
 def _checks(name: str, kind: str, tier: str) -> dict[str, bool]:
