@@ -37,8 +37,6 @@ from transform_helpers import equations, primitives, relative_error
 
 from dfpjax import explain
 
-pytestmark = pytest.mark.optimized  # or XLA sums less exactly than it does for users
-
 # --- what is found ----------------------------------------------------------------------------------
 
 

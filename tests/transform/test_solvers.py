@@ -17,8 +17,6 @@ import dfpjax
 from dfpjax.policy import Policy
 from dfpjax.transform import mixed_precision
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 W = normal(0, 6, 6) / 5
 B = normal(1, 6)
 START = jnp.zeros(6)
