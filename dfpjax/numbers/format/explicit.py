@@ -82,7 +82,7 @@ def _summed(sharding: NamedSharding) -> NamedSharding:
 
 
 def summed(x: jax.Array) -> jax.Array:
-    """x, with its parts added if the devices hold parts of a sum over explicit axes."""
+    """x with its partial sums added, if the devices hold partial sums over explicit axes."""
     sharding = jax.typeof(x).sharding
     return jax.reshard(x, _summed(sharding)) if sharding.spec.unreduced else x
 

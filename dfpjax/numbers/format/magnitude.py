@@ -14,7 +14,7 @@ LEAST_NATIVE = 1 << 15
 
 
 def largest_magnitude_bits(x: jax.Array, axes: tuple[int, ...], *, native: bool = False) -> jax.Array:
-    """Bits of max|x| over `axes`. If there is a NaN or an infinity, they are those of a NaN or an infinity.
+    """Bits of max|x| over `axes`. If x has a NaN or an infinity there, the bits represent one of them.
 
     Arguments:
         x: float32.
