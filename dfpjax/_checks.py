@@ -1,7 +1,7 @@
-"""Checks of arguments, and the one form that their errors have: `function: argument must be …, got …`.
+"""Checks of arguments. All errors read `function: argument must be …, got …`.
 
-Each returns the argument in the form that the caller goes on with. A wrong type is a TypeError, a value out
-of range a ValueError.
+Each check returns the argument, converted for further use. A wrong type raises a TypeError, a value out of
+range a ValueError.
 """
 
 import math
@@ -16,7 +16,8 @@ import numpy as np
 
 
 def described(value: Any) -> str:
-    """What a message shows of a value: an array's type, for its numbers may be many or not there yet."""
+    """How a message shows a value. An array shows its type, as its numbers may be many or not computed
+    yet."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"dtype {value.dtype} and shape {tuple(value.shape)}"
     text = repr(value)
@@ -41,14 +42,14 @@ def instance(function: str, argument: str, value: Any, kinds, wanted: str) -> An
 
 
 def function_of_arrays(function: str, argument: str, value: Any) -> Callable:
-    """Something to call."""
+    """A callable."""
     if not callable(value):
         raise wrong_type(function, argument, "callable", value)
     return value
 
 
 def boolean(function: str, argument: str, value: Any) -> bool:
-    """True or False, and nothing that is merely taken for one."""
+    """True or False; other truthy or falsy values are refused."""
     return instance(function, argument, value, bool, "True or False")
 
 
@@ -61,7 +62,7 @@ def choice(function: str, argument: str, value: Any, choices: Iterable[str]) -> 
 
 
 def integer(function: str, argument: str, value: Any, wanted: str = "an integer") -> int:
-    """A Python or NumPy integer, or a concrete array without axes that holds one."""
+    """A Python or NumPy integer, or a concrete zero-dimensional array of an integer."""
     if isinstance(value, bool | np.bool_):
         raise wrong_type(function, argument, wanted, value)
     try:
@@ -85,7 +86,7 @@ def integers(
 
 
 def number(function: str, argument: str, value: Any, wanted: str = "a number") -> float:
-    """A real number, or a concrete array without axes that holds one."""
+    """A real number, or a concrete zero-dimensional array of one."""
     is_array = hasattr(value, "dtype")
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
     if is_array and not isinstance(value, jax.core.Tracer):
@@ -130,7 +131,7 @@ def path(function: str, argument: str, value: Any) -> Any:
 
 
 def real_array(function: str, argument: str, value: Any, wanted: str = "a real floating-point array"):
-    """An array of real floating-point numbers: JAX's, or NumPy's of what was not JAX's."""
+    """An array of real floating-point numbers. A JAX array stays one; anything else becomes a NumPy array."""
     try:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except jax.errors.TracerArrayConversionError:  # tracers in a list

@@ -1,6 +1,6 @@
 """The releases of JAX that dfpjax runs on, checked when it is imported.
 
-pip keeps to the bounds in pyproject.toml, but `--no-deps` or a later upgrade of something else can bring in
+pip respects the bounds in pyproject.toml, but `--no-deps` or a later upgrade of another package can install
 any release.
 """
 
@@ -16,11 +16,11 @@ FAULTY = {
     (0, 10, 2): "reduces some float32 arrays wrongly on CPUs (jax#39103) and crashes on others (jax#40412)",
     (0, 11, 0): "crashes in some float32 reductions on CPUs (jax#39257)",
 }
-"""Releases of jaxlib, which holds the compiler, and what is wrong with them."""
+"""Faulty releases of jaxlib, which contains the compiler, and their faults."""
 
 
 def check(jax_version: str, jaxlib_version: str) -> None:
-    """Refuse a JAX that is too old, and warn of one that is faulty or newer than what is tested.
+    """Refuse a JAX that is too old; warn about one that is faulty or newer than the tested ones.
 
     Raises:
         ImportError: dfpjax cannot run on this JAX.
@@ -41,7 +41,7 @@ def check(jax_version: str, jaxlib_version: str) -> None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The release that a version is of, or for: three numbers or more, without what follows them."""
+    """The release in a version: three numbers or more, without suffixes such as `rc1` or `.dev0`."""
     numbers = tuple(map(int, re.match(r"\d+(?:\.\d+)*", version)[0].split(".")))
     return numbers + (0,) * (3 - len(numbers))
 

@@ -1,11 +1,11 @@
-"""What to say where the compiled extension is missing."""
+"""The message for a missing compiled extension."""
 
 import sys
 from pathlib import Path
 
 
 def explanation() -> str:
-    """That it is missing, for which Python, and the command that builds it."""
+    """Says that the extension is missing, for which Python, and which command builds it."""
     package = Path(__file__).parent
     others = ", ".join(sorted(file.name for file in package.glob("_native.*.so")))
     found = f" (there is {others}, which another Python loads)" if others else ""

@@ -28,7 +28,7 @@ from dfpjax.operations.primitives import (
 
 
 def _terms(series):
-    """The terms of a series, None for one that is zero: `jet` gives mantissas' as mantissas."""
+    """The terms of a series, with None for zeros. `jet` passes a zero term of mantissas as mantissas."""
     return [term if term.dtype == jnp.float32 else None for term in series]
 
 
@@ -43,7 +43,7 @@ def _quantize_rule(primals, series, **params):
 
 
 def _product(lhs, rhs, *, contraction: Contraction, cotangent: Quantizer, bits, **params):
-    """Of two float32 terms."""
+    """The contraction of two float32 terms."""
     if lhs is None or rhs is None:
         return None
     native = params["backend"] == "auto"

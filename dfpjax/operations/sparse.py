@@ -1,4 +1,4 @@
-"""What `jax.experimental.sparse.sparsify` meets: there are no sparse kernels, so it raises."""
+"""Rules for `jax.experimental.sparse.sparsify`, which raise an error: there are no sparse kernels."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Whether a function has changed an object among its arguments, of which it got a copy."""
+"""Detects changes that a traced function makes to the objects among its arguments, which are copies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,22 +10,21 @@ from jax.tree_util import DictKey, GetAttrKey, KeyPath, SequenceKey
 class Changes:
     """Watches the objects among a function's arguments while it runs.
 
-    Objects are compared by their attributes. Those of an argument in which some have changed are then
-    flattened, to see whether what has changed is part of the pytree; the others are not, since flattening
-    runs code of the object's class.
+    Objects are compared by their attributes. Only an argument with changed objects is flattened, to see
+    whether the changes are part of the pytree, because flattening runs code of the objects' classes.
     """
 
     def __init__(self, args: tuple, kwargs: dict, leaves: Mapping[KeyPath, Any]):
-        """Of the arguments and the leaves of `(args, kwargs)`, before the function runs."""
+        """Records the arguments and the leaves of `(args, kwargs)` before the function runs."""
         named = [((SequenceKey(0), SequenceKey(index)), argument) for index, argument in enumerate(args)]
         named += [((SequenceKey(1), DictKey(name)), argument) for name, argument in kwargs.items()]
         self._arguments = [(path, argument, _contents(argument)) for path, argument in named]
         self._leaves = leaves
 
     def lost(self, returned: Sequence[Any]) -> tuple[str, ...]:
-        """Where an object holds something new that is not returned, after the function has run.
+        """The paths at which an object holds a new value that the function did not return.
 
-        A change of a dict, a list or a tuple is the function's own affair.
+        Call it after the function has run. Changes of a dict, a list or a tuple do not count.
         """
         kept = {id(leaf) for leaf in returned}
         kept |= {id(leaf) for path, leaf in self._leaves.items() if _is_in_object(path)}
@@ -39,7 +38,7 @@ class Changes:
 
 
 def _is_in_object(path: KeyPath) -> bool:
-    """Whether a leaf is below anything but dicts, lists, tuples and the `flax.nnx.Variable` in them."""
+    """Whether a leaf is inside an object other than dicts, lists, tuples and `flax.nnx.Variable`s in them."""
     *inside, last = path
     keys = inside if last == GetAttrKey("value") else path
     return not all(isinstance(key, SequenceKey | DictKey) for key in keys)
@@ -48,12 +47,12 @@ def _is_in_object(path: KeyPath) -> bool:
 def _leaves_of(argument: Any) -> list[tuple[KeyPath, Any]]:
     try:
         return jax.tree_util.tree_flatten_with_path(argument)[0]
-    except Exception:  # an object that has a successor, which the function has to return
+    except Exception:  # an object that refuses because it has a successor, which the function returns
         return []
 
 
 def _contents(argument: Any) -> list[tuple[Any, dict]]:
-    """The containers and objects that an argument consists of, each with what it holds."""
+    """The containers and objects in an argument, each with its children."""
     found: dict[int, tuple[Any, dict]] = {}
     waiting = [argument]
     while waiting:
@@ -71,7 +70,7 @@ def _has_changed(node: Any, before: dict) -> bool:
 
 
 def _children(node: Any) -> dict:
-    """What a container or an object holds, itself and not as a pytree."""
+    """The children of a container or an object: its items or attributes, not those of its pytree."""
     if isinstance(node, dict):
         return dict(node)
     if isinstance(node, list | tuple):
@@ -81,7 +80,7 @@ def _children(node: Any) -> dict:
     for name in slots:
         try:
             children[name] = object.__getattribute__(node, name)
-        except AttributeError:  # not set, or a private name, which is another one
+        except AttributeError:  # not set, or a private name, which Python mangles
             continue
     return children
 

@@ -1,13 +1,13 @@
-"""Chains of equations for which the library has one pass over memory: found here, in one jaxpr at a time.
+"""Finds, in one jaxpr at a time, chains of equations that the library computes in one pass over memory.
 
 - The sum and the sum of squares of each channel of a tensor (batch statistics) are computed together, with
   the least and the greatest value.
-- Where what has these extremes is normalized, shifted or rectified and then becomes an operation's left
-  operand, its largest magnitude is where the extremes go, since all of this is monotonic: they are the
-  operand's *witness*, from which its exponent is computed without a pass over the operand.
-- `(x − mean) · scale + shift` and `x + shift`, of each channel, have gradients in one pass, also where the
-  former is rectified.
-- Such a normalized tensor plus a residual, rectified, is one pass, and its own extremes come with it.
+- Such a tensor may be normalized, shifted or rectified and then become an operation's left operand. All of
+  this is monotonic, so the same steps take the extremes to the operand's extremes. These are its *witness*:
+  the operand's exponent follows from it, without a pass over the operand.
+- `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
+  with a rectification.
+- A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
 - Maximum pooling of images in NHWC, and its gradient.
 
 Large float32 tensors alone gain. Nothing is assumed of a program that does not match: it stays as it is.
@@ -36,10 +36,10 @@ from dfpjax.transform._subjaxprs import opened
 
 @dataclass(frozen=True, kw_only=True)
 class Least:
-    """How many elements a tensor needs to gain by a pass."""
+    """The least elements of a tensor that gains by a pass."""
 
     summed: int = 1 << 20
-    """For sums of channels: from there on XLA reads the tensor from memory."""
+    """For sums of channels: from this size on, XLA reads the tensor from memory."""
     pooled: int = 1 << 15
     """For maximum pooling of a batch of images."""
 
@@ -51,23 +51,23 @@ class Fusion:
     kind: str
     """In words, for `explain`."""
     eqn: JaxprEqn
-    """Where it stands, and whose source it has."""
+    """The equation that it replaces, whose source it has."""
     fun: Callable
     inputs: Sequence[Var]
     outputs: Sequence[Var | None]
-    """What each result of `fun` becomes; None for a result that no equation had."""
+    """The variable of each result of `fun`; None for a result that no equation has."""
     extremes_of: Var | None = None
-    """The tensor whose channels' least and greatest values are the last two results, if they are."""
+    """The tensor whose channels' least and greatest values are the last two results, if any."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Witness:
-    """A small tensor with the largest magnitude of a large one, as a function of arrays."""
+    """How to compute a small tensor that has the largest magnitude of a large one."""
 
     of: Var
-    """The tensor whose extremes are the start."""
+    """The tensor with whose extremes the computation starts."""
     steps: tuple[tuple[Callable, tuple[Var, ...]], ...] = ()
-    """What happens to them, each a function of them and of a few arrays."""
+    """The steps applied to the extremes, each a function of them and of a few arrays."""
 
     def then(self, fun: Callable, *inputs: Var) -> "Witness":
         """One more step."""
@@ -75,7 +75,7 @@ class Witness:
 
     @property
     def inputs(self) -> list[Var]:
-        """What the steps take beside the extremes."""
+        """The arrays that the steps take beside the extremes."""
         return [var for _, inputs in self.steps for var in inputs]
 
     def compute(self, low: jax.Array, high: jax.Array, *inputs: jax.Array) -> jax.Array:
@@ -90,17 +90,17 @@ class Witness:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fusions:
-    """What was found in a jaxpr."""
+    """The fusions of a jaxpr."""
 
     passes: dict[int, Fusion] = field(default_factory=dict)
-    """By the index of the equation at which they stand, or before it where a witness is needed sooner: batch
-    statistics take nothing but the tensor itself."""
+    """By the index of the equation at which they are written. Batch statistics, which need only the tensor
+    itself, are written earlier if a witness needs them."""
     dropped: set[int] = field(default_factory=set)
-    """Indices of the equations that are left out for them."""
+    """Indices of the equations that they replace."""
     witnesses: dict[Var, Witness] = field(default_factory=dict)
 
     def witness(self, eqn: JaxprEqn, treatment: Treatment | None) -> Witness | None:
-        """What an operation that is so treated has its left operand's exponent from, if not from itself."""
+        """The witness of a treated operation's left operand, or None if it has none."""
         lhs = eqn.invars[0]
         if treatment is None or not isinstance(lhs, Var):
             return None
@@ -109,7 +109,7 @@ class Fusions:
 
 
 def find_fusions(jaxpr: Jaxpr, least: Least) -> Fusions:
-    """Find what can be computed in one pass in a jaxpr; jaxprs inside of it are on their own."""
+    """Find the fusions of a jaxpr, without the jaxprs inside it."""
     return _Finder(jaxpr, least).fusions
 
 
@@ -205,7 +205,7 @@ class _Finder:
             self.fusions.witnesses[out] = witness.then(fun, *inputs[1:])
 
     def _normalized(self, scaled: Var) -> tuple[Var, Var, Var] | None:
-        """x, mean and scale, if this is (x − mean) · scale and nothing else uses it; drops its equations."""
+        """x, mean and scale, if this is (x − mean) · scale and has no other use. Drops its equations then."""
         multiply = self._maker(scaled, "mul")
         if multiply is None or self._uses[scaled] > 1:
             return None
@@ -254,7 +254,7 @@ class _Finder:
                 return
 
     def _normalization(self, var: Var | Literal) -> Fusion | None:
-        """The normalization that makes this, if nothing else uses it; drops it."""
+        """The normalization that computes this, if it has no other use. Drops it then."""
         index = self._made_at.get(var) if isinstance(var, Var) else None
         found = self.fusions.passes.get(index)
         if found is None or found.fun is not normalize_channels or self._uses[var] > 1:
@@ -282,7 +282,7 @@ class _Finder:
 
 
 def _large(var: Var | Literal, least: int) -> bool:
-    """Whether it is a large float32 tensor, of a type that does not say how it is sharded."""
+    """Whether it is a large float32 tensor without an explicit sharding in its type."""
     aval = var.aval
     return (
         isinstance(var, Var)
@@ -307,18 +307,19 @@ def _of_channels(var: Var | Literal, x: Var) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bounded:
-    """What an equation is that computes max(x, bound), such as relu is."""
+    """An equation that computes max(x, bound), such as relu."""
 
     x: Var
     bound: float
     rule: Jaxpr | None = None
-    """Of a `custom_jvp`: from x and its tangent to the value and its tangent."""
+    """The rule of a `custom_jvp`, from x and its tangent to the value and its tangent."""
 
 
 def _lower_bound(eqn: JaxprEqn, jaxpr: Jaxpr, *, in_rule: bool = False) -> _Bounded | None:
-    """x and the bound, if the equation of the jaxpr is max(x, bound) for a number.
+    """x and the bound, if an equation of the jaxpr is max(x, bound) for a number.
 
-    A rule usually calls its own function for the value, so what is in a rule is not asked for its rule again.
+    A rule usually calls its own function for the value, so functions inside a rule need no check of their
+    own rule.
     """
     if eqn.primitive.name == "max":
         for x, bound in (eqn.invars, eqn.invars[::-1]):
@@ -340,14 +341,14 @@ def _lower_bound(eqn: JaxprEqn, jaxpr: Jaxpr, *, in_rule: bool = False) -> _Boun
     if eqn.primitive.name == "jit" or in_rule:
         return _Bounded(x=x, bound=found.bound)
     rule = _rule_of(eqn, jaxpr)
-    # Where JAX differentiates, the rule gives the value too, and nothing keeps it from being another one.
+    # When JAX differentiates, the rule also gives the value, and that value may differ from the function's.
     if rule is not None and not _has_value(rule, found.bound):
         return None
     return _Bounded(x=x, bound=found.bound, rule=rule)
 
 
 def _rule_of(eqn: JaxprEqn, jaxpr: Jaxpr) -> Jaxpr | None:
-    """The rule of a `custom_jvp` of one array; None if there is none: a program may not need it."""
+    """The rule of a `custom_jvp` of one array, or None if tracing it fails: the program may not need it."""
     if len(eqn.invars) != 1:
         return None
     alone = jaxpr.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
@@ -379,20 +380,20 @@ def _is_relu(eqn: JaxprEqn, found: _Bounded) -> bool:
 
 
 def _traced_jvp(fun: Callable, eqn: JaxprEqn) -> Jaxpr:
-    """From x, an equation's operand, and its tangent to `fun`'s value and its tangent."""
+    """The jaxpr from x, an equation's operand, and its tangent to `fun`'s value and its tangent."""
     with eqn.ctx.manager:
         avals = [eqn.invars[0].aval] * 2
         return _compat.trace(lambda x, t: jax.jvp(fun, (x,), (t,)), avals, "derivative")[0]
 
 
 def _derivative(rule: Jaxpr) -> str:
-    """How the tangent is computed."""
+    """The text of the equations that compute the tangent."""
     needed, _ = partial_eval.dce_jaxpr(rule, [False, True], instantiate=True)
     return str(needed)
 
 
 def _windows(eqn: JaxprEqn) -> Windows | None:
-    """The windows of a pooling equation of images in NHWC, if the library has a pass for them."""
+    """The windows of a pooling equation on images in NHWC, or None if the library has no pass for them."""
     x, params = eqn.invars[-1], eqn.params
     if x.aval.ndim != 4 or (
         eqn.primitive.name == "select_and_scatter_add" and params["select_prim"].name != "ge"

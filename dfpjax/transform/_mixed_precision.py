@@ -22,7 +22,8 @@ from dfpjax.transform._survey import Body, Scope, survey
 from dfpjax.transform._trace import Arguments, Traced, is_array, trace
 
 PROGRAMS_KEPT = 128
-"""Traced programs that a transformed function keeps: one per combination of types and static arguments."""
+"""The most traced programs that a transformed function keeps, one per combination of types and static
+arguments."""
 
 
 @overload
@@ -40,28 +41,29 @@ def mixed_precision(
 def mixed_precision(fun=None, policy=None, *, backend="auto"):
     """Transform a function so that its convolutions and dot products run in dynamic fixed point.
 
-    The result is called as `fun` is and gives what `fun` gives, from `fun`'s own arguments: nothing is added
-    to a parameter tree, and what was float32 stays float32. It works under every JAX transformation, and
-    `jax.grad` of it also computes the gradients with respect to operands and weights in dynamic fixed point.
-    What becomes of each operation and why: `dfpjax.explain`.
+    The transformed function takes `fun`'s arguments and returns `fun`'s results: nothing is added to a
+    parameter tree, and float32 values stay float32. It works under every JAX transformation. `jax.grad` of it
+    computes the gradients with respect to operands and weights in dynamic fixed point, too. `dfpjax.explain`
+    says what happens to each operation, and why.
 
-    `fun` is traced as by `jax.jit`: arrays among its arguments are tracers inside of it, it should have no
-    side effects, and arrays it closes over are constants from its first call on. Other than by `jax.jit`,
-    everything that is no array (strings, None, functions, Python numbers and bools) reaches `fun` as it is,
-    and is returned as it is. `fun` is traced again only for arguments of another structure, shape or dtype,
-    or for other static values; pass a number that changes at every step as an array. Threads may share it.
+    `fun` is traced as by `jax.jit`: arrays among its arguments are tracers inside it, it should have no side
+    effects, and arrays that it closes over are constants from its first call on. Unlike under `jax.jit`, all
+    other arguments (strings, None, functions, Python numbers and bools) reach `fun` unchanged, and so do such
+    results the caller. `fun` is traced again only for arguments of another structure, shape or dtype, or for
+    other static values, so pass a number that changes at every step as an array. Threads may share the
+    transformed function.
 
-    Primitives that cannot be entered stay as they are, and `dfpjax.explain` lists them as opaque: callbacks,
-    Pallas, and those that keep functions among static data, such as Lineax's `linear_solve`.
+    Primitives that cannot be entered stay unchanged, and `dfpjax.explain` lists them as opaque: callbacks,
+    Pallas, and primitives that keep functions among static data, such as Lineax's `linear_solve`.
 
     Usable as a decorator, `@dfpjax.mixed_precision` and `@dfpjax.mixed_precision(policy=...)`.
 
     Arguments:
         fun: a function of pytrees that JAX can trace, such as a Flax model's `apply`.
-        policy: which operations run in dynamic fixed point, and how. By default every convolution and dot
-            product of float32, bfloat16, float16 or float64 operands that sums at least two products and is
-            expected to gain by it. That depends on shapes alone, as they stand in `fun`: under `vmap` of the
-            transformed function those of one example. `OpConfig(force=True)` asks for no gain.
+        policy: which operations run in dynamic fixed point, and how. The default takes every convolution and
+            dot product of float32, bfloat16, float16 or float64 operands that sums at least two products and
+            that the cost rule expects to gain. The cost rule looks at the shapes in `fun` alone; under `vmap`
+            of the transformed function these are the shapes of one example. `OpConfig(force=True)` skips it.
         backend: "auto" for the native kernels where the platform has them, "reference" for the same
             arithmetic in plain JAX: the same bits, but slow.
 
@@ -72,7 +74,7 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
-        ValueError: if `backend` is none of those named above.
+        ValueError: if `backend` is not one of these names.
     """
     if isinstance(fun, Policy):
         raise TypeError("mixed_precision: the policy goes second, as in mixed_precision(fun, policy)")
@@ -94,12 +96,12 @@ class Program:
     jaxpr: ClosedJaxpr
 
     def run(self, arrays: Sequence[Any]) -> Any:
-        """What a call returns, given the arrays among its arguments."""
+        """The result of a call, given the arrays among its arguments."""
         evaluate = self._jitted if _are_on_unset_mesh(arrays) else self._evaluate
         return self.results(evaluate(*arrays))
 
     def results(self, arrays: Sequence[Any]) -> Any:
-        """What a call returns, given the jaxpr's outputs."""
+        """The result of a call, given the jaxpr's outputs."""
         return self.traced.results(arrays)
 
     def _evaluate(self, *arrays):
@@ -110,23 +112,23 @@ class Program:
         return jax.jit(self._evaluate)
 
     def is_closed(self) -> bool:
-        """Whether it may be used again: it closes over no tracer, which would be another one next time."""
+        """Whether it may be used again: it closes over no tracer, which would differ in the next call."""
         return not any(isinstance(const, Tracer) for const in self.jaxpr.consts)
 
 
 def _are_on_unset_mesh(arrays: Sequence[Any]) -> bool:
-    """Whether the mesh of explicitly sharded arrays is known from them alone.
+    """Whether arrays are explicitly sharded over a mesh that is not set.
 
-    An equation without operands, such as one that makes zeros, is sharded explicitly too, and where a program
-    is evaluated equation by equation, JAX does not know on which devices.
+    The program must then run under `jit`. An equation without operands, such as one that makes zeros, has an
+    explicit sharding too, and JAX does not know its devices when it evaluates equation by equation.
     """
     is_set = not jax.sharding.get_abstract_mesh().empty
     return not is_set and any(explicit_axes(jax.typeof(x).sharding.mesh) for x in arrays)
 
 
 def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
-    """The function, called as `fun` is, that makes a program of its arguments or takes one made before, and
-    runs it."""
+    """The function with `fun`'s arguments that makes a program for them, or takes one made before, and runs
+    it."""
     programs: BoundedCache[Program] = BoundedCache(PROGRAMS_KEPT)
 
     @functools.wraps(fun)
@@ -149,7 +151,7 @@ def survey_call(fun: Callable, arguments: Arguments) -> tuple[Traced, Body]:
 
 
 def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, arguments: Arguments) -> Body:
-    """Find the convolutions and dot products of a call, given as a jaxpr."""
+    """Find the convolutions and dot products of a call that is given as a jaxpr."""
     named = zip(argument_paths(fun, arguments.paths), arguments.leaves, strict=True)
     return survey(jaxpr, [name for name, leaf in named if is_array(leaf)], Scope(stack=new_name_stack()))
 
@@ -184,7 +186,8 @@ def _lost_changes(fun: Callable, changed: Sequence[str]) -> str:
 
 
 def _key(leaves: list[Any], in_tree) -> Hashable | None:
-    """What tracing depends on; None if a static argument is not hashable, and `fun` has to be traced anew."""
+    """Everything that tracing depends on, or None if a static argument is not hashable: then every call
+    traces `fun` anew."""
     key = (in_tree, tuple(map(_leaf_key, leaves)), _compat.trace_context())
     try:
         hash(key)

@@ -1,7 +1,7 @@
 """The rewrite, jaxpr to jaxpr: chosen convolutions and dot products become operations of dfpjax.
 
-An operation's float32 result is cast to the type that its equation had. So types and arities do not change,
-every other equation stays the very same object, and a jaxpr in which nothing is replaced is returned itself.
+An operation's float32 result is cast to the type that its equation had, so types and arities do not change.
+Every other equation stays the very same object, and so does a jaxpr in which nothing is replaced.
 """
 
 import functools
@@ -24,8 +24,8 @@ from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
 class Rewriter:
     """Rewrites the jaxprs of one program by one policy.
 
-    A jaxpr that is met again (a jitted function, called more than once or by a rule that is traced at every
-    step) gives the very same result if the same becomes of it: JAX lowers and compiles by identity.
+    JAX lowers and compiles by identity. So the same jaxpr with the same decisions gives the very same result
+    each time, such as for a jitted function that is called twice or by a rule that is traced at every step.
     """
 
     def __init__(self, policy: BoundPolicy, backend: Backend, least: Least = Least()):  # noqa: B008 (frozen)
@@ -45,7 +45,7 @@ class Rewriter:
             return body.jaxpr
         fusions = fusions_of(body, self._policy, self._least) if self._backend == "auto" else Fusions()
         if has_deferred and self._policy.policy.rules:
-            # What a deferred rule will hold is not known yet, and a policy's rules may ask where it stands.
+            # The contents of a deferred rule are unknown yet, and the policy's rules may depend on its place.
             return self._rewritten(body, fusions)
         done = self._done.setdefault(body.jaxpr, {})
         if treatments not in done:
@@ -113,7 +113,7 @@ class Rewriter:
 
 
 def fusions_of(body: Body, policy: BoundPolicy, least: Least = Least()) -> Fusions:  # noqa: B008 (frozen)
-    """What is fused in a jaxpr: nothing where nothing in it or inside of it runs in dynamic fixed point."""
+    """The fusions of a jaxpr: none if no operation in it or inside it runs in dynamic fixed point."""
     if not policy.policy.fuse or all(decide(site, policy).treatment is None for site in body.sites()):
         return Fusions()
     return find_fusions(body.jaxpr, least)

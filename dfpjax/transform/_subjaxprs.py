@@ -1,12 +1,12 @@
-"""The jaxprs inside of an equation: one small rule per higher-order primitive.
+"""The jaxprs inside an equation: one small rule per higher-order primitive.
 
-A conv or dot that is rewritten keeps its operand and result types, so every jaxpr is rewritten in place and
-its equation keeps all of its other parameters. A rule therefore only says where the jaxprs are, and what they
-are called with; a primitive that is not listed gets the generic rule, which takes the parameters that are
-jaxprs or consist of jaxprs.
+A rewritten conv or dot keeps its operand and result types, so every jaxpr is rewritten in place and its
+equation keeps all other parameters. A rule only says where the jaxprs are and which operands they get. A
+primitive that is not listed has the generic rule, which takes the parameters that are jaxprs or consist of
+jaxprs.
 
-A jaxpr among other things (Equinox's primitives keep the static leaves of their arguments in a parameter, and
-a closure among these is a jaxpr) stays: its owner may hold it elsewhere too, and compare.
+A jaxpr among other data stays, since its owner may hold a second reference and compare. Equinox's primitives,
+for one, keep the static leaves of their arguments in a parameter, and a closure among these is a jaxpr.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ OPAQUE = frozenset(
         "io_callback", "mpmd_map", "pallas_call", "pure_callback", "ragged_dot_general",
     }
 )  # fmt: skip
-"""Primitives that may compute dot products where they cannot be seen, or must not be rewritten."""
+"""Primitives that may hide dot products, or whose jaxprs must not be rewritten."""
 
 Atom = Var | Literal
 
@@ -39,23 +39,23 @@ class SubJaxpr:
 
     parameter: str
     index: int
-    """Its place among the jaxprs of that parameter, which may be a tuple of them."""
+    """Its index among the jaxprs of that parameter, which may be a tuple."""
 
     jaxpr: Jaxpr | ClosedJaxpr
     operands: Sequence[Atom | None]
-    """The equation's operand that each of the jaxpr's inputs stands for; None for none."""
+    """For each of the jaxpr's inputs the equation's operand, or None if it has none."""
 
     gives_results: bool = True
-    """Its outputs are the equation's results."""
+    """Whether its outputs are the equation's results."""
 
     count: int = 1
-    """How often it runs, where that is known."""
+    """How often it runs; 1 if that is unknown."""
 
     environment: Callable[[], AbstractContextManager] = contextlib.nullcontext
-    """What it has to be traced in."""
+    """The environment to trace it in."""
 
     closed_over_axes: tuple[str, ...] = ()
-    """Named axes that it may use and that mean nothing outside of it."""
+    """Named axes that exist only inside it."""
 
 
 Rule = Callable[[JaxprEqn], list[SubJaxpr]]
@@ -74,7 +74,7 @@ def opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
 
 
 def with_sub_jaxprs(params: dict, new: dict[tuple[str, int], Jaxpr | ClosedJaxpr]) -> dict:
-    """Parameters with jaxprs exchanged; `new` is keyed by (parameter, index)."""
+    """Parameters with new jaxprs; `new` is keyed by (parameter, index)."""
     params = dict(params)
     for parameter in {parameter for parameter, _ in new}:
         leaves, treedef = jax.tree.flatten(params[parameter])
@@ -95,22 +95,21 @@ def _is_jaxpr(leaf: Any) -> bool:
 
 
 def _leaves(value: Any) -> list[Any]:
-    """What a parameter consists of; it is anybody's object, so nothing but Python's containers is opened."""
+    """The leaves of a parameter. Only Python's containers are opened, as other objects belong to others."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else None
     return [value] if inside is None else [leaf for v in inside if v is not None for leaf in _leaves(v)]
 
 
 def _generic(eqn: JaxprEqn) -> list[SubJaxpr]:
     found = []
-    # Beside the structure of a pytree, jaxprs are leaves of that tree.
+    # In a parameter that also has the structure of a pytree, jaxprs are leaves of that pytree.
     is_tree = any(isinstance(value, PyTreeDef) for value in eqn.params.values())
     for parameter, value in eqn.params.items():
         leaves = _leaves(value)
         if _is_jaxpr(value) or (not is_tree and all(map(_is_jaxpr, leaves))):
             found += [(parameter, index, leaf) for index, leaf in enumerate(leaves)]
-    # One jaxpr with an input for every operand is a call. With several (custom_linear_solve,
-    # select_and_scatter) or with another number of inputs (reduce, scatter) it is anybody's guess which is
-    # fed what.
+    # One jaxpr with an input for every operand is a call. With several jaxprs (custom_linear_solve,
+    # select_and_scatter) or another number of inputs (reduce, scatter) the operands of each are unknown.
     is_call = len(found) == 1 and len(found[0][2].invars) == len(eqn.invars)
     return [
         SubJaxpr(

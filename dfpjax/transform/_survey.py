@@ -1,4 +1,4 @@
-"""Survey of a program: its convolutions and dot products, found alike for the rewrite and for `explain`."""
+"""Survey of a program: finds its convolutions and dot products, for the rewrite and for `explain` alike."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,21 +19,21 @@ from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, factors, obs
 from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, hidden_jaxprs, opened, sub_jaxprs
 
 Origins = Sequence[Hashable]
-"""What values are: an argument's path, an object that stands for the value, or None if that is not known."""
+"""What each value is: an argument's path, an object that identifies the value, or None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Where a jaxpr stands in the program."""
+    """The place of a jaxpr in the program."""
 
     stack: Any
-    """Name stack of the equation that holds it: name stacks start anew in each jaxpr."""
+    """Name stack of the equation that contains it, as name stacks start anew in each jaxpr."""
 
     count: int = 1
-    """How often it runs, as far as that is known."""
+    """How often it runs, as far as known."""
 
     derived: bool = False
-    """It is a rule (of `jax.custom_vjp` and its like) and not the program itself."""
+    """Whether it is a rule (such as that of a `jax.custom_vjp`) and not the program itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,10 +49,10 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """An equation that holds jaxprs."""
+    """An equation that contains jaxprs."""
 
     scope: Scope
-    """Where they stand."""
+    """Their place."""
     inputs: Origins
     """What the equation's operands are."""
     inside: tuple[tuple[SubJaxpr, "Body"], ...]
@@ -60,13 +60,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Body:
-    """A jaxpr, and what was found in it."""
+    """A jaxpr and the findings in it."""
 
     jaxpr: Jaxpr
     found: dict[int, Site | Call]
     """By the index of the equation."""
     opaque: dict[int, str]
-    """Names of the primitives that could not be entered, by the index of the equation."""
+    """Names of the primitives that cannot be entered, by the index of the equation."""
     outputs: Origins
     """What its outputs are."""
 
@@ -80,7 +80,7 @@ class Body:
                     yield from body.sites()
 
     def opaque_primitives(self) -> Iterator[str]:
-        """Names of all primitives that could not be entered, in program order."""
+        """Names of all primitives that cannot be entered, in program order."""
         yield from self.opaque.values()
         for entry in self.found.values():
             if isinstance(entry, Call):
@@ -93,12 +93,12 @@ class Body:
 
 
 def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
-    """Walk a jaxpr and the ones inside of it.
+    """Walk a jaxpr and the jaxprs inside it.
 
     Arguments:
         jaxpr: the program.
-        inputs: for each input what it is, as far as that is known.
-        scope: where the jaxpr stands.
+        inputs: what each input is, as far as known.
+        scope: the jaxpr's place.
     """
     origins: dict[Var, Hashable] = {
         var: origin for var, origin in zip(jaxpr.invars, inputs, strict=True) if origin is not None
@@ -160,7 +160,7 @@ def _call(eqn: JaxprEqn, inside: list[SubJaxpr], stack: Any, origin_of: Callable
 
 
 def _results(eqn: JaxprEqn, call: Call) -> Iterator[tuple[Var, Hashable]]:
-    """What the results of a call are, where all of its jaxprs agree."""
+    """What each result of a call is, where all of its jaxprs agree."""
     outputs = [body.outputs for sub, body in call.inside if sub.gives_results]
     for var, *candidates in zip(eqn.outvars, *outputs, strict=True) if outputs else ():
         if candidates[0] is not None and len(set(candidates)) == 1:

@@ -1,4 +1,4 @@
-"""Tracing of functions whose arguments and results are partly arrays and partly anything else."""
+"""Tracing of functions whose arguments and results mix arrays with other values."""
 
 import inspect
 import keyword
@@ -19,10 +19,10 @@ from dfpjax.transform._changes import Changes
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a leaf is traced; any other is static: the function gets it, or the caller, as it is.
+    """Whether a leaf is traced. Any other leaf is static: it reaches the function, or the caller, unchanged.
 
-    Python numbers are static, unlike under `jax.jit`: a function may branch on them (`train=True`) or take
-    them for a shape.
+    Unlike under `jax.jit`, Python numbers are static: a function may branch on them (`train=True`) or use
+    them in a shape.
     """
     if isinstance(leaf, bool | int | float | complex | str) and not hasattr(leaf, "dtype"):
         return False
@@ -57,12 +57,15 @@ def _with_arrays(leaves: Sequence[Any], arrays: Iterable[Any]) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """The arguments of a call, flattened. That happens once: a class among them may keep count of it, or, as
-    Equinox's `State` does, refuse it once there is a newer object."""
+    """The flattened arguments of a call.
+
+    They are flattened only once, because a class among them may count flattenings or refuse a second one:
+    Equinox's `State` refuses it once a newer object exists.
+    """
 
     leaves: Sequence[Any]
     paths: Sequence[KeyPath]
-    """Of each leaf in `(args, kwargs)`."""
+    """The path of each leaf in `(args, kwargs)`."""
     tree: PyTreeDef
     """The structure of `(args, kwargs)`."""
 
@@ -89,16 +92,17 @@ class Traced:
     out_leaves: tuple[Any, ...]
 
     lost: tuple[str, ...]
-    """Where the function has changed an object among its arguments, such as a `flax.nnx` module, and does not
-    return what it has set there: it got a copy. A change of a dict or a list is its own affair."""
+    """The paths at which the function changes an object among its arguments, such as a `flax.nnx` module, and
+    does not return the new value. The change would be lost, since the function has a copy of the object.
+    Changes of a dict or a list do not count."""
 
     def results(self, arrays: Sequence[Any]) -> Any:
-        """What the function returns, given the arrays in it."""
+        """The function's result, given the arrays in it."""
         return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, map(_as_jax_array, arrays)))
 
 
 def _as_jax_array(x: Any) -> Any:
-    """Make a constant result, which a jaxpr gives as a literal, an array; float0 has no other form."""
+    """Convert a constant result, which a jaxpr gives as a literal, to an array; float0 stays as it is."""
     return x if isinstance(x, jax.Array) or x.dtype == jax.dtypes.float0 else jnp.asarray(x)
 
 
@@ -121,7 +125,7 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
         out = out_tree, _without_arrays(out_leaves), lost
         return _arrays_of(out_leaves)
 
-    # So that JAX's messages speak of `fun` and of its arguments.
+    # JAX's messages then name `fun` and its arguments.
     of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
     of_arrays.__signature__ = _signature(
         name
@@ -135,7 +139,7 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
 
 
 def _signature(names: Iterable[str]) -> inspect.Signature:
-    """A parameter for each array, called as the array is as far as Python allows: `params_Dense_0_kernel`."""
+    """A parameter for each array, with the array's name as far as Python allows: `params_Dense_0_kernel`."""
     parameters: dict[str, inspect.Parameter] = {}
     for name in names:
         name = re.sub(r"\W+", "_", name)
