@@ -13,7 +13,7 @@ SEQUENCES = normal(0, 2, 5, 4)  # batch, time, features
 
 
 class Layer(nn.Module):
-    """A layer of a transformer, small."""
+    """A small transformer layer."""
 
     @nn.compact
     def __call__(self, x, _):
@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Layers with the parameters of all in one array, each recomputed in the backward pass."""
+    """Layers whose parameters are stacked in one array; the backward pass recomputes each layer."""
 
     @nn.compact
     def __call__(self, x):

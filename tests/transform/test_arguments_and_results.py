@@ -1,4 +1,4 @@
-"""What the transformed function takes and returns."""
+"""Arguments and results of the transformed function."""
 
 import enum
 

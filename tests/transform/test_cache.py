@@ -26,7 +26,7 @@ def layer(w, x):
 
 
 def counted(fun):
-    """`fun`, and a list that grows at each call of it."""
+    """`fun`, and a list that each call of it extends."""
     calls = []
 
     @functools.wraps(fun)
@@ -58,7 +58,7 @@ def test_traced_once_per_signature():
 
 @pytest.fixture
 def compilations():
-    """A list that grows at each compilation."""
+    """A list that each compilation extends."""
     seen = []
 
     def listen(event, *_, **__):
@@ -91,7 +91,7 @@ def test_second_call_rewrites_and_compiles_nothing(transformation, compilations,
     fun = transformation(mixed_precision(deep, FORCED))
     args = W, jnp.stack([X, X])
     fun(*args)
-    assert len(rewritten) == 2  # both sites, once
+    assert len(rewritten) == 2  # each of both sites once
     assert compilations
     compilations.clear()
     fun(*args)
@@ -141,7 +141,7 @@ def test_cache_is_bounded():
         transformed(X, n)
     transformed(X, PROGRAMS_KEPT)
     assert len(calls) == PROGRAMS_KEPT + 1
-    transformed(X, 0)  # the oldest one is gone
+    transformed(X, 0)  # evicts the oldest entry
     assert len(calls) == PROGRAMS_KEPT + 2
 
 
@@ -177,7 +177,7 @@ def test_concurrent_first_calls():
             start.wait()
             for _ in range(3):
                 results[i] = transformed(W, X[: 1 + i % 2])
-        except Exception as error:  # an assertion in a thread is lost
+        except Exception as error:  # a thread would lose the assertion
             errors.append(error)
 
     threads = [threading.Thread(target=call, args=(i,)) for i in range(8)]

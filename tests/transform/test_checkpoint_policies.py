@@ -30,7 +30,7 @@ def test_products_are_saved():
     assert contractions(checkpoint_policies.nothing_saveable) == 4
     assert contractions(checkpoint_policies.dots_saveable) == 2
     assert contractions(checkpoint_policies.checkpoint_dots_with_no_batch_dims) == 2
-    assert contractions(jax.checkpoint_policies.dots_saveable) == 4  # knows nothing of dfpjax's primitives
+    assert contractions(jax.checkpoint_policies.dots_saveable) == 4  # does not know dfpjax's primitives
 
 
 def test_batch_dimensions_are_told_apart():
@@ -82,5 +82,5 @@ def test_policies_are_values():
 
 
 def test_every_policy_of_jax_has_a_counterpart():
-    names = {name for name in vars(jax.checkpoint_policies) if name[0].islower()}  # not classes of policies
+    names = {name for name in vars(jax.checkpoint_policies) if name[0].islower()}  # no classes of policies
     assert names <= set(vars(checkpoint_policies))

@@ -1,4 +1,4 @@
-"""The cost rule in the transform: what is too small stays as it is, and what is forced does not."""
+"""The cost rule in the transform: operations that are too small stay in float32, unless they are forced."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ kinds = pytest.mark.parametrize("fun", [product, convolve])
 
 
 def counts(fun, args, policy=None):
-    """Operations left in float32, and operations in dynamic fixed point."""
+    """The numbers of operations left in float32 and of operations in dynamic fixed point."""
     jaxpr = jax.make_jaxpr(mixed_precision(fun, policy))(*args)
     return floats(jaxpr), quantized(jaxpr)
 
@@ -76,9 +76,9 @@ def test_each_operation_is_decided_by_its_own_shapes():
 
     args = shape(512, 512), shape(512, 2), shape(512, 512)
     assert counts(net, args) == (1, 1)
-    # The backward operations of a gradient program alike: two of the wide one, two of the head.
+    # In a gradient program so are the backward operations: two of "wide", two of "head".
     assert counts(jax.grad(net, (0, 1, 2)), args) == (3, 3)
-    # A gradient of the transformed function goes with the forward pass.
+    # In a gradient of the transformed function the forward operation decides for its backward operations.
     jaxpr = jax.make_jaxpr(jax.grad(mixed_precision(net), (0, 1, 2)))(*args)
     assert (floats(jaxpr), quantized(jaxpr)) == (3, 3)
 
@@ -111,12 +111,12 @@ def test_the_batch_counts_where_the_transform_sees_it():
 
 @pytest.mark.parametrize("size", [64, 512])
 def test_vmap_is_the_loop(size):
-    """One is below the thresholds and one above, and vmap takes them over them."""
+    """One size is below the cost rule's thresholds, one above; vmap's batch lifts the former over them."""
     w, xs = normal(0, size, size) / size, normal(1, 3, size, size)
     transformed = jax.jit(mixed_precision(lambda w, x: x @ w))
     loop = jnp.stack([transformed(w, x) for x in xs])
     batched = jax.vmap(transformed, in_axes=(None, 0))(w, xs)
     if size == 512:
         np.testing.assert_array_equal(batched, loop)
-    else:  # XLA's own product of a batch may add in another order
+    else:  # XLA may add a batched product in another order
         np.testing.assert_allclose(batched, loop, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""JAX's debugging modes name the operation of the user's program that is at fault."""
+"""JAX's debugging modes name the operation of the user's program that causes the error."""
 
 import contextlib
 
@@ -37,7 +37,8 @@ def division(x, w):
 CULPRITS = {"jax_debug_nans": (logarithm, "nan", "log"), "jax_debug_infs": (division, "inf", "div")}
 
 
-# Of a jitted function JAX looks at the results, and a gradient of infinite numbers is NaN.
+# JAX checks only the results of a jitted function. The gradient of infinite numbers is NaN, so the mode that
+# looks for infinities does not see it.
 AROUND = [(m, a) for m in CULPRITS for a in ("eager", "jit", "vmap", "gradient")[: 4 if "nan" in m else 3]]
 
 

@@ -1,4 +1,4 @@
-"""Types and values on meshes with explicit axes: those of the function that is not rewritten."""
+"""On meshes with explicit axes, types and values equal those of the original function."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ W, X = (8, 8), (4, 8)
 
 
 def mesh_of(kinds: str):
-    """Of two devices along each axis, "d" and perhaps "m"."""
+    """A mesh of two devices along each axis: "d" and, for two kinds, "m"."""
     sizes, names = (2,) * len(kinds), ("d", "m")[: len(kinds)]
     devices = jax.devices()[: math.prod(sizes)]
     return jax.make_mesh(sizes, names, devices=devices, axis_types=tuple(KINDS[kind] for kind in kinds))
@@ -67,7 +67,7 @@ def looped(w, x):
     return lax.fori_loop(0, 2, lambda _, c: jnp.tanh(c @ w), x)
 
 
-# From a transform, the identity or mixed_precision, to a function of w and x.
+# Each entry takes a transform (the identity or mixed_precision) and returns a function of w and x.
 PROGRAMS = {
     "value": lambda t: t(net),
     "grad": lambda t: jax.value_and_grad(loss(t(net)), (0, 1)),
@@ -113,14 +113,14 @@ def assert_same_types(make, *args):
 )
 def test_types(kinds, specs, is_set):
     mesh = mesh_of(kinds)
-    if kinds == "ee":  # the second product's contracted axes would both be split, which JAX refuses
+    if kinds == "ee":  # JAX refuses it: both contracted axes of the second product would be split
         programs = {"grad": lambda t: jax.grad(loss(t(lambda w, x: x @ w)), (0, 1))}
     else:
         programs = PROGRAMS
     with entered(mesh, is_set):
         args = placed(mesh, specs, [W, X])
         for name, make in programs.items():
-            if name == "grad of scan":  # JAX 0.11 refuses float32's where the mesh is not set
+            if name == "grad of scan":  # JAX 0.11 refuses the float32 program unless the mesh is set
                 actual = types_of(make(transform), *args)
                 assert [str(aval) for aval in actual] == [str(jax.typeof(x)) for x in args]
             else:
@@ -178,7 +178,7 @@ IMAGES = (4, 3, 3, 4)
     ],
 )
 def test_dimensions(fun, specs, shapes):
-    """Each labelled axis, with the gradients; float32 gives the latter the types of the operands."""
+    """Split each labelled axis. The gradients have the types of the operands, as in float32."""
     mesh = mesh_of("ee")
     args = placed(mesh, specs, shapes)
     fun = functools.partial(fun, mesh)
@@ -218,7 +218,7 @@ def test_policies(policy):
     ("kinds", "axis_names"), [("e", {"d"}), ("ee", {"d", "m"}), ("ee", {"d"}), ("ea", {"d"}), ("ae", {"d"})]
 )
 def test_manual_axes(kinds, axis_names, check_vma):
-    """Inside shard_map and around it, over all axes or some."""
+    """The transform inside and around shard_map, which is manual over all axes or some."""
     mesh = mesh_of(kinds)
     split = P(None, "m") if kinds[1:] == "e" and axis_names == {"d"} else P()
     shard = functools.partial(jax.shard_map, mesh=mesh, axis_names=axis_names, check_vma=check_vma)
@@ -285,7 +285,7 @@ def test_mapped_axes_that_are_split(in_axes, specs, shapes):
 
 
 def test_sums_that_the_devices_have_not_added():
-    """Unreduced results, and reduced operands, whose gradients are unreduced."""
+    """Results may be unreduced; reduced operands have unreduced gradients."""
     mesh = mesh_of("e")
     whole = NamedSharding(mesh, P())
     parts = NamedSharding(mesh, P(None, None, unreduced={"d"}))
@@ -318,7 +318,7 @@ def test_sums_that_the_devices_have_not_added():
 
 
 def test_quantized_arrays():
-    """Mantissas are split as the array is, exponents along the slices that have one each."""
+    """Mantissas are split like the array, exponents along the axis whose slices have one exponent each."""
     mesh = mesh_of("e")
     (x,) = placed(mesh, [P("d")], [X])
     seeds = jax.device_put(np.arange(4, dtype=np.uint32), NamedSharding(mesh, P("d")))
@@ -352,7 +352,7 @@ def test_quantized_arrays():
 
 
 def test_without_jit():
-    """On a mesh that is not set: zeros, for one, have no operand that says on which devices they are."""
+    """The mesh is not set. Zeros, for example, have no operand from which JAX could infer their devices."""
     args = placed(mesh_of("e"), [P(), P("d")], [W, X])
 
     def fun(w, x):
@@ -367,7 +367,7 @@ def test_without_jit():
 
 
 def test_statistics():
-    """With a weight gradient, both of whose contracted axes are split."""
+    """The program has a weight gradient whose contracted axes are both split."""
     args = placed(mesh_of("e"), [P(), P("d")], [W, X])
     gradient = jax.grad(loss(lambda w, x: x @ w), (0, 1))
     measured = jax.jit(dfpjax.with_statistics(gradient, policy=FORCED, shadow=True))

@@ -1,4 +1,4 @@
-"""Arguments are flattened once in a call: a class among them may count it, or refuse it."""
+"""A call flattens its arguments once: a class among them may count flattenings, or refuse a second one."""
 
 import equinox
 import jax
@@ -15,7 +15,7 @@ W, X = normal(0, 6, 6) / 2, normal(1, 4, 6)
 
 @jax.tree_util.register_pytree_with_keys_class
 class Counted:
-    """Counts how often it, or a copy of it, is flattened."""
+    """Counts how often its instances, copies included, are flattened."""
 
     flattened = 0
 
@@ -103,7 +103,7 @@ def test_state_that_may_be_used_once(wrap):
 
 
 class Node:
-    """A tree's node that is changed in place."""
+    """A node of a pytree that functions change in place."""
 
     def __init__(self, w, inside=None, notes=None):
         self.w, self.inside, self.notes = w, inside, notes
@@ -152,7 +152,7 @@ def test_changes_are_not_lost_silently(change, path):
 
 
 def caches(node, x):
-    node.notes = x @ node.w  # no part of the tree
+    node.notes = x @ node.w  # not part of the pytree
     return node.notes
 
 

@@ -24,7 +24,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """A little of everything: blocks, remat, dropout, a second method."""
+    """A bit of everything: blocks, remat, dropout, a second method."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -150,7 +150,7 @@ def test_nnx_rules_by_provenance():
 
 
 def test_nnx_changes_of_a_module_are_not_lost_silently():
-    """A module among the arguments is a copy inside, as under `jax.jit`: its new statistics stay there."""
+    """As under `jax.jit`, the function gets a copy of a module, whose new statistics would be lost."""
 
     def forward(model, x):
         return model(x)
@@ -165,13 +165,13 @@ def test_nnx_changes_of_a_module_are_not_lost_silently():
 
 
 def test_nnx_modules_as_arguments():
-    """Where nothing changes, or what changes is returned, a module may be passed as it is."""
+    """A module may be passed as it is if it does not change, or if its changes are returned."""
     model = NnxNet(nnx.Rngs(0))
     transformed = mixed_precision(lambda model, x: (model(x), nnx.state(model)), FORCED)
     out, state = nnx.jit(transformed)(model, X)
     expected = model(X)
     assert 0 < relative_error(out, expected) < 1e-3
-    assert relative_error(state, nnx.state(model)) < 1e-3  # the model has its new statistics by now
+    assert relative_error(state, nnx.state(model)) < 1e-3  # the model now has its new statistics
     model.eval()
     gradient = nnx.grad(mixed_precision(lambda model, x: (model(x) ** 2).sum(), FORCED))
     assert relative_error(gradient(model, X), nnx.grad(lambda m, x: (m(x) ** 2).sum())(model, X)) < 3e-3

@@ -1,4 +1,4 @@
-"""What is computed in one pass around operations in dynamic fixed point, and what stays as it is."""
+"""Which computations around operations in dynamic fixed point are fused into one pass, and which stay."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._trace import Arguments
 
-# --- what is found ----------------------------------------------------------------------------------
+# --- what is fused ----------------------------------------------------------------------------------
 
 
 def test_what_a_network_has():
@@ -72,7 +72,7 @@ def test_one_pass_stands_for_both_sums():
     ]
     gradient = jax.make_jaxpr(jax.grad(fused(loss)))(PARAMS, X)
     found = primitives(gradient)
-    # The bias's gradient is a sum, which is one of the moments.
+    # The gradient of the bias is a sum and comes from `dfp_moments`.
     assert (found["dfp_moments"], found["dfp_rectified_sums"], found["dfp_max_pool_gradient"]) == (2, 1, 1)
     assert found["dfp_paired_sums"] == found["select_and_scatter_add"] == 0
 
@@ -133,13 +133,13 @@ def means(*funs, axes=ROWS):
         (variant(normalize=lambda x, m, s, b: b + (x - m) * s), [STATISTICS, RECTIFIED, EXPONENT]),
         (variant(statistics=means(lambda x: x, lambda x: x * x)), [STATISTICS, RECTIFIED, EXPONENT]),
         (variant(statistics=means(lambda x: x**2, lambda x: x)), [STATISTICS, RECTIFIED, EXPONENT]),
-        # Functions that are not monotonic, or not known to be
+        # Functions that are not monotonic, or not known to be monotonic
         (variant(rectify=jnp.tanh), [STATISTICS, NORMALIZATION]),
         (variant(rectify=jax.nn.leaky_relu), [STATISTICS, NORMALIZATION]),
         (variant(rectify=jnp.abs), [STATISTICS, NORMALIZATION]),
         (variant(rectify=lambda x: jnp.minimum(x, 0)), [STATISTICS, NORMALIZATION]),
         (variant(rectify=lambda x: jnp.maximum(x, jnp.sin(x))), [STATISTICS, NORMALIZATION]),
-        # The mean alone, other powers, variance in a second pass, other axes
+        # The mean alone, other powers, a variance in a second pass, other axes
         (variant(statistics=lambda x: (means(lambda x: x)(x)[0], 1.0)), [RECTIFIED]),
         (variant(statistics=means(lambda x: x, lambda x: x**3)), [RECTIFIED]),
         (
@@ -148,7 +148,7 @@ def means(*funs, axes=ROWS):
         ),
         (variant(statistics=means(lambda x: x, jnp.square, axes=(1, 2))), [BIAS]),
         (variant(statistics=means(lambda x: x, jnp.square, axes=3)), [BIAS]),
-        # What a pass would not compute is used elsewhere
+        # An intermediate result that the pass would not compute is used elsewhere
         (variant(normalize=reused), [STATISTICS, BIAS]),
     ],
 )
@@ -241,7 +241,7 @@ def test_programs_without_operations_stay_the_same_object(policy):
     assert kinds(lambda *args: pool(jax.nn.relu(batch_norm(*args))), *args, policy=policy) == []
 
 
-# --- around it --------------------------------------------------------------------------------------
+# --- inside other constructs ------------------------------------------------------------------------
 
 
 def small_network(params, x):
@@ -250,7 +250,7 @@ def small_network(params, x):
 
 
 def around(name):
-    """A function of parameters and images that has the network inside of something."""
+    """A function of parameters and images that wraps the network in the named construct."""
 
     @jax.custom_vjp
     def ruled(params, x):
@@ -282,9 +282,9 @@ def test_inside_of(name, unfused_step):
     value, gradients = step(PARAMS, X)
     expected_value, expected = unfused_step
     assert relative_error(value, expected_value) < 1e-5
-    factor = 2 if name == "custom_vjp" else 1  # by its rule
+    factor = 2 if name == "custom_vjp" else 1  # its rule doubles gradients
     for layer in PARAMS:
-        if layer in ("second", "bias"):  # which this network does not have
+        if layer in ("second", "bias"):  # layers that this network does not have
             assert not gradients[layer].any()
         else:
             assert relative_error(gradients[layer], factor * expected[layer]) < 1e-5, layer

@@ -1,4 +1,4 @@
-"""A program is fused alike in whatever order its equations stand, and what comes out is well formed."""
+"""Fusion does not depend on the order of a program's equations, and the fused program is well formed."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def conv(x, w=W):
 
 
 def normalized(x, mean=OF_CHANNELS[0]):
-    """By statistics that are not the tensor's own."""
+    """Normalize by statistics of another tensor."""
     return (x - mean) * OF_CHANNELS[1] + OF_CHANNELS[2]
 
 
@@ -38,7 +38,7 @@ def batch_normalized(x):
 
 
 def rewritten(fun, *args, policy=FORCED):
-    """The rewritten program, whatever the size of its tensors."""
+    """The rewritten program; tensors of any size are fused."""
     traced, body = survey_call(fun, Arguments.of(args, {}))
     jaxpr = Rewriter(body.bind(policy), "auto", ANY_SIZE).rewrite(body)
     check_jaxpr(jaxpr)
@@ -52,8 +52,8 @@ def kinds(fun, *args):
 
 
 def assert_as_unfused(fun, *args):
-    """Values and gradients."""
-    # Without jit: of an operation and its shapes XLA compiles one for all programs.
+    """Compare values and gradients with those of the unfused program."""
+    # Without jit, JAX compiles each operation once per shape and reuses it in all programs.
     (actual, back), (expected, back_unfused) = (
         jax.vjp(rewritten(fun, *args, policy=policy), *args) for policy in (FORCED, UNFUSED)
     )
@@ -62,11 +62,11 @@ def assert_as_unfused(fun, *args):
     assert relative_error(back(cotangents), back_unfused(cotangents)) < 1e-3
 
 
-# --- an operation before what its exponent comes from -----------------------------------------------
+# --- an operation before the statistics that give its exponent --------------------------------------
 
 
 def preactivation(x, residual):
-    """The shortcut's convolution stands before the statistics of the same tensor."""
+    """The shortcut's convolution precedes the statistics of its operand."""
     shortcut = conv(x)
     return conv(jax.nn.relu(batch_normalized(x))) + shortcut
 
@@ -102,7 +102,7 @@ def of_an_intermediate_result(x, residual):
 
 
 def operations_alone(x, residual):
-    """The statistics are results, and nothing else takes them."""
+    """The statistics are results and have no other use."""
     out = conv(x)
     return *moments_of(x), out
 
@@ -164,14 +164,14 @@ def test_what_is_used_twice_or_returned(fun):
 
 
 def rectification(value, rule=jax.nn.relu):
-    """A function with the derivative of another one, and with its value where it is differentiated."""
+    """`value` with a rule that takes value and derivative from `rule`."""
     fun = jax.custom_jvp(value)
     fun.defjvp(lambda primals, tangents: jax.jvp(rule, primals, tangents))
     return fun
 
 
 def with_ruled_value(x):
-    """Its derivative is that of `jax.nn.relu`; where it is differentiated its value is another one."""
+    """relu, with the derivative of `jax.nn.relu`; under differentiation its rule returns another value."""
     return jnp.maximum(x, 0)
 
 
@@ -238,7 +238,7 @@ INSTRUCTIONS = st.one_of(
 
 
 def program(instructions, returned):
-    """Each instruction adds a tensor, from tensors that are counted from the last one."""
+    """A random program. Each instruction adds a tensor; operands are counted back from the newest tensor."""
 
     def fun(x, residual):
         tensors, sums = [x, residual], []

@@ -1,5 +1,5 @@
-"""Rectified sums with a residual, as the blocks of residual networks end: what is found and what stays,
-values and gradients, what is kept for the backward pass."""
+"""Rectified sums with a residual, which end the blocks of residual networks: what is fused and what stays,
+values and gradients, and residuals of the backward pass."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ from transform_helpers import equations, primitives, relative_error
 
 from dfpjax import explain
 
-# --- what is found ----------------------------------------------------------------------------------
+# --- what is fused ----------------------------------------------------------------------------------
 
 
 def block(end):
@@ -78,7 +78,7 @@ UNKNOWN = {
         (lambda n, r: jax.nn.relu(n + r), [STATISTICS, SUM, EXPONENT]),
         (lambda n, r: jax.nn.relu(r + n), [STATISTICS, SUM, EXPONENT]),
         (lambda n, r: jax.jit(jax.nn.relu)(n + r), [STATISTICS, NORMALIZATION]),  # in a jaxpr of its own
-        # What becomes of it does not matter.
+        # The use of the result does not matter.
         (lambda n, r: jnp.sin(jax.nn.relu(n + r)), [STATISTICS, SUM]),
         (lambda n, r: jax.nn.relu(jax.nn.relu(n + r)), [STATISTICS, SUM, EXPONENT]),
         # Other functions of the sum
@@ -87,12 +87,12 @@ UNKNOWN = {
         (lambda n, r: jax.nn.relu(n * r), [STATISTICS, NORMALIZATION]),
         (lambda n, r: jax.nn.relu6(n + r), [STATISTICS, NORMALIZATION]),
         (lambda n, r: jax.nn.leaky_relu(n + r), [STATISTICS, NORMALIZATION]),
-        # What is normalized, or the sum, is used elsewhere.
+        # The normalized tensor, or the sum, is used elsewhere.
         (lambda n, r: jax.nn.relu(n + n), [STATISTICS, NORMALIZATION]),
         (lambda n, r: jax.nn.relu(n + r) * n, [STATISTICS, NORMALIZATION]),
         (lambda n, r: (lambda s: jax.nn.relu(s) * s)(n + r), [STATISTICS, NORMALIZATION]),
         (lambda n, r: jax.nn.relu(n) * n, [STATISTICS, NORMALIZATION]),
-        # A number for each channel is a bias, and other numbers are no tensor of this shape.
+        # One number per channel is a bias, not a residual; a scalar is neither.
         (lambda n, r: jax.nn.relu(n + r[:1, :1, :1]), [STATISTICS, NORMALIZATION, BIAS, EXPONENT]),
         (lambda n, r: jax.nn.relu(lax.add(n, 1.0)), [STATISTICS, NORMALIZATION]),
         (lambda n, r: jax.nn.relu(jax.nn.relu(n) + r), [STATISTICS, RECTIFIED]),
@@ -111,7 +111,7 @@ def test_functions_with_other_derivatives_stay(name):
 
 
 def test_a_rule_of_the_users_own_stays_in_force():
-    """The gradient of what is normalized goes straight through."""
+    """The user's rule passes the gradient straight through to the normalized tensor."""
 
     def fun(shift, residual):
         hidden = UNKNOWN["straight through"](batch_norm(x, ONES, shift) + residual)
@@ -135,7 +135,7 @@ def test_a_sum_of_two_normalized_tensors_takes_one_of_them():
 
 @pytest.mark.parametrize("sizes", [(1, 64, 64, 64), (4, 1, 64, 64), (4, 64, 64, 1)])
 def test_residuals_are_added_to_every_example_row_or_channel(sizes):
-    """Whether JAX broadcasts them before or in the addition, results are right."""
+    """Results are right whether JAX broadcasts the residual before the addition or in it."""
     fun = block(lambda n, r: jax.nn.relu(lax.add(n, jnp.broadcast_to(r, LARGE))))
     mixed = block(lambda n, r: jax.nn.relu(n + r))
     args = random(*LARGE), ONES, 0.1 * ONES, random(*sizes), WEIGHTS
@@ -173,7 +173,7 @@ def test_a_single_row_is_a_residual_and_no_bias():
 
 @pytest.mark.parametrize("at", [0, 1, 4])
 def test_constants(at):
-    """Tensors that a program closes over are residuals and operands as others are."""
+    """Residuals and operands may be tensors that the program closes over."""
     args = [random(*LARGE), ONES, 0.1 * ONES, random(*LARGE) ** 3, WEIGHTS]
     taken = args.pop(at)
 
@@ -215,8 +215,8 @@ def unfused_step():
 
 def assert_step(actual, expected):
     assert relative_error(actual[0], expected[0]) < 1e-5
-    # Sums whose last bits differ make quantized cotangents one unit larger or smaller here and there, and
-    # this alone is not a sum of many.
+    # Sums that differ in their last bits change a few quantized cotangents by one unit. Of all gradients,
+    # only this one does not sum over many cotangents, so it shows these changes.
     assert relative_error(actual[1][1], expected[1][1]) < 1e-4, "images"
     for layer, gradient in expected[1][0].items():
         assert relative_error(actual[1][0][layer], gradient) < 1e-5, layer
@@ -229,7 +229,7 @@ def test_what_a_residual_network_has():
         (STATISTICS, "sum"), (SUM, "sum"), (EXPONENT, "third"),
     ]  # fmt: skip
     found = primitives(jax.make_jaxpr(fused(network))(PARAMS, X))
-    # relu alone is left, of the former.
+    # Without a derivative, the rectified normalization has no primitive of its own.
     assert (found["dfp_rectified_sum"], found["dfp_moments"]) == (1, 2)
     gradient = primitives(jax.make_jaxpr(jax.grad(loss(fused(network))))(PARAMS, X))
     assert (gradient["dfp_rectified_sum"], gradient["dfp_rectified_sums"], gradient["dfp_paired_sums"]) == (
@@ -260,7 +260,7 @@ def test_results_and_gradients_are_those_of_the_unfused_program(name, unfused_st
 
 
 def test_a_whole_step_that_is_transformed(unfused_step):
-    """In which relu has become what its derivative is made of: it stays."""
+    """In a traced gradient, relu has already been replaced by the operations of its derivative: it stays."""
     step = fused(jax.value_and_grad(loss(network), (0, 1)))
     assert not {"dfp_rectified_sum", "dfp_rectified_sums"} & set(primitives(jax.make_jaxpr(step)(PARAMS, X)))
     assert_step(jax.jit(step)(PARAMS, X), unfused_step)
@@ -286,7 +286,7 @@ def test_several_devices(unfused_step):
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_gradients_at_zero_are_zero(residual):
-    """As jax.nn.relu's are: of whole numbers, a third of which are zero."""
+    """As with `jax.nn.relu`. The tensors hold small integers, many of whose sums are zero."""
 
     def fun(x, mean, scale, shift, r):
         normalized = (x - mean) * scale + shift
@@ -311,7 +311,7 @@ def test_gradients_at_zero_are_zero(residual):
         np.testing.assert_allclose(actual, plain, rtol=1e-4, atol=1e-5 * max(np.abs(plain).max(), 1))
 
 
-# --- what is kept for the backward pass -------------------------------------------------------------
+# --- residuals of the backward pass -----------------------------------------------------------------
 
 
 def test_where_a_rectified_sum_is_positive_is_kept_and_not_the_sum():
@@ -327,7 +327,7 @@ def test_where_a_rectified_sum_is_positive_is_kept_and_not_the_sum():
     assert positive in jaxpr.outvars and x in jaxpr.outvars
     assert y not in jaxpr.outvars and residual not in jaxpr.outvars
     assert (positive.aval.shape, positive.aval.dtype) == (LARGE, jnp.bool_)
-    # Beside them the convolution's operand, and the zeros that JAX keeps for relu.
+    # The other two are the convolution's operand and the zeros that JAX keeps for relu.
     kept = sorted(v.aval.str_short() for v in jaxpr.outvars if v.aval.size >= 1 << 20)
     assert kept == sorted(f"{dtype}[4,64,64,64]" for dtype in ("bool", "dfp16", "float32", "float32"))
     without = jax.make_jaxpr(lambda *args: jax.vjp(unfused(fun), *args)[1])(*args)

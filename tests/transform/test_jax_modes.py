@@ -1,5 +1,4 @@
-"""Programs under JAX's stricter modes and debugging switches, which none of the library's own steps may trip
-over."""
+"""Programs under JAX's stricter modes and debugging switches, which the library itself must not trigger."""
 
 import jax
 import jax.numpy as jnp

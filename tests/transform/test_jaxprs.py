@@ -1,4 +1,4 @@
-"""What rewritten jaxprs look like: nothing but the operations changes, whatever holds them.
+"""The form of rewritten jaxprs: only the operations change, in whatever construct they are.
 
 Values and derivatives of the same programs are compared in the conformance matrix (`tests/conformance`).
 """
@@ -40,7 +40,7 @@ def test_twice_is_once(fun):
 
 
 def test_nothing_to_rewrite_is_identity(fun):
-    # Only running a jaxpr again changes it: the constants of a custom_vjp become closed over, for one.
+    # Running a jaxpr again changes it by itself. For example, constants of a custom_vjp become closed over.
     again = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(fun)(W, X))
     assert text(mixed_precision(fun, Policy(default=None))) == text(again)
 
@@ -90,7 +90,7 @@ def test_jitted_functions_called_twice_stay_shared():
 
 
 def test_rules_traced_anew_give_the_same_jaxprs():
-    """Or a gradient taken without jit would compile the jitted functions in a rule at every step."""
+    """Otherwise a gradient without jit would compile the jitted functions in a rule at every step."""
 
     product = jax.jit(jnp.matmul)
 
@@ -120,7 +120,7 @@ def test_remat_policies_inside_still_find_the_dots():
         return primitives(jax.make_jaxpr(jax.grad(f))(W, X))["dfp_contract"]
 
     policies = jax.checkpoint_policies
-    assert products(None) == 2  # once more in the backward pass
+    assert products(None) == 2  # and again in the backward pass
     assert products(policies.dots_saveable) == products(policies.dots_with_no_batch_dims_saveable) == 1
 
 

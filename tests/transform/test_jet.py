@@ -1,4 +1,4 @@
-"""`jax.experimental.jet` of transformed programs, and transformations that have no rule for them."""
+"""`jax.experimental.jet` of transformed programs, and transformations without a rule for their primitives."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def conv(x, w, groups=1):
 
 
 def network(x, w):
-    # Not jax.nn.relu: in the releases of JAX that are supported, jet raises at any custom_jvp.
+    # Not jax.nn.relu: jet raises at any custom_jvp in the supported releases of JAX.
     return jnp.tanh(jnp.maximum(x @ w, 0) @ w) @ w
 
 
@@ -54,7 +54,7 @@ PROGRAMS = {
 
 
 def series_of(*args, order, only=None):
-    """Terms for each argument: zeros but for the argument that is chosen, if one is."""
+    """The series' terms for each argument. If `only` is given, the terms of all other arguments are zero."""
     return tuple(
         [normal(10 * i + k, *x.shape) * (only in (None, i)) for k in range(order)] for i, x in enumerate(args)
     )
@@ -136,7 +136,7 @@ def test_pooling():
     assert relative_error(out, expected) < 1e-3 and relative_error(first, tangent) < 1e-3
 
 
-# --- without a rule ---------------------------------------------------------------------------------
+# --- transformations without a rule -----------------------------------------------------------------
 
 
 def layers(x, w):

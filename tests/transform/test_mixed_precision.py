@@ -1,4 +1,4 @@
-"""The transformed function: how it is used, and errors that say what to do."""
+"""Uses of the transformed function, and errors that say what to do."""
 
 import inspect
 
@@ -83,7 +83,7 @@ def test_transformations_compose():
 
 @pytest.fixture
 def broken_dot(monkeypatch):
-    """Stands in for an operation that refuses its operands."""
+    """Replaces an operation by one that refuses its operands."""
 
     def use(error):
         def refuse(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""What XLA makes of operations over several devices: which collectives, and which values."""
+"""Operations that XLA partitions over several devices: their collectives and their values."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ def mesh_of(sizes, names, kind=AxisType.Auto):
 
 
 def collectives(compiled) -> dict[str, int]:
-    """Bytes that the results of each kind of collective have on one device, scalars left out."""
+    """Bytes per device of the results of each kind of collective, without scalars."""
     kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
     found: dict[str, int] = {}
     for types, kind in re.findall(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", compiled.as_text()):
@@ -41,7 +41,7 @@ def collectives(compiled) -> dict[str, int]:
 
 
 def run(fun, mesh, specs, *args, is_set=True, **options):
-    """Compile and run with these shardings; the result, and the bytes of the collectives."""
+    """Compile and run with these shardings. Returns the result and the bytes of the collectives."""
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(args, specs, strict=True)]
     with jax.set_mesh(mesh) if is_set else contextlib.nullcontext():
         compiled = jax.jit(fun, **options).lower(*placed).compile()
@@ -111,7 +111,7 @@ def test_tensor_parallel_layers_add_the_output_alone():
         ([P("data"), P(None, None, None, "model")], 1, {}),  # output features
         ([P("data", None, None, "model"), P(None, None, "model")], 1, {"all-reduce": 4 * 4 * 6 * 6 * 8}),
         ([P("data", None, None, "model"), P(None, None, None, "model")], 2, {}),
-        ([P("data", "model"), P()], 1, {"all-gather": 2 * 4 * 6 * 6 * 4}),  # of mantissas: windows are whole
+        ([P("data", "model"), P()], 1, {"all-gather": 2 * 4 * 6 * 6 * 4}),  # mantissas: windows are whole
     ],
     ids=["out", "in", "groups", "window"],
 )
@@ -136,7 +136,7 @@ def product(x, w):
         ((2, 2), [P(("b", "a")), P()], {}),
         ((1, 3), [P("b"), P()], {}),
         ((4, 1), [P(None, "a"), P()], {"all-reduce": 4 * 24 * 36}),
-        ((4, 1), [P("a"), P("a")], {"all-gather": 2 * 24 * 36}),  # of the weights' mantissas
+        ((4, 1), [P("a"), P("a")], {"all-gather": 2 * 24 * 36}),  # the weights' mantissas
     ],
 )
 def test_meshes_and_axes(sizes, specs, expected):
@@ -170,7 +170,7 @@ def test_sizes_that_the_devices_do_not_divide():
 
 
 def test_the_exponent_is_that_of_the_whole_tensor():
-    x = normal(0, 16, 24).at[13].mul(2.0**12)  # the last shard's values are much larger
+    x = normal(0, 16, 24).at[13].mul(2.0**12)  # the last shard has much larger values
     mesh = mesh_of((4,), ("data",))
 
     def parts(x):
@@ -223,7 +223,7 @@ def test_donation():
     w, x = normal(1, 24, 24), normal(0, 16, 24)
     expected = jax.jit(update)(w, x)
     mesh = mesh_of((4,), ("data",))
-    # Of its own memory, with no NumPy view of it about: what something else still holds cannot be donated.
+    # In memory of its own and without a NumPy view: a buffer with other references cannot be donated.
     w = jax.device_put(w, NamedSharding(mesh, P()), may_alias=False)
     x = jax.device_put(x, NamedSharding(mesh, P("data")))
     actual = jax.jit(update, donate_argnums=0)(w, x)

@@ -72,7 +72,7 @@ def test_transforming_a_gradient_or_differentiating_is_one(name, switches):
     transformed = mixed_precision(jax.grad(loss(fun), (0, 1)), policy)
     outside = jax.jit(transformed)(*args)
     assert relative_error(outside, inside) < 1e-6
-    # What was left in float32 is what the switches say.
+    # The switches say which passes stay in float32.
     report = explain(jax.grad(loss(fun), (0, 1)), *args, policy=policy)
     for kind, on in zip(("fprop", "dgrad", "wgrad"), switches, strict=True):
         ops = [op for op in report.ops if getattr(op, kind) is not None and (kind == "fprop" or not op.fprop)]
@@ -80,7 +80,7 @@ def test_transforming_a_gradient_or_differentiating_is_one(name, switches):
 
 
 def test_roles_hold_in_a_gradient_too():
-    """12 bits for the input, 8 for the weights, 10 for cotangents, whichever operand they stand in."""
+    """12 bits for the input, 8 for the weights, 10 for cotangents, whichever operand each of them is."""
     policy = switched(bits=PerRole(lhs=12, rhs=8, cotangent=10))
     fun, args = PROGRAMS["dense"]
     gradient = jax.grad(lambda *args: jnp.sum(jnp.sin(fun(*args))), (0, 1))
@@ -103,7 +103,7 @@ def test_twice_is_once(wrap):
     gradient = lambda fun: jax.make_jaxpr(jax.grad(lambda *args: jnp.sum(fun(*args)), (0, 1)))(*args)  # noqa: E731
     for counted in (floats, quantized):
         assert counted(gradient(twice)) == counted(gradient(once))
-    # Also with a transform around it that would have it all, and around the gradient.
+    # An outer transform that would rewrite everything adds nothing either, nor does one around the gradient.
     assert floats(gradient(mixed_precision(once))) == floats(gradient(once)) > 0
     outermost = jax.make_jaxpr(mixed_precision(jax.grad(lambda *args: jnp.sum(once(*args)), (0, 1))))(*args)
     assert floats(outermost) == floats(gradient(once))
@@ -140,7 +140,7 @@ def test_result_types_are_kept(dtype):
 
 
 def test_remat_in_a_gradient():
-    """What is recomputed is the forward pass again, and no gradient."""
+    """Recomputed operations count as forward operations, not as gradients."""
 
     def loss(params, x):
         layer = lambda w, x: jnp.tanh(x @ w)  # noqa: E731
@@ -154,7 +154,7 @@ def test_remat_in_a_gradient():
     assert len(forward) == 6 and {op.dtype for op in forward} == {"float32"}
     dgrads = [op for op in report.ops if not op.fprop and op.dgrad]
     wgrads = [op for op in report.ops if not op.fprop and op.wgrad]
-    assert [op.dtype for op in dgrads] == ["dfp16"] * 2  # the first layer's input wants no gradient
+    assert [op.dtype for op in dgrads] == ["dfp16"] * 2  # the first layer's input needs no gradient
     assert [op.dtype for op in wgrads] == ["float32"] * 3
 
 
@@ -195,7 +195,7 @@ def test_strict(wrap):
     fine = Policy(rules=[Rule("^first$", OpConfig(force=True)), Rule("^b$", None)], strict=True)
     once = mixed_precision(wrap(loss), fine)
     jax.block_until_ready(once(*args))
-    jax.block_until_ready(mixed_precision(once, fine)(*args))  # what once matched is in DFP16 now
+    jax.block_until_ready(mixed_precision(once, fine)(*args))  # the operation that matched is in DFP16 now
     wrong = Policy(rules=[*fine.rules, Rule("frist", None)], strict=True)
     with pytest.raises(ValueError) as error:
         mixed_precision(wrap(loss), wrong)(*args)

@@ -1,4 +1,4 @@
-"""What is kept between the passes: int16 in place of the float32 operands of what is rewritten."""
+"""Residuals of the backward pass: int16 mantissas replace the float32 operands of rewritten operations."""
 
 import contextlib
 import functools
@@ -70,7 +70,7 @@ def residuals(fun, *args) -> list[str]:
 
 
 def types(lines: list[str]) -> Counter:
-    """How often each type is among residuals, exponents left out."""
+    """How often each type occurs among the residuals, without exponents."""
     found = Counter(line.split(" ")[0] for line in lines)
     return Counter({kind: count for kind, count in found.items() if not re.fullmatch(r"i32\[[1,]*\]", kind)})
 
@@ -93,7 +93,7 @@ def test_operands_are_kept_as_int16_and_nothing_else_changes(network):
     actual = types(lines)
     assert expected >= float32(OPERANDS)
     assert actual == expected - float32(OPERANDS) + OPERANDS
-    # Every operand comes with its exponent, and both are named.
+    # Each operand has an exponent; both are named.
     assert sum(f"named '{LHS_NAME}'" in line for line in lines) == 2 * 3
     assert sum(f"named '{RHS_NAME}'" in line for line in lines) == 2 * 2
 
@@ -103,9 +103,9 @@ def test_operands_are_saved_by_name(names):
     fun, params = checkpointed(checkpoint_policies.save_only_these_names(*names))
     kept = residuals(fun, params)
     lines = [line for line in kept if not re.search("from (a constant|the argument)", line)]
-    assert len(lines) == 2 * 3 * len(names)  # three operations' operands and exponents, and nothing else
+    assert len(lines) == 2 * 3 * len(names)  # the operands and exponents of three operations, nothing else
     assert all(re.search(f"named '({'|'.join(names)})'", line) for line in lines)
-    # What is saved is quantized once, in the forward pass; all else again in the backward pass.
+    # Saved operands are quantized only in the forward pass, the others again in the backward pass.
     gradient = jax.grad(fun)
     assert primitives(jax.make_jaxpr(gradient)(params))["dfp_quantize"] == 2 * 6 - 3 * len(names)
     expected = jax.jit(jax.grad(loss(mixed_precision(linen_network()[0], FORCED))))(params)
@@ -125,7 +125,7 @@ def test_operands_are_offloaded_by_name():
         for eqn in equations(jax.make_jaxpr(jax.grad(fun))(params))
         if eqn.primitive.name == "device_put" and eqn.invars[0].aval.dtype == dfp16
     ]
-    assert sum("host" in aval for aval in moved) == 3  # there
+    assert sum("host" in aval for aval in moved) == 3  # to the host
     assert sum("host" not in aval for aval in moved) == 3  # and back
 
 
@@ -145,7 +145,8 @@ def test_names_stay_under_other_transformations():
 
 
 def test_an_input_of_several_operations_is_quantized_once():
-    """In the compiled program, as in an Inception module, and each cotangent for both gradients."""
+    """The compiled program quantizes each input of several operations once, as in an Inception module.
+    It also quantizes each cotangent once, for both gradients."""
     x, weights = normal(0, 4, 32, 32, 16), [normal(i, 1, 1, 16, 32) for i in (1, 2, 3)]
 
     def loss(x, weights):
@@ -154,5 +155,5 @@ def test_an_input_of_several_operations_is_quantized_once():
     gradient = jax.jit(jax.grad(mixed_precision(loss, FORCED), (0, 1)))
     text = gradient.lower(x, weights).compile().as_text()
     quantized = re.findall(r'custom-call\(([^)]*)\), custom_call_target="dfpjax_quantize', text)
-    # The input and three cotangents; kernels are too small for a native pass.
+    # The input and three cotangents. The kernels are too small for a native pass.
     assert len(quantized) == len(set(quantized)) == 4, quantized

@@ -1,4 +1,4 @@
-"""Rules of custom derivatives that hold constants: their operands are still known by their parameters."""
+"""Rules of custom derivatives that contain constants: policies still find their operands' parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ def product(params, x):
 
 def by_custom_vjp(params, x):
     fun = jax.custom_vjp(product)
-    # The rule alone adds a table, as an array and so as a constant, before it multiplies by both parameters.
+    # Only the rule adds a table before it multiplies by both parameters. The table is an array, and so a
+    # constant of the rule.
     fun.defvjp(
         lambda params, x: (product(params, x + TABLE), (params, x)), lambda kept, ct: (kept[0], kept[1])
     )

@@ -116,7 +116,7 @@ def test_without_jit_differentiated():
     placed = jax.device_put(w, NamedSharding(mesh, P())), jax.device_put(x, NamedSharding(mesh, P("data")))
     transformed = mixed_precision(dense, FORCED)
     expected = jax.grad(lambda w, x: transformed(w, x).sum(), (0, 1))(w, x)
-    for fun in (transformed, jax.jit(transformed)):  # jitted, the mantissas that are kept leave a program
+    for fun in (transformed, jax.jit(transformed)):  # with jit, the saved mantissas are results of a program
         actual = jax.grad(lambda w, x, fun=fun: fun(w, x).sum(), (0, 1))(*placed)
         assert relative_error(actual, expected) < 1e-6
     with jax.disable_jit():

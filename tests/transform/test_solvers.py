@@ -1,5 +1,5 @@
-"""Solvers, such as those of Optimistix, Lineax and Equinox: their primitives keep functions as jaxprs among
-static parameters."""
+"""Solvers such as those of Optimistix, Lineax and Equinox, whose primitives keep functions as jaxprs among
+their static parameters."""
 
 import functools
 
@@ -65,7 +65,7 @@ def lineax_jacobian(w, b):
 
 
 def checkpointed_loop(w, b):
-    """As Diffrax integrates."""
+    """A loop like those in which Diffrax integrates."""
 
     def step(y):
         return 0.9 * y + 0.1 * image(y, (w, b))
@@ -133,7 +133,7 @@ def gradient(fun):
 
 @functools.cache
 def expected(fun):
-    """Value and gradients, without any solver."""
+    """Value and gradients, computed without a solver."""
     return jax.jit(value_and_gradients(fun))(W, B)
 
 
@@ -162,7 +162,7 @@ def test_gradients_are_traced(fun, policy):
     transformed = mixed_precision(gradient(fun), policy)
     jax.make_jaxpr(jax.vmap(of_transformed, (None, 0)))(W, jnp.stack([B, B]))
     counts = [quantized(jax.make_jaxpr(f)(W, B)) for f in (of_transformed, transformed)]
-    # What Lineax solves is a function that is kept as a jaxpr.
+    # Lineax keeps the function that it solves as a jaxpr.
     assert [count > 0 for count in counts] == [policy is FORCED and fun is not lineax_cg, policy is FORCED]
 
 

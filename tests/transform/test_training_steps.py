@@ -1,5 +1,5 @@
-"""Whole training steps: optimizers, donation, shardings, modules of several libraries' styles, adversarial
-losses."""
+"""Whole training steps: optimizers, donation, shardings, modules in the styles of several libraries,
+adversarial losses."""
 
 import dataclasses
 import itertools
@@ -138,7 +138,7 @@ def test_modules_that_are_pytrees():
     assert function is jnp.tanh
     assert 0 < relative_error(actual, expected) < 1e-3
 
-    # As equinox.filter_grad does it: the arrays are differentiated, the other leaves closed over.
+    # Like equinox.filter_grad: differentiate by the arrays and close over the other leaves.
     leaves, treedef = jax.tree.flatten(model)
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
 
@@ -154,7 +154,7 @@ def test_modules_that_are_pytrees():
 
 
 def adversarial(generate, judge):
-    """The losses of generator and discriminator, each of them with respect to its own parameters."""
+    """The losses of generator and discriminator, each as a function of its own network's parameters."""
 
     def losses(generator, discriminator, noise, real):
         fake = generate(generator, noise)
@@ -188,7 +188,7 @@ def assert_gradients_agree(loss):
     for gradient in (jax.grad(loss(ours, ours), (0, 1)), mixed_precision(reference, FORCED)):
         jaxpr = jax.make_jaxpr(gradient)(*args)
         assert floats(jaxpr) == 0
-        # An outer product, which sums nothing, is not counted in float32.
+        # `floats` does not count outer products, which sum nothing.
         assert quantized(jaxpr) >= floats(jax.make_jaxpr(reference)(*args))
         actual = jax.jit(gradient)(*args)
         assert 0 < relative_error(actual, expected) < 5e-3

@@ -1,4 +1,4 @@
-"""Which operations are rewritten, to which configurations; types, names and lines are kept."""
+"""Which operations are rewritten, and to which configurations; types, names and source lines are kept."""
 
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def test_rules_choose_configurations():
 
 
 def test_granularity_and_accumulation_reach_the_operations():
-    """Small rows and columns keep their precision if they have exponents of their own."""
+    """Rows and columns of small values keep their precision if each has its own exponent."""
     scales = 10.0 ** -np.arange(6)
     x, w = normal(0, 6, 64) * scales[:, None].astype(np.float32), normal(1, 64, 6) * scales.astype(np.float32)
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
@@ -159,10 +159,10 @@ def test_paper_policy_holds_for_gradients_too():
     ):
         jaxpr = jax.make_jaxpr(transformed)(*args)
         found = primitives(jaxpr)
-        assert found["conv_general_dilated"] == 2  # the first one's fprop and wgrad
+        assert found["conv_general_dilated"] == 2  # fprop and wgrad of the first convolution
         assert (
             found["dfp_contract"] + found["dfp_contract_linear"] == 3
-        )  # the second one's fprop, dgrad and wgrad
+        )  # fprop, dgrad and wgrad of the second convolution
 
 
 def test_names_and_source_are_kept():

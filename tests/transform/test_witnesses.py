@@ -1,4 +1,4 @@
-"""Exponents from batch statistics are those of a pass over the operand."""
+"""Exponents from batch statistics equal those from a pass over the operand."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def exponent_of(x):
 
 @pytest.fixture(scope="module")
 def measured():
-    """The operand, the result, and the exponent that the operand had, compiled once."""
+    """A function, compiled once, that returns the operand, the result and the operand's exponent."""
     assert kinds(rectified, LARGE_X, OF_CHANNELS, OF_CHANNELS, W)[-1] == EXPONENT
 
     @jax.jit
@@ -84,7 +84,7 @@ def test_exponents_are_those_of_a_pass_over_the_operand(name, measured):
     assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
 
 
-# --- of rectified sums ------------------------------------------------------------------------------
+# --- exponents of rectified sums --------------------------------------------------------------------
 
 
 def rectified_sum(x, scale, shift, residual, w):
@@ -96,7 +96,7 @@ def rectified_sum(x, scale, shift, residual, w):
 
 @pytest.fixture(scope="module")
 def measured_sum():
-    """As `measured`."""
+    """Like `measured`, for rectified sums."""
     assert kinds(rectified_sum, LARGE_X, OF_CHANNELS, OF_CHANNELS, LARGE_X, W)[-2:] == [SUM, EXPONENT]
 
     @jax.jit
@@ -132,18 +132,18 @@ def test_exponents_of_rectified_sums_are_those_of_a_pass_over_them(name, measure
     assert np.isnan(out).all() if exponent > 1 << 19 else np.isfinite(out).all()
 
 
-# --- whose statistics -------------------------------------------------------------------------------
+# --- which statistics -------------------------------------------------------------------------------
 
 
 def moved(x, shift, w, mean):
-    """Statistics of x, which only meet x where neither mean nor variance is used."""
+    """Statistics of x, and an operation on x that uses neither mean nor variance."""
     hidden = jnp.maximum(x + shift, -1.5)
     return moments_of(x)[1] + mean, conv(hidden, w)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 def test_a_special_number_shows_where_no_statistic_brings_it(value):
-    """The witness is all that the exponent is computed from."""
+    """The exponent is computed from the witness alone."""
     assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == EXPONENT
     arguments = special(value), ONES, WEIGHTS, ZEROS
     actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
