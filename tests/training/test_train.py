@@ -316,7 +316,8 @@ def test_the_script_stops_at_a_wrong_argument(argument, message, data_dir, tmp_p
 
 @pytest.mark.parametrize("started", ["forked", pytest.param("by the launcher", marks=pytest.mark.slow)])
 def test_the_script_stops_at_sigterm_and_its_checkpoint_is_evaluated(started, data_dir, tmp_path):
-    tiny = ["--config.train_split=train[:256]", "--config.test_split=test[:32]", "--config.precision=float32"]
+    tiny = ["--config.train_split=train[:32]", "--config.test_split=test[:32]", "--config.precision=float32"]
+    tiny.append("--config.batch_size=16")
     where = [f"--config.data_dir={data_dir}", f"--workdir={tmp_path}"]
     long = ["--config.epochs=10000", "--profile", *where]
     if started == "forked":
