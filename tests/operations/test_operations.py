@@ -64,15 +64,18 @@ def test_more_accurate_than_bfloat16():
     assert 16 * oracle.relative_error(ours(x, w), exact) < oracle.relative_error(bfloat16, exact)
 
 
-def test_the_reference_lowering_gives_the_same_bits():
-    for name in ("3x3_strided", "matmul", "depthwise"):
-        ours, _, operands = pair(name)
-        results = []
-        for f in (ours, functools.partial(ours, backend="reference")):
-            out, transpose = jax.vjp(f, *operands)
-            results.append((out, *transpose(jnp.cos(out))))
-        for native, portable in zip(*results, strict=True):
-            np.testing.assert_array_equal(native, portable)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("matmul", "depthwise")]
+
+
+@pytest.mark.parametrize("name", ["3x3_strided", *SLOW])
+def test_the_reference_lowering_gives_the_same_bits(name):
+    ours, _, operands = pair(name)
+    results = []
+    for f in (ours, functools.partial(ours, backend="reference")):
+        out, transpose = jax.vjp(f, *operands)
+        results.append((out, *transpose(jnp.cos(out))))
+    for native, portable in zip(*results, strict=True):
+        np.testing.assert_array_equal(native, portable)
 
 
 @pytest.mark.parametrize(

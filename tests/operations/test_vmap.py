@@ -36,10 +36,18 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("mapped", ["lhs", "rhs", "both", "trailing"])
-@pytest.mark.parametrize(
-    "name", ["3x3", "3x3_strided", "grouped", "depthwise", "matmul", "attention", "vecmat", "inner"]
-)
+# One operand for each kind of operation, all of them for a convolution and a dot product.
+QUICK = ("grouped", "matmul")
+MAPPED = [
+    pytest.param(
+        name, mapped, marks=() if mapped == "lhs" or name in ("grouped", "matmul") else pytest.mark.slow
+    )
+    for name in ("3x3", "3x3_strided", "grouped", "depthwise", "matmul", "attention", "vecmat", "inner")
+    for mapped in ("lhs", "rhs", "both", "trailing")
+]
+
+
+@pytest.mark.parametrize(("name", "mapped"), MAPPED)
 def test_value_and_gradients(name, mapped):
     f, (x, w) = batches(name)
     operands, in_axes = {
