@@ -17,6 +17,7 @@ from fusing import (
     RECTIFIED,
     ROWS,
     STATISTICS,
+    SUM_TOLERANCE,
     UNFUSED,
     WEIGHTS,
     W,
@@ -92,10 +93,10 @@ def test_results_and_gradients_are_those_of_the_unfused_program():
     outside = jax.jit(fused(step))(PARAMS, X)
     expected = jax.jit(jax.value_and_grad(unfused(loss)))(PARAMS, X)
     for name in PARAMS:
-        assert relative_error(inside[1][name], expected[1][name]) < 1e-5, name
-        assert relative_error(outside[1][name], expected[1][name]) < 1e-5, name
-    assert relative_error(inside[0], expected[0]) < 1e-5
-    assert relative_error(outside[0], expected[0]) < 1e-5
+        assert relative_error(inside[1][name], expected[1][name]) < SUM_TOLERANCE, name
+        assert relative_error(outside[1][name], expected[1][name]) < SUM_TOLERANCE, name
+    assert relative_error(inside[0], expected[0]) < SUM_TOLERANCE
+    assert relative_error(outside[0], expected[0]) < SUM_TOLERANCE
 
 
 # --- what stays -------------------------------------------------------------------------------------
@@ -281,20 +282,20 @@ def test_inside_of(name, unfused_step):
     assert primitives(jax.make_jaxpr(step)(PARAMS, X))["dfp_moments"] >= (name != "vmap")
     value, gradients = step(PARAMS, X)
     expected_value, expected = unfused_step
-    assert relative_error(value, expected_value) < 1e-5
+    assert relative_error(value, expected_value) < SUM_TOLERANCE
     factor = 2 if name == "custom_vjp" else 1  # its rule doubles gradients
     for layer in PARAMS:
         if layer in ("second", "bias"):  # layers that this network does not have
             assert not gradients[layer].any()
         else:
-            assert relative_error(gradients[layer], factor * expected[layer]) < 1e-5, layer
+            assert relative_error(gradients[layer], factor * expected[layer]) < SUM_TOLERANCE, layer
 
 
 def test_vmap_of_the_fused_program():
     x = jnp.stack([X, 3 * X])
     one = jax.jit(fused(small_network))
     actual = jax.jit(jax.vmap(fused(small_network), (None, 0)))(PARAMS, x)
-    assert relative_error(actual, jnp.stack([one(PARAMS, each) for each in x])) < 1e-5
+    assert relative_error(actual, jnp.stack([one(PARAMS, each) for each in x])) < SUM_TOLERANCE
 
 
 @pytest.mark.optimized
@@ -310,7 +311,7 @@ def test_several_devices():
     step = jax.jit(jax.grad(fused(loss)))
     assert "dfpjax_moments" in step.lower(PARAMS, X).as_text()
     assert "dfpjax_moments" not in step.lower(PARAMS, x).as_text()
-    assert relative_error(step(PARAMS, x), expected) < 1e-5
+    assert relative_error(step(PARAMS, x), expected) < SUM_TOLERANCE
 
 
 def test_explicit_sharding_stays():

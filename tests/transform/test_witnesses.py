@@ -12,6 +12,7 @@ from fusing import (
     LARGE_X,
     OF_CHANNELS,
     SUM,
+    SUM_TOLERANCE,
     WEIGHTS,
     W,
     batch_norm,
@@ -172,4 +173,4 @@ def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
     args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
     assert kinds(both, *args).count(EXPONENT) == 2
     for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
-        assert relative_error(actual, expected) < 1e-5
+        assert relative_error(actual, expected) < SUM_TOLERANCE
