@@ -1,5 +1,5 @@
-"""Contractions that between them reach every path of the kernels: layouts, strides, phases, groups,
-remainders and splits."""
+"""Contractions that together reach every path of the kernels: layouts, strides, phases, groups, remainders
+and splits."""
 
 import functools
 
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from dfpjax.operations import conv_general_dilated, dot_general
 
-# Compiling the plain-JAX reference takes far longer than running it: XLA's shortest way, for the same bits.
-# How it comes out of XLA's usual one is tested in test_operations.py.
+# Compiling the plain-JAX reference takes far longer than running it. XLA's lowest optimization level compiles
+# it fastest and gives the same bits. test_operations.py tests it at the default level.
 COMPILED_QUICKLY = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later there is no choice
+if jax.__version_info__ < (0, 11):  # later releases have no such option
     COMPILED_QUICKLY["xla_cpu_use_fusion_emitters"] = False
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -72,7 +72,7 @@ CASES = {
 
 @functools.cache
 def contractions(name):
-    """What a case's fprop, dgrad and wgrad contract: {"fprop": (Contraction, lhs_shape, rhs_shape), …}."""
+    """A case's contractions in fprop, dgrad and wgrad: {"fprop": (Contraction, lhs_shape, rhs_shape), …}."""
     function, (lhs, rhs), kwargs = CASES[name]
     x, w = jnp.zeros(lhs), jnp.zeros(rhs)
     found = {}

@@ -1,5 +1,5 @@
-"""A native pass on every instruction set path, with one thread and with several, and what its results are
-compared with."""
+"""Runs a native pass on every instruction set path, with one thread and with several, and compares its
+results."""
 
 import functools
 
@@ -12,7 +12,7 @@ PATHS = [(isa, threads) for isa in kernels.runtime_info().usable for threads in 
 
 
 def on_every_path(fun, *args):
-    """The results of a pass; all paths and numbers of threads give the same bits."""
+    """The results of a pass, after a check that all paths and numbers of threads give the same bits."""
 
     first, *others = jax.device_get(_runner(fun)(*args))
     for path, other in zip(PATHS[1:], others, strict=True):
@@ -26,7 +26,7 @@ def _runner(fun):
 
 
 def assert_same_bits(actual, expected, message=""):
-    """Equal in every bit, but for which NaN a NaN is."""
+    """Equal in every bit; all NaNs count as equal."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     np.testing.assert_array_equal(actual, expected, err_msg=message)
     if np.issubdtype(actual.dtype, np.floating):
@@ -35,6 +35,6 @@ def assert_same_bits(actual, expected, message=""):
 
 
 def assert_sums(actual, terms, axis=1):
-    """Sums of float32 over 32 rows err by less than 32 roundings of the magnitudes' sum."""
+    """The error of float32 sums over 32 rows is below 32 roundings of the sum of magnitudes."""
     bound = 32 * 2.0**-24 * np.abs(terms).sum(axis)
     assert (np.abs(actual - terms.sum(axis)) <= bound).all()

@@ -1,4 +1,4 @@
-"""The handler refuses every bad argument with an error that begins with its name."""
+"""The handler refuses every bad argument with an error that begins with the argument's name."""
 
 import re
 
@@ -14,11 +14,11 @@ CONTRACTION = Contraction(lhs=(0, 1), rhs=(1, 2), out=(0, 2), out_shape=(4, 3))
 PLAN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 1)).encode(), np.int64)
 PER_ROW = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (4, 1), (1, 1)).encode(), np.int64)
 PER_COLUMN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 3)).encode(), np.int64)
-BASE_B = 4  # where the plan's first part says at which element B begins
+BASE_B = 4  # index in the plan of B's first element
 
 
 def call(**changes):
-    """The product of 4×5 and 5×3 ones; `changes` replace arguments, None leaves an attribute out."""
+    """The product of 4×5 and 5×3 ones. `changes` replace arguments; None omits an attribute."""
     arguments = {
         "a": jnp.ones((4, 5), jnp.int16),
         "b": jnp.ones((5, 3), jnp.int16),
@@ -37,7 +37,7 @@ def call(**changes):
 
 
 def call_fixed_chain(**changes):
-    """The same with chains of one length; `saturated` is the second result."""
+    """Like `call`, with a fixed chain length; `saturated` is the second result."""
     arguments = {
         "saturated": jax.ShapeDtypeStruct((1,), jnp.int32),
         "plan": PLAN,
@@ -55,7 +55,7 @@ def call_fixed_chain(**changes):
 
 
 def call_chain_lengths(**changes):
-    """The same with certified chains; `lengths` is the second result."""
+    """Like `call`, with certified chains; `lengths` is the second result."""
     arguments = {
         "lengths": jax.ShapeDtypeStruct((1, 8), jnp.float32),
         "plan": PLAN,

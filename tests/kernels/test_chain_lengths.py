@@ -1,4 +1,4 @@
-"""How long certified chains are: counted the same by every path, by the reference, and by hand."""
+"""Lengths of certified chains: every path counts the same as the reference and a calculation by hand."""
 
 import functools
 import zlib
@@ -26,7 +26,8 @@ def _reference(*operands, plan):
 
 
 def chain_lengths(plan, operands):
-    """The shares, the same on every path and with any number of threads, and the bits those of `contract`."""
+    """The shares of chains by length. They are the same on every path and with any number of threads, and the
+    product has the bits of `contract`."""
     expected = native(plan, operands)
     shares = []
     for isa, threads in (*((isa, 0) for isa in ISAS), ("", 1), ("", 3)):
@@ -39,7 +40,7 @@ def chain_lengths(plan, operands):
 
 
 def scaled_columns(rng, shape):
-    """Normally distributed, every index of the first and of the last axis on a scale of its own."""
+    """Normally distributed values; each index of the first and of the last axis has a different scale."""
     scales = [2.0 ** rng.integers(4, 14, n).reshape(n, *(1,) * after)
               for n, after in ((shape[0], len(shape) - 1), (shape[-1], 0))]  # fmt: skip
     x = rng.standard_normal(shape) * np.minimum(*np.broadcast_arrays(*scales))
@@ -50,9 +51,10 @@ MIXED = (oracle.gaussian, oracle.full_scale, oracle.one_outlier, oracle.channel_
 
 
 def test_by_hand():
-    """6 of 7 rows and 64 of 70 columns are full scale, for the first 256 of 300 products. There two products
-    must be all, and 16 of full scale with 3000: in units of 256, 16 / 2 pairs have 8 · (2 · 32767² / 256) =
-    6.7e7 and 8 · (2 · 3000² / 256) = 5.6e5, and 6.7e7 · 5.6e5 < 2^46 < 4 · 6.7e7 · 5.6e5."""
+    """6 of 7 rows and 64 of 70 columns are full scale in the first 256 of 300 products. Chains of full scale
+    times full scale have two products there, chains of full scale times 3000 have 16. With sums of squares in
+    units of 256, the 16 / 2 pairs of such a chain have 8 · (2 · 32767² / 256) = 6.7e7 and
+    8 · (2 · 3000² / 256) = 5.6e5, and 6.7e7 · 5.6e5 < 2^46 < 4 · 6.7e7 · 5.6e5."""
     lhs, rhs = np.zeros((7, 300), np.int16), np.full((300, 70), -32767, np.int16)
     lhs[:6, :256] = 32767
     rhs[:, 64:] = 3000

@@ -1,5 +1,5 @@
-"""Both accumulation modes on adversarial data: certified sums never overflow, and fixed chains saturate and
-are counted as an independent oracle says, on every path."""
+"""Both accumulation modes on adversarial data, on every path: certified sums never overflow, and fixed chains
+saturate, and are counted, as in an independent oracle."""
 
 import functools
 import zlib
@@ -46,8 +46,8 @@ def seed(*names):
     return np.random.default_rng(zlib.crc32(" ".join(map(str, names)).encode()))
 
 
-# What float32 accumulation may lose: every chain sum and every addition is rounded once. The shortest chains
-# have two products.
+# The error bound of float32 accumulation: each chain sum and each addition is rounded once. The shortest
+# chains have two products.
 def tolerance(magnitude, k):
     return 2.0**-24 * (k / 2 + 2) * magnitude
 
@@ -87,7 +87,7 @@ def test_fixed_chains_are_the_oracles(name, which):
 
 
 def products(lhs, rhs):
-    """Of a matrix product, as [rows · columns, k]."""
+    """The products that a matrix product adds, as [rows · columns, k]."""
     terms = lhs[:, None, :].astype(np.int64) * rhs.T[None].astype(np.int64)
     return terms.reshape(-1, lhs.shape[1])
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def load(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where dataclasses look
+    sys.modules[path.stem] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 

@@ -1,4 +1,4 @@
-"""What happens when a native call fails: an error that says why, not the end of the process."""
+"""A native call that fails raises an error that says why; the process does not end."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def run(plan: Plan):
 def test_too_much_scratch_space():
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"RESOURCE_EXHAUSTED.*MiB of scratch space"):
         run(plan_of(k=Dim(2**40)))
-    # The next call is as if nothing had been.
+    # The failure does not affect the next call.
     np.testing.assert_array_equal(run(plan_of(k=Dim(300))), np.full((32, 32), 300, np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Which instruction set path runs, and how one is chosen."""
+"""Which instruction set path runs, and how to choose one."""
 
 import os
 import subprocess

@@ -1,6 +1,6 @@
-"""The preloaded library that keeps large blocks: what malloc promises, and what is kept.
+"""The preloaded library that keeps large blocks: malloc's guarantees, and which blocks it keeps.
 
-Each test is a program in a process of its own, that has the library and calls it as C does.
+Each test runs a program in its own process, which preloads the library and calls it as C does.
 """
 
 import mmap
@@ -246,7 +246,7 @@ assert holds(beside, 40 * MB, 6)
 
 
 def test_realloc_copies_what_cannot_be_moved():
-    """The system moves no block whose pages it does not treat alike."""
+    """The system does not move a block whose pages have different attributes."""
     passes("""
 DONT_DUMP = 16
 p = c.malloc(40 * MB)
@@ -361,7 +361,7 @@ other.join()
 
 
 def test_nobody_waits_in_vain_twice():
-    """For blocks of one thread not at all, for those of another once: they are in use together."""
+    """A thread never waits for its own blocks, and only once for those of another thread that stay in use."""
     passes("""
 live = []
 
@@ -415,7 +415,7 @@ def test_freeing_twice_ends_the_program():
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm")
 def test_nothing_else_is_exported():
-    """What a preloaded library exports stands before everyone's."""
+    """The exports of a preloaded library take precedence over those of all other libraries."""
     listed = subprocess.run(
         ["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
     )

@@ -1,5 +1,5 @@
-"""The native passes of local response normalization: NumPy's bits in float32, on every path and for any
-number of threads, and near what float64 gives."""
+"""The native passes of local response normalization: on every path and with any number of threads they give
+the bits of NumPy in float32, and values close to float64."""
 
 import functools
 
@@ -25,7 +25,7 @@ def on_all(gradient: bool, reach: int, k: float = K, alpha: float = ALPHA):
 
 
 def window_sums(x, reach):
-    """In the order in which the passes add."""
+    """Sums over windows, added in the same order as in the passes."""
     channels = x.shape[-1]
     padded = np.pad(x, ((0, 0), (reach, reach)))
     total = padded[:, :channels]
@@ -45,12 +45,12 @@ def in_numpy(x, g, reach, k=K, alpha=ALPHA):
 
 
 def exactly(x, g, reach):
-    """The result and the gradient by their definitions, in float64."""
+    """The result and the gradient, by definition, in float64."""
     x, g = x.astype(np.float64), g.astype(np.float64)
     near = np.abs(np.subtract.outer(*2 * [np.arange(x.shape[-1])])) <= reach
     divisor = K + ALPHA * x**2 @ near
     y = x / divisor**0.75
-    # dy[c]/dx[i] is divisor[c]^-3/4 if i = c, less 3/2 alpha x[i] x[c] divisor[c]^-7/4 if they are near.
+    # dy[c]/dx[i] = [i = c] divisor[c]^-3/4 - [i near c] 3/2 alpha x[i] x[c] divisor[c]^-7/4
     gradient = g / divisor**0.75 - 1.5 * ALPHA * x * (g * x / divisor**1.75 @ near)
     return y, gradient
 
@@ -79,7 +79,7 @@ def test_a_special_number_stays_in_its_neighbourhood(special, channel):
     whole = [on_all(False, 2)(x), on_all(True, 2)(g, x)]
     x[7, channel] = special
     assert_right(x, g, 2)
-    # The gradient sums over windows whose own sums have it.
+    # The gradient sums over windows of values that contain window sums, so it reaches twice as far.
     for before, after, reach in zip(whole, (on_all(False, 2)(x), on_all(True, 2)(g, x)), (2, 4), strict=True):
         others = np.ones(x.shape, bool)
         others[7, max(channel - reach, 0) : channel + reach + 1] = False
@@ -102,7 +102,7 @@ def test_subnormal_numbers():
 
 
 def test_a_divisor_of_zero():
-    """As in IEEE arithmetic: 0 / 0 is NaN."""
+    """0 / 0 is NaN, as in IEEE arithmetic."""
     x = np.zeros((3, 5), np.float32)
     x[0, 0] = 1
     assert_right(x, np.ones_like(x), 1, k=0.0, alpha=1.0)

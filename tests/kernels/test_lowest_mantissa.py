@@ -1,4 +1,4 @@
-"""Mantissas of −32768, which `quantize` never makes: sums must not wrap where they come from elsewhere."""
+"""Mantissas of −32768. `quantize` never makes them, but sums must not wrap if they come from elsewhere."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +42,7 @@ def test_few_of_them_among_others():
     pairs = np.einsum("mpk,pkn->pmn", *(x.astype(np.int64).reshape(s) for x, s in
                                         ((lhs, (13, 45, 2)), (rhs, (45, 2, 20)))))  # fmt: skip
     expected = np.zeros((13, 20), np.float32)
-    for pair in pairs:  # chains of 2: nothing longer is certified for such data
+    for pair in pairs:  # in chains of 2: such data certifies no longer ones
         expected += pair.astype(np.float32)
     np.testing.assert_array_equal(reference(plan, operands), expected)
     for isa in ISAS:

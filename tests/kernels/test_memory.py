@@ -1,4 +1,4 @@
-"""The launcher sets what it says and nothing else, and the library says once what is missing."""
+"""The launcher sets only the settings that it reports, and the library reports once what is missing."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def program(tmp_path):
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    """Of Python, in an environment that says nothing of the allocator but what is given."""
+    """Run Python in an environment whose only allocator settings are those given."""
     inherited = {
         name: value for name, value in os.environ.items() if name not in memory.chosen_already(os.environ)
     }
@@ -76,7 +76,7 @@ def write(file: Path, text: str) -> str:
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch) -> Path:
-    """The folder of an interpreter, with nothing of it on PATH; the working directory is empty."""
+    """The folder of an interpreter that is not on PATH; the working directory is empty."""
     folder, here = tmp_path / "environment" / "bin", tmp_path / "here"
     folder.mkdir(parents=True)
     here.mkdir()
@@ -91,7 +91,7 @@ def test_a_console_script_beside_the_interpreter_comes_before_one_on_the_path(en
     write(tmp_path / "bin" / "jupyter", "#!/bin/sh\n")
     options = ["-X", "dev"]
     assert launch.command(["jupyter", "lab"], options) == (sys.executable, [*options, beside, "lab"])
-    # As pip writes it where the interpreter's path is too long for the first line.
+    # pip writes such a script if the interpreter's path is too long for the first line.
     long = write(environment / "long", f"#!/bin/sh\n'''exec' {environment}/python \"$0\" \"$@\"\n' '''\n")
     assert launch.command(["long"], []) == (sys.executable, [long])
 

@@ -20,7 +20,7 @@ ISAS = kernels.runtime_info().usable
 
 
 def problem(contraction, lhs, rhs, lhs_exponent=0, rhs_exponent=0):
-    """A plan and its operands; exponents may be arrays with an extent per axis."""
+    """A plan and its operands. Exponents may be scalars, or arrays of the operand's rank."""
     exponents = [
         jnp.asarray(e, jnp.int32) if np.ndim(e) else jnp.full((1,) * x.ndim, e, jnp.int32)
         for x, e in ((lhs, lhs_exponent), (rhs, rhs_exponent))
@@ -152,7 +152,7 @@ SLICED = [
 @pytest.mark.parametrize("which", ["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize("name", SLICED)
 def test_exponents_of_every_slice(name, which):
-    """An exponent for each slice along the free and batch axes, of both operands at once."""
+    """Both operands have one exponent per slice along their free and batch axes."""
     contraction, lhs_shape, rhs_shape = contractions(name)[which]
     rng = np.random.default_rng(0)
     exponents = []
@@ -164,7 +164,7 @@ def test_exponents_of_every_slice(name, which):
     lhs, rhs = oracle.gaussian(rng, lhs_shape), oracle.gaussian(rng, rhs_shape)
     plan, operands = problem(contraction, lhs, rhs, *exponents)
     out = assert_same_on_every_isa(plan, operands)
-    # Not only alike: each output has the exponents of its own slices.
+    # Independently of the reference, each output must have the exponents of its own slices.
     unscaled = reference(*problem(contraction, lhs, rhs)).astype(np.float64)
     total = np.zeros([1] * out.ndim, np.int64)
     for labels, own in zip((contraction.lhs, contraction.rhs), exponents, strict=True):

@@ -1,5 +1,5 @@
-"""The native passes over activations: the same bits on every path and for any number of threads, and those of
-JAX, or what NumPy sums in float64."""
+"""The native passes over activations: the same bits on every path and with any number of threads. They equal
+JAX's bits, or NumPy's sums in float64 within rounding."""
 
 import functools
 
@@ -41,11 +41,11 @@ def test_sums(groups, rows, channels):
 
 
 def test_sums_are_not_those_of_float32():
-    """A million numbers, of which float32 would lose every other one once the sum is large."""
+    """A million ones on top of 2^24: a float32 sum would lose them."""
     x = np.ones((1, 1 << 20, 1), np.float32)
     x[0, 0] = 2**24
     sums, *_ = on_every_path(passes.moments, x)
-    assert sums == 2**24 + 2**20 - 32  # but those that are added to the large one itself
+    assert sums == 2**24 + 2**20 - 32  # without the ones that are added to the large number itself
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf, -3e38])
@@ -117,7 +117,7 @@ def data() -> dict[str, np.ndarray]:
         "negative nan": with_one(-np.nan, 0),
         "infinity": with_one(-np.inf, 500),
     }
-    # All of the same size, so that they are compiled once.
+    # All have the same size, so JAX compiles once.
     return {name: np.resize(values, COUNT) for name, values in found.items()}
 
 
@@ -169,7 +169,7 @@ def test_a_large_tensor_is_quantized_natively_and_bit_identically():
     x = np.random.default_rng(0).standard_normal((3, 1 << 14)).astype(np.float32)
     quantized = jax.jit(quantize_array, static_argnames=("quantizer", "native"))
     for witness in (None, x[1:2]):
-        x[1, 5] = 9  # the largest magnitude, in x and in what stands for it
+        x[1, 5] = 9  # the largest magnitude, in x and in its stand-in
         native, hlo = (
             quantized(x, quantizer=Quantizer(), witness=witness, native=native) for native in (True, False)
         )
@@ -197,7 +197,7 @@ POOLS = {
 
 
 def images(size, channels):
-    """Four images: plain, with many zeros of both signs, with NaNs and infinities, and of -infinity."""
+    """Four images: plain, with many zeros of both signs, with NaNs and infinities, and all -infinity."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((4, *size, channels)).astype(np.float32)
     x[1] = np.maximum(np.round(x[1]), 0) * np.where(rng.random(x[1].shape) < 0.5, np.float32(-1), 1)
@@ -214,7 +214,7 @@ def test_max_pooling_has_the_bits_of_xla(name):
 
 
 def test_max_pooling_of_one_image_with_many_channels():
-    """Which threads share by its channels, where gradients go."""
+    """Threads split the gradient of a single image by channels."""
     _, window, strides, padding = POOLS["overlapping"]
     x = images((5, 5), 1000)
     assert_pools_as_xla(x[1:2], window, strides, padding)
@@ -230,7 +230,7 @@ def assert_pools_as_xla(x, window, strides, padding):
         out, pull = jax.vjp(pool, x)
         return out, pull(g)[0]
 
-    # Multiples of 1/8, so that a pixel's gradients can be added in any order.
+    # Multiples of 1/8, so the order in which a pixel's gradients are added does not matter.
     shape = jax.eval_shape(pool, x).shape
     g = np.random.default_rng(1).integers(-20, 20, shape).astype(np.float32) / 8
     out, gradient = jax.device_get(in_hlo(g, x))
@@ -279,7 +279,7 @@ GOOD = {
 
 
 def call(name, *, results=None, operands=None, **attributes):
-    """A pass with good arguments, and some of them replaced."""
+    """Call a pass with good arguments, some of them replaced."""
     good_results, good_operands, more = GOOD[name]
     attributes = {"isa": "", "threads": np.int64(0), **more, **attributes}
     function = jax.ffi.ffi_call(f"dfpjax_{name}_v1", good_results if results is None else results)
@@ -303,7 +303,7 @@ BOOLS = struct(2, 3, 3, dtype=jnp.bool_)
 
 
 def rectified(at, operand):
-    """Another operand of a rectified pass."""
+    """Replace an operand of a rectified pass."""
     operands = list(GOOD["rectified_sum"][1])
     operands[at] = operand
     return {"operands": operands}

@@ -1,4 +1,4 @@
-"""Random shapes and parameters: the kernels give the reference's bits, and an exact convolution's values."""
+"""Random shapes and parameters: the kernels give the reference's bits and an exact convolution's values."""
 
 import functools
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dfpjax.operations import conv_general_dilated, dot_general
 
 few = st.integers(1, 3)
-# Every example compiles programs of its own. The same ones each time, so that the gate is not left to chance.
+# Each example compiles its own programs. Examples are the same in each run, so results do not vary by chance.
 few_examples = settings(deadline=None, max_examples=3, derandomize=True)
 many_examples = settings(deadline=None, max_examples=10, derandomize=True)
 
@@ -57,12 +57,12 @@ def convolutions(draw):
 
 
 def check(ours, theirs, shapes, parameters, data, seed):
-    """Same bits from both backends, forward and backward; values as JAX's, on integers that float32 holds."""
+    """Both backends give the same bits, forward and backward, and JAX's values on exact integers."""
     rng = np.random.default_rng(seed)
     mantissas = [oracle.DATA[data](rng, shape) for shape in shapes]
     operands = [jnp.asarray(m, jnp.float32) for m in mantissas]
 
-    def run(x, w, backend):  # operands as arguments: XLA would compute with constants while it compiles
+    def run(x, w, backend):  # operands are arguments: XLA would fold constants while it compiles
         out, transpose = jax.vjp(lambda x, w: ours(x, w, backend=backend, **parameters), x, w)
         return out, *transpose(jnp.cos(out / 1e6))
 
@@ -72,7 +72,7 @@ def check(ours, theirs, shapes, parameters, data, seed):
     for actual, wanted in zip(native, reference, strict=True):
         np.testing.assert_array_equal(actual, wanted)
     theirs = quick_jit(functools.partial(theirs, **parameters))
-    # Sums may cancel, so errors are relative to those of magnitudes.
+    # Sums may cancel, so errors are relative to the sums of magnitudes.
     expected, magnitude = theirs(*operands), theirs(*map(jnp.abs, operands))
     assert (np.abs(native[0] - expected) <= 1e-4 * magnitude).all()
 

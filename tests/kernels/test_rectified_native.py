@@ -1,5 +1,5 @@
-"""The native passes that rectify: the same bits on every path and for any number of threads; the rectified
-sum's are NumPy's in float32, and sums are those of float64."""
+"""The native passes that rectify: the same bits on every path and with any number of threads. The rectified
+sum has the bits of NumPy in float32; sums over channels agree with float64."""
 
 import functools
 
@@ -33,12 +33,12 @@ def affine(x, mean, scale, shift):
 
 
 def assert_rectified_sum(x, mean, scale, shift, residual):
-    """All results, with the mask and without."""
+    """Check all results, with the mask and without."""
     with np.errstate(invalid="ignore", over="ignore"):
         y = np.maximum(affine(x, mean, scale, shift) + residual, np.float32(0))
     actual, positive, low, high = on_every_path(passes.rectified_sum, x, residual, mean, scale, shift)
     assert positive.dtype == np.bool_
-    # As bytes, since a bool must be nothing but 0 or 1.
+    # Compare bytes, since a bool must be exactly 0 or 1.
     np.testing.assert_array_equal(positive.view(np.uint8), (y > 0).astype(np.uint8))
     assert_same_bits(actual, y)
     assert_same_bits(low, y.min(1, initial=np.inf))
@@ -67,7 +67,7 @@ def test_ordinary_numbers(groups, rows, channels):
 
 
 def test_blocks_are_joined_in_every_group():
-    """Each group has the extremes of its own, whichever block they are in."""
+    """Each group has its own extremes, whichever block they are in."""
     x = np.ones((3, 40000, 2), np.float32)
     for group, row in enumerate((0, 20000, 39999)):
         x[group, row] = 5 + group
@@ -81,7 +81,7 @@ def test_blocks_are_joined_in_every_group():
 @pytest.mark.parametrize("at", range(5))
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf, 3e38, -3e38, -0.0, 1e-45])
 def test_a_special_number_stays_in_its_channel(special, at):
-    """In x, the mean, the scale, the shift and the residual; in channels of vectors and one of the rest."""
+    """A special number in x, mean, scale, shift or residual; in vectorized channels and in the remainder."""
     args = operands(2, 700, 53)
     plain = on_every_path(passes.rectified_sum, args[0], args[4], *args[1:4])
     plain_sums = on_every_path(passes.rectified_sums, args[4], *args[:4])
@@ -115,7 +115,7 @@ def test_special_cotangents_count_where_they_are_not_rectified(special):
 
 
 def test_nans_are_not_positive():
-    """No cotangent counts where what is rectified is NaN, but 0 times a NaN is one."""
+    """Cotangents do not count where the rectified value is NaN, but the product of 0 and a NaN is NaN."""
     x, mean, scale, shift, g = operands(1, 100, 37)
     x[0, 50, 36], scale[0, 2] = np.nan, np.nan
     sums, products = on_every_path(passes.rectified_sums, g, x, mean, scale, shift)
@@ -129,7 +129,7 @@ def test_subnormal_numbers(scale):
     y = assert_rectified_sum(*args)
     assert (y[y > 0] < 1.2e-38).any()
     x, mean, factor, shift, g = args
-    # Sums of these are as exact as subnormal numbers are.
+    # Their sums are only as precise as subnormal numbers.
     sums, _ = on_every_path(passes.rectified_sums, g, x, mean, factor, shift)
     counted = np.where(affine(x, mean, factor, shift) > 0, g, 0).astype(np.float64)
     bound = 32 * 2.0**-24 * np.abs(counted).sum(1) + 2.0**-149
@@ -143,7 +143,7 @@ def test_zeros_have_no_sign_and_are_not_positive(channels):
     assert not positive.any()
     for found in (y, low, high):
         assert_same_bits(found, np.zeros_like(found))
-    # Of x - mean = 0 the shift alone decides, and at 0 nothing counts.
+    # With x - mean = 0 the shift alone decides, and a value of 0 does not count.
     for shift, counts in ((0.0, 0), (-0.0, 0), (1e-45, 70)):
         shifts = np.full_like(ones, shift)
         sums, products = on_every_path(passes.rectified_sums, zero + 1, zero, 0 * ones, ones, shifts)

@@ -1,4 +1,4 @@
-"""The primitive that tells how long certified chains are, beside the contraction."""
+"""The primitive that returns the lengths of certified chains in addition to the contraction."""
 
 import functools
 
@@ -24,7 +24,7 @@ def both(lhs, rhs, counted=True, backend="auto"):
 
 
 def operands(*examples):
-    """Rows of very different sizes."""
+    """Rows of very different scales."""
     rng = np.random.default_rng(0)
     lhs = rng.standard_normal((*examples, 30, 260)) * 2.0 ** -rng.integers(0, 9, (*examples, 30, 1))
     return jnp.asarray(lhs, jnp.float32), jnp.asarray(rng.standard_normal((*examples, 260, 70)), jnp.float32)

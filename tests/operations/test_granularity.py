@@ -24,7 +24,7 @@ MIXED = {
 
 
 def pair(name, quantizers, seed=0):
-    """An operation of ours, JAX's, and operands of normally distributed values."""
+    """Our operation, JAX's, and operands of normally distributed values."""
     function, shapes, kwargs = CASES[name]
     rng = np.random.default_rng(seed)
     operands = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
@@ -45,7 +45,7 @@ def scaled_loss(f, x, w, weight):
 
 
 def derivatives(f, x, w, weight):
-    """The output; tangents, and gradients of first and second order."""
+    """The output, its tangent, and gradients of first and second order."""
     loss = functools.partial(scaled_loss, f)
 
     def penalty(x, w):
@@ -60,19 +60,20 @@ KINDS += ["matmul_tt", "matvec", "inner", "attention", "two_contracted"]
 
 
 def in_tiers(case, *, quick):
-    """A case of a parametrization, in the tier `slow` unless it is `quick`."""
+    """A case of a parametrization, in the tier `slow` unless `quick`."""
     return pytest.param(*case, marks=() if quick else pytest.mark.slow)
 
 
 @functools.cache
 def derivatives_in_float64(name):
-    """A weight of the loss that suits the case, and its derivatives."""
+    """A weight that suits the case's loss, and the derivatives in float64."""
     _, theirs, (x, w) = pair(name, Quantizers())
     weight = np.float32(1 / np.sqrt(np.mean(np.square(theirs(x, w)))))
     return weight, in_float64(functools.partial(derivatives, theirs), x, w, weight)
 
 
-# Exponents per slice of everything, for each kind; and of one operand, for a convolution and a dot product.
+# The first tier tests exponents per slice of all operands for each kind, and of single operands for one
+# convolution and one dot product.
 GRANULARITIES = [
     in_tiers((name, mixed), quick=mixed == "all" or name in ("grouped", "matmul_tt"))
     for name in KINDS
@@ -90,7 +91,7 @@ def test_values_and_derivatives_agree_with_float64(name, mixed):
 
 
 def per_slice(values, ndim, axis):
-    """One value for each slice along the axis of an array of `ndim` axes."""
+    """`values`, one per slice along the axis, in a shape that broadcasts with `ndim` axes."""
     return np.reshape(values, [-1 if a == axis else 1 for a in range(ndim)])
 
 
@@ -101,7 +102,7 @@ def error_per_slice(actual, expected, axis):
     return np.linalg.norm(actual - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
 
-# A case, the operand whose slices get scales of their own, and the axis of these in it and in the output.
+# A case, the operand whose slices get different scales, and the axis of the slices in it and in the output.
 SCALED = [
     ("matmul", 0, 0, 0),
     ("matmul", 1, 1, 1),
@@ -117,8 +118,8 @@ SCALED = [
 
 @pytest.mark.parametrize(("name", "which", "axis", "out_axis"), SCALED)
 def test_slices_of_very_different_scales(name, which, axis, out_axis):
-    """Scales from 1e−30 to 1e30 that the loss undoes, as a normalization would: what cotangents meet is the
-    reciprocal of each slice's scale."""
+    """Scales from 1e−30 to 1e30. The loss undoes them, as a normalization would, so each slice's cotangents
+    have the reciprocal scale."""
     _, theirs, operands = pair(name, Quantizers())
     size = operands[which].shape[axis]
     scale = 10.0 ** np.random.default_rng(1).permutation(np.linspace(-30, 30, size))
@@ -129,7 +130,7 @@ def test_slices_of_very_different_scales(name, which, axis, out_axis):
         def gradients(x, w):
             return jax.grad(functools.partial(scaled_loss, f), (0, 1))(x, w, jnp.asarray(weight))
 
-        def second(x, w):  # by the other operand's gradient, which no slice dominates
+        def second(x, w):  # of the other operand's gradient, which no slice dominates
             return jnp.sum(jnp.sin(gradients(x, w)[1 - which]))
 
         return lambda x, w: (f(x, w), gradients(x, w), jax.grad(second, (0, 1))(x, w))
@@ -154,8 +155,8 @@ def test_slices_of_very_different_scales(name, which, axis, out_axis):
         assert max(kept[of]) < 5e-3, of
     lost = errors(Quantizers())
     assert max(lost["value"]) > 0.9 and max(lost["scaled"]) > 0.9
-    # The gradient by the other operand, which sums over the slices, is content with one exponent for the
-    # cotangent. Groups are not summed over.
+    # The other operand's gradient sums over the slices, so one exponent for the cotangent suffices. It does
+    # not sum over groups.
     if name not in ("grouped", "depthwise"):
         assert max(errors(Quantizers(**scaled_side))["other"]) < 1e-3
 
@@ -190,10 +191,10 @@ def test_the_reference_lowering_gives_the_same_bits(name, mixed):
 
 @functools.cache
 def penalty_and_derivatives(name, compiled):
-    """Gradients of second order, with the output and gradients as auxiliary values; the same, jitted."""
+    """A function for second-order gradients, with output and gradients as auxiliary values; also jitted."""
     ours, _, _ = pair(name, MIXED["all"])
 
-    # The cotangents are powers of two times what was computed: the same bits, however XLA fuses the products.
+    # Each cotangent is a computed value times a power of two, so XLA's fusion does not change its bits.
     def penalty(x, w):
         out, transpose = jax.vjp(ours, x, w)
         gradients = transpose(out)
@@ -255,7 +256,7 @@ def test_non_finite_slices(bad):
     assert np.isnan(out[1]).all() and np.isfinite(np.delete(out, 1, 0)).all()
     out = dot(x, w.at[0, 3].set(bad))
     assert np.isnan(out[:, 3]).all() and np.isfinite(np.delete(out, 3, 1)).all()
-    # A gradient that sums over the slice is NaN throughout, even where the cotangent of the slice is zero.
+    # A gradient that sums over the slice is NaN throughout, even if the slice's cotangent is zero.
     for cotangent in (ct, ct.at[1].set(0).at[:, 3].set(0), 0 * ct):
         dx, dw = jax.vjp(dot, x.at[1, 2].set(bad), w)[1](cotangent)
         assert np.isfinite(dx).all() and np.isnan(dw).all()

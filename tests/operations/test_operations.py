@@ -15,7 +15,7 @@ JAX = {conv_general_dilated: jax.lax.conv_general_dilated, dot_general: jax.lax.
 
 
 def pair(name):
-    """An operation of ours, JAX's float32 one, and operands of normally distributed values."""
+    """Our operation, JAX's in float32, and operands of normally distributed values."""
     function, shapes, kwargs = CASES[name]
     rng = np.random.default_rng(0)
     operands = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
@@ -24,7 +24,7 @@ def pair(name):
 
 def loss(operation, *operands):
     out = operation(*operands)
-    scale = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(out**2)))  # keeps sin from magnifying errors
+    scale = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(out**2)))  # so sin does not magnify errors
     return jnp.sum(jnp.sin(out / scale)) * scale
 
 
@@ -86,7 +86,7 @@ def test_other_platforms_get_plain_hlo(platforms, native):
     step = jax.jit(lambda *operands: jax.grad(loss, (1, 2))(ours, *operands))
     lowered = step.trace(*operands).lower(lowering_platforms=tuple(platforms)).as_text()
     assert ("custom_call @dfpjax" in lowered) == native
-    assert ("convolution" in lowered) is False  # no float32 stands in for it
+    assert ("convolution" in lowered) is False  # no float32 convolution replaces it
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,5 +1,5 @@
-"""Sums, affine maps and pooling as JAX operations: values and derivatives of plain expressions, under each
-transformation, and on several devices."""
+"""Sums, affine maps and pooling as JAX operations: they have the values and derivatives of plain expressions
+under each transformation, and on several devices."""
 
 import functools
 
@@ -23,7 +23,7 @@ WINDOWS = Windows(sizes=(3, 2), strides=(2, 2), padding=((1, 1), (0, 0)))
 SHAPE = (4, 6, 4, 5)
 ROWS = (0, 1, 2)
 quickly = functools.partial(jax.jit, compiler_options=COMPILED_QUICKLY)
-TOLERANCE = 1e-5  # relative, of the norm: sums are added in another order
+TOLERANCE = 1e-5  # relative to the norm: the order of additions differs
 
 
 def plain_pool(x):
@@ -49,7 +49,7 @@ def response_gradient(g, x):
     return response_gradient_p.bind(g, x, size=3, k=2.0, alpha=0.3, beta=0.75)
 
 
-# Name: the operation, the plain expression, its arguments, which of them it is differentiated by
+# Name: the operation, the plain expression, the arguments, the indices of the arguments to differentiate by
 OPERATIONS = {
     "moments": (
         lambda x: moments(x)[:2],
@@ -116,7 +116,7 @@ OPERATIONS = {
 
 
 def scalar(fun):
-    """A number that depends on a function's results not linearly, so that second derivatives are not zero."""
+    """A nonlinear scalar function of a function's results: its second derivatives are not zero."""
 
     def value(*args):
         leaves = jax.tree.leaves(fun(*args))
@@ -135,7 +135,7 @@ def tangents(args):
 
 
 def uses(fun, by, args):
-    """Everything that is done to a function, as (name, function of its arguments)."""
+    """All tested uses of a function, as (name, function of its arguments)."""
     gradient = jax.grad(scalar(fun), by)
 
     def mapped_gradient(*args):
@@ -178,7 +178,7 @@ def uses(fun, by, args):
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_everything_is_that_of_the_plain_expression(name):
     fun, plain, args, by = OPERATIONS[name]
-    # All uses in one program each, since compiling them one by one takes longer.
+    # One program contains all uses, because compiling them one by one takes longer.
     actual, expected = (
         quickly(lambda *args, fun=fun: {use: f(*args) for use, f in uses(fun, by, args).items()})(*args)
         for fun in (fun, plain)
@@ -252,7 +252,7 @@ def test_local_response_in_other_dtypes_and_powers_is_plain_hlo(dtype, beta):
 # --- several devices --------------------------------------------------------------------------------
 
 NATIVE = "dfpjax_"
-ONLY_GRADIENTS = ("shift_channels", "normalize_channels", "rectify_normalized")  # are native
+ONLY_GRADIENTS = ("shift_channels", "normalize_channels", "rectify_normalized")  # are native passes
 
 
 def mesh(kind=AxisType.Auto):
@@ -269,7 +269,7 @@ def value_and_gradient(fun, by):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_partitioned_programs(name):
-    """XLA cannot cut native passes; what it can cut stands in their place."""
+    """XLA cannot partition native passes; operations that it can partition replace them."""
     fun, plain, args, by = OPERATIONS[name]
     placed = [jax.device_put(x, NamedSharding(mesh(), s)) for x, s in zip(args, specs(args), strict=True)]
     fun = quickly(value_and_gradient(fun, by))
@@ -281,11 +281,11 @@ def test_partitioned_programs(name):
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_shard_map(name, check_vma):
-    """Each device has a tensor of its own, and its native passes."""
+    """Each device has its own tensor and runs native passes on it."""
     fun, plain, args, by = OPERATIONS[name]
 
     def stacked(fun):
-        """A device's results beside those of the others."""
+        """Stack the results of all devices."""
 
         def each(*args):
             return jax.tree.map(lambda x: x[None], fun(*args))
@@ -308,7 +308,7 @@ def test_shard_map(name, check_vma):
     value = on_devices(fun)
     assert NATIVE in value.lower(*args).as_text() or name in ONLY_GRADIENTS
     assert relative_error(value(*args), expected) < TOLERANCE
-    # By what every device has of its own; JAX adds the others' gradients where it keeps track of them.
+    # Differentiate by split arguments only. JAX sums gradients by shared arguments if it tracks varying axes.
     by = tuple(i for i in by if specs(args)[i] == P("data"))
     gradients = quickly(jax.grad(scalar(plain), by))
     expected = jax.tree.map(lambda *xs: np.stack(xs), *(gradients(*part) for part in parts))

@@ -1,5 +1,5 @@
-"""Rectified normalized tensors and sums, beyond what all such operations are tested for: special numbers,
-extremes, gradients at zero, and what gradients are asked for."""
+"""Rectified normalizations and sums, in addition to the tests of all such operations: special numbers,
+extremes, gradients at zero, and gradients by some of the operands."""
 
 import functools
 import itertools
@@ -24,7 +24,7 @@ def plain(x, mean, scale, shift, residual=0):
 
 
 def arguments(*shape):
-    """Small whole numbers, of which all sums are exact and many are zero."""
+    """Small integers. Their sums are exact, and many are zero."""
     rng = np.random.default_rng(0)
 
     def whole(shape, low):
@@ -42,7 +42,7 @@ MAPPED = (0, None, None, None, 0)
 @pytest.mark.parametrize("special", [np.nan, -np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
 def test_special_numbers(special, at):
-    """In the tensor, the mean, scale, shift and residual; alone and mapped."""
+    """A special number in the tensor, the mean, scale, shift or residual; alone and under vmap."""
     args = [np.array(a) for a in arguments(3)]
     args[at][..., 2].flat[1 if at in (0, 4) else 0] = special
     y, low, high = quickly(jax.vmap(rectify_sum, MAPPED))(*args)
@@ -131,7 +131,7 @@ def test_no_gradient_flows_through_extremes():
 
 @pytest.mark.parametrize("with_residual", [True, False])
 def test_gradients_by_some_operands_only(with_residual):
-    """Each set of operands that a program may ask for, in both modes."""
+    """Differentiate by every subset of the operands, in forward and reverse mode."""
     args = arguments()[: 4 + with_residual]
     fun = (lambda *args: rectify_sum(*args)[0]) if with_residual else rectify_normalized
     subsets = [

@@ -1,4 +1,4 @@
-"""Operations with a `FixedChain`, and the count of what it saturates."""
+"""Operations with a `FixedChain`, and the count of saturated chains."""
 
 import functools
 import re
@@ -122,8 +122,8 @@ def test_a_shift_is_a_quantization_to_fewer_bits():
 
 
 def test_derivatives_of_any_order_know_their_operands_bits():
-    """Cotangents have more bits than the operands here: chains that the operands' bits alone would allow
-    unchecked overflow in the gradients."""
+    """Cotangents have more bits than the operands. Chains that the operands' bits alone would exempt from
+    checks overflow in the gradients."""
     few, many = Quantizer(bits=8), Quantizer(bits=16)
     quantizers = Quantizers(lhs=few, rhs=few, cotangent=many)
     results = []

@@ -1,4 +1,4 @@
-"""XLA runs independent operations at once, on the pool whose threads they want: none may block another."""
+"""XLA runs independent operations concurrently on the thread pool that they use: none may block another."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""vmap over any operand is the loop over its examples, bit for bit."""
+"""vmap over any operand gives the bits of a loop over its examples."""
 
 import functools
 
@@ -15,7 +15,7 @@ EXAMPLES = 3
 
 
 def batches(name):
-    """The operation, batches of both operands with very different scales, and one example of each."""
+    """The operation, and batches of both operands whose examples differ widely in scale."""
     function, shapes, kwargs = CASES[name]
     rng = np.random.default_rng(0)
     operands = []
