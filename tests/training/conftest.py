@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A directory for datasets that is empty at first."""
+    """A directory for datasets, empty at first."""
     return str(tmp_path_factory.mktemp("data"))
 
 
@@ -24,7 +24,7 @@ def digits(data_dir: str) -> DatasetBuilder:
 
 @pytest.fixture
 def make_config(data_dir: str) -> Callable[..., TrainConfig]:
-    """A function of changed fields: the defaults, made small enough to train in a second or two."""
+    """A function that changes fields of a default configuration small enough to train in a second or two."""
 
     def make(**changes: object) -> TrainConfig:
         small = {"train_split": "train[:128]", "test_split": "test[:50]", "epochs": 2, "batch_size": 32}

@@ -1,4 +1,4 @@
-"""Processes that start in no time: forked from one that has imported what all of them need."""
+"""Processes that start quickly: they are forked from one that has imported all that they need."""
 
 import multiprocessing
 import os
@@ -10,19 +10,19 @@ from subprocess import CompletedProcess
 import tensorflow_datasets  # noqa: F401
 from absl import app  # noqa: F401
 from ml_collections import config_flags  # noqa: F401
-from tiny import MODEL  # noqa: F401  whose name the programs know
+from tiny import MODEL  # noqa: F401  registers the model's name
 
 import dfpjax.training  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The process that forks imports this module; each of the others still compiles for itself.
+# The fork server imports this module once. Each forked process still compiles for itself.
 CONTEXT.set_forkserver_preload(["forked"])
 
 
 def start_script(*arguments: str, outputs: Path) -> multiprocessing.Process:
-    """What `python train.py` does with these arguments, but for the launcher, in a process of its own.
+    """Run `python train.py` with these arguments, without the launcher, in a separate process.
 
     Arguments:
         outputs: a directory for the files `stdout` and `stderr`.
@@ -33,7 +33,7 @@ def start_script(*arguments: str, outputs: Path) -> multiprocessing.Process:
 
 
 def run_script(*arguments: str, outputs: Path) -> CompletedProcess:
-    """As `start_script`, and waits for its end."""
+    """Like `start_script`, but wait for the process to end."""
     process = start_script(*arguments, outputs=outputs)
     process.join(timeout=400)
     assert process.exitcode is not None, "still running"
@@ -44,7 +44,7 @@ def run_script(*arguments: str, outputs: Path) -> CompletedProcess:
 def _run_script(arguments: tuple[str, ...], outputs: Path) -> None:
     for descriptor, name in enumerate(("stdout", "stderr"), start=1):
         os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    os.environ["DFPJAX_LAUNCH"] = "off"  # it would start the program afresh
+    os.environ["DFPJAX_LAUNCH"] = "off"  # the launcher would restart the program
     os.chdir(ROOT)
     sys.argv = ["train.py", "--config", "configs/digits.py", *arguments]
     runpy.run_path("train.py", run_name="__main__")

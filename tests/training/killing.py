@@ -1,4 +1,4 @@
-"""Training in a process of its own, which a signal may end at a given point."""
+"""Training in a separate process, which a signal may end at a given point."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from dfpjax.training import Report, Stopped, StopSignals, TrainConfig, train
 
 
 class KillingReport(Report):
-    """Sends its own process a signal after a training step, or as soon as a checkpoint is being written."""
+    """Sends its own process a signal after a given training step, or once a checkpoint is being written."""
 
     def __init__(self, console: Console, workdir: Path, number: int, step: int, while_writing: bool) -> None:
         super().__init__(console, workdir)
@@ -53,9 +53,9 @@ def train_until(
     step: int = 0,
     while_writing: bool = False,
 ) -> tuple[int, str | None]:
-    """Trains until this signal comes, after so many steps of the process or while a checkpoint is written.
+    """Train until the process gets this signal, after `step` of its steps or while it writes a checkpoint.
 
-    Returns the exit code, as `multiprocessing.Process` has it, and where the run says it was stopped.
+    Returns the exit code, as in `multiprocessing.Process`, and the run's message if it stopped.
     """
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=_run, args=(config, workdir, number, step, while_writing, sender))

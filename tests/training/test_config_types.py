@@ -1,4 +1,4 @@
-"""A value of the wrong type in a training configuration is refused, whatever the field."""
+"""Every field of a training configuration refuses a value of the wrong type."""
 
 import dataclasses
 import runpy

@@ -15,7 +15,7 @@ PAPER = {"resnet50": (1024, 90), "googlenet": (1024, 80), "vgg16": (256, 60), "a
 
 @pytest.fixture
 def paper_config(monkeypatch):
-    """A function of a network's name: its configuration."""
+    """A function that returns the configuration of a network by name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
     def make(name: str) -> TrainConfig:

@@ -13,7 +13,7 @@ from dfpjax.training.data.prepared import read_split
 
 
 def _split(digits, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels."""
+    """The images and labels of a split."""
     images, labels = zip(*read_split(digits, name), strict=True)
     return np.stack(images), np.array(labels)
 
@@ -85,7 +85,7 @@ print(len(read_split(digits, "train")), len(read_split(digits, "test")), "tensor
     for process in processes:
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert output == "1352 445 False\n"  # and nothing of a download
+        assert output == "1352 445 False\n"  # no output of a download
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 

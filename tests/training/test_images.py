@@ -56,7 +56,7 @@ def test_a_file_cut_short_is_an_error():
 
 def test_halving_weighs_neighbours_as_the_antialiased_triangle_filter_does():
     image = np.random.default_rng(0).integers(256, size=(16, 16, 1), dtype=np.uint8)
-    # At half the scale the triangle reaches two pixels to each side of a pixel's centre.
+    # At half scale the triangle extends two pixels to each side of a pixel's centre.
     rows = np.zeros((8, 16))
     for row in range(8):
         for source in range(16):
@@ -74,7 +74,7 @@ def test_a_box_of_the_wanted_size_is_cut_out_exactly():
 
 @pytest.mark.parametrize(("height", "width"), [(512, 640), (640, 512), (256, 256)])
 def test_the_centre_is_that_of_the_image_scaled_to_256_pixels(height, width):
-    # Multiples of 256, so that the scaled image and its margins are whole numbers of pixels.
+    # Multiples of 256, so the scaled image and its margins have whole numbers of pixels.
     image = Image.fromarray(FLOWER).resize((width, height))
     scale = min(height, width) // 256
     small = image.resize((width // scale, height // scale), Image.Resampling.BILINEAR)
@@ -97,7 +97,7 @@ def test_random_boxes_have_the_areas_and_shapes_asked_for():
     assert areas.max() > 0.95
     assert 0.73 < ratios.min() < 0.76
     assert 1.32 < ratios.max() < 1.36
-    # Small boxes always fit: among these, every area and the logarithm of every shape are as likely.
+    # Small boxes always fit. Among them, areas and logarithms of aspect ratios are uniformly distributed.
     small = areas < 0.5
     quantiles = np.quantile(areas[small], [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quantiles, np.linspace(0.08, 0.5, 5)[1:-1], atol=0.02)
@@ -122,7 +122,7 @@ def test_each_image_of_a_batch_is_shifted_by_an_offset_of_its_own(most):
     reach = range(-most, most + 1)
     counts = Counter(zip(rows - 3, columns - 4, strict=True))
     assert counts.keys() == {(down, right) for down in reach for right in reach}
-    # Every offset is as likely: six standard deviations.
+    # All offsets are equally likely. The tolerance is six standard deviations.
     expected = 2500 / len(reach) ** 2
     assert max(abs(count - expected) for count in counts.values()) <= 6 * np.sqrt(expected)
 

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a command, `train.py` says so in one line, with the path and the way out."""
+"""For every faulty command, `train.py` says in one line what is wrong, with the path and what to do."""
 
 import errno
 import io
@@ -23,8 +23,8 @@ sys.path.append(str(ROOT))
 
 @pytest.fixture
 def run(monkeypatch, capsys, data_dir):
-    """A function of arguments that runs `train.py` in this process; returns its exit status and message."""
-    import train as script  # It defines flags, once for the process.
+    """A function that runs `train.py` with arguments in this process and returns exit status and message."""
+    import train as script  # It defines flags, which a process may do only once.
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
@@ -179,7 +179,7 @@ def test_what_is_saved_at_ctrl_c_is_said(run, monkeypatch, tmp_path, step):
 
 
 def test_a_run_stopped_while_it_compiles_starts_over(make_config, monkeypatch, tmp_path):
-    """The first time that a run is asked whether to stop is right after the compilation."""
+    """A run first checks whether to stop right after the compilation."""
     monkeypatch.setattr(Program, "compile", lambda self: 0.0)
     for changes in ({}, {}, {"batch_size": 16}):
         console = Console(file=io.StringIO(), width=120)

@@ -32,7 +32,7 @@ def _shapes(model: nn.Module, image_shape: tuple[int, ...]) -> dict:
 
 
 def _outputs(model: nn.Module, layer: type[nn.Module], image_shape: tuple[int, ...]) -> dict:
-    """The shape of what each layer of this type makes of an image, by the layer's name."""
+    """The output shape of each layer of this type for an image, by the layer's name."""
     apply = partial(
         model.apply, train=False, capture_intermediates=lambda module, _: isinstance(module, layer)
     )
@@ -103,7 +103,7 @@ def test_batch_statistics_change_in_training_alone():
         jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updates["batch_stats"]), strict=True
     ):
         assert not np.array_equal(before, after)
-    # Flax raises an error where a collection changes that is not mutable.
+    # Flax raises an error if an immutable collection changes.
     jax.eval_shape(partial(model.apply, train=False), variables, x)
 
 
@@ -128,7 +128,7 @@ def test_alexnet_is_the_published_one(size):
     model = AlexNet(classes=1000)
     variables = _shapes(model, (size, size, 3))
     assert _parameters(variables) == 60_965_224
-    # The kernels of grouped convolutions see half of the channels before them.
+    # The kernels of grouped convolutions see half of their input's channels.
     inputs = [variables["params"][f"Conv_{index}"]["kernel"].shape[2] for index in range(5)]
     assert inputs == [3, 48, 256, 192, 192]
     shapes = _outputs(model, nn.Conv, (size, size, 3))
@@ -140,7 +140,7 @@ def test_alexnet_is_the_published_one(size):
 def test_googlenet_is_the_published_one():
     model = GoogLeNet(classes=1000)
     variables = _shapes(model, (224, 224, 3))
-    # Those of Caffe's replication; the paper rounds table 1, without the auxiliary heads, to 6.8 million.
+    # The counts of Caffe's replication. Table 1 of the paper, without auxiliary heads, rounds to 6.8 million.
     assert _parameters(variables) == 13_378_280
     assert _parameters(_main(variables)) == 6_998_552
     channels = [256, 480, 512, 512, 512, 528, 832, 832, 1024]
@@ -167,7 +167,7 @@ def test_auxiliary_heads_are_for_training():
     assert [leaf.shape for leaf in jax.tree.leaves((logits, state))] == [(3, 10), (3, 10)]
     _, state = jax.eval_shape(partial(apply, train=False), variables)
     assert jax.tree.leaves(state) == []
-    # In evaluation not even their parameters are needed.
+    # Evaluation does not even need their parameters.
     jax.eval_shape(partial(model.apply, train=False), _main(variables), images)
 
 
@@ -214,7 +214,7 @@ def test_the_character_model_looks_back_alone(dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
     logits = model.apply(variables, text)
     assert (logits.shape, logits.dtype) == ((3, 6, 11), jnp.float32)
-    # Another character at one place changes what is said there and after it, and nothing before.
+    # Another character at one position changes the outputs from there on, and none before.
     changed = model.apply(variables, text.at[:, 3].set((text[:, 3] + 1) % 11))
     differs = np.any(np.asarray(changed != logits), axis=(0, 2))
     assert differs.tolist() == [False] * 3 + [True] * 3
@@ -273,12 +273,12 @@ def test_average_pool_is_that_over_both_axes(shape, size, stride):
 
 
 def _image_shape(name: str) -> tuple[int, int, int]:
-    """The smallest that all the networks for photographs take, or that of the digits."""
+    """The smallest shape that all networks for photographs accept, or the shape of the digits."""
     return (8, 8, 1) if "digits" in name else (80, 80, 3)
 
 
 def _contractions(jaxpr: Jaxpr) -> list[JaxprEqn]:
-    """All convolutions and dot products, those of inner functions included."""
+    """All convolutions and dot products, including those of inner functions."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("conv_general_dilated", "dot_general"):
@@ -299,7 +299,7 @@ def test_every_model_computes_in_its_dtype(name, dtype):
     (logits,) = traced.out_avals
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     contractions = _contractions(traced.jaxpr)
-    # Attention multiplies two activations, twice.
+    # Each attention layer multiplies two activations twice.
     attention = _outputs(model, Attention, _image_shape(name))
     assert len(contractions) == len(_kernels(_main(variables))) + 2 * len(attention)
     operands = [operand for contraction in contractions for operand in contraction.invars]

@@ -1,4 +1,4 @@
-"""Training steps of each network, small."""
+"""Training steps of a small version of each network."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ from dfpjax.training.state import TrainState, eval_step, train_step
 
 LABELS = jnp.array([3, 1, 4, 1])
 
-# Each network for photographs with all kinds of its layers, and the size of its images.
+# Each network for photographs, small but with all kinds of its layers, and the size of its images.
 NETWORKS = {
     "alexnet": (partial(AlexNet, width=12, features=16), 67),
     "googlenet": (
@@ -40,7 +40,7 @@ NETWORKS = {
 
 
 def _start(apply: Callable, variables: dict, **changes: object) -> TrainState:
-    """The state of a run whose parameters change by minus their gradients; it owns its arrays."""
+    """The state of a run whose steps subtract the gradients from the parameters. It owns its arrays."""
     variables = jax.tree.map(jnp.array, variables)
     fields = {"batch_stats": variables.get("batch_stats", {}), "seed": jnp.int32(5)} | changes
     return TrainState.create(apply_fn=apply, tx=optax.sgd(1.0), params=variables["params"], **fields)
@@ -49,7 +49,7 @@ def _start(apply: Callable, variables: dict, **changes: object) -> TrainState:
 def _expected_loss(
     model: nn.Module, params: dict, batch_stats: dict, images: jax.Array, step: int
 ) -> jax.Array:
-    """The training loss in plain JAX: the mean of the main head, and 0.3 of each other one's."""
+    """The training loss in plain JAX: the main head's mean plus 0.3 times that of each auxiliary head."""
     logits, updates = model.apply(
         {"params": params, "batch_stats": batch_stats},
         images,
@@ -83,14 +83,14 @@ def test_a_step_follows_the_gradient_of_the_whole_loss(name):
     start = _flat(variables["params"])
 
     def error(precision: str) -> float:
-        """Of the gradient that a step follows, as a share of the right one."""
+        """The relative error of the gradient that a step follows."""
         state = _start(with_precision(model.apply, precision), variables)
         state, metrics = train_step(state, images, LABELS, label_smoothing=0.0)
         assert np.isfinite(metrics["loss"])
         return np.linalg.norm(start - _flat(state.params) - expected) / np.linalg.norm(expected)
 
     assert error("float32") < 1e-5
-    # Here every layer but the first and the last is in dynamic fixed point, however small.
+    # With this precision all layers but the first and the last are in dynamic fixed point, however small.
     assert 1e-6 < error("dfp16_paper") < 1e-3
 
 
@@ -119,7 +119,7 @@ def test_the_character_model_learns_in_dynamic_fixed_point():
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple[nn.Module, dict, jax.Array]:
-    """A network with dropout, its variables and images for it."""
+    """A network with dropout, its variables, and images."""
     model = VGG(classes=5, stages=(1,), width=4, features=16)
     images = normal(1, len(LABELS), 8, 8, 1)
     return model, jax.jit(partial(model.init, train=False))(jax.random.key(0), images), images

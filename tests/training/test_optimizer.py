@@ -15,7 +15,7 @@ def _rates(config: TrainConfig) -> np.ndarray:
     return np.asarray(jax.vmap(learning_rate(config, updates=UPDATES))(jnp.arange(UPDATES)))
 
 
-# The rate, divided by the highest one, after `done` of all updates that follow the warm-up.
+# The rate relative to the peak, when a share `done` of the updates after the warm-up has been made.
 COURSES = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + np.cos(np.pi * done)) / 2,
@@ -61,6 +61,6 @@ def test_the_parts_of_a_batch_make_one_update_with_their_mean(make_config):
     for index, part in enumerate(grads):
         updates, state = parts.update(part, state, params)
         params = optax.apply_updates(params, updates)
-        # Nothing changes before the last part of a batch.
+        # Parameters change only with the last part of a batch.
         wanted = [start, *expected][(index + 1) // 3]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, wanted)

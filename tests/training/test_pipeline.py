@@ -12,7 +12,7 @@ from dfpjax.training.data.source import Example
 
 
 def _numbered(count: int) -> list[Example]:
-    """Images whose every pixel is the image's number, counted from 1."""
+    """Images whose pixels all hold the image's number, counted from 1."""
     return [Example(np.full((8, 8, 1), n, np.uint8), n) for n in range(1, count + 1)]
 
 
@@ -29,7 +29,7 @@ def _dataset(train: int = 22, test: int = 22, **settings) -> Dataset:
 
 
 def _train(dataset: Dataset, steps: int, *, seed: int = 0, start_step: int = 0) -> list:
-    """Batches of 5 of so many steps."""
+    """The batches of `steps` steps, each of 5 images."""
     with contextlib.closing(dataset.train_batches(5, seed=seed, start_step=start_step)) as batches:
         return list(itertools.islice(batches, steps))
 
@@ -55,7 +55,7 @@ def test_an_epoch_has_full_batches_without_repetition():
         np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
     epochs = [_labels(batches[first : first + 4]) for first in (0, 4, 8)]
     assert [len(set(epoch)) for epoch in epochs] == [20] * 3
-    # Over the epochs, all are seen.
+    # Over several epochs, all examples occur.
     assert set(_labels(_train(dataset, 40))) == set(range(1, 23))
 
 
@@ -74,7 +74,7 @@ def test_an_image_is_augmented_afresh_each_time():
 
 
 def test_images_of_a_batch_are_augmented_independently():
-    """Every view of an image comes with every view of the next one."""
+    """All combinations of views of two neighbouring images occur."""
     image = np.arange(16, dtype=np.uint8).reshape(4, 4, 1)
     source = dataclasses.replace(_dataset().source, image_shape=(4, 4, 1), train=[Example(image, 0)] * 5)
     views = Counter()
@@ -82,7 +82,7 @@ def test_images_of_a_batch_are_augmented_independently():
         mirrored = [bool(np.max(np.diff(view[1:3, 1:3, 0])) < 0) for view in images]
         shifted = [int(view[1, 1, 0]) // 4 for view in images]
         views.update(zip(mirrored, mirrored[1:], shifted, shifted[1:], strict=False))
-    # 800 pairs of views, each of three shifts down and two directions.
+    # 800 pairs of views. A view has one of three vertical shifts and one of two directions.
     assert len(views) == 36
     assert min(views.values()) > 5
 
@@ -116,7 +116,7 @@ def test_evaluation_sees_every_image_once_in_order_and_pads_the_last_batch(worke
     assert {(images.shape, images.dtype, labels.dtype) for images, labels in batches} == {
         ((5, 8, 8, 1), np.dtype(np.float32), np.dtype(np.int32))
     }
-    # What fills up the batch is no brighter or darker than what is there.
+    # Padding repeats the last image, so it is no brighter or darker than real images.
     np.testing.assert_array_equal(batches[-1][0][:, 0, 0, 0], [21, 22, 22, 22, 22])
 
 

@@ -11,7 +11,7 @@ def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _rounding_errors(precision: str, w: jax.Array) -> np.ndarray:
-    """What quantization does to `w`; a unit matrix is exact and picks out every number of it."""
+    """The quantization errors of `w`. The identity matrix is exact and selects every element."""
     product = jax.jit(with_precision(_dot, precision))(jnp.eye(len(w)), w)
     return np.ravel(product.astype(np.float64) - np.asarray(w, np.float64))
 
@@ -25,7 +25,7 @@ def test_what_is_too_small_to_gain_stays_in_float32(precision):
 
 def test_stochastic_rounding_has_new_noise_in_every_step():
     before = jax.random.normal(jax.random.key(0), (256, 256))
-    # A change by a thousandth of a rounding step, as a small gradient makes it, and far more than float32's.
+    # A change by a thousandth of a rounding step, as from a small gradient. It far exceeds float32's steps.
     after = before + 2e-7 * jnp.sign(before)
 
     def correlation(precision: str) -> float:
@@ -34,7 +34,7 @@ def test_stochastic_rounding_has_new_noise_in_every_step():
 
     assert correlation("dfp16_forced") > 0.9
     assert abs(correlation("dfp16_forced_stochastic")) < 4.5 / 256
-    # The same numbers are rounded the same way, so that runs can be repeated.
+    # Equal numbers are rounded equally, so runs can be repeated.
     np.testing.assert_array_equal(
         _rounding_errors("dfp16_forced_stochastic", before),
         _rounding_errors("dfp16_forced_stochastic", before),

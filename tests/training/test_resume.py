@@ -1,4 +1,4 @@
-"""Runs that are killed or stopped go on to the same parameters, to the last bit, and the same metrics."""
+"""Runs that are killed or stopped resume to bit-identical parameters and the same metrics."""
 
 import io
 import itertools
@@ -18,13 +18,13 @@ from tiny import MODEL
 from dfpjax.training import CheckpointError, Report, Stopped, TrainConfig, train
 from dfpjax.training.weights import checkpoint_steps, read_tree
 
-# Not the same in another run.
+# They differ between runs.
 TIMES = ("seconds", "images_per_second")
 
 
 @pytest.fixture
 def make_run(make_config):
-    """A function of changed fields: 2 epochs of 4 steps, with a checkpoint every 3."""
+    """A function that changes fields of a run of 2 epochs of 4 steps, with a checkpoint every 3 steps."""
 
     def make(**changes: object) -> TrainConfig:
         return make_config(
@@ -35,7 +35,7 @@ def make_run(make_config):
 
 
 class CountingReport(Report):
-    """Knows how many steps there have been."""
+    """Counts the steps."""
 
     steps = 0
 
@@ -47,7 +47,8 @@ class CountingReport(Report):
 def _train(
     config: TrainConfig, workdir: Path, stop_after: int | None = None, stop_at_call: int | None = None
 ) -> tuple[list, str]:
-    """The results and what was printed; stopped after so many steps, or when asked so often, if given."""
+    """The results and the printed text of a run. If given, it stops after `stop_after` steps, or at call
+    `stop_at_call` of `stop`, counted from 0."""
     console = Console(file=io.StringIO(), width=120)
     calls = itertools.count()
     with CountingReport(console, workdir) as report:
@@ -74,14 +75,14 @@ def _state(workdir: Path, seed: int = 0) -> dict:
 
 
 def _assert_same(workdir: Path, expected: Path) -> None:
-    """To the last bit, in everything but times."""
+    """Compare states bit for bit, and metrics except times."""
     jax.tree.map(np.testing.assert_array_equal, _state(workdir), _state(expected))
     assert _lines(workdir) == _lines(expected)
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A place for runs that were not interrupted, so that each is made once."""
+    """A folder that keeps uninterrupted runs, so each of them is made once."""
     return tmp_path_factory.mktemp("kept")
 
 
@@ -94,7 +95,7 @@ def _uninterrupted(config: TrainConfig, kept: Path) -> Path:
 
 @pytest.mark.parametrize("step", [2, 4, 7])
 def test_a_killed_run_goes_on_to_the_same_bits(make_run, kept, tmp_path, step):
-    """Before the first checkpoint, at the end of an epoch and with one written; then killed once more."""
+    """Kill it before the first checkpoint, at the end of an epoch (then once more), or in the next epoch."""
     config = make_run()
     assert train_until(config, tmp_path, signal.SIGKILL, step=step) == (-signal.SIGKILL, None)
     if step == 4:
@@ -126,7 +127,7 @@ def test_sigterm_saves_the_step_it_finishes(make_run, kept, tmp_path):
     _assert_same(tmp_path, _uninterrupted(config, kept))
 
 
-# The digits network is large enough to compute in DFP16.
+# The digits network is large enough for DFP16 under the default policy.
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,7 +148,7 @@ def test_any_run_goes_on_from_any_step(make_run, kept, tmp_path, changes):
 
 def test_a_run_stopped_in_an_evaluation_repeats_that_alone(make_run, kept, tmp_path):
     config = make_run(eval_batch_size=25)
-    # Asked before the first step, after each of four, and before each of two batches of the test split.
+    # `stop` is called before the first step, after each of four, and before each of two test batches.
     _train(config, tmp_path, stop_at_call=6)
     assert checkpoint_steps(tmp_path / "checkpoints" / "seed_0") == [3, 4]
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -162,7 +163,7 @@ def test_a_run_stopped_in_an_evaluation_repeats_that_alone(make_run, kept, tmp_p
 def test_statistics_are_cut_where_the_run_goes_on_and_drawn_as_a_whole(make_run, kept, tmp_path):
     config = make_run(precision="dfp16", statistics_every=2, model="digits_resnet")
     expected = _uninterrupted(config, kept)
-    # As if killed: after the checkpoint of step 3 the statistics of step 4 are written, and others begun.
+    # As if killed: after the checkpoint of step 3, the statistics of step 4 are written and others begun.
     _train(config, tmp_path, stop_after=5)
     shutil.rmtree(tmp_path / "checkpoints" / "seed_0" / "5")
     with open(tmp_path / "statistics.jsonl", "a") as file:
@@ -186,7 +187,7 @@ def test_a_run_goes_on_in_another_precision(make_run, tmp_path):
 def test_seeds_that_are_trained_are_not_trained_again(make_run, tmp_path):
     (first,), _ = _train(make_run(seed=(1,)), tmp_path)
     results, printed = _train(make_run(seed=(1, 2), workers=0, checkpoint_every=5), tmp_path)
-    assert results[0] == first  # times included
+    assert results[0] == first  # including times
     assert "seed 1 has been trained: nothing to do" in printed
     assert [(line["seed"], line["epoch"]) for line in _lines(tmp_path)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert len((tmp_path / "result.md").read_text().splitlines()) == 5

@@ -53,7 +53,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """A folder with the dataset `photographs` in it."""
+    """A folder that contains the dataset `photographs`."""
     path = tmp_path_factory.mktemp("prepared")
     Photographs(data_dir=path, file_format="array_record").download_and_prepare()
     return path
@@ -61,7 +61,7 @@ def photographs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A folder of photographs with a colour, a grey and a PNG image, and a file that is no image."""
+    """A folder of photographs with a colour, a grey and a PNG image, and a file that is not an image."""
     for split, sizes in (("train", (300, 310, 320)), ("val", (330, 340))):
         for name, photograph in (("flower", FLOWER), ("china", CHINA)):
             (tmp_path / split / name).mkdir(parents=True)
@@ -75,7 +75,7 @@ def folder(tmp_path) -> Path:
 
 
 def _centre(photograph: np.ndarray, size: int) -> np.ndarray:
-    """What evaluation sees of a photograph, from a scaling in float64 that shares no code with Pillow's."""
+    """A photograph's crop for evaluation, scaled in float64 by code that is independent of Pillow."""
 
     def weights(length: int, start: float, extent: float) -> np.ndarray:
         scale = extent / size
@@ -114,7 +114,7 @@ def test_a_prepared_dataset_is_read_and_scaled(photographs, make_config):
     stored = tfds.data_source("photographs", split="validation", data_dir=photographs)
     for image, label, record in zip(images, labels, stored, strict=True):
         assert label == record["label"]
-        assert np.abs(image - _centre(record["image"], 64)).max() < 0.03  # a level is 0.017
+        assert np.abs(image - _centre(record["image"], 64)).max() < 0.03  # one level of the image is 0.017
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_a_folder_is_read_and_scaled(folder, make_config):
 
 
 def test_crops_show_the_photograph_they_are_labelled_with(folder, make_config):
-    # A flower is red and yellow; nothing in the photograph of China is as far from grey.
+    # The flower is red and yellow. Nothing in the photograph of China is as far from grey.
     dataset = load_dataset(_folder_config(make_config, folder, train_split="train", flip=True))
     means = {0: [], 1: []}
     batches = dataset.train_batches(8, seed=0)
@@ -261,11 +261,11 @@ def test_fake_images_are_the_same_for_ever_and_tell_their_class(make_config):
     assert len({image.tobytes() for image in images}) == 12
     pixels = images * DEVIATION + MEAN
     assert -0.01 < pixels.min() < pixels.max() < 255
-    # The squares of a class, without the noise, are where its training images have them.
+    # Without the noise, a class has the same squares as in its training images.
     squares = dataset.source.train[3000].image.reshape(7, 32, 7, 32, 3).mean(axis=(1, 3))
     distances = np.abs(pixels.reshape(12, 7, 32, 7, 32, 3).mean(axis=(2, 4)) - squares).mean(axis=(1, 2, 3))
     assert distances[0] < 3 < 20 < distances[1:].min()
-    # No photograph of its own is that of another split.
+    # Splits share no image.
     assert not np.array_equal(dataset.source.train[0].image, dataset.source.test[0].image)
 
 

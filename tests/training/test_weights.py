@@ -109,7 +109,7 @@ def test_a_run_leaves_weights_that_are_evaluated_and_started_from(make_config, t
         ((other,), _) = _evaluate(make_config(**settings, precision=precision), weights)
         assert other.test_loss == pytest.approx(exact.test_loss, rel=0.05)
 
-    # Weights in another format, of a run that is over.
+    # Weights in another format, from a finished run.
     _train(make_config(**settings), tmp_path / "first")
     assert saved_format(weights) == "float32"
 

@@ -1,4 +1,4 @@
-"""A model for tests of everything but the model."""
+"""A model for tests in which the model does not matter."""
 
 import jax
 from flax import linen as nn
@@ -8,7 +8,7 @@ from dfpjax.training.models import MODELS
 
 
 class Tiny(nn.Module):
-    """Compiles in no time, and has all that a state holds and a step depends on: batch norm and dropout."""
+    """Compiles quickly, and has batch norm and dropout, so it uses all parts of a state and of a step."""
 
     classes: int
     dtype: DTypeLike
@@ -22,6 +22,6 @@ class Tiny(nn.Module):
 
 
 MODEL = "tiny"
-"""The name that a configuration may use wherever this module has been imported."""
+"""The model's name in configurations, once this module has been imported."""
 
 MODELS[MODEL] = Tiny
