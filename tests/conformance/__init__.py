@@ -1,8 +1,9 @@
 """The conformance matrix: transformations x program shapes x kinds of operations.
 
-`python -m pytest tests/conformance -m ""` runs it (in parallel with `-n auto`) and prints it: which of the
-programs in `programs`, around which of the operations in `kinds.py`, passed under each of the transformations
-in `transformations.py`, what JAX itself cannot do, and the totals. Without `-m ""` one of two tiers runs.
+`python -m pytest tests/conformance -m ""` runs and prints it (in parallel with `-n auto`). The rows are the
+programs in `programs` around the operations in `kinds.py`, the columns the transformations in
+`transformations.py`. A cell says whether it passed, or that JAX itself cannot do it; totals follow. Without
+`-m ""` only one of two tiers runs.
 
-What a cell checks stands in `matrix.py`, and which cells there are in `test_matrix.py`.
+`matrix.py` defines the checks of a cell, `test_matrix.py` the cells.
 """

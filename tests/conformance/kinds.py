@@ -1,8 +1,8 @@
-"""Kinds of operations: every convolution and dot product that a program of the matrix is built around.
+"""Kinds of operations: the convolutions and dot products around which the matrix builds its programs.
 
-A kind is a function `apply(w, x)`, linear in each of its arguments, whose result has the shape of `x`: so it
-can be iterated, transposed and solved for. Where the operation itself gives another shape, it is brought back
-by additions and copies alone.
+A kind is a function `apply(w, x)`, linear in each argument, whose result has the shape of `x`. So it can be
+iterated, transposed and solved for. If the operation itself gives another shape, additions and copies alone
+restore that of `x`.
 """
 
 from collections.abc import Callable

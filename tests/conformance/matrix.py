@@ -38,7 +38,7 @@ MIXED = partial(mixed_precision, policy=FORCED)
 
 @dataclass(frozen=True)
 class Version:
-    """A subject with `mixed_precision` or without it, its jaxprs and its values."""
+    """A subject with or without `mixed_precision`, with its jaxprs and values."""
 
     subject: Subject
     mixed: Any
@@ -71,7 +71,7 @@ class Version:
         return self._values[t.name]
 
     def loop(self, t: Transformation):
-        """What `vmap` is to give: the values of what it maps, one example after the other, stacked."""
+        """The result that `vmap` must give: the mapped function's values, example by example, stacked."""
         one, results = self.executable(TRANSFORMATIONS[t.maps]), []
         for index in range(EXAMPLES):
             pairs = zip(t.takes, self.arguments(t), strict=True)
@@ -87,7 +87,7 @@ class Row:
 
     @cached_property
     def ours(self) -> Version:
-        # One object for each function, as in a program: its transformations share what was traced.
+        # One object per function, as in a program, so all its transformations share the trace.
         return Version(self.subject, cache(MIXED))
 
     @cached_property
@@ -95,7 +95,7 @@ class Row:
         return Version(self.subject, _identity)
 
     def check(self, t: Transformation, values: bool) -> Outcome:
-        """Check one cell; raises an AssertionError where it fails."""
+        """Check one cell. Raises an AssertionError if the check fails."""
         if pattern := self.subject.program.refusal(t.name, t.needs):
             for version in (self.float32, self.ours):
                 _assert_refused(version, t, pattern)
@@ -114,7 +114,7 @@ class Row:
             check_jaxpr(jaxpr.jaxpr)
         reference = self.float32.jaxpr(TRANSFORMATIONS[t.same_as] if t.same_as and not t.recomputes else t)
         assert floats(jaxpr) == 0, f"{floats(jaxpr)} operations are left in float32"
-        # Outer products, which sum nothing, stay in float32, but not as derivatives of what was rewritten.
+        # Outer products, which sum nothing, stay in float32, except as derivatives of rewritten operations.
         least, most, found = floats(reference), _contractions(reference), quantized(jaxpr)
         if t.inside and self.subject.program.recomputes_inside:
             most = found

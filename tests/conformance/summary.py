@@ -1,4 +1,4 @@
-"""The matrix in pytest's summary: all of it if nothing else has run, else the totals."""
+"""The matrix in pytest's summary: the whole matrix if nothing else has run, otherwise the totals."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _SAYS_MORE = ["not run", "n/a", "jaxpr", "values", "failed"]
 
 
 def pytest_terminal_summary(terminalreporter):
-    """pytest's hook; under xdist reports carry the outcomes to the process that prints."""
+    """pytest's hook. With xdist, reports carry the outcomes to the process that prints."""
     reports = [
         report
         for key in ("passed", "failed")
@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def _merged(rows: list[dict]) -> list[dict]:
-    """One row for each program and kind: its cells may be checked in several tests, and some in two."""
+    """One row per program and kind. Several tests may check its cells; two tests may check the same cell."""
     merged = {}
     for row in rows:
         outcomes = merged.setdefault((row["program"], row["kind"]), {})

@@ -1,25 +1,27 @@
-"""The conformance matrix; run as `python -m pytest tests/conformance -m ""`, it is printed at the end.
+"""The conformance matrix. `python -m pytest tests/conformance -m ""` prints it at the end.
 
-For a cell, a transformation of a program around a kind of operation:
+A cell is a transformation of a program around a kind of operation. It checks that
 
-- the jaxpr has no convolution and no dot product in float32 left, wherever it may stand, has as many
-  operations in dynamic fixed point as the float32 program has operations (only outer products may be either),
-  and results of the same types;
-- values agree with the float32 program's within the error of 16-bit mantissas, and are not the same;
-- what is the same mathematically agrees, above all `mixed_precision(grad(f))` and `grad(mixed_precision(f))`;
+- the jaxpr, inner jaxprs included, has no convolution or dot product in float32, the same number of
+operations
+  in dynamic fixed point as the float32 program has operations (only outer products may be either), and
+  results of the same types;
+- values agree with the float32 program's within the error of 16-bit mantissas, and are not equal to them;
+- mathematically equal transformations agree, above all `mixed_precision(grad(f))` and
+  `grad(mixed_precision(f))`;
 - `vmap` gives the bits of a loop over the examples, and adds no loop;
-- what JAX refuses in float32 is refused with and without `mixed_precision`, by the message that the table in
-  `programs` names. That the message comes is checked: such a cell cannot hide a failure.
+- a transformation that JAX refuses in float32 is refused with and without `mixed_precision`, by the message
+  that the table in `programs` names. The message is checked, so such a cell cannot hide a failure.
 
-A row is one program around one kind of operation. Jaxprs are checked in the full product of programs and
-transformations, around a dot product and around a convolution, and in the plain program for every kind of
-operation. To compile takes far longer, so values are compared under the transformations that are marked
-`everywhere`, in every program with the two and for every kind in the plain program, and under all
-transformations in the programs of `THOROUGH` with the two. `NESTED` is checked for every kind where all
-programs are.
+A row is one program around one kind of operation. Jaxprs are checked for all programs and transformations,
+around a dot product and around a convolution, and in the plain program for every kind of operation. Compiling
+takes far longer than tracing, so values are compared in fewer cells. Under transformations marked
+`everywhere` they are compared in every program around these two operations, and for every kind in the plain
+program. Under all transformations they are compared in the programs of `THOROUGH` around the two operations.
+`NESTED` is checked for every kind wherever all programs are.
 
-The transform sees a convolution and a dot product alike, so most cells that differ from those of the dot
-product by the operation alone are in the tier `slow`: `_checks` says which cell is checked how and where.
+The transform treats convolutions and dot products alike. So most cells that differ from a dot product's only
+in the operation are in the tier `slow`. `_checks` says how, and in which tier, each cell is checked.
 """
 
 import pytest
@@ -38,7 +40,7 @@ ROWS += [(name, kind) for name in ("plain", NESTED) for kind in KINDS if kind no
 
 
 def _cells(name: str, kind: str) -> dict[str, bool]:
-    """The transformations that a row is checked under: whether by values, besides jaxprs."""
+    """The transformations of a row, and whether each is checked by values in addition to jaxprs."""
     if kind in MAIN:
         return {t.name: t.everywhere or name in THOROUGH for t in TRANSFORMATIONS.values()}
     if name == "plain":
@@ -47,7 +49,7 @@ def _cells(name: str, kind: str) -> dict[str, bool]:
 
 
 def _quick_cells(name: str, kind: str) -> dict[str, bool]:
-    """Those of them in the first tier."""
+    """The part of `_cells` that is in the first tier."""
     cells = _cells(name, kind)
     everywhere = {t: values for t, values in cells.items() if TRANSFORMATIONS[t].everywhere}
     if kind == CONV.name:
@@ -85,7 +87,7 @@ def _check(name: str, kind: str, tier: str, record_property):
     for transformation, values in _checks(name, kind, tier).items():
         try:
             outcomes[transformation] = row.check(TRANSFORMATIONS[transformation], values)
-        except Exception as error:  # the other cells are checked all the same
+        except Exception as error:  # go on to check the other cells
             error.add_note(f"In the cell: {transformation}, where f is {name!r} around {kind!r}.")
             outcomes[transformation] = "failed"
             errors.append(error)
@@ -100,7 +102,7 @@ def test_the_tiers_together_check_every_cell():
 
 
 def test_every_refusal_is_met():
-    """A refusal in the table that no transformation needs would be dead."""
+    """The table has no refusal that no transformation meets."""
     for program in PROGRAMS.values():
         met = {program.refusal(t.name, t.needs) for t in TRANSFORMATIONS.values()}
         assert set(program.refuses.values()) <= met, program.name

@@ -1,7 +1,7 @@
-"""Transformations: every way in which `mixed_precision` meets JAX's own ones.
+"""Transformations: all combinations of `mixed_precision` with JAX's own transformations.
 
-Each builds a function from a subject and from `mixed`, which is `mixed_precision` or, for the float32
-reference, the identity.
+Each builds a function from a subject and `mixed`, which is `mixed_precision` or, for the float32 reference,
+the identity.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ EXAMPLES = 2
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is transformed: a program around a kind of operation."""
+    """The subject of a transformation: a program around a kind of operation."""
 
     program: Program
     kind: Kind
@@ -44,35 +44,36 @@ class Transformation:
 
     name: str
     build: Callable[[Subject, Mixed], Callable]
-    """The function of (w, x), or of what `arguments` gives, that is traced and run."""
+    """Builds the function to trace and run. It takes the arguments that `takes` names."""
 
     needs: tuple[str, ...] = ()
-    """What JAX must be able to do with the program: "forward", "reverse", "batching"."""
+    """The capabilities that JAX must have for the program: "forward", "reverse", "batching"."""
 
     order: int = 0
-    """Of the derivative: errors grow with it."""
+    """The order of the derivative: errors grow with it."""
 
     takes: str = "wx"
-    """The arguments: `w`, `x`, tangents `v` and `u` of the two, a vector `t` of two numbers; a capital letter
-    for a stack of examples."""
+    """The arguments, one letter each: `w`, `x`, their tangents `v` and `u`, a vector `t` of two numbers. A
+    capital letter is a stack of examples."""
 
     maps: str | None = None
-    """For `vmap`: the transformation that is mapped, which is run in a loop, too, to compare bit for bit."""
+    """For `vmap`: the mapped transformation. A loop runs it too, for a comparison bit for bit."""
 
     everywhere: bool = False
-    """Values are compared in every program, and not only in some of them."""
+    """Values are compared in every program, not only in some."""
 
     eager: bool = False
     """Run without `jax.jit`."""
 
     inside: bool = False
-    """`mixed_precision` stands inside of the program."""
+    """`mixed_precision` is applied inside the program."""
 
     same_as: str | None = None
-    """The transformation that gives the same values: they are compared, and references shared."""
+    """A transformation with the same values: the two are compared and share their float32 reference."""
 
     recomputes: bool = False
-    """It does so by other operations, so that its own float32 jaxpr is what they are counted against."""
+    """It computes the values of `same_as` by different operations. Their number is compared with its own
+    float32 jaxpr."""
 
 
 def loss(f: Callable) -> Callable:
@@ -125,12 +126,12 @@ def forward_over_reverse(f: Callable) -> Callable:
 
 
 def along(f: Callable, transform: Callable) -> Callable:
-    """Transforms what is a function of two numbers: of the length of the step along each tangent."""
+    """Transforms `f` as a function of two numbers: the step lengths along the two tangents."""
     return lambda w, x, v, u, t: transform(lambda t: f(w + t[0] * v, x + t[1] * u))(t)
 
 
 def stepped(f: Callable) -> Callable:
-    """A training step of a jitted loop: values and gradients, and what remains of the parameters."""
+    """A training step of a jitted loop: value, gradients and updated parameters."""
 
     def step(w, x):
         value, (dw, dx) = jax.value_and_grad(loss(f), (0, 1))(w, x)
@@ -296,7 +297,7 @@ def arguments(kind: Kind, takes: str) -> list[jax.Array]:
         if letter.isupper():
             shape = (EXAMPLES, *shape)
         values = np.random.default_rng(ord(letter)).standard_normal(shape)
-        if letter.isupper():  # examples differ in scale, and so do their exponents
+        if letter.isupper():  # examples differ in scale, so their exponents differ too
             values[1] *= 5
         return jnp.asarray(values / 2, jnp.float32)
 

@@ -1,4 +1,4 @@
-"""What a program is, the table of them, and what they are made of."""
+"""The type of programs, their table, and their building blocks."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -15,29 +15,29 @@ Op = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """A program and what JAX cannot do with it."""
+    """A program and the transformations of it that JAX refuses."""
 
     fun: Callable[[Op, jax.Array, jax.Array], Any]
 
     refuses: Mapping[str, str] = field(default_factory=dict)
-    """What JAX says, a pattern, by what a transformation needs or by the transformation's name."""
+    """Patterns of JAX's messages. Keys are a transformation's needs, or its name."""
 
     accepts: tuple[str, ...] = ()
-    """Names of transformations that JAX accepts nevertheless."""
+    """Names of transformations that JAX accepts although `refuses` has one of their needs."""
 
     recomputes_inside: bool = False
-    """JAX's own remat policy does not know operations that are in dynamic fixed point already, as they are
-    where `mixed_precision` stands inside: they are computed once more."""
+    """With `mixed_precision` inside the program, its operations are already in dynamic fixed point. JAX's
+    remat policy does not know them, so they are recomputed."""
 
     batches_itself: bool = False
-    """It has a vmap rule of its own, which makes one operation of all examples: they share exponents."""
+    """Its own vmap rule batches all examples into one operation: they share exponents."""
 
     @property
     def name(self) -> str:
         return self.fun.__name__
 
     def refusal(self, name: str, needs: Sequence[str]) -> str | None:
-        """The pattern of JAX's message if it refuses a transformation of this name and needs."""
+        """The pattern of JAX's message if JAX refuses a transformation with this name and these needs."""
         if name in self.accepts:
             return None
         return next((self.refuses[key] for key in (name, *needs) if key in self.refuses), None)
@@ -55,8 +55,8 @@ def program(fun: Callable | None = None, **fields) -> Callable:
 
 
 def activation(z):
-    # Without transcendental functions and sums: what surrounds the operations has the same bits batched or
-    # not, so that vmap can be compared with the loop bit for bit.
+    # Without transcendental functions and sums, code around the operations has the same bits batched or not,
+    # so vmap can be compared with the loop bit for bit.
     return z / (1 + jnp.abs(z))
 
 
@@ -81,5 +81,5 @@ def mesh(kind: AxisType = AxisType.Auto):
 
 
 def copies(x):
-    """A batch of different examples, one for each device."""
+    """A batch of different examples, one per device."""
     return jnp.stack([x * (index + 1) for index in range(len(jax.devices()))])

@@ -22,7 +22,7 @@ from conformance.programs._program import (
     two_layers,
 )
 
-# --- functions called -----------------------------------------------------------------------------
+# --- called functions -----------------------------------------------------------------------------
 
 
 @program
@@ -170,7 +170,7 @@ def recurrent(op, w, x):
     return lax.scan(cell, x, copies(x))
 
 
-# JAX 0.10.1 fails before it can say so where the derivative is differentiated.
+# For second derivatives, JAX 0.10.1 fails before it reaches this message.
 _JAX_0_10_1 = r"unsupported operand type\(s\) for \+: 'NoneType' and 'tuple'"
 NO_REVERSE_WHILE = {"reverse": f"Reverse-mode differentiation does not work for lax.while_loop|{_JAX_0_10_1}"}
 
@@ -182,7 +182,7 @@ def while_loop(op, w, x):
 
 @program(refuses=NO_REVERSE_WHILE)
 def while_loop_condition(op, w, x):
-    """An operation in the condition, too."""
+    """The condition, too, contains an operation."""
 
     def goes_on(c):
         return (jnp.abs(op(w, c[1])).max() > -1) & (c[0] < 2)
@@ -192,7 +192,7 @@ def while_loop_condition(op, w, x):
 
 @program
 def fori_loop(op, w, x):
-    return lax.fori_loop(0, 3, lambda _, x: layer(op, w, x), x)  # a scan: its bounds are known
+    return lax.fori_loop(0, 3, lambda _, x: layer(op, w, x), x)  # becomes a scan: its bounds are known
 
 
 @program

@@ -1,4 +1,4 @@
-"""Differentiation inside of a program, and one primitive in another."""
+"""Differentiation inside a program, and primitives nested in each other."""
 
 import functools
 
@@ -38,7 +38,7 @@ def tangent(op, w, x):
     return jax.jvp(functools.partial(layer, op, w), (x,), (x / 2,))
 
 
-# --- one in another -------------------------------------------------------------------------------
+# --- nested primitives ----------------------------------------------------------------------------
 
 
 @program

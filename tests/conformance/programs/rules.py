@@ -1,4 +1,4 @@
-"""Custom derivatives, batching and sharding: what has rules that are traced later."""
+"""Custom derivatives, batching and sharding: constructs whose rules JAX traces later."""
 
 import functools
 
@@ -94,8 +94,8 @@ def custom_vjp(op, w, x):
 
 @program(refuses=NO_FORWARD_VJP)
 def custom_vjp_closure(op, w, x):
-    """The function closes over an array of the outer trace, an input of the equation that the rules do not
-    get."""
+    """The function closes over an array of the outer trace. It is an input of the equation, but the rules do
+    not get it."""
     scale = lax.stop_gradient(1 / (1 + x.max() ** 2))
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
