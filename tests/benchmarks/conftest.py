@@ -1,5 +1,5 @@
 import sys
 from pathlib import Path
 
-# At the end, so that the installed dfpjax is tested where there is one.
+# At the end, so an installed dfpjax is tested if there is one.
 sys.path.append(str(Path(__file__).parents[2]))

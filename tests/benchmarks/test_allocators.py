@@ -1,4 +1,4 @@
-"""The comparison of allocators: its figures are those of the steps, and its settings reach the processes."""
+"""The comparison of allocators: its figures match the steps, and its settings reach the processes."""
 
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def test_every_setting_can_be_chosen(name):
 
 
 def test_setting_reaches_the_process():
-    """A worker has the variables of its setting, and none of another one's."""
+    """A worker has the variables of its own setting and of no other."""
     setting = allocators.SETTINGS["glibc keeps"]
     worker = Worker(
         CONTENDERS["jax-dfp16"], {"network": "lstm", "batch": 2, "mode": "inference"},
@@ -81,6 +81,6 @@ def test_setting_reaches_the_process():
         environment = Path(f"/proc/{worker._process.pid}/environ").read_text()
     finally:
         worker.close()
-    # glibc cuts the value into its parts where it stands.
+    # glibc splits the variable's value into its parts in place.
     assert all(part in environment for part in setting["GLIBC_TUNABLES"].split(":"))
     assert "LD_PRELOAD" not in environment

@@ -1,4 +1,4 @@
-"""Every benchmark that a document names can be run by that name."""
+"""Every benchmark runs under the name that documents give."""
 
 import importlib.util
 import re

@@ -23,7 +23,7 @@ def test_variants_see_the_same_and_part_slowly(tmp_path, capsys):
     (row,) = dry_run.main([*arguments, "--out", str(tmp_path / "dry_run")])
     base = np.array(row.losses["float32"])
     assert len(set(base)) == 3
-    # The same state, images and dropout, or the first loss would differ far more than by rounding.
+    # With another state, other images or dropout, the first loss would differ by far more than rounding.
     assert row.differences("dfp16")[0] < 1e-3
     assert row.differences("float32, one ulp")[0] < 1e-5
     assert row.differences("dfp16").max() > 0

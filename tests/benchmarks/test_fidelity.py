@@ -1,4 +1,4 @@
-"""The fidelity benchmark measures what it says it does."""
+"""The fidelity benchmark measures what it claims to measure."""
 
 import itertools
 import math
@@ -58,7 +58,7 @@ def test_errors_on_normal_data_are_in_the_order_of_the_bits(case):
     for row in fidelity.measure(random_operands("normal", case)):
         ordered = [row.error(name) for name in ("float32", "DFP-16", "DFP-14", "DFP-12", "DFP-8")]
         assert all(2 * better < worse for better, worse in itertools.pairwise(ordered))
-        # Two bits are a factor of four; random errors of a small tensor leave some of it to chance.
+        # Two bits are a factor of four, up to chance: the tensors are small and their errors random.
         assert 2.5 < ordered[2] / ordered[1] < 6 and 2.5 < ordered[3] / ordered[2] < 6
         assert ordered[1] < row.error("DFP-16 stochastic") < 3 * ordered[1]
         assert row.error("bfloat16") < row.error("bfloat16 results")

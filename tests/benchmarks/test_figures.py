@@ -1,4 +1,4 @@
-"""The pictures can be read: nothing crosses a frame, text is of a page's size, colours mean one thing."""
+"""The figures are legible: nothing crosses a frame, text has a page's size, each colour has one meaning."""
 
 import dataclasses
 import functools
@@ -91,7 +91,7 @@ DRAWN = [step_figure, kernel_figure, fidelity_figure, dry_run_figure, parity_fig
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A function of one of `DRAWN` that gives its figure, drawn once."""
+    """A function that returns the figure of one of `DRAWN`, and draws it only once."""
     path = tmp_path_factory.mktemp("figures") / "figure.png"
 
     @functools.cache

@@ -1,4 +1,4 @@
-"""The parity benchmark tests what it says it does."""
+"""The parity benchmark tests what it claims to test."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ def test_the_paired_test_is_that_of_scipy(margin):
     test = Test(differences=differences, margin=margin)
     expected = stats.ttest_1samp(differences, margin, alternative="less")
     assert test.p == pytest.approx(expected.pvalue, rel=1e-9)
-    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.9)  # 5 % on either side
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.9)  # 5 % on each side
     assert test.bounds == pytest.approx((low, high), rel=1e-9)
     assert (test.verdict == "not worse") == (high < margin)
 
@@ -119,13 +119,13 @@ def test_text_is_held_out_and_pieces_cover_it():
 
 def test_every_operation_of_a_forced_step_is_in_dfp16(vgg):
     share = vgg.share("dfp16_forced")
-    # Each of eight layers has three passes, but the first one's input has no gradient.
+    # Each of eight layers has three passes, but the first layer's input has no gradient.
     assert share.operations == share.operations_dfp16 == 3 * 8 - 1
     assert share.macs == share.macs_dfp16 > 0
     assert vgg.share("dfp16").macs_dfp16 < share.macs
     assert vgg.share("bfloat16") is None
     game = gan.gan_task(quick=True).share("dfp16_forced")
-    assert game.macs_dfp16 > 0.999 * game.macs  # a dot product with one term is none
+    assert game.macs_dfp16 > 0.999 * game.macs  # all but dot products of one term
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path, monkeypatc
     parity.measure(task, [0, 1], again)
     assert asked == [("float32", [1]), *((precision, [0, 1]) for precision in PRECISIONS[1:])]
     assert parity.Record(path, recipes).shares == {"vgg": vgg.share("dfp16_forced")}
-    # What has no runs may change.
+    # A recipe without runs may change.
     assert parity.Record(path, recipes | {"gan": "longer"}).runs == [run]
     with pytest.raises(ValueError, match=r"parity\.json has runs of other recipes for vgg"):
         parity.Record(path, recipes | {"vgg": "longer"})

@@ -1,4 +1,4 @@
-"""The benchmark of whole steps: where time goes is told apart, and its processes do as they are told."""
+"""The benchmark of whole steps: it attributes time to classes of operations, and workers follow commands."""
 
 import functools
 import json
@@ -24,7 +24,7 @@ FOLDER = Path(service.__file__).parent
 
 
 def small_step(w, dense, images):
-    """A step of a small network: every class of operation is in it."""
+    """A step of a small network that contains every class of operation."""
     policy = dfpjax.Policy(
         default=dfpjax.OpConfig(force=True), rules=[dfpjax.Rule("classifier", None)], strict=False
     )
@@ -63,7 +63,7 @@ def test_every_operation_has_its_class(small):
     computing = [i for i in of_class[breakdown.MANTISSAS] if i.opcode in ("fusion", "custom-call")]
     mantissas = [i for i in computing if i.name in entry and "s16" in i.shape]
     numbers = 3 * 3 * 16 * 32 + 8 * 16 * 16 * 16 + 8 * 16 * 16 * 32
-    exponents = sum(i.bytes for i in mantissas) - 2 * numbers  # native passes give both at once
+    exponents = sum(i.bytes for i in mantissas) - 2 * numbers  # native passes return mantissas and exponents
     assert exponents in (0, 4, 8, 12)
     updates = [i for i in of_class[breakdown.OPTIMIZER] if i.name in entry]
     assert {i.bytes for i in updates} >= {4 * 3 * 3 * 16 * 32, 4 * 8 * 8 * 32 * 10}
@@ -75,7 +75,8 @@ def test_the_classes_add_up_to_the_step(small):
     classes = measured["classes"]
     assert sum(c["seconds"] for c in classes.values()) == pytest.approx(measured["seconds"], rel=1e-6)
     assert classes[breakdown.KERNELS]["seconds"] > 0
-    # Images and kernel as mantissas, and the convolution's result; then the gradient's, and the kernel's.
+    # fprop: mantissas of images and kernel, and the result in float32. wgrad: mantissas of images and of the
+    # result's cotangent, and the kernel's gradient in float32.
     images, kernel, result = 8 * 16 * 16 * 16, 3 * 3 * 16 * 32, 8 * 16 * 16 * 32
     assert classes[breakdown.KERNELS]["bytes"] == pytest.approx(
         2 * (images + kernel) + 4 * result + 2 * (images + result) + 4 * kernel, rel=0.01
@@ -175,7 +176,7 @@ def test_a_worker_answers():
     )
     facts, before, answer, after = map(json.loads, done.stdout.splitlines())
     assert facts["wanted"] == {"batch": 3} and facts["start_peak_bytes"] > 0
-    # One step to start with, and one at the beginning of a turn.
+    # One step after the start, and one at the beginning of each turn.
     assert (before, after) == (1, 4)
     assert len(answer["steps"]) == 2 and answer["peak_bytes"] > 4 << 20
     assert all(step["seconds"] > 0 and step["minor_faults"] >= 0 for step in answer["steps"])

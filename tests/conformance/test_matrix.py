@@ -3,9 +3,8 @@
 A cell is a transformation of a program around a kind of operation. It checks that
 
 - the jaxpr, inner jaxprs included, has no convolution or dot product in float32, the same number of
-operations
-  in dynamic fixed point as the float32 program has operations (only outer products may be either), and
-  results of the same types;
+  operations in dynamic fixed point as the float32 program has operations (only outer products may be either),
+  and results of the same types;
 - values agree with the float32 program's within the error of 16-bit mantissas, and are not equal to them;
 - mathematically equal transformations agree, above all `mixed_precision(grad(f))` and
   `grad(mixed_precision(f))`;
@@ -102,7 +101,7 @@ def test_the_tiers_together_check_every_cell():
 
 
 def test_every_refusal_is_met():
-    """The table has no refusal that no transformation meets."""
+    """Each refusal in the table applies to some transformation."""
     for program in PROGRAMS.values():
         met = {program.refusal(t.name, t.needs) for t in TRANSFORMATIONS.values()}
         assert set(program.refuses.values()) <= met, program.name
