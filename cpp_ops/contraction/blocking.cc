@@ -11,18 +11,18 @@
 namespace dfpjax {
 namespace {
 
-// Times in cells (6 rows, 64 columns, 256 products), measured on one core of a Zen 4.
+// Times in units of a cell (6 rows, 64 columns, 256 products), measured on one core of a Zen 4.
 constexpr double kPackTile[] = {0.1, 0.2, 0.2};  // by source; norms included
 constexpr double kPackStrip = 1.5;               // of interleaved rows, however narrow
 constexpr double kPackPanel = 1.3;
 constexpr double kReadTile[] = {0.05, 0.2};  // of a shared A, from the third level or memory
 constexpr double kReadPanel[] = {0.5, 1.5};  // of a shared B
-constexpr double kStart = 0.5;               // of a task, its tail included
-constexpr double kBarrier = 20;              // of the stage before
+constexpr double kStart = 0.5;               // of a task, with its end
+constexpr double kBarrier = 20;              // between two stages
 
 constexpr int64_t kCachedBytes = int64_t{8} << 20;  // a shared B that stays in the third level
 constexpr int64_t kRowTiles = 16;                   // packed A of 48 KiB for each k-block
-constexpr int64_t kSumsBytes = 512 << 10;  // of all panels of a task: part of the second level
+constexpr int64_t kSumsBytes = 512 << 10;           // of all panels of a task, in the second level
 
 struct Choice {
   double time = std::numeric_limits<double>::infinity();
@@ -31,7 +31,7 @@ struct Choice {
 
 void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool share_a,
               Choice* best) {
-  // Products of extents can leave 64 bits where operands are broadcast.
+  // In double: with broadcast operands, products of extents can overflow 64 bits.
   const auto bytes = [&w](int64_t rows) {
     return static_cast<double>(rows) * static_cast<double>(w.k) * static_cast<double>(w.outer) *
            sizeof(int16_t);
@@ -53,7 +53,7 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
                          (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
   const double tasks =
       static_cast<double>(w.outer) * static_cast<double>(b.row_blocks * b.panel_ranges);
-  // Tasks run in rounds, and in the last one some threads wait for the others.
+  // Tasks run in rounds. In the last round some threads wait for the others.
   double time = (std::ceil(tasks / threads) + (threads > 1 ? 0.3 : 0)) * task;
   if (prepare > 0)
     time +=

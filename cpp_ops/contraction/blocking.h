@@ -1,4 +1,4 @@
-// How a part is cut into tasks. It depends on the machine; the bits of the result do not.
+// Cuts a part into tasks. The cut depends on the machine; the bits of the result do not.
 #ifndef DFPJAX_CONTRACTION_BLOCKING_H_
 #define DFPJAX_CONTRACTION_BLOCKING_H_
 
@@ -6,7 +6,7 @@
 
 namespace dfpjax {
 
-// Where the words of A, of two k each, come from: the operand itself, or packing along k or m.
+// The source of the words of A (two k each): the operand in place, or packing along k or m.
 enum class Source { kInPlace, kAlongK, kAlongM };
 
 struct Work {
@@ -17,7 +17,7 @@ struct Work {
   bool can_share_a;
 };
 
-// More than this of one operand is not packed for all tasks at once. Reading it back from memory
+// An operand with more bytes is not packed once for all tasks, since reading it back from memory
 // costs as much as packing it again.
 inline constexpr int64_t kMostSharedBytes = int64_t{1} << 30;
 

@@ -18,21 +18,21 @@ inline int chain_pairs(const Norms& row, const Norms& column) {
   return 1;
 }
 
-// Which of the lengths 256, 128, ..., 2 so many words are.
+// The index of a chain of `pairs` words in the list of lengths 256, 128, ..., 2.
 inline int chain_index(int pairs) {
   int index = 0;
   while (kBlock / 2 >> index > pairs) ++index;
   return index;
 }
 
-// A chain of 2 leaves int32 in one case only: all four mantissas are -32768, and the sum is 2^31.
-// Quantization never makes such mantissas, but they may come from elsewhere.
+// A chain of 2 overflows int32 in one case only: all four mantissas are -32768, and the sum is
+// 2^31. Quantization never makes such mantissas, but they may come from elsewhere.
 inline constexpr auto kLowestPair = static_cast<int32_t>(0x80008000u);
-// A norm of chains of 4 with such a pair in it is at least this.
+// If a chunk of 4 contains such a pair, its norm is at least this.
 inline constexpr int32_t kLowestPairNorm = (1 << (31 - kNormShift)) + 2;
 
 inline bool has_lowest_pair(const int32_t* words, int64_t count) {
-  int32_t found = 0;  // counted, since the compiler vectorizes no early end
+  int32_t found = 0;  // no early exit, so the compiler can vectorize the loop
   for (int64_t i = 0; i < count; ++i) found |= words[i] == kLowestPair ? 1 : 0;
   return found != 0;
 }

@@ -15,7 +15,7 @@
 namespace dfpjax {
 namespace {
 
-// Writes zeros that are not read soon, so they bypass the caches where that is possible.
+// Writes zeros. They are not read soon, so they bypass the caches where possible.
 void stream_zeros(float* to, int64_t n) {
   int64_t i = 0;
 #if defined(__x86_64__)
@@ -25,7 +25,7 @@ void stream_zeros(float* to, int64_t n) {
   std::fill(to + i, to + n, 0.0f);
 }
 
-// A part with K = 0: empty sums, scaled, which are zero or NaN.
+// A part with K = 0. Its sums are empty, so its scaled outputs are zero or NaN.
 class Empty : public Job {
  public:
   Empty(const Part& part, const Operands& operands)
@@ -53,7 +53,7 @@ class Empty : public Job {
   }
 
  private:
-  static constexpr int64_t kRows = 64;  // at a time, to find their addresses in one go
+  static constexpr int64_t kRows = 64;  // whose addresses are computed together
 
   void fill(int64_t g, int64_t m0) const {
     const int64_t m1 = std::min(m0 + kRows, p_.M);

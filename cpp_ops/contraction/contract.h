@@ -21,7 +21,7 @@ struct Operands {
   float* c;
 };
 
-// Counts events of one or several kinds for each example. G consists of the examples, one after the
+// Counts events of one or more kinds for each example. G consists of the examples, one after the
 // other, each with the same number of indices.
 class Counts {
  public:
@@ -29,18 +29,18 @@ class Counts {
       : examples_(examples), kinds_(kinds), counts_(static_cast<size_t>(examples * kinds)) {
     for (auto& count : counts_) count = 0;
   }
-  // Whether the G of every part can be divided into that many examples.
+  // Whether the examples divide the G of every part evenly.
   bool fits(const std::vector<Part>& parts) const;
-  // Integers: the sum does not depend on who adds first.
+  // Adds integers, so the sum does not depend on the order of the threads.
   void add(const Part& part, int64_t g, int64_t kind, int64_t count) {
     const int64_t example = g / (part.G / examples_);
     counts_[static_cast<size_t>(example * kinds_ + kind)].fetch_add(count,
                                                                     std::memory_order_relaxed);
   }
-  // Writes [examples][kinds]. A count that is too large becomes the largest int32.
+  // Writes [examples][kinds]. A count that is too large is clamped to the largest int32.
   void write(int32_t* to) const;
-  // Writes [examples][kinds]: the share of each kind in what was counted for the example, or zeros
-  // if nothing was.
+  // Writes [examples][kinds]: the share of each kind in the events of the example, or zeros if it
+  // has none.
   void write_shares(float* to) const;
 
  private:
@@ -48,14 +48,14 @@ class Counts {
   std::vector<std::atomic<int64_t>> counts_;
 };
 
-// How long the exact sums are.
+// The length of the exact sums.
 struct Chains {
-  int length = 0;  // products: a power of two up to kBlock; 0 for the longest that is certified
-  // The rest is for chains of a given length.
-  bool bounded = false;  // mantissas are so small that no sum leaves int32: norms are not taken
+  int length = 0;  // products: a power of two up to kBlock, or 0 for the longest certified one
+  // The next two are for chains of a given length.
+  bool bounded = false;  // mantissas are too small for a sum to overflow; no norms are taken
   Counts* saturated = nullptr;
-  // For certified chains, or null: counts the multiply-adds that are done with each of the
-  // kChainLengths lengths, the longest first.
+  // For certified chains; may be null. Counts the multiply-adds done with each of the kChainLengths
+  // lengths, the longest first.
   Counts* lengths = nullptr;
 };
 
@@ -66,7 +66,7 @@ void run_plan(const std::vector<Part>& parts, const Operands& operands, const Ch
 // Outputs of at least this size bypass the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
-// What one part does in each stage; the parts of a plan go through the stages together.
+// The work of one part in each stage. The parts of a plan go through the stages together.
 class Job {
  public:
   enum { kPrepare, kCompute, kCombine, kStages };
@@ -77,7 +77,7 @@ class Job {
 // For parts with K > 0. Throw OutOfScratch and std::bad_alloc.
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
                                 const ContractionKernels& kernels, int threads);
-// For certified chains and parts of mode "lanes", which tiles can run, too, though slowly.
+// For certified chains and parts of mode "lanes". make_tiles can run these parts too, but slowly.
 std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
                                 const ContractionKernels& kernels, int threads);
 

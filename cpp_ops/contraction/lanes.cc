@@ -1,5 +1,5 @@
-// Runs a part of mode "lanes": no index is shared between operands, so nothing is reused and a
-// vectorised direct loop over the last G dimension is all there is to do.
+// Runs a part of mode "lanes". Lanes share no operand elements, so nothing is reused, and a
+// vectorized direct loop over the last G dimension suffices.
 #include <algorithm>
 #include <numeric>
 
@@ -13,10 +13,10 @@
 namespace dfpjax {
 namespace {
 
-// Lanes that one task handles: its share of B, interleaved, stays in the second-level cache.
+// The lanes of one task. Its interleaved share of B stays in the second-level cache.
 constexpr int64_t kLaneRange = kPanelsPerPack * kPanelColumns;
 
-constexpr int64_t kRows = 256;  // whose addresses are computed together
+constexpr int64_t kRows = 256;  // rows whose addresses are computed together
 
 Part without_lanes(Part part) {
   part.G /= part.g.back().extent;
@@ -55,7 +55,7 @@ class Lanes : public Job {
   void combine(int64_t row) const;
   void run_rows(const Task& t, const Point& origin, int64_t low, int64_t high, int64_t k,
                 bool first, bool last, Workspace* w) const;
-  // Where the sums of (g, m, first lane) of a split are built up, if there are several.
+  // The partial sums of a split for (g, m), from the first lane on, if there are several splits.
   float* partial(int64_t split, int64_t g, int64_t m) const {
     return partial_.as<float>() + ((split * outer_.G + g) * p_.M + m) * lanes_;
   }
@@ -106,7 +106,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const ContractionKernel
       ranges_(ceil_div(lanes_, kLaneRange)),
       workspaces_(static_cast<size_t>(threads)) {
   if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M});
-  // As many rows per task as leave enough tasks, to interleave B seldom.
+  // The largest number of rows per task that leaves enough tasks, so B is seldom interleaved.
   row_blocks_ = std::clamp<int64_t>(ceil_div(8 * threads, outer_.G * splits_ * ranges_), 1, p_.M);
   rows_ = ceil_div(p_.M, row_blocks_);
   row_blocks_ = ceil_div(p_.M, rows_);
@@ -161,7 +161,7 @@ void Lanes::run_task(const Task& t, Workspace* w) const {
   }
 }
 
-// Rows [low, high) and the k whose points and words are in the workspace.
+// Runs rows [low, high) with the k whose points and words are in the workspace.
 void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t high, int64_t k,
                      bool first, bool last, Workspace* w) const {
   const int windows = static_cast<int>(p_.windows.size());
@@ -173,7 +173,7 @@ void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t hi
     for (int64_t i = 0; i < k; ++i) {
       const Point& p = w->points[static_cast<size_t>(i)];
       bool exists = true;
-      for (int j = 0; j < windows; ++j)  // negative coordinates are large, too
+      for (int j = 0; j < windows; ++j)  // as unsigned, negative ones are too large
         exists &= static_cast<uint32_t>(row.coord[j] + p.coord[j]) <
                   static_cast<uint32_t>(bounds_.size[j]);
       sources[i] = exists ? a_ + row.offset + p.offset + t.lane : w->zeros.data();
@@ -188,7 +188,7 @@ void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t hi
   }
 }
 
-// Totals of (g, m), lanes [lane, lane + lanes), at row[0] and on.
+// Scales the totals of (g, m), lanes [lane, lane + lanes), which start at row[0].
 void Lanes::scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const {
   if (scaling_.is_factor()) {
     kernels_.combine(row, 0, 1, lanes, scaling_.factor(), row);

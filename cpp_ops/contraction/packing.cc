@@ -95,7 +95,7 @@ PackerA::PackerA(const Part& part, const int16_t* a, const ContractionKernels& k
     origin_.coord[w] = static_cast<int32_t>(window.offset);
     origin_.offset += window.offset * window.stride_a;
   }
-  // Rows that are contiguous words, a whole number of vectors, need no copy.
+  // Rows of contiguous words need no copy if they are a whole number of vectors.
   int64_t group_step;
   const bool words = reinterpret_cast<uintptr_t>(base_) % sizeof(int32_t) == 0 &&
                      m_.affine(&row_step_) && row_step_ % 2 == 0 && g_.affine(&group_step) &&
@@ -105,7 +105,7 @@ PackerA::PackerA(const Part& part, const int16_t* a, const ContractionKernels& k
 }
 
 int64_t PackerA::pair_stride(int64_t rows) const {
-  // An odd number of cache lines, so that the words of one row are spread over all cache sets.
+  // An odd number of cache lines spreads the words of one row over all cache sets.
   const int64_t lines = ceil_div(rows, 16);
   return (lines | 1) * 16;
 }
@@ -170,8 +170,8 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
     packed[i] = {out + i * block_words(rows), round_up(k, 32) / 2, 1};
   }
   if (!in_place) m_.points(m, m + rows, origin, space->points.get());
-  // Tile by tile, so that the norms find the tile in the first-level cache, and all blocks of a
-  // tile together, since they are neighbours in memory.
+  // Tile by tile, so the tile is in the first-level cache when its norms are taken. The blocks of a
+  // tile go together, since they are neighbours in memory.
   for (int64_t row = 0; row < rows; row += kTileRows, ++norms) {
     const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
     for (int64_t i = 0; i < count; ++i) {
@@ -222,7 +222,7 @@ void PackerB::pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int6
                       static_cast<int>(width - columns));
 }
 
-// One panel.
+// Packs one panel.
 void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
                            PackingSpace* space, int32_t* out) const {
   n_.points(n, n + columns, Point{origin, {}}, space->points.get());

@@ -17,12 +17,12 @@ namespace dfpjax {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
 
-// Columns that are packed together, so that wide rows of B are read in one go.
+// Panels that are packed together, so wide rows of B are read in one go.
 inline constexpr int64_t kPanelsPerPack = 4;
 
 Bounds make_bounds(const std::vector<Window>& windows);
 
-// Words [pairs][stride] as CellArgs::b_quads.
+// Copies words [pairs][stride] to `out` in the order of CellArgs::b_quads. Returns `out`.
 const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out);
 
 // Room for packing; each thread has its own.
@@ -42,8 +42,8 @@ class PackingSpace {
   std::vector<int16_t> zeros;
 };
 
-// What a later packing call will read. Fetching it into the second-level cache bit by bit, while
-// the microkernel computes, hides the latency of main memory.
+// The memory that a later packing call will read. It is fetched into the second-level cache bit by
+// bit while the microkernel computes, which hides the latency of main memory.
 class Preview {
  public:
   // Spreads the rest of the fetching evenly over the next `steps` steps.
@@ -55,7 +55,7 @@ class Preview {
  private:
   friend class PackerA;
   friend class PackerB;
-  // The operand's elements at all sums of a point [p0, p1) and a run index [r0, r1).
+  // Previews the elements at the sums of points [p0, p1) and run indices [r0, r1).
   void set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,
            int64_t r0, int64_t r1);
 
@@ -75,19 +75,20 @@ struct PackedA {
 // Packs k-blocks for ranges of rows.
 class PackerA {
  public:
-  // Takes no norms unless `norms` is true.
+  // pack() takes norms only if `norms` is true.
   PackerA(const Part& part, const int16_t* a, const ContractionKernels& kernels, bool norms);
 
   Source source() const { return source_; }
-  // Whether rows overlap, most of them with their neighbours.
+  // Whether rows overlap, mostly with their neighbours.
   bool overlapping() const { return overlapping_; }
   // Words that a packed block of `rows` rows takes.
   int64_t block_words(int64_t rows) const;
-  // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is used if the operand
-  // is not fit for use in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
+  // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is not used if the
+  // operand is used in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
   void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
             int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
-  // Previews such a call, unless most of what it reads is in the caches because rows overlap.
+  // Previews a call of pack(). Does nothing if rows overlap and are packed along k, since the
+  // caches then hold most of what it reads.
   void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
                Preview* preview) const;
 
@@ -105,7 +106,7 @@ class PackerA {
   Bounds bounds_;
   const bool wants_norms_;
   Source source_;
-  int64_t row_step_ = 0;  // between rows used in place
+  int64_t row_step_ = 0;  // between rows that are used in place
   bool overlapping_;
 };
 
@@ -114,17 +115,17 @@ class PackerB {
  public:
   PackerB(const Part& part, const int16_t* b, const ContractionKernels& kernels, bool norms);
 
-  // Words that a block of that size takes.
+  // Words that a packed block of this size takes.
   static int64_t block_words(int64_t columns, int64_t k);
   // Packs columns [n, n + columns) of B[g], at most kPanelsPerPack panels, k in [k0, k0 + k).
-  // Panels are panel_stride words apart, their norms norms_stride.
+  // Panels are panel_stride words apart; their norms are norms_stride apart.
   void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
             int32_t* out, int64_t panel_stride, Norms* norms, int64_t norms_stride) const;
-  // Previews such a call.
+  // Previews a call of pack().
   void preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                Preview* preview) const;
-  // Without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns; B must not be
-  // contiguous along k.
+  // Packs without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns. B must not
+  // be contiguous along k.
   void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
                   int32_t* out) const;
 

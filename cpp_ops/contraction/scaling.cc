@@ -8,15 +8,15 @@
 namespace dfpjax {
 namespace {
 
-// Exponents of at least this mark operands that were not finite.
+// Exponents of at least this value mark operands with a NaN or an infinity.
 constexpr int64_t kNotFinite = int64_t{1} << 19;
 
-// Exact in double, so that the conversion rounds once. Beyond the clamp every total other than 0
-// (an integer below 2^128) overflows or vanishes.
+// Multiplies in double, which is exact, so only the conversion rounds. Beyond the clamp every total
+// other than 0 (an integer below 2^128) overflows or vanishes.
 float scale_once(float total, int64_t e) {
   if (e >= kNotFinite) return std::numeric_limits<float>::quiet_NaN();
   const int64_t bits = (std::clamp<int64_t>(e, -400, 400) + 1023) << 52;
-  double factor;  // 2^e from its bits: with an exponent per column every output needs one
+  double factor;  // 2^e from its bits, for speed: exponents per column need one per output
   std::memcpy(&factor, &bits, sizeof factor);
   return static_cast<float>(static_cast<double>(total) * factor);
 }

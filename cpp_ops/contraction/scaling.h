@@ -25,7 +25,7 @@ class Scaling {
   const int32_t* ea_;
   const int32_t* eb_;
   Axis ea_g_, ea_m_, ea_n_, eb_g_, eb_n_;
-  bool rows_share_ea_;  // a row's columns have one A exponent; lanes may have one each
+  bool rows_share_ea_;  // the columns of a row share one exponent of A; lanes may not
   bool is_factor_;
   float factor_;
 };

@@ -84,7 +84,8 @@ void Tiles::report_counts(const Task& task, Workspace* w) const {
   }
 }
 
-// The chain of a cell. Where its sums could leave int32, they are summed exactly and saturated.
+// Chooses the chain of a cell. If its sums could overflow int32, they are summed exactly and
+// saturated.
 void Tiles::choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lowest_pair,
                          CellArgs* cell, Workspace* w) const {
   const bool certified = chains_.length == 0;
@@ -98,7 +99,7 @@ void Tiles::choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lo
     constexpr int kShortest = kNorms - 1;
     const bool possible = !checked || (row.chunk[kShortest] >= kLowestPairNorm &&
                                        column.chunk[kShortest] >= kLowestPairNorm);
-    // Saturated to the largest int32, 2^31 is right after the conversion to float32.
+    // 2^31 saturates to the largest int32, which the conversion to float32 rounds back to 2^31.
     if (possible && may_meet(*cell, b_has_lowest_pair))
       cell->saturated = certified ? &w->exact : &w->saturated;
   }
@@ -121,7 +122,7 @@ bool Tiles::may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const {
   return *b_has_lowest_pair == Lowest::kSome;
 }
 
-// Previews a packed block of B that is used next.
+// Previews the packed block of B that is used next.
 void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Workspace* w) const {
   if (panel >= task.panel_end) return;
   w->next_b.set(shared_block(task.g, panel, index),
@@ -129,7 +130,7 @@ void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Works
   w->next_b.spread(task.tile_end - task.tile);
 }
 
-// Fetches the lines that the last block of a tile writes.
+// Fetches the cache lines that the last block of a tile writes.
 void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const {
   const int64_t* at = &w.row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
   for (int64_t r = 0; r < std::min<int64_t>(kTileRows, p_.M - tile * kTileRows); ++r)
@@ -137,8 +138,8 @@ void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const W
       __builtin_prefetch(c_ + at[r] + panel * kPanelColumns + n, 1, 3);
 }
 
-// All tiles of one panel and one k-block. Sums run on in the workspace, close to the core, and go
-// where they belong with the split's last block.
+// Runs all tiles of one panel and one k-block. Running sums stay in the workspace, close to the
+// core. The last block of the split writes them to their destination.
 void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t* packed_b,
                       const Norms& b_norms, const PackedA& a, const Norms* a_norms,
                       Workspace* w) const {
@@ -166,7 +167,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
   cell.b_quads = nullptr;
   if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
     cell.b_quads = word_quads(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_quads);
-  // With several groups every panel of the task has sums of its own.
+  // With several groups, every panel of the task has its own sums.
   const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
   const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
   for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
@@ -190,7 +191,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
   }
 }
 
-// The last cell of a tile, with its outputs in place if the microkernel can write there.
+// Runs the last cell of a tile. The microkernel writes the outputs in place if it can.
 void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
                         Workspace* w) const {
   const int rows = cell->rows;

@@ -1,4 +1,4 @@
-// What a part of mode "tiles" does in each stage, apart from the tasks themselves (tasks.cc).
+// The stages of a part of mode "tiles". The tasks themselves are in tasks.cc.
 #include "contraction/tiles.h"
 
 #if defined(__x86_64__)
@@ -12,7 +12,7 @@ namespace {
 
 // Cache budgets, for a second-level cache of 512 KiB or more.
 constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
-constexpr int64_t kResidentBytes = 512 << 10;  // what is larger is fetched ahead when it is used
+constexpr int64_t kResidentBytes = 512 << 10;  // larger operands are fetched ahead of their use
 
 }  // namespace
 
@@ -35,7 +35,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       panels_(ceil_div(part.N, kPanelColumns)),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
-  // Overlapping rows would make many times the operand of it.
+  // Packed, overlapping rows would be many times larger than the operand.
   const bool can_share_a = pack_a_.source() != Source::kInPlace && !pack_a_.overlapping();
   const Blocking blocking =
       choose_blocking({p_.G * splits_, tiles_, panels_, std::min(split_blocks * kBlock, p_.K),
@@ -140,7 +140,7 @@ void Tiles::enlist(std::vector<Stage>* stages) {
        }});
 }
 
-// Block `index` of shared A: of g, row blocks and k-blocks.
+// Packs block `index` of shared A; the index runs over [g][row block][k-block].
 void Tiles::pack_a(int64_t index, PackingSpace* space) {
   const int64_t rows = index / blocks_ % row_blocks_;
   const int64_t m = tiles_ * rows / row_blocks_ * kTileRows;

@@ -1,7 +1,6 @@
-// A part of mode "tiles". In stage 1 it packs what several tasks read, in stage 2 it computes, in
-// stage 3 it adds up the splits. A task is a block of row tiles times a range of column panels
-// times one split of k. How the work is cut into tasks depends on the machine; the bits of the
-// result do not.
+// A part of mode "tiles". Stage 1 packs what several tasks read, stage 2 computes, and stage 3 adds
+// up the splits. A task is a block of row tiles times a range of column panels times one split of
+// k. The cut into tasks depends on the machine; the bits of the result do not.
 #ifndef DFPJAX_CONTRACTION_TILES_H_
 #define DFPJAX_CONTRACTION_TILES_H_
 
@@ -42,14 +41,14 @@ class Tiles : public Job {
     alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
 
-    // Running sums of a tile and panel of the task, panels counted from its first.
+    // Running sums of a panel and tile, both counted from the first of the task.
     float* sums_of(int64_t panel, int64_t tile) const {
       return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
     }
-    int64_t tiles;                        // of a panel of sums
-    int64_t saturated = 0;                // chains of the task
+    int64_t tiles;                        // in a panel of sums
+    int64_t saturated = 0;                // chains in the task
     int64_t exact = 0;                    // chains of 2 that were exactly 2^31
-    int64_t lengths[kChainLengths] = {};  // its multiply-accumulates, if they are counted
+    int64_t lengths[kChainLengths] = {};  // multiply-adds of the task, if counted
   };
   struct Block {
     int64_t k, size;
@@ -99,12 +98,12 @@ class Tiles : public Job {
   const int64_t blocks_, splits_, tiles_, panels_;
 
   int64_t row_blocks_, panel_ranges_;
-  int64_t block_tiles_;  // most tiles of a row block
+  int64_t block_tiles_;  // the most tiles in a row block
   int64_t group_;        // k-blocks of A packed at a time
   int64_t sum_panels_;   // panels of a task that have running sums at the same time
   bool stream_;
 
-  int64_t a_words_;  // of a packed k-block of a row block of A
+  int64_t a_words_;  // words of one k-block of A, for a row block
 
   bool share_a_;
   Scratch shared_a_;

@@ -7,7 +7,7 @@ namespace dfpjax {
 namespace {
 
 #if defined(__x86_64__)
-// The compiler's CPU detection covers the operating system's support of the registers as well.
+// The compiler's CPU detection also checks that the operating system supports the registers.
 #define DFPJAX_LACKS(feature, words) (__builtin_cpu_supports(feature) ? "" : ", " words)
 
 std::string lacks_avx2() {
@@ -72,7 +72,7 @@ struct Default {
       return;
     }
     int best = 0;
-    while (!all_isas()[best].usable) ++best;  // the last one always is
+    while (!all_isas()[best].usable) ++best;  // the last one is always usable
     isa = static_cast<Isa>(best);
   }
 };

@@ -20,11 +20,12 @@ struct IsaInfo {
 // All paths, in the order of `Isa`.
 const IsaInfo* all_isas();
 
-// The path of that name; with an empty name the one that DFPJAX_ISA asks for, or else the best
-// usable one. Returns nothing and says why if there is no such path or it is not usable.
+// Returns the path with this name. An empty name means the path that DFPJAX_ISA names or, without
+// DFPJAX_ISA, the best usable one. If there is no such path or it is not usable, returns nothing
+// and says why.
 std::optional<Isa> find_isa(const char* name, std::string* error);
 
-// Whether DFPJAX_ISA asked for the path that an empty name stands for.
+// Whether DFPJAX_ISA determines the path that an empty name means.
 bool isa_asked_for();
 
 }  // namespace dfpjax

@@ -1,6 +1,6 @@
-// The register-tiled microkernels. See isa/common-inl.h for how they are included.
+// The register-tiled microkernels. Included as isa/common-inl.h describes.
 
-// Adds exact sums of `chain` words of k for MR x NV vectors.
+// Computes the exact int32 sums of MR x NV vectors over `chain` words of k.
 template <class S, int MR, int NV>
 inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a_row,
                                                      int64_t a_pair, const int32_t* b,
@@ -34,14 +34,14 @@ inline void store_output(bool finish, bool stream, typename S::F scale, typename
   S::store_float(to, total);
 }
 
-// For long chains: the registers are full of int32 sums, and the float32 sums live in memory.
+// For long chains. The int32 sums fill the registers, so the float32 sums stay in memory.
 template <class S, int MR, int NV>
 __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   const int32_t* a = t.a;
   const int32_t* b = t.b + column;
   const float* const* in = t.in;
   const typename S::F scale = S::broadcast_float(t.scale);
-  const bool stream = t.stream && t.pairs <= t.chain;  // else the caches have the outputs already
+  const bool stream = t.stream && t.pairs <= t.chain;  // several chains leave them in the caches
   for (int left = t.pairs; left > 0;) {
     const int chain = left < t.chain ? left : t.chain;
     left -= chain;
@@ -63,7 +63,7 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   }
 }
 
-// For short chains, which end often: half as many columns, and the float32 sums stay in registers.
+// For short chains, which end often. With half as many columns, the float32 sums stay in registers.
 template <class S, int MR, int NV>
 __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
   const int32_t* a = t.a;
@@ -93,7 +93,7 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
       store_output<S>(t.finish, t.stream, scale, total[i][j], t.out[i] + column + j * S::kLanes);
 }
 
-// Walks the cell in strips of kStripVectors vectors; the last one may be narrower.
+// Walks the cell in strips of kStripVectors vectors; the last strip may be narrower.
 template <class S, int MR>
 void cell_rows(const CellArgs& t) {
   constexpr int kLong = S::kStripVectors, kShort = kLong / 2;
@@ -120,14 +120,14 @@ void cell_rows(const CellArgs& t) {
   }
 }
 
-// For up to four columns: each vector holds four words of k for each of them, so that no lane is
-// wasted on columns that do not exist, and the four are added up when a chain ends.
+// For up to four columns. Each vector holds four words of k for each column, so no lane is wasted
+// on missing columns. The four sums of a column are added when a chain ends.
 template <class S>
 __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
   using I = typename S::I;
   using F = typename S::F;
   static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
-  // Rows 0 to 3 and rows 4, 5, 4, 5 of every column.
+  // The rows that each of two float32 vectors holds, for every column: 0 to 3, and 4, 5, 4, 5.
   constexpr int kRowOf[2][4] = {{0, 1, 2, 3}, {4, 5, 4, 5}};
   alignas(64) float sums[2][S::kLanes] = {};
   for (int h = 0; h < 2; ++h)
@@ -158,8 +158,8 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
     for (int j = 0; j < t.narrow; ++j) t.out[i][j] = sums[i / 4][4 * j + i % 4];
 }
 
-// For chains that may overflow: sums of 64 bits, saturated when a chain ends. Plain loops, which
-// the compiler vectorizes: few cells need this.
+// For chains that may overflow. Sums have 64 bits and are saturated to int32 when a chain ends. Few
+// cells need this, so the loops are plain; the compiler vectorizes them.
 __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
   constexpr int64_t kLeast = INT32_MIN, kMost = INT32_MAX;
   for (int i = 0; i < t.rows; ++i) {

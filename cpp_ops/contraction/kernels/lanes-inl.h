@@ -1,7 +1,8 @@
-// Element-wise kernels: depthwise lanes, and the sums of splits. See isa/common-inl.h for how it is
-// included.
+// Element-wise kernels: depthwise lanes, and the sums of splits. Included as isa/common-inl.h
+// describes.
 
-// Sums of NV vectors of lanes: enough to use whole cache lines and to hide an addition's latency.
+// Updates the sums of NV vectors of lanes. Several vectors use whole cache lines and hide the
+// latency of an addition.
 template <class S, int NV, bool kAny>
 inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a, const int32_t* b,
                                                         int64_t b_stride, int k, int lane,
@@ -13,13 +14,13 @@ inline __attribute__((always_inline)) void lane_vectors(const int16_t* const* a,
     sum[j] = first ? S::broadcast_float(0) : S::load_float(sums + lane + j * S::kLanes);
   for (int i = 0; i < k; i += 2) {
     const int16_t* x = a[i] + lane;
-    const int16_t* y = a[i + 1 < k ? i + 1 : i] + lane;  // b's second half is zero in the end
+    const int16_t* y = a[i + 1 < k ? i + 1 : i] + lane;  // if k is odd, b ends with a zero half
     const int32_t* z = b + (i / 2) * b_stride + lane;
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
       const int at = j * S::kLanes;
       const typename S::I products = S::pair_dot(S::pair_words(x + at, y + at), S::load(z + at));
-      // A sum that wrapped was 2^31, and the conversion rounds the largest int32 to that.
+      // A sum wraps only if it is 2^31. The conversion rounds the largest int32 to just this value.
       sum[j] = S::add_float(sum[j], S::to_float(kAny ? S::lowest_to_largest(products) : products));
     }
   }

@@ -1,8 +1,9 @@
-// Norms that certify chain lengths. See isa/common-inl.h for how it is included.
+// Norms that certify chain lengths. Included as isa/common-inl.h describes.
 
 inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
-// Rounding down made a pair's squares smaller by less than one unit.
+// S::squares rounds down and loses less than one unit per pair. One more unit per pair makes the
+// norm an upper bound.
 inline Norms round_up_norms(Norms norms) {
   for (int c = 0; c < kNorms; ++c) norms.chunk[c] += kBlock / 2 >> c;
   return norms;
@@ -33,8 +34,8 @@ void norms_rows(const int16_t* rows, int64_t stride, int count, int k, Norms* ou
   *out = round_up_norms(norms);
 }
 
-// Sums of squares of two to the power of Level words from `words` on; raises the maxima of these
-// sums and of all shorter ones, maxima[kNorms - level] for each level.
+// Returns the sums of squares of the 2^Level words from `words` on. For each level from 1 to Level,
+// raises maxima[kNorms - level] to the sums over 2^level words.
 template <class S, int Level>
 inline __attribute__((always_inline)) typename S::I squares(const int32_t* words, int64_t stride,
                                                             typename S::I* maxima) {
@@ -51,18 +52,18 @@ inline __attribute__((always_inline)) typename S::I squares(const int32_t* words
   }
 }
 
-// One vector of rows (or columns): raises lane i of maxima[c] to row i's chunk[c].
+// For one vector of rows (or columns): raises lane i of maxima[c] to chunk[c] of row i.
 template <class S>
 void norms_lanes(const int32_t* words, int64_t stride, int pairs, typename S::I* maxima) {
   using I = typename S::I;
   constexpr int kLevel = 4, kWords = 1 << kLevel;  // larger sums need not be unrolled
-  constexpr int kRest = kNorms - kLevel;           // maxima[0..kRest) are those of larger sums
+  constexpr int kRest = kNorms - kLevel;           // maxima[0..kRest) belong to larger sums
   I sums[kRest], most[kNorms];
   for (I& s : sums) s = S::zero();
 #pragma GCC unroll 8
   for (int c = 0; c < kNorms; ++c) most[c] = maxima[c];
-  // A partial sum never exceeds the whole, so the end may be summed one by one and maxima may be
-  // taken early.
+  // A partial sum never exceeds the whole sum. So maxima may be taken early, and the last words may
+  // be added one by one.
   for (int start = 0; start < pairs; start += kWords) {
     I sum;
     if (start + kWords <= pairs) {
@@ -106,7 +107,7 @@ void norms_pairs(const int32_t* words, int64_t stride, int count, int pairs, int
     return;
   }
   Norms norms{};
-  int rows = 0;  // in `norms`
+  int rows = 0;  // that `norms` covers
   for (int row = 0; row < count; row += S::kLanes) {
     for (I& m : maxima) m = S::zero();
     norms_lanes<S>(words + row, stride, pairs, maxima);

@@ -1,6 +1,7 @@
-// Packing of operands. See isa/common-inl.h for how it is included.
+// Packing of operands. Included as isa/common-inl.h describes.
 
-// May write up to kSlack elements too many; what is there is packed later, or slack.
+// May write up to kSlack elements beyond the end. These are overwritten by later packing or are
+// slack.
 template <class S>
 void copy(const int16_t* from, int n, int16_t* to) {
   constexpr int kWidth = 2 * S::kLanes;
@@ -21,7 +22,7 @@ inline __attribute__((always_inline)) void interleave(const int16_t* x, const in
   if (i < n) S::interleave_tail(x + i, y + i, n - i, exact, out + i);
 }
 
-// The part [low, high) of a run that exists at a point.
+// The elements [low, high) of a run that exist at a point.
 struct Valid {
   int low, high;
 };
@@ -48,7 +49,8 @@ inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run
   return {static_cast<int>(low), static_cast<int>(high)};
 }
 
-// How far the coordinates of some runs are from their point's, at least and at most.
+// The least and the greatest distance of the coordinates of some runs from those of their point,
+// for each window.
 struct Reach {
   int32_t low[kMaxWindows], high[kMaxWindows];
 };
@@ -66,7 +68,7 @@ inline Reach reach_of(const Bounds& bounds, const Run* runs, int run_count) {
   return reach;
 }
 
-// Whether all of the runs exist at a point.
+// Whether all elements of the runs exist at a point.
 inline bool inside(const Bounds& bounds, const Point& point, const Reach& reach) {
   for (int w = 0; w < bounds.count; ++w)
     if (point.coord[w] + reach.low[w] < 0 || point.coord[w] + reach.high[w] >= bounds.size[w])
@@ -99,7 +101,8 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
   }
 }
 
-// Operands without windows are read once per task, in pieces that the hardware does not foresee.
+// How many pairs of k to prefetch ahead. Operands without windows are read once per task, in pieces
+// that the hardware prefetcher does not predict.
 inline constexpr int kPrefetchPairs = 8;
 
 inline void prefetch(const int16_t* from, int n) {
@@ -116,7 +119,8 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
     const int count = k - pair < 2 ? 1 : 2;
     const bool whole =
         inside(bounds, points[pair], reach) && inside(bounds, points[pair + count - 1], reach);
-    // The words after a run belong to a later run or pair, but those after the last pair may not.
+    // Words after a run belong to a later run or pair and are overwritten. Words after the last
+    // pair may not be.
     const bool exact = pair + 2 >= k;
     const int ahead = pair + kPrefetchPairs * 2;
     for (int i = 0; i < run_count; ++i) {

@@ -1,7 +1,7 @@
-// Loops on registers alone, which measure what the path can do. See isa/common-inl.h for how it is
-// included.
+// Register-only loops that measure the peak speed of a path. Included as isa/common-inl.h
+// describes.
 
-inline constexpr int kPeakSums = 12;  // enough to hide the latency of every instruction measured
+inline constexpr int kPeakSums = 12;  // enough to hide the latency of each measured instruction
 
 template <class S>
 int64_t peak_dot(int64_t iterations) {

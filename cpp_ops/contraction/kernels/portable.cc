@@ -1,4 +1,4 @@
-// Plain C++ kernels for any architecture, and the twin that the SIMD paths are tested against.
+// Plain C++ kernels for any architecture. They give the same bits as the SIMD kernels.
 #include <algorithm>
 #include <cstring>
 
@@ -31,7 +31,7 @@ struct Portable {
   static I broadcast(const int32_t* p) {
     return map([p](int) { return *p; });
   }
-  // Keeps the compiler from knowing the value.
+  // Hides the value from the optimizer.
   template <class V>
   static void hide(V& x) {
     asm volatile("" : "+m"(x));
@@ -43,7 +43,7 @@ struct Portable {
                                   static_cast<uint32_t>(high(a.v[i]) * high(b.v[i])));
     });
   }
-  // INT32_MIN becomes INT32_MAX.
+  // Replaces INT32_MIN by INT32_MAX.
   static I lowest_to_largest(I x) {
     return map([&](int i) { return x.v[i] == INT32_MIN ? INT32_MAX : x.v[i]; });
   }
@@ -95,8 +95,8 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
   }
 
-  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 16 vectors of sums of
-  // two and returns the sums of 16.
+  // Takes a row as 16 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
+  // 16 elements and returns the sums over 16.
   struct Sums16 {
     int32_t v[kBlock / 16];
   };
@@ -108,13 +108,13 @@ struct Portable {
     std::memcpy(&sums, sum, sizeof sums);
     return sums;
   }
-  // Raises those of 32 and more to the sums of two rows.
+  // Takes the sums over 16 elements of two rows. Raises the maxima to their sums over 32 and more.
   static void raise_long(Sums16 first, Sums16 second, I* maxima) {
     add_neighbours(3, 0, kBlock / 32, first.v, maxima);
     add_neighbours(3, 0, kBlock / 32, second.v, maxima);
   }
 
-  // Words of x[i] (low half) and y[i] (high half).
+  // Words with x[i] in the low half and y[i] in the high half.
   static I pair_words(const int16_t* x, const int16_t* y) {
     return map([=](int i) { return join_words(x[i], y[i]); });
   }

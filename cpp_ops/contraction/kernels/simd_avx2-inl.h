@@ -9,14 +9,14 @@ struct Avx2 {
   using F = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
-  static constexpr bool kNarrow = false;   // eight lanes are too few to share
-  static constexpr int kShortChain = 4;    // words; until then float32 sums stay in registers
+  static constexpr bool kNarrow = false;   // 8 lanes are too few for 4 columns of 4 words
+  static constexpr int kShortChain = 4;    // words; up to this, float32 sums stay in registers
 
   static I zero() { return _mm256_setzero_si256(); }
   static I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static void store(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
   static I broadcast(const int32_t* p) { return _mm256_set1_epi32(*p); }
-  // Keeps the compiler from knowing the value.
+  // Hides the value from the optimizer.
   template <class V>
   static void hide(V& x) {
     asm volatile("" : "+x"(x));
@@ -24,7 +24,7 @@ struct Avx2 {
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm256_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
-  // INT32_MIN becomes INT32_MAX.
+  // Replaces INT32_MIN by INT32_MAX.
   static I lowest_to_largest(I x) {
     return add(x, _mm256_cmpeq_epi32(x, _mm256_set1_epi32(INT32_MIN)));
   }
@@ -48,8 +48,8 @@ struct Avx2 {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }
 
-  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 16 vectors of sums of
-  // two and returns the sums of 16.
+  // Takes a row as 16 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
+  // 16 elements and returns the sums over 16.
   struct Sums16 {
     I half[2];
   };
@@ -69,9 +69,9 @@ struct Avx2 {
     }
     return sums;
   }
-  // Raises those of 32 and more to the sums of two rows.
+  // Takes the sums over 16 elements of two rows. Raises the maxima to their sums over 32 and more.
   static void raise_long(Sums16 first, Sums16 second, I* maxima) {
-    // Chunks of 32 of one row: 0 1 4 5 and 2 3 6 7.
+    // The 128-bit lanes hold the chunks of 32 of one row in this order: 0 1 4 5 and 2 3 6 7.
     const I x = raise(3, _mm256_hadd_epi32(first.half[0], first.half[1]), maxima);
     const I y = raise(3, _mm256_hadd_epi32(second.half[0], second.half[1]), maxima);
     I sum = raise(2, _mm256_hadd_epi32(x, y), maxima);
@@ -79,7 +79,7 @@ struct Avx2 {
     raise(0, add(sum, _mm256_shuffle_epi32(sum, 0xb1)), maxima);
   }
 
-  // Words of x[i] (low half) and y[i] (high half).
+  // Words with x[i] in the low half and y[i] in the high half.
   static I pair_words(const int16_t* x, const int16_t* y) {
     const I low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
     const I high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));

@@ -8,19 +8,19 @@ struct Avx512 {
   using I = __m512i;
   using F = __m512;
   static constexpr int kLanes = 16;
-  static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B and the broadcast of A: 29 of 32
+  static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B, 1 of A: 29 of 32 registers
   static constexpr bool kNarrow = true;
-  static constexpr int kShortChain = 64;  // words; until then float32 sums stay in registers
+  static constexpr int kShortChain = 64;  // words; up to this, float32 sums stay in registers
 
   static I zero() { return _mm512_setzero_si512(); }
   static I load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, I x) { _mm512_storeu_si512(p, x); }
-  // Four words, four times.
+  // Repeats four words four times.
   static I broadcast_quad(const int32_t* p) {
     return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   static I broadcast(const int32_t* p) { return _mm512_set1_epi32(*p); }
-  // Keeps the compiler from knowing the value.
+  // Hides the value from the optimizer.
   template <class V>
   static void hide(V& x) {
     asm volatile("" : "+v"(x));
@@ -28,13 +28,13 @@ struct Avx512 {
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm512_madd_epi16(a, b); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
-  // INT32_MIN becomes INT32_MAX.
+  // Replaces INT32_MIN by INT32_MAX.
   static I lowest_to_largest(I x) {
     const __mmask16 lowest = _mm512_cmpeq_epi32_mask(x, _mm512_set1_epi32(INT32_MIN));
     return _mm512_mask_mov_epi32(x, lowest, _mm512_set1_epi32(INT32_MAX));
   }
   static I max(I a, I b) { return _mm512_max_epi32(a, b); }
-  // In each 128 bits the sums of two lanes of x, then those of y.
+  // Sums of neighbouring lanes: each 128 bits of the result hold two of x, then two of y.
   static I add_neighbours(I x, I y) {
     const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);
     return add(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
@@ -54,8 +54,8 @@ struct Avx512 {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
-  // Raises the maxima of sums of 4, 8 and 16 elements to those of a row of 8 vectors of sums of two
-  // and returns the sums of 16.
+  // Takes a row as 8 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
+  // 16 elements and returns the sums over 16.
   using Sums16 = I;
   static Sums16 raise_short(const I* pairs, I* maxima) {
     I x[4], y[2];
@@ -64,10 +64,10 @@ struct Avx512 {
       x[i] = raise(6, add_neighbours(pairs[2 * i], pairs[2 * i + 1]), maxima);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) y[i] = raise(5, add_neighbours(x[2 * i], x[2 * i + 1]), maxima);
-    // 128-bit lanes 0 and 1 are vectors 0 to 3, lanes 2 and 3 vectors 4 to 7.
+    // 128-bit lanes 0 and 1 come from vectors 0 to 3, lanes 2 and 3 from vectors 4 to 7.
     return raise(4, add_lanes(y[0], y[1]), maxima);
   }
-  // Raises those of 32 and more to the sums of two rows.
+  // Takes the sums over 16 elements of two rows. Raises the maxima to their sums over 32 and more.
   static void raise_long(Sums16 first, Sums16 second, I* maxima) {
     I sum = raise(3, add_lanes(first, second), maxima);
     sum = raise(2, add(sum, _mm512_shuffle_epi32(sum, _MM_PERM_CDAB)), maxima);
@@ -75,7 +75,7 @@ struct Avx512 {
     raise(0, add(sum, _mm512_shuffle_i32x4(sum, sum, 0xb1)), maxima);
   }
 
-  // Words of x[i] (low half) and y[i] (high half).
+  // Words with x[i] in the low half and y[i] in the high half.
   static I pair_words(const int16_t* x, const int16_t* y) {
     return join(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(y)));
@@ -133,7 +133,7 @@ struct Avx512 {
     maxima[level] = max(maxima[level], sums);
     return sums;
   }
-  // The sums of neighbouring 128-bit lanes of x, then those of y.
+  // The sums of neighbouring 128-bit lanes: those of x, then those of y.
   static I add_lanes(I x, I y) {
     return add(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
   }

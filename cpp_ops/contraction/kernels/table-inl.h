@@ -1,4 +1,4 @@
-// The kernels of contractions on one path, in a table. See isa/common-inl.h for how it is included.
+// The table of the contraction kernels of one path. Included as isa/common-inl.h describes.
 
 #include "contraction/kernels/cell-inl.h"
 #include "contraction/kernels/lanes-inl.h"
