@@ -1,5 +1,5 @@
-// Rows of channels in blocks, the units of work of passes that have results for each channel. The
-// shape alone decides on the blocks, so results do not depend on threads.
+// Cuts rows of channels into blocks, the units of work of passes with results for each channel. The
+// shape alone determines the blocks, so results do not depend on the number of threads.
 #ifndef DFPJAX_PASSES_CHANNEL_BLOCKS_H_
 #define DFPJAX_PASSES_CHANNEL_BLOCKS_H_
 
@@ -11,12 +11,12 @@
 
 namespace dfpjax {
 
-// [groups][rows][channels].
+// A tensor [groups][rows][channels].
 struct ChannelShape {
   int64_t groups, rows, channels;
 };
 
-// A block of a group is one unit of work.
+// Each block of rows of a group is one unit of work.
 struct ChannelBlocks {
   explicit ChannelBlocks(const ChannelShape& shape) : shape(shape) {
     constexpr int64_t kMostBlocks = 64;
@@ -55,7 +55,7 @@ class Partial {
   Scratch memory_;
 };
 
-// Joins the results of a group's blocks in those of the first, in ascending order.
+// Joins the results of a group's blocks into the results of the first block, in ascending order.
 template <class T, class Join>
 T* join(const ChannelBlocks& blocks, int64_t group, T* partial, Join join_two) {
   const int64_t channels = blocks.shape.channels;
@@ -66,8 +66,8 @@ T* join(const ChannelBlocks& blocks, int64_t group, T* partial, Join join_two) {
   return first;
 }
 
-// Runs `blocks`, then `work(group)` for all groups. That is a stage too, since subnormal numbers
-// are flushed to zero outside of stages.
+// Runs `blocks`, then `work(group)` for all groups. The second step is a stage too, since outside
+// of stages subnormal numbers are flushed to zero.
 template <class Work>
 void run_then_combine(Executor& executor, const Loop& blocks, int64_t groups, Work work) {
   const Loop combination{groups, 1, [&](int, int64_t begin, int64_t end) {

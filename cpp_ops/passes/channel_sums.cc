@@ -17,7 +17,7 @@ void combine(const ChannelBlocks& blocks, int64_t group, double* partial, float*
   for (int64_t c = 0; c < channels; ++c) out[group * channels + c] = static_cast<float>(sums[c]);
 }
 
-// The blocks' extremes leave NaNs out, but a sum of squares is NaN where there is one.
+// The blocks' extremes ignore NaNs, but a channel with a NaN has a NaN as its sum of squares.
 void combine_extremes(const ChannelBlocks& blocks, int64_t group, float* low, float* high,
                       const Moments& out) {
   const int64_t channels = blocks.shape.channels;

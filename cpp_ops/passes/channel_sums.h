@@ -1,5 +1,5 @@
-// Passes over tensors whose last axis is that of the channels, with results for each channel, at
-// the speed of memory: those of batch normalization, of what follows it and of its gradient.
+// Passes over tensors whose last axis is the channels, with results for each channel, at the speed
+// of memory. They serve batch normalization, its gradient and the rectified sum that follows it.
 #ifndef DFPJAX_PASSES_CHANNEL_SUMS_H_
 #define DFPJAX_PASSES_CHANNEL_SUMS_H_
 
@@ -11,27 +11,27 @@
 
 namespace dfpjax {
 
-// Tensors are [groups][rows][channels], what there is for each channel is [groups][channels].
+// Tensors are [groups][rows][channels]; numbers for each channel are [groups][channels].
 
-// Sum, sum of squares, least and greatest value over the rows. Sums are float64 over blocks that
-// the shape alone decides, so that threads do not matter. Where a number is NaN all four are;
-// without rows the extremes are infinite.
+// The sum, the sum of squares, the least and the greatest value over the rows. Sums are float64
+// over blocks that depend on the shape alone, so the number of threads does not matter. If a number
+// is NaN, all four are NaN. Without rows the extremes are infinite.
 struct Moments {
   float *sums, *squares, *low, *high;
 };
 void moments(const ChannelShape& shape, const float* x, const Moments& out,
              const PassKernels& kernels, Executor& executor);
 
-// Over the rows, sums of g and of g * (x - centre). With `scale` and `shift`, g counts only where
-// (x - centre) * scale + shift is positive; they may be null.
+// The sums of g and of g * (x - centre) over the rows. `scale` and `shift` may be null; otherwise g
+// counts only where (x - centre) * scale + shift is positive.
 struct Paired {
   const float *g, *x, *centre, *scale, *shift;
 };
 void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
                  const PassKernels& kernels, Executor& executor);
 
-// y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null), and its
-// least and greatest value, as in Moments; without rows the greatest is 0.
+// Computes y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null),
+// and its least and greatest value as in Moments, except that the greatest is 0 without rows.
 struct Rectified {
   const float *x, *residual, *mean, *scale, *shift;
 };

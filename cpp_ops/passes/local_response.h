@@ -13,7 +13,7 @@ namespace dfpjax {
 void local_response(const Response& response, int64_t rows, int64_t channels, const float* x,
                     float* out, const PassKernels& kernels, Executor& executor);
 
-// The gradient by x, for the gradient g of the output.
+// The gradient with respect to x, for the gradient g of the output.
 void local_response_gradient(const Response& response, int64_t rows, int64_t channels,
                              const float* g, const float* x, float* out, const PassKernels& kernels,
                              Executor& executor);

@@ -8,8 +8,8 @@
 namespace dfpjax {
 namespace {
 
-// The pixels in the window of output (i, j), row by row; `x` is the image. Pixels outside of the
-// image are left out, or are `outside` if that is not null.
+// Lists the pixels of image `x` in the window of output (i, j), row by row, and returns their
+// number. Pixels outside of the image are left out, or are `outside` if that is not null.
 template <class T>
 int window(const Pool& pool, T* x, int64_t i, int64_t j, T* outside, T** taps) {
   const int64_t top = i * pool.height.stride - pool.height.padding;
@@ -33,7 +33,8 @@ std::string check_axis(const char* name, const PoolAxis& axis) {
   if (axis.window > kMostTaps) return complain(too_large());
   if (axis.padding < 0 || axis.padding >= axis.window)
     return complain("padding must be less than the window");
-  // The last window begins before the image ends; strides may be such that a product overflows.
+  // The last window must begin before the image ends. The division avoids a product, which a large
+  // stride could make overflow.
   if (axis.out > 1 && axis.stride > (axis.in + axis.padding - 1) / (axis.out - 1))
     return complain("a window holds no pixel");
   return "";
@@ -68,7 +69,8 @@ void max_pool(const Pool& pool, const float* x, float* out, const PassKernels& k
 
 void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const PassKernels& kernels, Executor& executor) {
-  // Windows overlap, so an image's rows go to one thread; a few images are cut along the channels.
+  // Windows overlap, so one thread handles all rows of an image. If there are few images, they are
+  // cut along the channels.
   constexpr int64_t kUnits = 32, kQuantum = 16;
   const int64_t wanted = (kUnits + pool.images - 1) / std::max<int64_t>(pool.images, 1);
   const int64_t quanta = (pool.channels + kQuantum - 1) / kQuantum;
@@ -78,7 +80,8 @@ void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* 
   const auto body = [&](int, int64_t begin, int64_t end) {
     const float* taps[kMostTaps];
     float* gradients[kMostTaps];
-    // JAX surrounds the image with -infinity, which is selected too: after a NaN, or before others.
+    // JAX pads the image with -infinity and may select the padding: after a NaN, or before pixels
+    // of -infinity.
     const std::vector<float> least(static_cast<size_t>(strip),
                                    -std::numeric_limits<float>::infinity());
     std::vector<float> lost(static_cast<size_t>(strip));

@@ -10,7 +10,8 @@
 
 namespace dfpjax {
 
-// Along one spatial axis: output i sees inputs [i * stride - padding, ... + window) that exist.
+// One spatial axis. Output i covers those inputs of [i * stride - padding, ... + window) that
+// exist.
 struct PoolAxis {
   int64_t in, out, window, stride, padding;
 };
@@ -22,15 +23,17 @@ struct Pool {
 
 inline constexpr int64_t kMostTaps = 1024;  // pixels in a window
 
-// What is wrong with it, or an empty string. Every window must hold a pixel.
+// Returns what is wrong with the pool, or an empty string. Every window must contain a pixel.
 std::string check_pool(const Pool& pool);
 
-// out[images][height.out][width.out][channels] of x[images][height.in][width.in][channels].
+// Computes out[images][height.out][width.out][channels] from
+// x[images][height.in][width.in][channels].
 void max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor);
 
-// The gradient by x, for the gradient g of the output: of equal pixels the first one gets it. Where
-// a window holds a NaN, or infinities alone, it is that of an image with -infinity around it.
+// The gradient with respect to x, for the gradient g of the output. Of equal pixels the first one
+// gets it. If a window holds a NaN, or only infinities, the result is the same as for an image that
+// is padded with -infinity.
 void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const PassKernels& kernels, Executor& executor);
 

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kBlockNumbers = int64_t{1} << 16;  // a unit of work
 
-// floor(log2) of a magnitude given by its bits; of zero that of the smallest number.
+// floor(log2) of the magnitude with these bits. Zero counts as the smallest positive number.
 int32_t floor_log2(int32_t bits) {
   if (bits >= 0x7f800000) return kNotFinite;
   float value;
@@ -43,7 +43,7 @@ void quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32
   *exponent = floor_log2(largest);
   const bool finite = *exponent != kNotFinite;
   *exponent -= bits - 2;
-  // 2^-exponent can lie outside of the range of float32.
+  // 2^-exponent can be outside of the range of float32, so it is split into two factors.
   const float first = finite ? std::ldexp(1.0F, -*exponent / 2) : 0;
   const float second = finite ? std::ldexp(1.0F, -*exponent - -*exponent / 2) : 0;
   const int32_t limit = (1 << (bits - 1)) - 1;

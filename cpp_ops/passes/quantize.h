@@ -9,13 +9,14 @@
 
 namespace dfpjax {
 
-// The bits of the largest magnitude, a NaN's or infinity's if there is one; 0 of no numbers.
+// Writes the bits of the largest magnitude. They belong to a NaN or an infinity if there is one,
+// and are 0 if there are no numbers.
 void largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKernels& kernels,
                        Executor& executor);
 
-// Mantissas of `bits` bits of a tensor, rounded to nearest even, and its exponent; the same as
-// dfpjax.numbers.format.quantize computes. A tensor with a NaN or an infinity has zeros and
-// kNotFinite.
+// Computes the mantissas of a tensor, with `bits` bits and rounded to nearest even, and its
+// exponent, as dfpjax.numbers.format.quantize does. If the tensor has a NaN or an infinity, the
+// mantissas are zero and the exponent is kNotFinite.
 inline constexpr int32_t kNotFinite = 1 << 20;
 void quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
               const PassKernels& kernels, Executor& executor);

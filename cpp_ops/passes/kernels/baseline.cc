@@ -1,4 +1,4 @@
-// The kernels of passes without compiler flags, for any architecture.
+// The kernels of passes for any architecture, compiled without ISA flags.
 #include "passes/kernels/table.h"
 
 namespace dfpjax {

@@ -1,12 +1,12 @@
-// Maxima over windows, and the gradient, a pixel of the output at a time. See isa/common-inl.h for
-// how it is included.
+// Maxima over windows and their gradient, one output pixel at a time. Included as isa/common-inl.h
+// describes.
 
 // IEEE 754's maximum: NaN if either is NaN, and 0 is greater than -0.
 template <class V, class I>
 inline V maximum(V a, V b) {
   const V greater = b > a || b != b ? b : a;
   const I both = load_as<I>(&a) & load_as<I>(&b);
-  return a == b ? load_as<V>(&both) : greater;  // equal numbers have equal bits, unless they are 0
+  return a == b ? load_as<V>(&both) : greater;  // equal numbers have equal bits, except zeros
 }
 
 template <class V, class I>
@@ -22,8 +22,8 @@ void max_of_taps(const float* const* taps, int count, int64_t channels, float* o
   for (; c < channels; ++c) max_at<float, int32_t>(taps, count, c, out);
 }
 
-// The first of the greatest gets the gradient. Comparisons with a NaN fail, so where there is one
-// the first of the greatest after the last NaN gets it.
+// Adds the gradient to the first of the greatest values. Comparisons with a NaN fail, so if there
+// is a NaN, this is the first of the greatest after the last NaN.
 template <class V, class I>
 inline void add_to_max_at(const float* const* taps, float* const* gradients, int count, int64_t c,
                           const float* g) {

@@ -1,4 +1,4 @@
-// Quantization of float32 numbers. See isa/common-inl.h for how it is included.
+// Quantization of float32 numbers. Included as isa/common-inl.h describes.
 
 int32_t largest_magnitude(const float* x, int64_t count) {
   constexpr int kVectors = 4;
@@ -20,8 +20,8 @@ int32_t largest_magnitude(const float* x, int64_t count) {
   return result;
 }
 
-// The multiples of 2^exponent next to x, ties to even, within +-limit; factors multiply to
-// 2^-exponent. Numbers are below 2^16 after the scaling, and finite.
+// Rounds x to multiples of 2^exponent, ties to even, within +-limit. first * second is 2^-exponent.
+// The scaled numbers must be finite and below 2^16.
 void quantize(const float* x, int64_t count, float first, float second, int32_t limit,
               int16_t* out) {
   constexpr float kRound = 12582912.0F;  // 1.5 * 2^23: its last bit is worth one

@@ -1,7 +1,7 @@
-// Local response normalization of pixels. See isa/common-inl.h for how it is included.
+// Local response normalization of pixels. Included as isa/common-inl.h describes.
 
-// Pixels of which each is worked on in these rows, which stay in the first-level cache. The margins
-// of `padded` are zero, for channels that do not exist.
+// The rows of memory for one pixel at a time; they stay in the first-level cache. The margins of
+// `padded` are zero and stand for channels that do not exist.
 struct ResponseSpace {
   ResponseSpace(float* space, int64_t channels, int64_t reach)
       : padded(space),
@@ -15,7 +15,7 @@ struct ResponseSpace {
   float* scale;
 };
 
-// sums[c] is the sum of the padded row over the channels around c.
+// Sets sums[c] to the sum of the padded row over the channels around c.
 inline void sum_windows(const ResponseSpace& space, int64_t channels, int64_t reach) {
   for (int64_t c = 0; c < channels; c += kFloats) {
     Floats sum = load_as<Floats>(space.padded + c);
@@ -45,7 +45,7 @@ void local_response(const Response& response, const float* x, int64_t rows, int6
 void local_response_gradient(const Response& response, const float* g, const float* x, int64_t rows,
                              int64_t channels, float* memory, float* out) {
   const ResponseSpace space(memory, channels, response.reach);
-  const float factor = -1.5F * response.alpha;  // twice the power
+  const float factor = -1.5F * response.alpha;  // 1.5: twice the power 0.75
   for (int64_t row = 0; row < rows; ++row, g += channels, x += channels, out += channels) {
     sum_squares(x, space, channels, response.reach);
     for (int64_t c = 0; c < channels; ++c) {

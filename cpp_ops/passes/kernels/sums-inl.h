@@ -1,6 +1,6 @@
-// Reductions over all axes but the last, in one pass. See isa/common-inl.h for how it is included.
-// What is added to what is the same on every path: lanes are channels, and rows are added in
-// float32 in blocks, the blocks in float64.
+// Reductions over all axes but the last, in one pass. Included as isa/common-inl.h describes. The
+// order of additions is the same on every path: lanes are channels, rows are added in float32
+// within a block, and blocks are added in float64.
 
 inline constexpr int64_t kRowsInFloat = 32;
 
@@ -11,13 +11,13 @@ inline void add_lanes(V v, double* to) {
   for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] += static_cast<double>(lanes[i]);
 }
 
-// Where a comparison holds, as bool.
+// Stores the result of a comparison as bool.
 inline void store_truth(bool* to, Ints holds) {
   store_as(to, __builtin_convertvector(holds & 1, Bytes));
 }
 inline void store_truth(bool* to, bool holds) { *to = holds; }
 
-// `kVectors` vectors of channels of up to kRowsInFloat rows.
+// Handles `kVectors` vectors of channels over up to kRowsInFloat rows.
 template <class V, int kVectors>
 inline void moments_of(const float* x, int64_t rows, int64_t stride, double* sums, double* squares,
                        float* low, float* high) {
@@ -106,7 +106,7 @@ void paired_sums(const PairedRows& at, int64_t rows, int64_t channels) {
     paired_rows<false>(at, rows, channels);
 }
 
-// `kVectors` vectors of channels of up to kRowsInFloat rows.
+// Handles `kVectors` vectors of channels over up to kRowsInFloat rows.
 template <class V, class Bits, int kVectors>
 inline void rectified_of(const RectifiedRows& at, int64_t rows, int64_t stride) {
   constexpr int kLanes = sizeof(V) / sizeof(float);
@@ -124,10 +124,10 @@ inline void rectified_of(const RectifiedRows& at, int64_t rows, int64_t stride) 
       const int64_t i = r * stride + v * kLanes;
       const V sum =
           (load_as<V>(at.x + i) - mean[v]) * scale[v] + shift[v] + load_as<V>(at.residual + i);
-      const V y = sum <= V{} ? V{} : sum;  // a NaN stays, a negative zero does not
+      const V y = sum <= V{} ? V{} : sum;  // keeps NaN, turns -0 into 0
       store_as(at.out + i, y);
       if (at.positive != nullptr) store_truth(at.positive + i, y > V{});
-      // Those of a NaN are the greatest.
+      // The bits of a NaN are the greatest.
       const Bits bits = load_as<Bits>(&y) & 0x7fffffff;
       most[v] = bits > most[v] ? bits : most[v];
       least[v] = y < least[v] ? y : least[v];

@@ -1,5 +1,5 @@
-// The kernels of passes for one kind of vectors, in a table. See isa/common-inl.h for how it is
-// included.
+// The table of the kernels of passes for one kind of vectors. Included as isa/common-inl.h
+// describes.
 
 #include "passes/kernels/pool-inl.h"
 #include "passes/kernels/quantize-inl.h"

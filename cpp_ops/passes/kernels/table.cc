@@ -7,7 +7,7 @@ extern const PassKernels kAvx512Passes, kAvx2Passes;
 #endif
 extern const PassKernels kBaselinePasses;
 
-// Passes multiply no integers, so paths that differ in that alone share their kernels.
+// Passes multiply no integers, so paths that differ only in integer products share their kernels.
 const PassKernels& pass_kernels(Isa isa) {
   switch (isa) {
 #if defined(__x86_64__)

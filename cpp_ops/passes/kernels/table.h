@@ -1,4 +1,4 @@
-// The kernels that passes are made of, as a table of functions for each kind of vectors.
+// The kernels of passes, as a table of functions for each kind of vectors.
 #ifndef DFPJAX_PASSES_KERNELS_TABLE_H_
 #define DFPJAX_PASSES_KERNELS_TABLE_H_
 
@@ -8,10 +8,10 @@
 
 namespace dfpjax {
 
-// Rows [rows][channels] of g and x; centre, sums and products have one number per channel.
+// g and x are rows [rows][channels]; the others have one number per channel.
 struct PairedRows {
   const float *g, *x, *centre;
-  // Null, or: g is zero unless (x - centre) * scale + shift > 0.
+  // May be null. Otherwise g counts as zero unless (x - centre) * scale + shift > 0.
   const float *scale, *shift;
   double *sums, *products;
 
@@ -27,7 +27,7 @@ struct PairedRows {
   }
 };
 
-// Rows [rows][channels] of x, residual, out and positive; the others have one number per channel.
+// x, residual, out and positive are rows [rows][channels]; the others have one number per channel.
 struct RectifiedRows {
   const float *x, *residual, *mean, *scale, *shift;
   float* out;
@@ -54,33 +54,37 @@ struct Response {
   float k, alpha;
 };
 // The kernels of local response normalization need memory: kResponseRows rows of response_row
-// numbers, zero at first, since vectors read and write beyond the channels.
+// numbers, zero at first. Rows are longer than the channels, since vectors read and write beyond
+// these.
 inline constexpr int64_t kResponseRows = 3;
 inline int64_t response_row(int64_t channels, int64_t reach) { return channels + 2 * reach + 16; }
 
 struct PassKernels {
-  // Over rows [rows][channels]: adds the sums and the sums of squares of each channel, lowers and
-  // raises its least and greatest value, which leave NaNs out.
+  // For each channel of rows [rows][channels]: adds to its sum and sum of squares, and updates its
+  // least and greatest value, which ignore NaNs.
   void (*moments)(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
                   float* low, float* high);
-  // Likewise adds sums of g and of g * (x - centre).
+  // Likewise adds to the sums of g and of g * (x - centre).
   void (*paired_sums)(const PairedRows& at, int64_t rows, int64_t channels);
-  // out = max((x - mean) * scale + shift + residual, 0), and whether it is positive; lowers its
-  // least value, NaNs left out, and raises the bits of its greatest, where a NaN is the greatest.
+  // Computes out = max((x - mean) * scale + shift + residual, 0), and whether it is positive. For
+  // each channel, updates the least value, which ignores NaNs, and the bits of the greatest, where
+  // a NaN counts as the greatest.
   void (*rectified_sum)(const RectifiedRows& at, int64_t rows, int64_t channels);
-  // The greatest of the numbers' bits without their signs: infinity's or more if not all are
-  // finite.
+  // Returns the greatest of the bits of the numbers without their signs. It is at least the bits of
+  // infinity if not all numbers are finite.
   int32_t (*largest_magnitude)(const float* x, int64_t count);
   // out = x * first * second, rounded to the nearest, ties to even, and clamped to +-limit.
   void (*quantize)(const float* x, int64_t count, float first, float second, int32_t limit,
                    int16_t* out);
-  // Of `count` >= 1 pixels of so many channels: the maximum of each channel, NaN if one is NaN; and
-  // g added to `gradients` of the pixel that has the maximum, the first one of several.
+  // For each channel of `count` >= 1 pixels: the first kernel writes the maximum, or NaN if one
+  // value is NaN. The second adds g to the `gradients` of the pixel with the maximum, the first one
+  // of several.
   void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);
   void (*add_to_max_of_taps)(const float* const* taps, float* const* gradients, int count,
                              int64_t channels, const float* g);
 
-  // Of pixels [rows][channels]; see Response. And the gradient by x, for that of the result, g.
+  // The normalized pixels [rows][channels] (see Response), and the gradient with respect to x for
+  // the gradient g of the result.
   void (*local_response)(const Response& response, const float* x, int64_t rows, int64_t channels,
                          float* memory, float* out);
   void (*local_response_gradient)(const Response& response, const float* g, const float* x,
