@@ -22,8 +22,8 @@ int chain_length(Arguments* arguments) {
   return 2;
 }
 
-// What all handlers do. `saturated` is null for certified chains, `lengths` where their lengths are
-// not asked for.
+// The common part of all handlers. `saturated` is null for certified chains; `lengths` is null
+// unless the chain lengths are requested.
 ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated,
                const ffi::AnyBuffer* lengths, ffi::ThreadPool pool, ffi::Dictionary attributes) {
@@ -92,7 +92,7 @@ ffi::Error chain_lengths(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, 
   return run(a, b, ea, eb, c, nullptr, &*lengths, pool, attributes);
 }
 
-// The operands and the first result that all contractions have; `complete` adds the rest.
+// The operands and the first result of every contraction; `complete` adds the rest.
 auto contraction() {
   return ffi::Ffi::Bind()
       .Arg<ffi::AnyBuffer>()

@@ -1,4 +1,4 @@
-// What the XLA handlers share: the thread pool, the check of their arguments, and how they fail.
+// Shared by the XLA handlers: the thread pool, the checks of arguments, and errors.
 #ifndef DFPJAX_FFI_SUPPORT_H_
 #define DFPJAX_FFI_SUPPORT_H_
 
@@ -17,7 +17,7 @@ namespace dfpjax {
 
 namespace ffi = xla::ffi;
 
-// What a handler throws, as an error: XLA cannot pass exceptions on.
+// The error for what a handler throws, since XLA cannot propagate exceptions.
 inline ffi::Error error_of(const std::exception_ptr& exception) {
   Failure failure = describe(exception);
   const auto code = [&] {
@@ -52,7 +52,7 @@ using Handlers = std::vector<std::pair<const char*, XLA_FFI_Handler*>>;
 Handlers contraction_handlers();
 Handlers pass_handlers();
 
-// XLA's own pool, so that the machine is not oversubscribed.
+// XLA's own pool; a second one would oversubscribe the machine.
 class XlaExecutor : public Executor {
  public:
   XlaExecutor(ffi::ThreadPool* pool, int64_t limit)
@@ -67,8 +67,8 @@ class XlaExecutor : public Executor {
   int threads_;
 };
 
-// Takes the handler's arguments one by one and keeps what is wrong with the first bad one. XLA
-// would check types itself, but name an argument by its number.
+// Takes the handler's arguments one by one and keeps the error of the first bad one. XLA could
+// check the types itself, but its errors give only the number of an argument, not its name.
 class Arguments {
  public:
   explicit Arguments(ffi::Dictionary attributes) : attributes_(attributes) {}

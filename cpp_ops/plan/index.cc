@@ -18,7 +18,8 @@ Axis::Axis(const std::vector<Dim>& dims, int64_t Dim::* stride,
     levels_.push_back(level);
   }
   // The run grows from the innermost level outwards, as long as the next level continues it. A
-  // level that moves a window is its last, so the elements that exist are one stretch of the run.
+  // level that moves a window is the last one, so the elements that exist are one stretch of the
+  // run.
   outer_ = levels_.size();
   while (outer_ > 0 && run_window_ < 0) {
     const Level& level = levels_[outer_ - 1];
@@ -43,9 +44,9 @@ bool Axis::affine(int64_t* stride) const {
   return true;
 }
 
-// Visits indices [low, high) of the outermost `levels` levels in order, in stretches: visit(point,
-// steps, level) stands for `steps` indices, of which the first is at `point` and each of the others
-// one step of `level` further.
+// Visits indices [low, high) of the outermost `levels` levels in order, in stretches. visit(point,
+// steps, level) stands for `steps` indices: the first is at `point`, and each of the others is one
+// step of `level` further.
 template <typename F>
 void Axis::walk(int64_t low, int64_t high, size_t levels, Point point, F visit) const {
   const auto move = [&point](const Level& level, int64_t by) {

@@ -11,27 +11,27 @@
 
 namespace dfpjax {
 
-// One index of the operand: an element is at the sum of a point's and a run's offsets, with
-// coordinates that are sums as well.
+// One index of the operand. The offset of an element is the sum of the offsets of a point and a
+// run; its coordinates are sums as well.
 struct Point {
   int64_t offset;
   int32_t coord[kMaxWindows];
 };
 
 // Contiguous elements [start, start + length) of a flattened index, relative to the requested
-// range. If `window` >= 0, that coordinate grows by `coef` every `unit` elements, the first time
-// after `unit - phase` of them; the other coordinates are the same throughout.
+// range. If `window` >= 0, the coordinate of that window grows by `coef` every `unit` elements, for
+// the first time after `unit - phase` elements. The other coordinates are constant.
 struct Run {
-  int64_t start;  // 64 bits, since PackerB puts the runs of panels that are far apart in one list
+  int64_t start;  // 64 bits: PackerB lists runs of panels that are far apart
   int64_t offset;
   int32_t length;
   int32_t coord[kMaxWindows];
   int32_t window, coef;
   int64_t unit, phase;
-  int64_t last;  // by how many units the last element is ahead of the first
+  int64_t last;  // units from the first element to the last
 };
 
-// What packing needs to know of the windows, apart from points and runs.
+// The sizes of the windows, which packing needs besides points and runs.
 struct Bounds {
   int32_t count;
   int32_t size[kMaxWindows];
@@ -45,18 +45,18 @@ class Axis {
   Axis(const std::vector<Dim>& dims, int64_t Dim::* stride, const std::vector<Window>* windows);
 
   int64_t extent() const { return extent_; }
-  // Elements of the innermost contiguous stretch.
+  // The length of the innermost contiguous stretch.
   int64_t run_extent() const { return run_; }
-  // True if every index has offset i * stride for the returned stride.
+  // True if every index i has the offset i * stride; gives this stride.
   bool affine(int64_t* stride) const;
 
-  // Points [low, high); `origin` is added to each.
+  // Writes the points of [low, high), with `origin` added to each.
   void points(int64_t low, int64_t high, const Point& origin, Point* out) const;
   // An upper bound of the number of runs that cover `count` indices.
   int64_t max_runs(int64_t count) const { return std::min(count, count / run_ + 2); }
-  // Runs that cover [low, high); returns how many.
+  // Writes the runs that cover [low, high) and returns their number.
   int runs(int64_t low, int64_t high, Run* out) const;
-  // Offsets alone.
+  // Writes the offsets alone.
   void offsets(int64_t low, int64_t high, int64_t origin, int64_t* out) const;
   int64_t offset(int64_t i) const;
 

@@ -11,8 +11,8 @@ constexpr int64_t kVersion = 1;
 constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3;
 constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
 
-// The closed interval of the values that an address or a coordinate can take. Once one of them
-// overflows, the interval is inside of no other.
+// The closed interval of the values that an address or a coordinate can take. After an overflow it
+// is inside of no other interval.
 class Range {
  public:
   explicit Range(int64_t start) : low_(start), high_(start) {}
@@ -121,7 +121,8 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
       coord.add(d.coef, d.extent);
       moved.add(d.coef, d.extent);
     });
-    // Coordinates are kept in 32 bits, as are those that a point or a run adds, and one step more.
+    // Coordinates have 32 bits, and so do the summands from points and runs. Either may be computed
+    // one step further.
     constexpr int64_t kLimit = (int64_t{1} << 30) - 1;
     if (!coord.inside(-kLimit, kLimit) || !moved.inside(-kLimit, kLimit))
       return "plan: a window coordinate is out of range";
@@ -132,14 +133,14 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
     else
       a.add_scaled(coord, window.stride_a);
   }
-  // Addresses of padding are computed too, though never read.
+  // Addresses of padding are computed, too, but never read.
   constexpr int64_t kFarthest = int64_t{1} << 44;
   if (!anywhere.inside(-kFarthest, kFarthest)) return "a: an address overflows";
   if (reads_a && !a.inside(0, sizes.a - 1)) return "a: the plan reaches outside the operand";
   return "";
 }
 
-// Dimensions move the tensors that have them, and no others.
+// Checks that a dimension moves only the tensors that have it.
 std::string check_strides(const Part& p) {
   for (const Dim& d : p.m)
     if (d.stride_b != 0 || d.exp_b != 0) return "plan: a dimension of M moves B";

@@ -1,7 +1,7 @@
 // A plan: C[g,m,n] = 2^e sum_k A[g,m,k] B[g,k,n] over strided, possibly overlapping operands.
 //
-// Convolutions of every kind and dots are brought to this one form before they reach this library,
-// which therefore knows nothing about them.
+// Callers bring convolutions of every kind and dots to this form, so this library knows nothing
+// about them.
 #ifndef DFPJAX_PLAN_PLAN_H_
 #define DFPJAX_PLAN_PLAN_H_
 
@@ -11,7 +11,7 @@
 
 namespace dfpjax {
 
-// Fixed by the arithmetic, not by the machine: the tiles for which a chain length is certified.
+// The tiles for which a chain length is certified. The arithmetic fixes them, not the machine.
 inline constexpr int kTileRows = 6;
 inline constexpr int kPanelColumns = 64;
 inline constexpr int kBlock = 256;
@@ -27,7 +27,7 @@ struct Dim {
   int64_t coef;
 };
 
-// A coordinate of A that may leave [0, size); the element is then zero.
+// A coordinate of A that may be outside of [0, size); the element is then zero.
 struct Window {
   int64_t size, stride_a, offset;
 };
@@ -54,14 +54,12 @@ struct BufferSizes {
 std::string check_alignment(const int16_t* a, const int16_t* b, const float* c, const int32_t* ea,
                             const int32_t* eb);
 
-// Decodes and validates. Afterwards
-// - the parts have as many outputs together as there are, and every address that the plan can reach
-//   lies inside its buffer;
-// - the parts together have at most kMostProducts multiply-adds, so neither their number nor that
-// of
-//   outputs or of blocks of k overflows;
-// - a part's blocks_per_split is at most what the largest K has.
-// Returns an empty string, or what is wrong.
+// Decodes and validates a plan. Returns an empty string, or what is wrong. After success
+// - the parts together have one output for each element of the output buffer, and every address
+//   that the plan can reach lies inside its buffer;
+// - the parts together have at most kMostProducts multiply-adds, so the numbers of multiply-adds,
+//   of outputs and of blocks of k do not overflow;
+// - blocks_per_split of a part is at most the number of blocks in the largest possible K.
 std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& sizes,
                         std::vector<Part>* parts);
 

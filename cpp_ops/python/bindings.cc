@@ -1,4 +1,4 @@
-// The Python module; the only file that knows of Python, as the files in ffi/ alone know of XLA.
+// The Python module. Only this file knows Python, as only the files in ffi/ know XLA.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
@@ -50,8 +50,8 @@ nb::list isas() {
   return result;
 }
 
-// Keeps this thread on the i-th of the cores that it may use: two threads on one core, which a
-// scheduler may leave there for seconds, would halve what is measured.
+// Pins this thread to the i-th of the cores that it may use. A scheduler may leave two threads on
+// one core for seconds, which would halve the measured speed.
 void pin_to_core(int i) {
 #if defined(__linux__)
   cpu_set_t usable;
@@ -70,7 +70,8 @@ void pin_to_core(int i) {
 #endif
 }
 
-// Billions of multiply-adds per second that `threads` threads reach together, best of a few runs.
+// Billions of multiply-adds per second that `threads` threads reach together; the best of a few
+// runs.
 double peak(int64_t (*loop)(int64_t), int threads) {
   constexpr int64_t kIterations = 10'000'000;
   double best = 0;

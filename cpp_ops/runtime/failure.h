@@ -1,4 +1,4 @@
-// Exceptions as errors that a caller without exceptions can be given.
+// Turns exceptions into errors for callers that do not use exceptions.
 #ifndef DFPJAX_RUNTIME_FAILURE_H_
 #define DFPJAX_RUNTIME_FAILURE_H_
 

@@ -50,7 +50,8 @@ int64_t count_units(const Loop& loop) {
   return (loop.count + grain - 1) / grain;
 }
 
-// Indices of a stage that belong to one worker until another one has nothing left to do.
+// The units of a stage that one worker begins with. Other workers take from them when they have
+// nothing left to do.
 struct alignas(64) Share {
   std::atomic<int64_t> next;
   int64_t end;
@@ -58,7 +59,7 @@ struct alignas(64) Share {
 
 struct Progress {
   Progress(const Stage& stage, int workers) : shares(static_cast<size_t>(workers)) {
-    // In units of a loop's grain, so that a share is cut where a range is.
+    // In units of the grain of a loop, so shares end where ranges end.
     int64_t units = 0;
     for (const Loop& loop : stage) {
       grains.push_back(std::max<int64_t>(loop.grain, 1));
@@ -83,8 +84,8 @@ class Team {
     for (const Stage& stage : stages) progress_.emplace_back(stage, workers);
   }
 
-  // Works as long as there is something to do. The caller returns when all stages are complete;
-  // until then `stages` must stay alive.
+  // Works as long as there is something to do. For the caller, returns when all stages are
+  // complete; until then `stages` must stay alive.
   void work(bool caller) noexcept {
     const int worker = arrived_.fetch_add(1, std::memory_order_relaxed);
     DefaultFloatMode mode;
@@ -106,7 +107,7 @@ class Team {
     }
   }
 
-  // Once the caller has worked.
+  // Call this after work(true).
   void throw_failure() const {
     if (failure_ != nullptr) std::rethrow_exception(failure_);
   }
@@ -119,7 +120,7 @@ class Team {
   }
 
   void run(size_t stage, int64_t unit, int worker) {
-    if (failed_.load(std::memory_order_relaxed)) return;  // what later ranges need may be missing
+    if (failed_.load(std::memory_order_relaxed)) return;  // later ranges may lack their inputs
     const Progress& p = progress_[stage];
     const size_t at =
         static_cast<size_t>(std::upper_bound(p.ends.begin(), p.ends.end(), unit) - p.ends.begin());
@@ -132,7 +133,8 @@ class Team {
     }
   }
 
-  // Ranges that others have begun end soon: spinning for a moment costs less than sleeping at once.
+  // Ranges that others have begun end soon, so spinning for a moment costs less than sleeping at
+  // once.
   void wait(const Progress& p) {
     constexpr int kSpins = 4000;
     const auto complete = [&p] { return p.left.load(std::memory_order_acquire) == 0; };
@@ -163,13 +165,13 @@ void run_stages(Executor& executor, const std::vector<Stage>& stages) {
   }
   const int workers = static_cast<int>(std::min<int64_t>(executor.threads(), most));
   if (workers == 0) return;
-  // Helpers that come late still look at the team, so they share it.
+  // Late helpers still read the team, so they share its ownership.
   const auto team = std::make_shared<Team>(stages, workers);
   try {
     for (int i = 1; i < workers; ++i) executor.schedule([team] { team->work(false); });
   } catch (...) {
-    // Helpers that are scheduled already use `stages`, so the caller has to stay. It can do the
-    // work of those that are missing.
+    // Scheduled helpers already use `stages`, so the caller has to stay. It does the work of the
+    // missing helpers.
   }
   team->work(true);
   team->throw_failure();

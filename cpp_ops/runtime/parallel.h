@@ -1,4 +1,4 @@
-// Parallel loops on somebody else's thread pool.
+// Parallel loops on the thread pool of the caller.
 #ifndef DFPJAX_RUNTIME_PARALLEL_H_
 #define DFPJAX_RUNTIME_PARALLEL_H_
 
@@ -13,7 +13,7 @@ namespace dfpjax {
 class Executor {
  public:
   virtual ~Executor() = default;
-  virtual int threads() const = 0;  // that may work at the same time, the caller included
+  virtual int threads() const = 0;  // that may work at the same time, including the caller
   virtual void schedule(std::function<void()> task) = 0;
 };
 
@@ -28,9 +28,9 @@ struct Loop {
 // Loops that do not depend on each other.
 using Stage = std::vector<Loop>;
 
-// Runs the stages one after the other, each when the one before is complete.
+// Runs the stages one after the other, each when the previous one is complete.
 //
-// The calling thread works too, and workers wait only for ranges that another one has begun:
+// The calling thread works too. Workers wait only for ranges that another worker has begun, so
 // handlers that occupy all threads of a pool never wait for a helper that the pool cannot start.
 // Floating point is in its default mode (no flush to zero) inside bodies. If a body throws, ranges
 // that have not begun are skipped and the first exception is thrown again here.

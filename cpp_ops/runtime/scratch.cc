@@ -16,7 +16,7 @@
 namespace dfpjax {
 namespace {
 
-constexpr size_t kMaxBlocks = 256;  // so that looking for one takes no time
+constexpr size_t kMaxBlocks = 256;  // few enough to search quickly
 constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Block {
@@ -26,7 +26,7 @@ struct Block {
 
 struct Cache {
   std::mutex mutex;
-  std::list<Block> blocks;  // the one given back last comes first
+  std::list<Block> blocks;  // the most recently returned one comes first
   size_t bytes = 0;
 };
 
@@ -57,7 +57,7 @@ OutOfScratch::OutOfScratch(double bytes) {
 int64_t Scratch::array_bytes(std::initializer_list<int64_t> extents, size_t element) {
   double size = static_cast<double>(element);
   for (int64_t extent : extents) size *= static_cast<double>(extent);
-  // Far from where rounding to a page could overflow.
+  // This limit is far below sizes that overflow when they are rounded up to a page.
   if (size > static_cast<double>(std::numeric_limits<int64_t>::max() / 2)) throw OutOfScratch(size);
   auto bytes = static_cast<int64_t>(element);
   for (int64_t extent : extents) bytes *= extent;
@@ -71,7 +71,8 @@ Scratch::Scratch(int64_t bytes) {
   {
     Cache& c = cache();
     std::lock_guard<std::mutex> lock(c.mutex);
-    // A block up to twice too large will do; more would waste what another call needs.
+    // A block of up to twice the size will do. A larger one would waste memory that another call
+    // needs.
     auto best = c.blocks.end();
     for (auto it = c.blocks.begin(); it != c.blocks.end(); ++it)
       if (it->size >= size_ && it->size <= 2 * size_ &&
@@ -111,7 +112,7 @@ Scratch::~Scratch() {
     std::lock_guard<std::mutex> lock(c.mutex);
     c.blocks.splice(c.blocks.begin(), kept);
     c.bytes += size_;
-    // Those that have not been used for longest go first.
+    // The least recently used blocks go first.
     while (c.bytes > kScratchLimit || c.blocks.size() > kMaxBlocks) {
       c.bytes -= c.blocks.back().size;
       dropped.splice(dropped.begin(), c.blocks, std::prev(c.blocks.end()));

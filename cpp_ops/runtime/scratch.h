@@ -1,7 +1,7 @@
 // Scratch memory that is kept between calls: allocating it afresh would cost a page fault per page
 // on every call. All handlers share one cache. It keeps at most kScratchLimit bytes, whatever
-// shapes come and go, and frees the blocks that have not been used for longest first. A block of
-// more than kLargestKept bytes is not kept, since the others would have to go.
+// shapes come and go, and frees the least recently used blocks first. A block of more than
+// kLargestKept bytes is not kept, since most other blocks would have to go.
 #ifndef DFPJAX_RUNTIME_SCRATCH_H_
 #define DFPJAX_RUNTIME_SCRATCH_H_
 
@@ -15,7 +15,7 @@ namespace dfpjax {
 inline constexpr size_t kScratchLimit = size_t{512} << 20;
 inline constexpr size_t kLargestKept = kScratchLimit / 2;
 
-// There is not enough memory for a block; says how large it is.
+// Thrown if there is not enough memory for a block; says how large the block is.
 class OutOfScratch : public std::bad_alloc {
  public:
   explicit OutOfScratch(double bytes);
