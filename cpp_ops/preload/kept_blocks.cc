@@ -1,15 +1,17 @@
-// Keeps large blocks of memory in the process when they are freed, for the next one of that size.
+// Keeps large freed blocks of memory in the process, for the next allocation of the same size.
 //
-// A shared library for LD_PRELOAD, with glibc: it stands before malloc and its kin. XLA allocates
-// the temporaries of a step as one block of gigabytes, and glibc gives a block of that size back to
-// the system as soon as the step is over. In each step its pages are then made and cleared anew; in
-// a virtual machine that reports free pages to its host they may have to come from there, which
-// takes longer than the step's arithmetic. Blocks of kLeast bytes and more therefore come from one
-// region of addresses, as whole huge pages, and stay in memory when they are freed.
+// This is a shared library for LD_PRELOAD, for glibc: it overrides malloc and its relatives. XLA
+// allocates the temporaries of a step as one block of gigabytes, and glibc returns a block of that
+// size to the system as soon as the step is over. So in each step the system has to provide and
+// clear the pages again. A virtual machine that reports free pages to its host may have to get them
+// back from the host, which takes longer than the arithmetic of the step. Therefore blocks of
+// kLeast bytes and more come from one region of addresses, as whole huge pages, and stay in memory
+// when they are freed.
 //
 // The system may take the pages of a free block when it runs short of memory (MADV_FREE). A block
-// that nothing has wanted for half a minute is given back, and so is the oldest where the process
-// would otherwise have more than it ever had in use at once. All else is glibc's.
+// that has been free for half a minute is returned to the system. So is the oldest free block if
+// the process would otherwise have more memory than it ever had in use at once. glibc handles
+// everything else.
 #include <dlfcn.h>
 #include <errno.h>
 #include <malloc.h>
@@ -23,7 +25,7 @@
 #include <algorithm>
 #include <atomic>
 
-// glibc's own functions, by the names that are not preloaded.
+// glibc's own functions, under names that this library does not override.
 extern "C" {
 void* __libc_malloc(size_t);
 void __libc_free(void*);
@@ -31,8 +33,8 @@ void* __libc_realloc(void*, size_t);
 void* __libc_memalign(size_t, size_t);
 }
 
-// Headers may be older than the system. A system that is older than these refuses the former, and
-// treats an address with the latter as a hint.
+// The headers may be older than the system. A system that is older than these flags refuses
+// MADV_FREE, and treats the address with MAP_FIXED_NOREPLACE as a hint.
 #ifndef MADV_FREE
 #define MADV_FREE 8
 #endif
@@ -50,25 +52,25 @@ constexpr int64_t kIdle = 30'000'000'000;
 constexpr int64_t kPatience = 5'000'000;
 constexpr long kMoment = 50'000;
 constexpr int64_t kNever = -1;
-// Smaller requests do not look whether something has been idle for long.
+// Smaller requests do not check for idle blocks.
 constexpr size_t kNoticeable = 1024;
 
 enum class State : char {
   kFree,
   kUsed,
-  kLost,  // its addresses may be somebody else's now
+  kLost,  // its addresses may have another owner now
 };
 
 // A stretch of the region, in pages. Blocks cover the region in the order of addresses; the last
-// one is what no block has been made of yet. Blocks lie in the region's own mapping, but for used
-// ones that realloc has moved: each of those is a mapping of its own.
+// one is not divided into blocks yet. Blocks lie in the mapping of the region, except for used
+// blocks that realloc has moved: each of these has its own mapping.
 struct Block {
   size_t first, count;
   State state;
   bool moved;
-  bool awaited;        // in vain, since it was taken
+  bool awaited;        // a thread waited in vain for it since it was taken
   pthread_t taken_by;  // if used
-  int64_t freed_at;    // of a free one that has memory; else kNever
+  int64_t freed_at;    // if free and with memory; else kNever
 
   char* begin() const;
   size_t bytes() const { return count * kPage; }
@@ -79,9 +81,9 @@ Block blocks[kMostBlocks];
 int block_count = 0;
 char* region = nullptr;
 size_t region_bytes = 0;
-size_t most_used = 0;  // pages, at once
+size_t most_used = 0;  // the most pages in use at once
 bool can_move = true;
-// When the next block will have been idle for long, or earlier; kNever if none is.
+// No block becomes idle before this time; kNever if no free block has memory.
 std::atomic<int64_t> look_at{kNever};
 
 char* Block::begin() const { return region + first * kPage; }
@@ -111,7 +113,7 @@ void* map(void* address, size_t bytes, int flags) {
               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | flags, -1, 0);
 }
 
-// Before main: the addresses are reserved, and take no memory until they are used.
+// Runs before main. Reserves the addresses, which take no memory until they are used.
 __attribute__((constructor)) void reserve() {
   usable_in_glibc =
       reinterpret_cast<decltype(usable_in_glibc)>(dlsym(RTLD_NEXT, "malloc_usable_size"));
@@ -120,19 +122,19 @@ __attribute__((constructor)) void reserve() {
       static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t bytes = memory / kPage * kPage * 4;
   void* const all = map(nullptr, bytes + kPage, 0);
-  if (all == MAP_FAILED) return;  // all is glibc's
+  if (all == MAP_FAILED) return;  // glibc handles everything
   char* const first = static_cast<char*>(all) + (kPage - reinterpret_cast<size_t>(all) % kPage);
   madvise(first, bytes, MADV_HUGEPAGE);
   blocks[0] = {0, bytes / kPage, State::kFree, false, false, {}, kNever};
   block_count = 1;
   region = first;
   region_bytes = bytes;
-  // A child of a process with threads must not find the lock taken.
+  // A forked child must not find the lock held by a thread that it does not have.
   pthread_atfork([] { pthread_mutex_lock(&mutex); }, [] { pthread_mutex_unlock(&mutex); },
                  [] { pthread_mutex_unlock(&mutex); });
 }
 
-// The smallest free block of at least `count` and at most `most` pages, the last one left out.
+// The smallest free block of at least `count` and at most `most` pages, except the last block.
 Block* find(size_t count, size_t most) {
   Block* best = nullptr;
   for (Block* block = blocks; block < blocks + block_count - 1; ++block)
@@ -142,7 +144,7 @@ Block* find(size_t count, size_t most) {
   return best;
 }
 
-// Makes one of free neighbours among the first `count` blocks.
+// Merges free neighbours among the first `count` blocks.
 void merge(int count) {
   Block* last = blocks;
   for (Block* block = blocks + 1; block < blocks + block_count; ++block) {
@@ -156,7 +158,7 @@ void merge(int count) {
   block_count = static_cast<int>(last + 1 - blocks);
 }
 
-// Makes what lies beyond the first `count` pages a block of its own.
+// Splits a block after its first `count` pages.
 void split(Block* block, size_t count) {
   if (block->count == count) return;
   std::copy_backward(block, blocks + block_count, blocks + block_count + 1);
@@ -166,13 +168,13 @@ void split(Block* block, size_t count) {
   block->count = count;
 }
 
-// Gives the memory of a free block back to the system.
+// Returns the memory of a free block to the system.
 void release(Block* block) {
   madvise(block->begin(), block->bytes(), MADV_DONTNEED);
   block->freed_at = kNever;
 }
 
-// That of all that have been free for so long.
+// Releases all blocks that have been free for at least `nanoseconds`.
 void release_idle(int64_t nanoseconds) {
   const int64_t time = now();
   int64_t oldest = kNever;
@@ -187,8 +189,8 @@ void release_idle(int64_t nanoseconds) {
   look_at.store(oldest == kNever ? kNever : oldest + kIdle, std::memory_order_relaxed);
 }
 
-// No thread waits for the time to come: the next request does it, small or large. Until then the
-// system can have the memory.
+// Releases idle blocks. No thread waits for the time to do so: the next request of kNoticeable
+// bytes or more does it. Until then the system can take the pages.
 void look_after_idle() {
   const int64_t time = look_at.load(std::memory_order_relaxed);
   if (time == kNever || now(CLOCK_MONOTONIC_COARSE) < time) return;
@@ -196,8 +198,9 @@ void look_after_idle() {
   release_idle(kIdle);
 }
 
-// Before the process gets so many new pages: what it has must not become more than it had in use at
-// once, or now has with them. What was freed first goes first.
+// Call this before the process gets `count` new pages. It counts them as used and releases free
+// blocks, the oldest first, until used and kept pages together are no more than were ever used at
+// once.
 void make_room(size_t count) {
   size_t used = count, kept = 0;
   for (const Block* block = blocks; block < blocks + block_count; ++block) {
@@ -215,12 +218,13 @@ void make_room(size_t count) {
   }
 }
 
-// What steps take they take again, and the block that left a hole fits into it: holes stay as they
-// are while there is one of the size.
+// A free block of about `count` pages. Each step repeats the allocations of the last one, and a
+// block fits into the hole that it left. So holes of a similar size are taken as they are, not
+// merged.
 Block* find_similar(size_t count) { return find(count, count + count / 8); }
 
-// Whether a block of this size is about to be freed, as far as anyone can tell. The calling thread
-// cannot free what it took itself while it waits.
+// Whether a block of this size may be freed soon. Blocks of the calling thread do not count, since
+// it cannot free them while it waits.
 bool is_worth_waiting(size_t count) {
   const pthread_t self = pthread_self();
   return std::any_of(blocks, blocks + block_count, [&](const Block& b) {
@@ -229,8 +233,9 @@ bool is_worth_waiting(size_t count) {
   });
 }
 
-// The last step's block is often about to be freed, by another thread: better to wait a moment than
-// to hold two of them. Null if it was in vain; nobody waits for the same blocks again.
+// Another thread is often about to free the last step's block. Waiting for it for a moment is
+// better than holding two blocks. Returns null if the wait was in vain; no thread then waits for
+// the same blocks again.
 Block* wait_for_similar(size_t count) {
   Block* block = nullptr;
   const int64_t start = now();
@@ -249,7 +254,7 @@ Block* wait_for_similar(size_t count) {
 // A new free block of `count` pages; null if there is no room.
 Block* make_block(size_t count) {
   merge(block_count - 1);
-  // Something small would make a large hole useless for what left it.
+  // A small block would make a large hole useless for the block that left it.
   Block* block = find(count, 2 * count);
   Block* const last = blocks + block_count - 1;
   const auto fits = [&] {
@@ -257,7 +262,7 @@ Block* make_block(size_t count) {
   };
   if (block == nullptr) block = last;
   if (!fits()) {
-    // No room for more: whatever is free.
+    // There is no room for another block, so any free one has to do.
     merge(block_count);
     block = find(count, region_bytes);
     if (block == nullptr) block = blocks + block_count - 1;
@@ -284,7 +289,7 @@ void* take(size_t bytes) {
   return block->begin();
 }
 
-// The used block at an address of the region; null if the address is not ours any more.
+// The used block at an address of the region; null if the address is no longer ours.
 Block* find_used(const void* p) {
   const size_t first = static_cast<size_t>(static_cast<const char*>(p) - region) / kPage;
   Block* const end = blocks + block_count;
@@ -296,7 +301,7 @@ Block* find_used(const void* p) {
   return block->state == State::kUsed ? block : nullptr;
 }
 
-// Makes free addresses part of the region's own mapping again, without memory.
+// Makes the addresses of a block part of the mapping of the region again, without memory.
 void restore(Block* block, int flags) {
   void* const got = map(block->begin(), block->bytes(), flags);
   block->moved = false;
@@ -310,7 +315,7 @@ void restore(Block* block, int flags) {
   }
 }
 
-// Of a block whose pages the system has been told it may take.
+// Marks a block as free. The system already knows that it may take the pages.
 void set_free(Block* block) {
   if (block->moved) return restore(block, MAP_FIXED);
   block->state = State::kFree;
@@ -318,7 +323,7 @@ void set_free(Block* block) {
   release_idle(kIdle);
 }
 
-// The bytes that a block has; 0 if the address is not ours.
+// The size of the block at an address, in bytes; 0 if the address is not ours.
 size_t usable(const void* p) {
   if (!is_in_region(p)) return 0;
   Locked locked;
@@ -327,13 +332,14 @@ size_t usable(const void* p) {
 }
 
 void give(void* p, size_t bytes) {
-  // Before anyone else can write to it. Where the system does not know this, it is merely kept.
+  // This comes first, while no other thread can take the block and write to it. A system without
+  // MADV_FREE just keeps the pages.
   madvise(p, bytes, MADV_FREE);
   Locked locked;
   set_free(find_used(p));
 }
 
-// Takes the pages of a block to another place and adds to them.
+// Moves the pages of a block to a block of `count` pages. Returns null if it cannot.
 void* move(void* p, size_t count) {
   Block* const to = make_block(count);
   if (to == nullptr) return nullptr;
@@ -343,7 +349,7 @@ void* move(void* p, size_t count) {
   to->state = State::kUsed;
   if (mremap(p, from->bytes(), to->bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, to->begin()) ==
       MAP_FAILED) {
-    // The system may have unmapped the place all the same.
+    // The system may have unmapped the destination nevertheless.
     to->state = State::kLost;
     can_move = false;
     return nullptr;
@@ -355,7 +361,8 @@ void* move(void* p, size_t count) {
   return to->begin();
 }
 
-// A block with another number of pages, at the same place if possible. Null if it has to be copied.
+// Changes the number of pages of a block, in place if possible. Returns null if it has to be
+// copied.
 void* resize(void* p, size_t bytes) {
   const size_t count = pages(bytes);
   Locked locked;
@@ -368,7 +375,7 @@ void* resize(void* p, size_t bytes) {
   if (count <= block->count) return p;
   const size_t more = count - block->count;
   Block* const next = block + 1;
-  // Memory that lies there is somebody's hole.
+  // A free neighbour with memory is the hole of another block and stays.
   if (!block->moved && next < blocks + block_count && next->state == State::kFree &&
       next->freed_at == kNever && next->count > more) {
     make_room(more);
@@ -396,7 +403,7 @@ EXPORT void* malloc(size_t size) {
 EXPORT void free(void* p) {
   const size_t bytes = usable(p);
   if (bytes == 0) return __libc_free(p);
-  const int error = errno;  // which free leaves alone
+  const int error = errno;  // free must not change it
   give(p, bytes);
   errno = error;
 }
@@ -450,7 +457,7 @@ EXPORT size_t malloc_usable_size(void* p) {
   return bytes != 0 ? bytes : usable_in_glibc ? usable_in_glibc(p) : 0;
 }
 
-// Also gives all free blocks back, and forgets how much was ever in use.
+// Also releases all free blocks, and forgets how many pages were ever in use.
 EXPORT int malloc_trim(size_t pad) {
   {
     Locked locked;
