@@ -87,7 +87,7 @@ std::vector<int16_t> make_data(int64_t size, Data kind, std::mt19937* random) {
       case Data::kFull:
         v = r < 0 ? -32767 : 32767;
         break;
-      case Data::kLowest:  // no mantissa of ours, but sums must not wrap whatever comes
+      case Data::kLowest:  // never from quantization, but sums must not wrap
         v = r < 0.7f ? -32768 : 32767;
         break;
       case Data::kOutliers:
@@ -98,7 +98,7 @@ std::vector<int16_t> make_data(int64_t size, Data kind, std::mt19937* random) {
   return x;
 }
 
-// The longest chain that no signs can make overflow.
+// The longest chain that cannot overflow, whatever the signs.
 int64_t longest_bounded(const std::vector<int16_t>& a, const std::vector<int16_t>& b) {
   int64_t most_a = 1, most_b = 1;
   for (int16_t x : a) most_a = std::max<int64_t>(most_a, std::abs(x));
@@ -139,10 +139,10 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
       Counts saturated(1, 1), lengths(1, kChainLengths);
       Chains chains;
       chains.length = chain;
-      // Mantissas of 16 bits are bounded for chains of 2, but for -32768.
+      // With mantissas of 16 bits, chains of 2 cannot overflow, except for -32768.
       chains.bounded = chain > 0 && (chain == 2 || chain <= longest_bounded(a, b));
       chains.saturated = &saturated;
-      // Not always: the bits must be the same when nothing is counted.
+      // Counts only sometimes: the bits must be the same without counting.
       if (chain == 0 && threads != 1) chains.lengths = &lengths;
       if (threads == 0) {
         StuckExecutor executor;
@@ -391,7 +391,7 @@ void check_validation() {
 void check_alignments() {
   const char* const names[] = {"a:", "b:", "c:", "ea:", "eb:"};
   alignas(8) static const char memory[16] = {};
-  for (int bad = 0; bad < 6; ++bad) {  // the last one is none
+  for (int bad = 0; bad < 6; ++bad) {  // the last one misaligns nothing
     const auto at = [&](int i) { return static_cast<const void*>(memory + 4 + (i == bad)); };
     const std::string error =
         check_alignment(static_cast<const int16_t*>(at(0)), static_cast<const int16_t*>(at(1)),
@@ -401,7 +401,7 @@ void check_alignments() {
   }
 }
 
-// Two examples of two groups each, and what each of them counts.
+// Checks the counts for two examples of two groups each.
 void check_counts() {
   const Case t = dot(4, 1, 1, 1, false, false, false, 1);
   const std::vector<int64_t> code = encode(t.parts);
@@ -423,7 +423,7 @@ void check_counts() {
   expect(ok, "counts of examples");
 }
 
-// Tasks cover what they should, and every way to cut a part is taken by one of the cases below.
+// Checks that tasks cover the whole part, and that the cases below take every way to cut one.
 void check_blockings() {
   for (const Source source : {Source::kInPlace, Source::kAlongK, Source::kAlongM})
     for (const int64_t tiles : {1, 2, 17, 43, 1046})
@@ -494,7 +494,7 @@ void run_test(bool quick) {
   }
   for (const Case& t : cases)
     for (Data kind : kAllData) check(t, kind, 3, &random);
-  // Chains of a given length, all of them in turn on each kind of data.
+  // Chains of a given length: all lengths in turn on each kind of data.
   int chain = 2;
   for (const Case& t : cases)
     for (Data kind : kAllData) {
@@ -504,7 +504,7 @@ void run_test(bool quick) {
   // Outputs that bypass the caches.
   for (int64_t k : {0, 8})
     check(dot(1, 70000, 64, k, false, false, false, 1), Data::kMedium, 3, &random);
-  // Scales that leave the range of normal numbers, or of numbers.
+  // Scales outside of the range of normal numbers, or of all float32 numbers.
   for (int32_t e : {-150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
     for (const Case& t :
          {dot(1, 9, 20, 300, false, false, false, 1), dot(1, 9, 20, 300, false, false, false, 2),

@@ -1,5 +1,5 @@
-// What the tests of passes share: a pass on every path that this CPU supports, and what its results
-// are held against.
+// Shared by the tests of passes: runs a pass on every path that this CPU supports, and compares its
+// results.
 #ifndef DFPJAX_TESTS_EVERY_PATH_H_
 #define DFPJAX_TESTS_EVERY_PATH_H_
 
@@ -30,7 +30,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 
 template <class T = float>
 std::vector<T> room(int64_t size) {
-  return std::vector<T>(static_cast<size_t>(size), T{7});  // that is written to
+  return std::vector<T>(static_cast<size_t>(size), T{7});  // to be overwritten
 }
 
 inline Values normal(int64_t size, float mean, float deviation, std::mt19937* random) {
@@ -54,8 +54,8 @@ void on_every_path(Run run) {
   }
 }
 
-// Sums of float32 over 32 rows may err by so much, in units of the sum of magnitudes; and their
-// sum is rounded to float32.
+// The error that float32 sums over 32 rows may have, relative to the sum of magnitudes. It covers
+// the rounding of their total to float32.
 inline constexpr double kTolerance = 32 * 0x1p-24;
 
 inline bool near(float actual, double expected, double magnitudes) {

@@ -11,7 +11,7 @@
 
 namespace dfpjax {
 
-// Threads made for each task; a pool would hide tasks that run late.
+// Makes a thread for each task. A pool would hide tasks that run late.
 class TestExecutor : public Executor {
  public:
   explicit TestExecutor(int threads) : threads_(threads) {}

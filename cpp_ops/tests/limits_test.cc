@@ -42,7 +42,7 @@ Isa best() {
   return *find_isa("", &error);
 }
 
-// The panels of a block of B, as far apart as they would be in a B that is packed as a whole.
+// Packs the panels of one block of B as far apart as in a B that is packed as a whole.
 void check_packing() {
 #if defined(__linux__)
   const int64_t stride = kRepeats * PackerB::block_words(kPanelColumns, kBlock);
@@ -73,7 +73,7 @@ void check_packing() {
 #endif
 }
 
-// The whole contraction. Many threads cut 12 rows into two blocks, which would share B.
+// Runs the whole contraction. Many threads cut 12 rows into two blocks, which would share B.
 void check_contraction() {
   constexpr int64_t kRows = 12;
   constexpr int kThreads = 16;

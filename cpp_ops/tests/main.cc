@@ -20,7 +20,7 @@ void expect(bool right, const std::string& what) {
 
 }  // namespace dfpjax
 
-// Under the sanitizers, too, an allocation that fails returns null.
+// Makes failed allocations return null under the sanitizers, too.
 #define DFPJAX_EXPORTED __attribute__((visibility("default")))
 extern "C" {
 DFPJAX_EXPORTED const char* __asan_default_options() { return "allocator_may_return_null=1"; }

@@ -1,6 +1,5 @@
 // Runs the passes over activations on every path that this CPU supports, against plain loops.
-// Tensors are exactly as large as they are said to be, so that the sanitizers see every other
-// access.
+// Tensors have exactly their stated size, so the sanitizers see every access outside of them.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -153,7 +152,7 @@ void check_quantization(std::mt19937* random) {
       x[at] = special;
       check_quantize(x, 16);
     }
-  // Ties, and what rounds up to more than full scale.
+  // Ties, and numbers that round up to more than full scale.
   Values ties;
   for (int i = -70; i <= 70; ++i) ties.push_back(static_cast<float>(i) / 2);
   for (int bits = 2; bits <= 8; ++bits) check_quantize(ties, bits);
@@ -191,7 +190,7 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
         const float value = at == kOutside ? -kInfinity : x[static_cast<size_t>(at)];
         if (std::isnan(value) || value > most || (value == most && !std::signbit(value)))
           most = value;
-        // As XLA selects: the next one, unless the one before is at least as great.
+        // The rule of XLA: take the next value, unless the one before is at least as great.
         if (of_selected >= value) continue;
         selected = at;
         of_selected = value;
@@ -287,7 +286,7 @@ void check_responses(std::mt19937* random) {
       for (const int64_t reach : {0, 1, 2, 20})
         if (reach <= channels) check_response({reach, 2, 1e-2F}, rows, channels, random);
   check_response({2, 1, 1e-4F}, 5000, 16, random);  // several blocks of rows
-  check_response({2, 1, 1e-4F}, 3, 40000, random);  // a row is a block
+  check_response({2, 1, 1e-4F}, 3, 40000, random);  // each row is a block
 }
 
 void check_refusals() {

@@ -1,5 +1,5 @@
 // Runs the passes that rectify on every path that this CPU supports, against plain loops. Tensors
-// are exactly as large as they are said to be, so that the sanitizers see every other access.
+// have exactly their stated size, so the sanitizers see every access outside of them.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -18,7 +18,7 @@
 namespace dfpjax {
 namespace {
 
-// x[groups][rows][channels], a residual or cotangents, and what there is for each channel.
+// x[groups][rows][channels], a residual or cotangents, and numbers for each channel.
 struct Operands {
   ChannelShape shape;
   Values x, other, mean, scale, shift;
@@ -51,7 +51,7 @@ std::string words(const std::string& name, const ChannelShape& shape) {
          std::to_string(shape.channels);
 }
 
-// Which NaN it is does not matter, which zero does.
+// All NaNs are the same, but the two zeros are not.
 bool same(float a, float b) {
   return (std::isnan(a) && std::isnan(b)) || std::memcmp(&a, &b, sizeof a) == 0;
 }
@@ -76,7 +76,7 @@ void check_sum(const Operands& in) {
     for (const bool masked : {true, false}) {
       const std::string where = words(name, shape) + (masked ? "" : ", without a mask");
       Values actual(size, 7.0F), least(results, 7.0F), most(results, 7.0F);
-      // Bytes, of which the sanitizers let nothing but 0 and 1 be read as bool.
+      // The sanitizers reject a bool whose byte is neither 0 nor 1.
       const std::unique_ptr<bool[]> positive(new bool[size]());
       const Rectified operands{in.x.data(), in.other.data(), in.mean.data(), in.scale.data(),
                                in.shift.data()};
@@ -141,7 +141,7 @@ void check_special(bool quick, std::mt19937* random) {
     }
 }
 
-// Numbers that are subnormal, zeros of both signs, and what is exactly zero once it is added.
+// Subnormal numbers, zeros of both signs, and sums that are exactly zero.
 void check_small(std::mt19937* random) {
   const ChannelShape shape{1, 300, 37};
   for (const float scale : {1e-38F, 1e-40F, 1e-44F}) {

@@ -8,7 +8,8 @@
 namespace dfpjax {
 namespace {
 
-// Adds the contribution of flattened index i over `dims`.
+// The offsets and window coordinates of an element. `add` moves it to flattened index i over
+// `dims`.
 struct Position {
   int64_t a, b, c, ea, eb;
   int64_t coord[kMaxWindows];
@@ -117,7 +118,7 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
                 int64_t sum = 0;
                 for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
                 if (fixed_chain == 0 && chain == 2) {
-                  // Two products are exact, also -32768^2 twice, which is more than an int32 holds.
+                  // Two products stay exact, even if both are (-32768)^2, which exceeds an int32.
                 } else if (sum != static_cast<int32_t>(sum)) {
                   if (fixed_chain == 0) std::abort();  // the certificate is wrong
                   ++counts->saturated;

@@ -14,7 +14,7 @@ struct ReferenceCounts {
   std::array<int64_t, kChainLengths> lengths{};  // multiply-accumulates with chains of 256, ..., 2
 };
 
-// Chains of `chain` products, saturated, or certified ones if it is 0.
+// Sums chains of `chain` products and saturates them; if `chain` is 0, sums certified chains.
 ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& operands, int chain);
 
 }  // namespace dfpjax

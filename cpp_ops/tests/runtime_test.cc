@@ -1,4 +1,4 @@
-// Stages of loops that fail or have fewer helpers than they ask for, and the cache of scratch
+// Tests stages of loops that fail or get fewer helpers than they request, and the cache of scratch
 // memory.
 #include <array>
 #include <atomic>
@@ -47,7 +47,7 @@ void check_failing_executor() {
     std::array<std::atomic<int>, 100> visits{};
     FailingExecutor executor(most);  // it outlives the stages, as XLA's pool does
     {
-      // Stages on the heap, where the address sanitizer sees a helper that comes too late.
+      // Stages are on the heap, where the address sanitizer sees accesses of a late helper.
       const auto body = [&](int, int64_t low, int64_t high) {
         for (int64_t i = low; i < high; ++i) ++visits[static_cast<size_t>(i)];
         std::this_thread::sleep_for(std::chrono::microseconds(500));
@@ -61,7 +61,7 @@ void check_failing_executor() {
   }
 }
 
-// What is thrown where run_stages was called, if a body throws `thrown`.
+// The message of the exception that run_stages throws if a body throws `thrown`.
 template <class Exception>
 std::string message_after(const Exception& thrown, int threads) {
   TestExecutor executor(threads);

@@ -1,5 +1,5 @@
-// Calls a fuzz target where there is no libFuzzer, with random inputs that are the same in every
-// run, for -max_total_time=SECONDS. -input=NUMBER repeats one of them.
+// Calls a fuzz target where there is no libFuzzer. The inputs are random, but the same in every
+// run. -max_total_time=SECONDS limits the run; -input=NUMBER repeats one input.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>

@@ -26,7 +26,7 @@ namespace {
 constexpr int64_t kMostWork = 300000;      // multiply-adds of plans that are run
 constexpr int64_t kMostElements = 200000;  // of a buffer
 
-// Numbers from the input; zeros where it ends.
+// Reads numbers from the input, and zeros after its end.
 class Bytes {
  public:
   Bytes(const uint8_t* data, size_t size) : data_(data), end_(data + size) {}
@@ -59,8 +59,8 @@ std::vector<int64_t> arbitrary_code(Bytes* in) {
   return code;
 }
 
-// Strides of a dense tensor with these dimensions, in an order that the input chooses; returns how
-// many elements it has.
+// Sets the strides of a dense tensor with these dimensions, in an order that the input chooses.
+// Returns the number of its elements.
 int64_t dense(Bytes* in, std::vector<Dim*> dims, int64_t Dim::* stride, bool keep_last) {
   for (size_t i = dims.size(); i > (keep_last ? 2u : 1u); --i)
     std::swap(dims[i - (keep_last ? 2 : 1)],
@@ -73,7 +73,7 @@ int64_t dense(Bytes* in, std::vector<Dim*> dims, int64_t Dim::* stride, bool kee
   return size;
 }
 
-// A part that is likely to be accepted; its outputs begin at *base_c.
+// Writes a part that is likely to be accepted; its outputs begin at *base_c.
 void put_part(Bytes* in, int64_t* base_c, bool* disjoint, std::vector<int64_t>* code) {
   constexpr int64_t kExtents[] = {1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 32, 64, 65, 100, 256, 300, 0};
   const bool lanes = in->one_in(4);
@@ -123,7 +123,7 @@ void put_part(Bytes* in, int64_t* base_c, bool* disjoint, std::vector<int64_t>* 
     for (Dim* d : refer({&g, &m, &n})) d->stride_c = in->number();
     *disjoint = false;
   }
-  // The base with which the least address is 0.
+  // The base that makes the least address 0.
   const auto base = [](const std::vector<Dim*>& dims, int64_t Dim::* stride) {
     int64_t low = 0;
     for (const Dim* d : dims)
@@ -225,7 +225,7 @@ void run(Bytes* in, const std::vector<Part>& parts, const BufferSizes& sizes, bo
 }  // namespace
 }  // namespace dfpjax
 
-// Inputs that were plans and ran, for the driver to report.
+// The number of inputs that were plans and ran; the driver reports it.
 extern "C" {
 uint64_t plans_run = 0;
 }
