@@ -151,7 +151,7 @@ ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
 
 using Sizes = ffi::Span<const int64_t>;
 
-// `windows` holds the window, stride and padding of the height, then those of the width.
+// `windows` holds the window, stride and padding of the height, then of the width.
 Pool pool_of(const Floats& in, const Floats& out, Sizes windows) {
   const auto axis = [&](size_t i) {
     const int64_t* const w = windows.begin() + 3 * (i - 1);

@@ -40,7 +40,7 @@ struct Part {
   Mode mode;
   int64_t base_a, base_b, base_c;
   int64_t blocks_per_split;
-  std::vector<Dim> g, m, n, k;  // outermost first; those of extent 1 are left out
+  std::vector<Dim> g, m, n, k;  // outermost first, without dimensions of extent 1
   std::vector<Window> windows;
   int64_t G, M, N, K;  // extents of the flattened indices
 };

@@ -33,7 +33,7 @@ using Stage = std::vector<Loop>;
 // The calling thread works too. Workers wait only for ranges that another worker has begun, so
 // handlers that occupy all threads of a pool never wait for a helper that the pool cannot start.
 // Floating point is in its default mode (no flush to zero) inside bodies. If a body throws, ranges
-// that have not begun are skipped and the first exception is thrown again here.
+// that have not begun are skipped, and run_stages rethrows the first exception.
 void run_stages(Executor& executor, const std::vector<Stage>& stages);
 
 }  // namespace dfpjax

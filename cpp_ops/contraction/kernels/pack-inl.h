@@ -49,8 +49,8 @@ inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run
   return {static_cast<int>(low), static_cast<int>(high)};
 }
 
-// The least and the greatest distance of the coordinates of some runs from those of their point,
-// for each window.
+// For each window, the least and the greatest difference between the coordinates of some runs and
+// the coordinates of their point.
 struct Reach {
   int32_t low[kMaxWindows], high[kMaxWindows];
 };

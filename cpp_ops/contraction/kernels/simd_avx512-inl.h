@@ -133,7 +133,7 @@ struct Avx512 {
     maxima[level] = max(maxima[level], sums);
     return sums;
   }
-  // The sums of neighbouring 128-bit lanes: those of x, then those of y.
+  // The sums of neighbouring 128-bit lanes, first of x, then of y.
   static I add_lanes(I x, I y) {
     return add(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
   }

@@ -59,8 +59,8 @@ struct ContractionKernels {
   void (*pack_rows)(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
                     const Run* runs, int run_count, int16_t* out, int64_t stride);
   // Packs words of two k to out[(k/2) * stride + start + i], i within a run, then `padding` zeros
-  // after the last run. Points are k; runs go along the rows. `zeros` holds at least as many zeros
-  // as the longest run has elements; `edge` has room for twice this number.
+  // after the last run. Points are k; runs go along the rows. `zeros` is at least as long as the
+  // longest run, and `edge` twice as long.
   void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                      const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
                      int32_t* out, int64_t stride, int padding);

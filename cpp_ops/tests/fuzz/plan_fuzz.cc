@@ -1,5 +1,5 @@
-// Plans made of arbitrary bytes: whatever decode_plan accepts must run inside its buffers, which
-// are as small as it allows, and give the reference's bits.
+// Makes plans from arbitrary bytes. Every plan that decode_plan accepts must run inside its
+// buffers, which are as small as it allows, and give the bits of the reference.
 //
 // Build with -DDFPJAX_BUILD_FUZZER=ON; libFuzzer calls LLVMFuzzerTestOneInput, or driver.cc where
 // the compiler has none.
