@@ -20,7 +20,8 @@ program. Under all transformations they are compared in the programs of `THOROUG
 `NESTED` is checked for every kind wherever all programs are.
 
 The transform treats convolutions and dot products alike. So most cells that differ from a dot product's only
-in the operation are in the tier `slow`. `_checks` says how, and in which tier, each cell is checked.
+in the operation are in the tier `slow`. So are second derivatives and Jacobians in all but the plain program.
+`_checks` says how, and in which tier, each cell is checked.
 """
 
 import pytest
@@ -54,7 +55,7 @@ def _quick_cells(name: str, kind: str) -> dict[str, bool]:
     if kind == CONV.name:
         return dict.fromkeys(everywhere, False)
     if kind == DENSE.name and name != "plain":
-        return dict.fromkeys(cells, False) | everywhere
+        return {t: False for t in cells if not TRANSFORMATIONS[t].traces_long} | everywhere
     return cells if kind == DENSE.name else everywhere
 
 

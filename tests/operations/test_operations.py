@@ -9,8 +9,6 @@ from cases import CASES, COMPILED_QUICKLY
 
 from dfpjax.operations import conv_general_dilated, dot_general
 
-pytestmark = pytest.mark.optimized
-
 JAX = {conv_general_dilated: jax.lax.conv_general_dilated, dot_general: jax.lax.dot_general}
 
 
@@ -64,10 +62,9 @@ def test_more_accurate_than_bfloat16():
     assert 16 * oracle.relative_error(ours(x, w), exact) < oracle.relative_error(bfloat16, exact)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("matmul", "depthwise")]
-
-
-@pytest.mark.parametrize("name", ["3x3_strided", *SLOW])
+@pytest.mark.slow
+@pytest.mark.optimized
+@pytest.mark.parametrize("name", ["3x3_strided", "matmul", "depthwise"])
 def test_the_reference_lowering_gives_the_same_bits(name):
     ours, _, operands = pair(name)
     results = []
