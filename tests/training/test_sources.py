@@ -277,7 +277,6 @@ def test_fake_images_are_the_same_for_ever_and_tell_their_class(make_config):
         ("train[3:5]", [3, 4]),
         ("train[-2:]+test[1:]", [8, 9, 101, 102]),
         ("test[:50%]+train[:10%]+test[2:]", [100, 101, 0, 102]),
-        ("train[5:5]", []),
     ],
 )
 def test_a_split_expression_selects_examples_in_its_order(split, numbers):

@@ -1,6 +1,7 @@
 """A model for tests in which the model does not matter."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
@@ -18,7 +19,7 @@ class Tiny(nn.Module):
         x = nn.Conv(8, (3, 3), strides=2, dtype=self.dtype)(images)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
         x = nn.Dropout(0.3, deterministic=not train)(x.reshape(len(x), -1))
-        return nn.Dense(self.classes, dtype=self.dtype)(x)
+        return nn.Dense(self.classes, dtype=self.dtype)(x).astype(jnp.float32)
 
 
 MODEL = "tiny"
