@@ -71,9 +71,11 @@ def test_a_program_without_any_runs(mode):
 
 def test_an_operand_that_holds_a_nan_is_named_by_its_operation():
     fun = mixed_precision(lambda x, w: x @ w, FORCED)
-    x = X.at[0, 0].set(jnp.nan)
+    # Shapes of its own: JAX looks for NaNs when it dispatches an operation for the first time, and a call
+    # that it can repeat without Python depends on state of the whole process.
+    x, w = normal(2, 5, 7).at[0, 0].set(jnp.nan), normal(3, 7, 3)
     with debugging("jax_debug_nans"), pytest.raises(FloatingPointError, match=r"nan.*dfp_contract"):
-        fun(x, W)
+        fun(x, w)
 
 
 def test_checkify():
