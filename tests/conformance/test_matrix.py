@@ -19,9 +19,9 @@ takes far longer than tracing, so values are compared in fewer cells. Under tran
 program. Under all transformations they are compared in the programs of `THOROUGH` around the two operations.
 `NESTED` is checked for every kind wherever all programs are.
 
-The transform treats convolutions and dot products alike. So most cells that differ from a dot product's only
-in the operation are in the tier `slow`. So are second derivatives and Jacobians in all but the plain program.
-`_checks` says how, and in which tier, each cell is checked.
+The first tier has all transformations of the plain program around a dot product, and in every other row those
+marked `everywhere`, by jaxprs alone around a convolution. The tier `slow` has the other cells. `_checks` says
+how, and in which tier, each cell is checked.
 """
 
 import pytest
@@ -54,9 +54,7 @@ def _quick_cells(name: str, kind: str) -> dict[str, bool]:
     everywhere = {t: values for t, values in cells.items() if TRANSFORMATIONS[t].everywhere}
     if kind == CONV.name:
         return dict.fromkeys(everywhere, False)
-    if kind == DENSE.name and name != "plain":
-        return {t: False for t in cells if not TRANSFORMATIONS[t].traces_long} | everywhere
-    return cells if kind == DENSE.name else everywhere
+    return cells if (name, kind) == ("plain", DENSE.name) else everywhere
 
 
 def _checks(name: str, kind: str, tier: str) -> dict[str, bool]:

@@ -62,9 +62,6 @@ class Transformation:
     everywhere: bool = False
     """Values are compared in every program, not only in some."""
 
-    traces_long: bool = False
-    """Derivatives of derivatives and Jacobians, which take half of the time that all take to trace."""
-
     eager: bool = False
     """Run without `jax.jit`."""
 
@@ -149,9 +146,9 @@ def scanned(f: Callable) -> Callable:
 
 _FORWARD = {"needs": ("forward",), "order": 1, "takes": "wxvu"}
 _REVERSE = {"needs": ("reverse",), "order": 1}
-_SECOND = {"needs": ("reverse", "forward"), "order": 2, "takes": "wxvu", "traces_long": True}
-_ALONG_REVERSE = {"needs": ("reverse", "batching"), "order": 1, "takes": "wxvut", "traces_long": True}
-_ALONG_FORWARD = {"needs": ("forward", "batching"), "order": 1, "takes": "wxvut", "traces_long": True}
+_SECOND = {"needs": ("reverse", "forward"), "order": 2, "takes": "wxvu"}
+_ALONG_REVERSE = {"needs": ("reverse", "batching"), "order": 1, "takes": "wxvut"}
+_ALONG_FORWARD = {"needs": ("forward", "batching"), "order": 1, "takes": "wxvut"}
 
 _TABLE: list[tuple[str, Callable, dict]] = [
     # value
@@ -242,13 +239,7 @@ _TABLE: list[tuple[str, Callable, dict]] = [
     (
         "jvp(grad(mixed(f)))",
         lambda s, mixed: forward_over_reverse(mixed(s.f)),
-        _SECOND
-        | {
-            "needs": ("reverse",),
-            "same_as": "grad(grad(mixed(f)))",
-            "recomputes": True,
-            "traces_long": False,
-        },
+        _SECOND | {"needs": ("reverse",), "same_as": "grad(grad(mixed(f)))", "recomputes": True},
     ),
     (
         "grad(jvp(mixed(f)))",

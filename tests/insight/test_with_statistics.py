@@ -111,8 +111,15 @@ def test_the_forward_pass():
         assert (layer.output_gradient, layer.error, layer.dgrad_error, layer.wgrad_error) == (None,) * 4
 
 
-@pytest.mark.parametrize("inner", [False, True])
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize(
+    ("inner", "remat"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 def test_value_and_grad_inside(inner, remat):
     fun = dfpjax.mixed_precision(loss, FORCED) if inner else loss
     fun = jax.checkpoint(fun) if remat else fun

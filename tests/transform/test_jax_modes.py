@@ -1,5 +1,7 @@
 """Programs under JAX's stricter modes and debugging switches, which the library itself must not trigger."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,20 +27,31 @@ MODES = {
 }
 
 
+@functools.cache
+def float32_gradients(subject):
+    return jax.jit(grad(subject.f))(*arguments(subject.kind, "wx"))
+
+
+# The first tier has every mode with one program.
+QUICK = "scan_of_remat"
+SUBJECTS = [("residual_net", CONV), (QUICK, DENSE), ("custom_vjp", DENSE), ("custom_jvp", CONV)]
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("program", "kind"),
+    "subject",
     [
-        ("residual_net", CONV),
-        ("scan_of_remat", DENSE),
-        ("custom_vjp", DENSE),
-        ("custom_jvp", CONV),
+        pytest.param(
+            Subject(PROGRAMS[program], kind),
+            id=f"{program}-{kind.name}",
+            marks=() if program == QUICK else pytest.mark.slow,
+        )
+        for program, kind in SUBJECTS
     ],
-    ids=lambda value: getattr(value, "name", value),
 )
-def test_gradients(mode, program, kind):
-    subject, args = Subject(PROGRAMS[program], kind), arguments(kind, "wx")
-    expected = grad(subject.f)(*args)
+def test_gradients(mode, subject):
+    args = arguments(subject.kind, "wx")
+    expected = float32_gradients(subject)
     with MODES[mode]():
         for transformed in (grad(MIXED(subject.f)), MIXED(grad(subject.f))):
             actual = jax.jit(transformed)(*args)

@@ -154,7 +154,12 @@ def test_vmap():
 
 
 @pytest.mark.parametrize(
-    "policy", [Policy(default=None), Policy(), FORCED], ids=["float32", "default", "forced"]
+    "policy",
+    [
+        pytest.param(Policy(default=None), id="float32", marks=pytest.mark.slow),
+        pytest.param(Policy(), id="default"),
+        pytest.param(FORCED, id="forced"),
+    ],
 )
 @pytest.mark.parametrize("fun", PROGRAMS)
 def test_gradients_are_traced(fun, policy):
