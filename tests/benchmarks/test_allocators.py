@@ -70,6 +70,7 @@ def test_every_setting_can_be_chosen(name):
     )
 
 
+@pytest.mark.slow
 def test_setting_reaches_the_process():
     """A worker has the variables of its own setting and of no other."""
     setting = allocators.SETTINGS["glibc keeps"]

@@ -40,7 +40,13 @@ def test_the_best_path_is_the_default():
     assert done.stdout.strip() == f"{dfpjax.runtime_info().usable[0]}: the best path that this CPU can run"
 
 
-@pytest.mark.parametrize("isa", dfpjax.runtime_info().usable)
+@pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(isa, marks=() if isa == "portable" else pytest.mark.slow)
+        for isa in dfpjax.runtime_info().usable
+    ],
+)
 def test_the_environment_chooses(isa):
     done = run(isa)
     assert done.returncode == 0, done.stderr

@@ -180,6 +180,7 @@ def test_bad_arguments_are_refused(arguments, message):
         launch.parse(arguments)
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_a_program_that_launches_itself_does_so_once(tmp_path):
     file = tmp_path / "program.py"
@@ -199,6 +200,7 @@ dot(1024), dot(16384), dot(32768)
 """
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_the_library_says_once_what_is_missing(tmp_path):
     file = tmp_path / "program.py"

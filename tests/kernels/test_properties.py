@@ -122,6 +122,7 @@ def check_product(problem, data, seed):
     check(dot_general, jax.lax.dot_general, *problem, data, seed)
 
 
+@pytest.mark.slow
 @few_examples
 @given(products(), kinds, seeds)
 def test_products(problem, data, seed):

@@ -113,7 +113,10 @@ SCALED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "which", "axis", "out_axis"), SCALED)
+SCALED_IN_TIERS = [in_tiers(case, quick=case[0] in ("matmul", "3x3_strided", "depthwise")) for case in SCALED]
+
+
+@pytest.mark.parametrize(("name", "which", "axis", "out_axis"), SCALED_IN_TIERS)
 def test_slices_of_very_different_scales(name, which, axis, out_axis):
     """Scales from 1e−30 to 1e30. The loss undoes them, as a normalization would, so each slice's cotangents
     have the reciprocal scale."""

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
 from dfpjax.operations import conv_general_dilated
@@ -39,6 +41,7 @@ def run(threads: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_many_independent_operations_in_one_program_on_one_two_and_four_threads():
     results = [run(threads) for threads in (1, 2, 4) if threads <= len(os.sched_getaffinity(0))]
     assert len(set(results)) == 1

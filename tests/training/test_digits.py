@@ -69,6 +69,7 @@ def test_tfds_finds_the_prepared_dataset(digits, data_dir):
     assert source[0]["image"].dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_several_processes_may_prepare_at_once_and_need_no_tensorflow(tmp_path):
     program = """
 import sys

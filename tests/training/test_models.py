@@ -289,7 +289,7 @@ def _contractions(jaxpr: Jaxpr) -> list[JaxprEqn]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_every_model_computes_in_its_dtype(name, dtype):
     model = MODELS[name](classes=7, dtype=dtype)
     variables = _shapes(model, _image_shape(name))

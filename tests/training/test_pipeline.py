@@ -103,6 +103,7 @@ def test_a_run_may_begin_where_no_run_has_come_to():
     _assert_equal(later[2:], _train(dataset, 2, seed=3, start_step=4 * 10**9 + 2))
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing():
     alone, shared = (_dataset(max_shift=2, flip=True, image_size=6, workers=workers) for workers in (0, 2))
     expected = _train(alone, 10, seed=3)

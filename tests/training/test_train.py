@@ -89,6 +89,7 @@ def test_a_seed_decides_everything_and_several_make_a_row_each(make_config, tmp_
     assert rows[-1][3].strip() == f"{mean:.2%}"
 
 
+@pytest.mark.slow
 def test_statistics_are_recorded_and_drawn_and_change_nothing(make_config, tmp_path):
     (plain,), _ = _train(make_config(precision="dfp16"), tmp_path / "plain")
     assert not list(tmp_path.glob("plain/statistics*"))

@@ -91,6 +91,7 @@ def test_a_place_without_weights_is_an_error(variables, tmp_path):
         load_weights(tmp_path / "other", variables)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_weights_that_are_evaluated_and_started_from(make_config, tmp_path):
     settings = {"model": MODEL, "train_split": "train[:512]", "warmup": 0.0}
     (result,), _ = _train(make_config(**settings, export_weights="dfp16"), tmp_path / "first")
