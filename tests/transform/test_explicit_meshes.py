@@ -374,6 +374,7 @@ def test_statistics():
     (value, statistics), (expected, alike) = measured(*args), measured(*map(np.asarray, args))
     assert [jax.typeof(g) for g in value] == [jax.typeof(x) for x in args]
     assert relative_error(value, expected) < 1e-6
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), statistics, alike)
+    # The errors are differences of results that float32 rounds in another order on two devices.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), statistics, alike)
     ops = dfpjax.explain(net, *args, policy=FORCED).ops
     assert [op.dtype for op in ops] == ["dfp16"] * 2
