@@ -39,9 +39,7 @@ def assert_same_bits(a, b):
 # One operand for each kind of operation, all of them for a convolution and a dot product.
 QUICK = ("grouped", "matmul")
 MAPPED = [
-    pytest.param(
-        name, mapped, marks=() if mapped == "lhs" or name in ("grouped", "matmul") else pytest.mark.slow
-    )
+    pytest.param(name, mapped, marks=() if mapped == "lhs" or name in QUICK else pytest.mark.slow)
     for name in ("3x3", "3x3_strided", "grouped", "depthwise", "matmul", "attention", "vecmat", "inner")
     for mapped in ("lhs", "rhs", "both", "trailing")
 ]
