@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
+from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.operations.passes import moments, paired_sums, series_in_hlo
 
 
@@ -86,7 +87,7 @@ def expression(name: str, fun) -> Primitive:
     the transpose and the abstract evaluation."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
-    mlir.register_lowering(primitive, mlir.lower_fun(fun, multiple_results=False))
+    mlir.register_lowering(primitive, lower_fun(fun, multiple_results=False))
     batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
     ad.primitive_jvps[primitive] = functools.partial(_expression_jvp, primitive, fun)
     _compat.jet_rules[primitive] = functools.partial(series_in_hlo, fun)

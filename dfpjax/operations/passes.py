@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
+from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
 from dfpjax.numbers.format.quantize import quantize_whole_in_hlo, quantize_whole_p
 
@@ -25,8 +26,8 @@ def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable)
     """Lower to `native` on a CPU in programs that are not partitioned, else to `in_hlo`. Both are called as
     `fun(*operands, **params)`."""
     several = primitive.multiple_results
-    plainly = mlir.lower_fun(in_hlo, multiple_results=several)
-    natively = mlir.lower_fun(native, multiple_results=several)
+    plainly = lower_fun(in_hlo, multiple_results=several)
+    natively = lower_fun(native, multiple_results=several)
 
     def lower(ctx, *operands, **params):
         fun = plainly if _compat.is_partitioned(ctx) else natively
@@ -41,9 +42,13 @@ def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bo
     primitive = Primitive(name)
     primitive.multiple_results = several
 
+    @functools.lru_cache(maxsize=1024)
+    def shapes(operands, params):
+        return jax.eval_shape(functools.partial(in_hlo, **dict(params)), *operands)
+
     def abstract_eval(*operands, **params):
-        structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-        out = jax.eval_shape(functools.partial(in_hlo, **params), *structs)
+        structs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+        out = shapes(structs, tuple(params.items()))
         avals = [_compat.result_aval(operands[0], x.shape, x.dtype) for x in (out if several else [out])]
         return avals if several else avals[0]
 

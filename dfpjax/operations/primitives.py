@@ -180,8 +180,6 @@ def _contract(
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
-    if native:
-        memory.hint(4 * max(lhs.size, rhs.size))
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
         length = accumulation.length
@@ -227,10 +225,13 @@ def _chain_lengths(
 
 
 def _register(primitive, abstract_eval, function):
+    run = lower_fun(function, multiple_results=False)
+
     def lower(ctx, *operands, native, **params):
         ctx, devices = _compat.partitioned_context(ctx)
-        run = functools.partial(function, native=native, devices=devices)
-        return lower_fun(run, multiple_results=False)(ctx, *operands, **params)
+        if native and params["backend"] == "auto":
+            memory.hint(4 * max(aval.size for aval in ctx.avals_in))
+        return run(ctx, *operands, native=native, devices=devices, **params)
 
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))

@@ -98,13 +98,19 @@ def reshaped(x: jax.Array, shape: Sequence[int], sharding: NamedSharding) -> jax
 
 def lower_fun(fun: Callable, *, multiple_results: bool) -> Callable:
     """`mlir.lower_fun` for a function that does not handle explicit axes. Its results get the shardings of
-    the equation's result types."""
+    the equation's result types.
+
+    It is traced once for all equations with the same types and parameters, in whatever programs they are."""
+
+    @functools.lru_cache(maxsize=1024)
+    def traced_once(shardings, params):
+        run = functools.partial(fun, **dict(params))
+        run = automatic(run, shardings if multiple_results else shardings[0])
+        return mlir.lower_fun(jax.jit(run, inline=True), multiple_results=multiple_results)
 
     def lower(ctx, *operands, **params):
         shardings = tuple(aval.sharding for aval in ctx.avals_out)
-        run = functools.partial(fun, **params)
-        run = automatic(run, shardings if multiple_results else shardings[0])
-        return mlir.lower_fun(run, multiple_results=multiple_results)(ctx, *operands)
+        return traced_once(shardings, tuple(params.items()))(ctx, *operands)
 
     return lower
 

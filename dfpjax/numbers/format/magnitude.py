@@ -8,6 +8,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from dfpjax import _compat
+from dfpjax.numbers.format.explicit import lower_fun
 
 LEAST_NATIVE = 1 << 15
 """Size from which a native pass is faster than HLO, despite the cost of the call."""
@@ -69,4 +70,4 @@ def largest_magnitude_in_hlo(x: jax.Array) -> jax.Array:
     return _in_hlo(x, tuple(range(x.ndim))).reshape(())
 
 
-mlir.register_lowering(largest_magnitude_p, mlir.lower_fun(largest_magnitude_in_hlo, multiple_results=False))
+mlir.register_lowering(largest_magnitude_p, lower_fun(largest_magnitude_in_hlo, multiple_results=False))

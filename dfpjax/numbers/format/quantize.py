@@ -94,7 +94,7 @@ def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Ar
     return to_integers(mantissa), exponent.reshape(())
 
 
-mlir.register_lowering(quantize_whole_p, mlir.lower_fun(quantize_whole_in_hlo, multiple_results=True))
+mlir.register_lowering(quantize_whole_p, lower_fun(quantize_whole_in_hlo, multiple_results=True))
 
 
 # A primitive rather than a function, so that jaxprs stay short and readable. It lowers to ordinary HLO.
