@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 
@@ -31,6 +32,14 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
         jax.config.update("jax_compilation_cache_dir", directory.name)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_collection_finish():
+    """The garbage collector skips modules and tests, which stay, and seldom goes through JAX's caches, which
+    only grow."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
