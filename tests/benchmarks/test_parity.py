@@ -160,7 +160,7 @@ def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["dfp16_forced_stochastic", "bfloat16"])
-@pytest.mark.parametrize("name", ["vgg", "lstm", "gan"])
+@pytest.mark.parametrize("name", ["vgg", "lstm", pytest.param("gan", marks=pytest.mark.optimized)])
 def test_tasks_train(name, precision):
     (task,) = (task for task in parity.tasks(quick=True) if task.name == name)
     runs = []

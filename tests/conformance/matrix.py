@@ -42,7 +42,7 @@ class Version:
 
     subject: Subject
     mixed: Any
-    _jaxprs: dict[str, Any] = field(default_factory=dict)
+    _traces: dict[str, Any] = field(default_factory=dict)
     _executables: dict[str, Any] = field(default_factory=dict)
     _values: dict[str, Any] = field(default_factory=dict)
 
@@ -52,17 +52,16 @@ class Version:
     def arguments(self, t: Transformation) -> list[jax.Array]:
         return arguments(self.subject.kind, t.takes)
 
-    def jaxpr(self, t: Transformation):
-        if t.name not in self._jaxprs:
-            self._jaxprs[t.name] = jax.make_jaxpr(self.build(t))(*self.arguments(t))
-        return self._jaxprs[t.name]
+    def traced(self, t: Transformation):
+        if t.name not in self._traces:
+            self._traces[t.name] = jax.jit(self.build(t)).trace(*self.arguments(t))
+        return self._traces[t.name]
 
     def executable(self, t: Transformation):
         if t.eager:
             return self.build(t)
         if t.name not in self._executables:
-            lowered = jax.jit(self.build(t)).lower(*self.arguments(t))
-            self._executables[t.name] = lowered.compile(COMPILED_QUICKLY)
+            self._executables[t.name] = self.traced(t).lower().compile(COMPILED_QUICKLY)
         return self._executables[t.name]
 
     def value(self, t: Transformation):
@@ -109,10 +108,11 @@ class Row:
         return "values"
 
     def _check_jaxpr(self, t: Transformation):
-        jaxpr = self.ours.jaxpr(t)
+        jaxpr = self.ours.traced(t).jaxpr
         if not primitives(jaxpr)["closed_call"]:  # JAX's checker does not know one of its parameters
             check_jaxpr(jaxpr.jaxpr)
-        reference = self.float32.jaxpr(TRANSFORMATIONS[t.same_as] if t.same_as and not t.recomputes else t)
+        same = TRANSFORMATIONS[t.same_as] if t.same_as and not t.recomputes else t
+        reference = self.float32.traced(same).jaxpr
         assert floats(jaxpr) == 0, f"{floats(jaxpr)} operations are left in float32"
         # Outer products, which sum nothing, stay in float32, except as derivatives of rewritten operations.
         least, most, found = floats(reference), _contractions(reference), quantized(jaxpr)

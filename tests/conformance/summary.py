@@ -8,9 +8,9 @@ from conformance.programs import PROGRAMS
 from conformance.transformations import TRANSFORMATIONS
 
 _LEGEND = f"""\
-rows: the program f around a dot product ({DENSE.name}) and around a convolution; columns: transformations.
- V  values and jaxpr agree with float32, for both     J  jaxprs do, for both
- -  JAX refuses it in float32 as well                 X  fails                   .  not run"""
+rows: the program f around a dot product ({DENSE.name}), a convolution or both; columns: transformations.
+ V  values and jaxpr agree with float32     J  jaxprs do
+ -  JAX refuses it in float32 as well       X  fails           .  not run"""
 
 
 _SAYS_MORE = ["not run", "n/a", "jaxpr", "values", "failed"]

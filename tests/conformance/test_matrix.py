@@ -12,16 +12,19 @@ A cell is a transformation of a program around a kind of operation. It checks th
 - a transformation that JAX refuses in float32 is refused with and without `mixed_precision`, by the message
   that the table in `programs` names. The message is checked, so such a cell cannot hide a failure.
 
-A row is one program around one kind of operation. Jaxprs are checked for all programs and transformations,
-around a dot product and around a convolution, and in the plain program for every kind of operation. Compiling
-takes far longer than tracing, so values are compared in fewer cells. Under transformations marked
-`everywhere` they are compared in every program around these two operations, and for every kind in the plain
-program. Under all transformations they are compared in the programs of `THOROUGH` around the two operations.
-`NESTED` is checked for every kind wherever all programs are.
+A row is one program around one kind of operation. Which cells are checked, and how:
+
+- Jaxprs, for every pair of a program and a transformation, around a dot product or around a convolution, which
+  alternate. Under transformations marked `everywhere` around both.
+- Jaxprs, for every pair of a kind and a transformation, in the plain program; and for every kind under
+  transformations marked `everywhere` in `NESTED`.
+- Values, which take far longer since they are compiled, in the rows `THOROUGH` under all transformations; under
+  those marked `everywhere` in every program around the two operations, and for every
+  kind in the plain program.
 
 The first tier has all transformations of the plain program around a dot product, and in every other row those
-marked `everywhere`, by jaxprs alone around a convolution. The tier `slow` has the other cells. `_checks` says
-how, and in which tier, each cell is checked.
+marked `everywhere`: by values where they are marked `first` and the operation is a dot product, otherwise by
+jaxprs. The tier `slow` has the rest. `_checks` says how, and in which tier, each cell is checked.
 """
 
 import pytest
@@ -32,7 +35,7 @@ from conformance.programs import PROGRAMS
 from conformance.transformations import TRANSFORMATIONS, Subject
 
 MAIN = (DENSE.name, CONV.name)
-THOROUGH = ("plain", "scan_of_remat", "while_loop")
+THOROUGH = [("plain", DENSE.name), ("plain", CONV.name), ("scan_of_remat", CONV.name), ("while_loop", DENSE.name)]
 NESTED = "scan_of_cond_of_remat_of_jit"
 
 ROWS = [(name, kind) for name in PROGRAMS for kind in MAIN]
@@ -41,20 +44,25 @@ ROWS += [(name, kind) for name in ("plain", NESTED) for kind in KINDS if kind no
 
 def _cells(name: str, kind: str) -> dict[str, bool]:
     """The transformations of a row, and whether each is checked by values in addition to jaxprs."""
+    everywhere = {t.name: t.everywhere for t in TRANSFORMATIONS.values()}
+    if (name, kind) in THOROUGH:
+        return dict.fromkeys(TRANSFORMATIONS, True)
     if kind in MAIN:
-        return {t.name: t.everywhere or name in THOROUGH for t in TRANSFORMATIONS.values()}
+        first = list(PROGRAMS).index(name) + MAIN.index(kind)
+        alternate = list(TRANSFORMATIONS)[first % 2 :: 2]
+        return {t: values for t, values in everywhere.items() if values or t in alternate}
     if name == "plain":
-        return {t.name: t.everywhere for t in TRANSFORMATIONS.values()}
-    return {t.name: False for t in TRANSFORMATIONS.values() if t.everywhere}
+        return everywhere
+    return {t: False for t, values in everywhere.items() if values}
 
 
 def _quick_cells(name: str, kind: str) -> dict[str, bool]:
     """The part of `_cells` that is in the first tier."""
     cells = _cells(name, kind)
-    everywhere = {t: values for t, values in cells.items() if TRANSFORMATIONS[t].everywhere}
-    if kind == CONV.name:
-        return dict.fromkeys(everywhere, False)
-    return cells if (name, kind) == ("plain", DENSE.name) else everywhere
+    if (name, kind) == ("plain", DENSE.name):
+        return cells
+    everywhere = [t for t in TRANSFORMATIONS.values() if t.everywhere]
+    return {t.name: cells[t.name] and t.first and kind != CONV.name for t in everywhere}
 
 
 def _checks(name: str, kind: str, tier: str) -> dict[str, bool]:
@@ -97,6 +105,12 @@ def _check(name: str, kind: str, tier: str, record_property):
 def test_the_tiers_together_check_every_cell():
     for name, kind in ROWS:
         assert _checks(name, kind, "quick") | _checks(name, kind, "slow") == _cells(name, kind)
+
+
+def test_every_pair_is_checked():
+    for transformation in TRANSFORMATIONS:
+        assert all(any(transformation in _cells(name, kind) for kind in MAIN) for name in PROGRAMS)
+        assert all(transformation in _cells("plain", kind) for kind in KINDS)
 
 
 def test_every_refusal_is_met():

@@ -62,6 +62,9 @@ class Transformation:
     everywhere: bool = False
     """Values are compared in every program, not only in some."""
 
+    first: bool = False
+    """They are compared in the first tier already."""
+
     eager: bool = False
     """Run without `jax.jit`."""
 
@@ -152,7 +155,7 @@ _ALONG_FORWARD = {"needs": ("forward", "batching"), "order": 1, "takes": "wxvut"
 
 _TABLE: list[tuple[str, Callable, dict]] = [
     # value
-    ("mixed(f)", lambda s, mixed: mixed(s.f), {"everywhere": True}),
+    ("mixed(f)", lambda s, mixed: mixed(s.f), {"everywhere": True, "first": True}),
     ("mixed(f), eagerly", lambda s, mixed: mixed(s.f), {"eager": True, "same_as": "mixed(f)"}),
     ("jit(mixed(f))", lambda s, mixed: jax.jit(mixed(s.f)), {"same_as": "mixed(f)"}),
     ("mixed(jit(f))", lambda s, mixed: mixed(jax.jit(s.f)), {"same_as": "mixed(f)"}),
@@ -164,7 +167,7 @@ _TABLE: list[tuple[str, Callable, dict]] = [
     ),
     ("scan(mixed(f))", lambda s, mixed: scanned(mixed(s.f)), {}),
     # reverse mode
-    ("grad(mixed(f))", lambda s, mixed: grad(mixed(s.f)), _REVERSE | {"everywhere": True}),
+    ("grad(mixed(f))", lambda s, mixed: grad(mixed(s.f)), _REVERSE | {"everywhere": True, "first": True}),
     (
         "grad(mixed(f)), eagerly",
         lambda s, mixed: grad(mixed(s.f)),
