@@ -14,13 +14,13 @@ A cell is a transformation of a program around a kind of operation. It checks th
 
 A row is one program around one kind of operation. Which cells are checked, and how:
 
-- Jaxprs, for every pair of a program and a transformation, around a dot product or around a convolution, which
-  alternate. Under transformations marked `everywhere` around both.
+- Jaxprs, for every pair of a program and a transformation, around a dot product or around a convolution, in
+  turn. Under transformations marked `everywhere` around both.
 - Jaxprs, for every pair of a kind and a transformation, in the plain program; and for every kind under
   transformations marked `everywhere` in `NESTED`.
-- Values, which take far longer since they are compiled, in the rows `THOROUGH` under all transformations; under
-  those marked `everywhere` in every program around the two operations, and for every
-  kind in the plain program.
+- Values, which take far longer since they are compiled, in the rows `THOROUGH` under all transformations.
+  Under those marked `everywhere` in every program around the two operations, and for every kind in the plain
+  program.
 
 The first tier has all transformations of the plain program around a dot product, and in every other row those
 marked `everywhere`: by values where they are marked `first` and the operation is a dot product, otherwise by
@@ -35,7 +35,7 @@ from conformance.programs import PROGRAMS
 from conformance.transformations import TRANSFORMATIONS, Subject
 
 MAIN = (DENSE.name, CONV.name)
-THOROUGH = [("plain", DENSE.name), ("plain", CONV.name), ("scan_of_remat", CONV.name), ("while_loop", DENSE.name)]
+THOROUGH = [("plain", kind) for kind in MAIN] + [("scan_of_remat", CONV.name), ("while_loop", DENSE.name)]
 NESTED = "scan_of_cond_of_remat_of_jit"
 
 ROWS = [(name, kind) for name in PROGRAMS for kind in MAIN]

@@ -19,10 +19,10 @@ LENGTHS = [*range(1, 4), 8, 31, 32, 33, *range(127, 130), *range(255, 259), *ran
 CONVOLUTIONS = ["3x3", "3x3_strided", "grouped", "depthwise", "dilated_input", "nchw", "matmul_tt"]
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "length", "bounded", "isa", "threads"))
-def _native(*operands, plan, length, bounded, isa, threads):
-    chains = {"length": length, "bounded": bounded}
-    return kernels.contract_fixed_chain(plan, *operands, **chains, isa=isa, threads=threads)
+@functools.partial(jax.jit, static_argnames=("plan", "length", "bounded", "isas", "threads"))
+def _native(*operands, plan, length, bounded, isas, threads):
+    run = functools.partial(kernels.contract_fixed_chain, plan, *operands, length=length, bounded=bounded)
+    return [run(isa=isa, threads=count) for isa in isas for count in threads]
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "length"), compiler_options=COMPILED_QUICKLY)
@@ -30,14 +30,15 @@ def _reference(*operands, plan, length):
     return run_plan_fixed_chain(plan, *operands, length=length)
 
 
-def native_fixed(plan, operands, length, *, bounded=False, isa="", threads=0):
-    out, saturated = _native(*operands, plan=plan, length=length, bounded=bounded, isa=isa, threads=threads)
-    return np.asarray(out), saturated.tolist()
+def native_fixed(plan, operands, length, *, bounded=False, isas=("",), threads=(0,)):
+    """The result and the count of saturated chains, on each path and with each number of threads."""
+    results = _native(*operands, plan=plan, length=length, bounded=bounded, isas=isas, threads=threads)
+    return [(np.asarray(out), saturated.tolist()) for out, saturated in results]
 
 
 def assert_fixed(plan, operands, length, expected, saturated, paths=ISAS):
-    for isa in paths:
-        out, count = native_fixed(plan, operands, length, isa=isa)
+    results = native_fixed(plan, operands, length, isas=tuple(paths))
+    for isa, (out, count) in zip(paths, results, strict=True):
         np.testing.assert_array_equal(out, expected, err_msg=isa)
         assert count == [saturated], isa
 
@@ -137,9 +138,8 @@ def test_chains_that_are_known_to_be_bounded_give_the_same_bits(length):
         for contraction, lhs_shape, rhs_shape in contractions(name).values():
             rng = seed(name, length)
             plan, operands = problem(contraction, oracle.small(rng, lhs_shape), oracle.small(rng, rhs_shape))
-            expected, _ = native_fixed(plan, operands, length)
-            for isa in ISAS:
-                out, count = native_fixed(plan, operands, length, bounded=True, isa=isa)
+            ((expected, _),) = native_fixed(plan, operands, length)
+            for out, count in native_fixed(plan, operands, length, bounded=True, isas=tuple(ISAS)):
                 np.testing.assert_array_equal(out, expected)
                 assert count == [0]
 
@@ -150,7 +150,7 @@ def test_any_number_of_threads_gives_the_same_bits_and_count(name):
         rng = seed(name)
         data = oracle.full_scale(rng, lhs_shape), oracle.full_scale(rng, rhs_shape)
         plan, operands = problem(contraction, *data)
-        one, *others = (native_fixed(plan, operands, 64, threads=threads) for threads in (1, 2, 3, 0))
+        one, *others = native_fixed(plan, operands, 64, threads=(1, 2, 3, 0))
         assert one[1][0] > 0
         for other in others:
             np.testing.assert_array_equal(other[0], one[0])
@@ -161,6 +161,6 @@ def test_where_no_chain_can_overflow_both_modes_agree():
     contraction, lhs_shape, rhs_shape = contractions("3x3")["fprop"]
     rng = seed("agree")
     plan, operands = problem(contraction, oracle.small(rng, lhs_shape), oracle.small(rng, rhs_shape))
-    out, count = native_fixed(plan, operands, 256)  # every tile is certified for that length
+    ((out, count),) = native_fixed(plan, operands, 256)  # every tile is certified for that length
     np.testing.assert_array_equal(out, assert_same_on_every_isa(plan, operands))
     assert count == [0]

@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import tensorflow_datasets  # noqa: F401
-from absl import app  # noqa: F401
-from ml_collections import config_flags  # noqa: F401
 from tiny import MODEL  # noqa: F401  registers the model's name
-
-import dfpjax.training  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# The fork server imports this module once. Each forked process still compiles for itself.
-CONTEXT.set_forkserver_preload(["forked"])
+# The fork server imports these once. It finds installed modules alone: in older Pythons its path is not the
+# test's. Each forked process still compiles for itself.
+CONTEXT.set_forkserver_preload(
+    ["absl.app", "dfpjax.training", "ml_collections.config_flags", "tensorflow_datasets"]
+)
 
 
 def start_script(*arguments: str, outputs: Path) -> multiprocessing.Process:
