@@ -8,16 +8,20 @@ import numpy as np
 import oracle
 import pytest
 from cases import COMPILED_QUICKLY, contractions
-from test_native import ISAS, matmul, native, problem
+from test_native import ISAS, matmul, problem
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.plan import CHAINS
 from dfpjax.numbers.contraction.reference import run_plan_chain_lengths
 
+VARIANTS = [*({"isa": isa} for isa in ISAS), {"threads": 1}, {"threads": 3}]
 
-@functools.partial(jax.jit, static_argnames=("plan", "isa", "threads"))
-def _native(*operands, plan, isa, threads):
-    return kernels.contract_chain_lengths(plan, *operands, isa=isa, threads=threads)
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _native(*operands, plan):
+    """`contract`, and `contract_chain_lengths` in all variants."""
+    out = kernels.contract(plan, *operands)
+    return out, [kernels.contract_chain_lengths(plan, *operands, **variant) for variant in VARIANTS]
 
 
 @functools.partial(jax.jit, static_argnames="plan", compiler_options=COMPILED_QUICKLY)
@@ -25,18 +29,18 @@ def _reference(*operands, plan):
     return run_plan_chain_lengths(plan, *operands)
 
 
+def product_and_chain_lengths(plan, operands):
+    """The product, and the shares of chains by length. Shares are the same on every path and with any number
+    of threads, and the product has the bits of `contract`."""
+    expected, results = _native(*operands, plan=plan)
+    for variant, (out, shares) in zip(VARIANTS, results, strict=True):
+        np.testing.assert_array_equal(out, expected, err_msg=str(variant))
+        np.testing.assert_array_equal(shares, results[0][1], err_msg=str(variant))
+    return np.asarray(expected), np.asarray(results[0][1])[0]
+
+
 def chain_lengths(plan, operands):
-    """The shares of chains by length. They are the same on every path and with any number of threads, and the
-    product has the bits of `contract`."""
-    expected = native(plan, operands)
-    shares = []
-    for isa, threads in (*((isa, 0) for isa in ISAS), ("", 1), ("", 3)):
-        out, lengths = _native(*operands, plan=plan, isa=isa, threads=threads)
-        np.testing.assert_array_equal(out, expected, err_msg=isa)
-        shares.append(np.asarray(lengths)[0])
-    for other in shares[1:]:
-        np.testing.assert_array_equal(other, shares[0])
-    return shares[0]
+    return product_and_chain_lengths(plan, operands)[1]
 
 
 def scaled_columns(rng, shape):
@@ -93,9 +97,9 @@ def test_the_reference_counts_the_same(name, which):
     for data in MIXED[:2] + MIXED[-2:]:
         rng = np.random.default_rng(zlib.crc32(f"{name} {which} {data.__name__}".encode()))
         plan, operands = problem(contraction, data(rng, lhs_shape), data(rng, rhs_shape))
-        shares = chain_lengths(plan, operands)
+        product, shares = product_and_chain_lengths(plan, operands)
         out, expected = _reference(*operands, plan=plan)
-        np.testing.assert_array_equal(out, native(plan, operands))
+        np.testing.assert_array_equal(out, product)
         np.testing.assert_allclose(shares, expected[0], rtol=1e-5)
         np.testing.assert_allclose(shares.sum(), 1, rtol=1e-6)
         if all(part.lanes for part in plan.parts):
