@@ -81,7 +81,7 @@ print(len(read_split(digits, "train")), len(read_split(digits, "test")), "tensor
     environment = {"TFDS_DATA_DIR": str(tmp_path), "PYTHONPATH": ":".join(filter(None, sys.path))}
     processes = [
         subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in processes:
         output, _ = process.communicate(timeout=60)
