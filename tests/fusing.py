@@ -28,6 +28,11 @@ fused = functools.partial(mixed_precision, policy=FORCED)
 unfused = functools.partial(mixed_precision, policy=UNFUSED)
 
 
+def both(fun, *args):
+    """The results of the fused and of the unfused program, which are compiled together."""
+    return jax.device_get(jax.jit(lambda *args: (fused(fun)(*args), unfused(fun)(*args)))(*args))
+
+
 def conv(x, w):
     return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
