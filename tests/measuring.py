@@ -8,7 +8,7 @@ from forced import FORCED
 from transform_helpers import normal
 
 import dfpjax
-from dfpjax.insight import OperandStatistics
+from dfpjax.insight import OperandStatistics, Statistics
 
 
 def dense(name, w, x):
@@ -70,6 +70,7 @@ def measured(fun, *args, policy=FORCED, jit=False, **kwargs):
     if jit:
         transformed, with_statistics = jax.jit(transformed), jax.jit(with_statistics)
     output, statistics = with_statistics(*args)
+    assert type(statistics) is Statistics
     assert_same(output, transformed(*args))
     return statistics
 

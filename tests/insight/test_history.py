@@ -1,5 +1,6 @@
 """`History` and the plots."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -25,17 +26,24 @@ def loss(params, x):
         return jnp.sum((x @ params["b"]) ** 2)
 
 
-PARAMS = {"a": normal(0, 6, 5), "b": jnp.ones((5, 4))}
+PARAMS = {"a": normal(0, 6, 5), "b": np.ones((5, 4), np.float32)}
 X = normal(1, 7, 6)
+
+
+step = jax.jit(dfpjax.with_statistics(jax.value_and_grad(loss), FORCED, shadow=True))
+
+
+@functools.cache
+def statistics_of(scale):
+    """The statistics of a training step whose images are scaled by `scale`."""
+    return step(PARAMS, np.float32(scale) * np.asarray(X))[1]
 
 
 @pytest.fixture(scope="module")
 def history():
     history = dfpjax.History()
-    step = jax.jit(dfpjax.with_statistics(jax.value_and_grad(loss), FORCED, shadow=True))
     for number in (0, 10, 20):
-        _, statistics = step(PARAMS, X * 2.0**number)
-        history.add(number, statistics)
+        history.add(number, statistics_of(2**number))
     return history
 
 
@@ -55,9 +63,8 @@ def test_records(history):
 
 def test_what_add_returns_is_what_it_added():
     history = dfpjax.History()
-    _, statistics = dfpjax.with_statistics(loss, FORCED)(PARAMS, X)
-    history.add(1, statistics)
-    assert history.add(2, statistics) == [r for r in history.to_dicts() if r["step"] == 2]
+    history.add(1, statistics_of(1))
+    assert history.add(2, statistics_of(1)) == [r for r in history.to_dicts() if r["step"] == 2]
 
 
 def test_the_layers_of_a_scan_have_records_of_their_own():
@@ -68,7 +75,7 @@ def test_the_layers_of_a_scan_have_records_of_their_own():
 
         return lax.scan(body, x, ws)[0]
 
-    ws = jnp.stack([jnp.eye(6), 8 * jnp.eye(6)])
+    ws = np.stack([np.eye(6), 8 * np.eye(6)]).astype(np.float32)
     history = dfpjax.History()
     history.add(0, dfpjax.with_statistics(fun, FORCED)(ws, X)[1])
     exponents = {r["layer"]: r["exponent"] for r in history.to_dicts() if r["operand"] == "weight"}

@@ -96,9 +96,7 @@ def test_statistics_are_a_dict_and_a_pytree():
 def test_transformations_give_statistics():
     watched = with_statistics(lambda x, w: x @ w, Policy(default=OpConfig(force=True)))
     x, w = np.ones((4, 8), np.float32), np.ones((8, 2), np.float32)
-    _, statistics = watched(x, w)
-    assert type(statistics) is Statistics and "input" in str(statistics)
     _, of_jit = jax.jit(watched)(x, w)
-    assert type(of_jit) is Statistics and str(of_jit) == str(statistics)
+    assert type(of_jit) is Statistics and "input" in str(of_jit)
     _, of_scan = lax.scan(lambda carry, row: (carry, watched(row, w)[1]), 0, np.stack([x, 2 * x]))
     assert type(of_scan) is Statistics and " to " in str(of_scan)

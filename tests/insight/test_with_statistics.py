@@ -212,23 +212,30 @@ def test_shadow_errors(bits):
     statistics = measured(jax.value_and_grad(loss), PARAMS, X, policy=policy, jit=bits == 8, shadow=True)
     w, v = PARAMS["first"], PARAMS["second"]
 
-    def dfp(a, b):
-        return dfpjax.mixed_precision(jnp.matmul, policy)(a, b)
+    @jax.jit
+    def products(x):
+        """The operations of a step, each with its operands and its result."""
+        operands = []
 
-    def error(a, b):
+        def dfp(a, b):
+            operands.append((a, b, dfpjax.mixed_precision(jnp.matmul, policy)(a, b)))
+            return operands[-1][-1]
+
+        hidden = jnp.tanh(dfp(x, w))
+        of_out = 2 * dfp(hidden, v)
+        of_hidden = dfp(of_out, v.T) * (1 - hidden**2)
+        dfp(hidden.T, of_out), dfp(x.T, of_hidden)
+        return operands
+
+    def error(a, b, out):
         exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
-        return np.linalg.norm(dfp(a, b) - exact) / np.linalg.norm(exact)
+        return np.linalg.norm(out - exact) / np.linalg.norm(exact)
 
-    hidden = jnp.tanh(dfp(X, w))
-    of_out = 2 * dfp(hidden, v)
-    of_hidden = dfp(of_out, v.T) * (1 - hidden**2)
+    errors = [error(*product) for product in products(X)]
     first, second = statistics["first"], statistics["second"]
     rtol = {16: 0.03, 8: 1e-3}[bits]  # float32's own error is about 1e-7
-    np.testing.assert_allclose(first.error, error(X, w), rtol=rtol)
-    np.testing.assert_allclose(second.error, error(hidden, v), rtol=rtol)
-    np.testing.assert_allclose(second.dgrad_error, error(of_out, v.T), rtol=rtol)
-    np.testing.assert_allclose(second.wgrad_error, error(hidden.T, of_out), rtol=rtol)
-    np.testing.assert_allclose(first.wgrad_error, error(X.T, of_hidden), rtol=rtol)
+    actual = first.error, second.error, second.dgrad_error, second.wgrad_error, first.wgrad_error
+    np.testing.assert_allclose(actual, errors, rtol=rtol)
     assert first.dgrad_error is None
 
 
