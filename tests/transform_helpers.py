@@ -3,7 +3,6 @@
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen
 from jax.extend.core import jaxprs_in_params
@@ -50,8 +49,10 @@ def relative_error(actual, expected) -> float:
 
 def normal(seed: int, *shape: int) -> jax.Array:
     """Normally distributed float32 numbers, different for each seed and shape."""
-    # From NumPy, because XLA takes half a second per shape to compile JAX's generator.
-    return jnp.asarray(np.random.default_rng((seed, *shape)).standard_normal(shape), jnp.float32)
+    # From NumPy, because XLA takes half a second per shape to compile JAX's generator. jnp.asarray would
+    # compile a program for each shape, too.
+    values = np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+    return jax.device_put(values, may_alias=False)
 
 
 def variables_of(model: linen.Module, *args):
@@ -62,7 +63,7 @@ def variables_of(model: linen.Module, *args):
 
 
 def _variable(seed: int, shape: tuple[int, ...]) -> jax.Array:
-    values = normal(seed, *shape)
+    values = np.asarray(normal(seed, *shape))
     if len(shape) < 2:  # biases, scales, and variances, which are positive
-        return jnp.exp(values / 4)
-    return values / np.sqrt(np.prod(shape[:-1]))
+        return jax.device_put(np.exp(values / 4))
+    return jax.device_put(values / np.sqrt(np.prod(shape[:-1]), dtype=np.float32))
