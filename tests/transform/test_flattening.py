@@ -45,7 +45,10 @@ CALLS = {
     "float32": lambda: mixed_precision(loss, dfpjax.Policy(default=None))(X, Counted(W)),
     "unhashable": lambda: mixed_precision(lambda x, c, _: loss(x, c), FORCED)(X, Counted(W), {1, 2}),
     "explain": lambda: dfpjax.explain(loss, X, Counted(W), policy=FORCED),
-    "with_statistics": lambda: dfpjax.with_statistics(loss, FORCED)(X, Counted(W)),
+    # Traced, because its many small operations take long to compile one by one.
+    "with_statistics": lambda: jax.eval_shape(
+        lambda x: dfpjax.with_statistics(loss, FORCED)(x, Counted(W)), X
+    ),
     "sensitivity": lambda: dfpjax.sensitivity(loss, X, Counted(W), policy=FORCED, bits=(16, 8)),
 }
 

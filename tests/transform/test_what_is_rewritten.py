@@ -96,13 +96,15 @@ def test_convolution_parameters():
     def loss(fun):
         return lambda *args: (fun(*args) ** 2).sum()
 
-    expected = jax.jit(jax.grad(loss(convolve), (0, 1)))(image, kernel)
-    for gradient in (
+    reference = jax.grad(loss(convolve), (0, 1))
+    transformed = (
         jax.grad(loss(mixed_precision(convolve, FORCED)), (0, 1)),
-        mixed_precision(jax.grad(loss(convolve), (0, 1)), FORCED),
-    ):
+        mixed_precision(reference, FORCED),
+    )
+    expected, *results = jax.jit(lambda *args: [f(*args) for f in (reference, *transformed)])(image, kernel)
+    for gradient, actual in zip(transformed, results, strict=True):
         assert floats(jax.make_jaxpr(gradient)(image, kernel)) == 0
-        assert 0 < relative_error(jax.jit(gradient)(image, kernel), expected) < 1e-3
+        assert 0 < relative_error(actual, expected) < 1e-3
 
 
 def test_rules_choose_configurations():

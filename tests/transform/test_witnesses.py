@@ -16,6 +16,7 @@ from fusing import (
     WEIGHTS,
     W,
     batch_norm,
+    both,
     conv,
     fused,
     kinds,
@@ -142,12 +143,15 @@ def moved(x, shift, w, mean):
     return moments_of(x)[1] + mean, conv(hidden, w)
 
 
+FUSED_AND_UNFUSED = [jax.jit(t(moved)) for t in (fused, unfused)]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e9])
 def test_a_special_number_shows_where_no_statistic_brings_it(value):
     """The exponent is computed from the witness alone."""
     assert kinds(moved, LARGE_X, OF_CHANNELS, W, OF_CHANNELS)[-1] == EXPONENT
     arguments = special(value), ONES, WEIGHTS, ZEROS
-    actual, expected = (jax.jit(t(moved))(*arguments)[1] for t in (fused, unfused))
+    actual, expected = (run(*arguments)[1] for run in FUSED_AND_UNFUSED)
     np.testing.assert_array_equal(actual, expected)
     assert np.isnan(actual).all() == (not np.isfinite(value))
 
@@ -166,11 +170,11 @@ def test_what_follows_a_rectified_sum_has_its_witness_too():
 
 
 def test_two_layers_of_the_same_shape_have_witnesses_of_their_own():
-    def both(x, scale, shift, w):
+    def two(x, scale, shift, w):
         first, second = (batch_norm(y, scale, shift) for y in (x, 100 * x[::-1] ** 3))
         return conv(jax.nn.relu(first), w), conv(jax.nn.relu(second), w)
 
     args = random(*LARGE), 3 * random(1, 1, 1, 64), random(1, 1, 1, 64), WEIGHTS
-    assert kinds(both, *args).count(EXPONENT) == 2
-    for actual, expected in zip(*(jax.jit(t(both))(*args) for t in (fused, unfused)), strict=True):
+    assert kinds(two, *args).count(EXPONENT) == 2
+    for actual, expected in zip(*both(two, *args), strict=True):
         assert relative_error(actual, expected) < SUM_TOLERANCE
