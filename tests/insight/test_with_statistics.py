@@ -114,7 +114,7 @@ def test_keys():
         with jax.named_scope("twice"):
             x = (x @ params["a"]) @ params["a"]
         x = x @ params["kernel"]
-        return jnp.sin(x) @ jnp.cos(x).T
+        return jnp.sin(x) @ jnp.cos(params["a"])
 
     params = {"a": normal(0, 6, 6), "kernel": normal(1, 6, 6)}
     names = set(measured(fun, params, X))

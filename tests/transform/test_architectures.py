@@ -41,7 +41,7 @@ class Stack(nn.Module):
 class Bidirectional(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Bidirectional(nn.RNN(nn.GRUCell(3)), nn.RNN(nn.GRUCell(3)))(x)
+        return nn.Bidirectional(nn.RNN(nn.GRUCell(3)), nn.RNN(nn.SimpleCell(3)))(x)
 
 
 class Separable(nn.Module):

@@ -307,6 +307,7 @@ def test_statistics_change_no_bit():
     np.testing.assert_array_equal(out, jax.jit(fused(small_network))(PARAMS, X))
 
 
+@pytest.mark.slow
 def test_several_devices():
     mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
     x = jax.device_put(X, NamedSharding(mesh, P("data")))

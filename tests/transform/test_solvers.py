@@ -168,7 +168,10 @@ def expected(fun):
     return fun(w, b), (of_w, of_b)
 
 
-@pytest.mark.parametrize("fun", PROGRAMS)
+@pytest.mark.parametrize(
+    "fun",
+    [pytest.param(fun, marks=[pytest.mark.slow] * (fun in (least_squares, minimise))) for fun in PROGRAMS],
+)
 def test_values_and_gradients(fun):
     actual = jax.jit(value_and_gradients(mixed_precision(fun, FORCED)))(W, B)
     assert relative_error(actual, expected(PROGRAMS[fun])) < 2e-3
@@ -180,12 +183,17 @@ def test_vmap():
     assert relative_error(jax.tree.map(lambda x: x[1], actual), expected(solution)) < 2e-3
 
 
-@pytest.mark.parametrize("policy", [Policy(), FORCED], ids=["default", "forced"])
-@pytest.mark.parametrize("fun", PROGRAMS)
+@pytest.mark.parametrize(
+    ("fun", "policy"),
+    [
+        *(pytest.param(fun, FORCED, id=f"{fun.__name__}-forced") for fun in PROGRAMS),
+        *(pytest.param(fun, Policy(), id=f"{fun.__name__}-default") for fun in (lineax_cg, custom_root)),
+    ],
+)
 def test_gradients_are_traced(fun, policy):
     of_transformed = gradient(mixed_precision(fun, policy))
     transformed = mixed_precision(gradient(fun), policy)
-    jax.make_jaxpr(jax.vmap(of_transformed, (None, 0)))(W, jnp.stack([B, B]))
+    jax.make_jaxpr(jax.vmap(of_transformed, (None, 0)))(W, np.stack([B, B]))
     counts = [quantized(jax.make_jaxpr(f)(W, B)) for f in (of_transformed, transformed)]
     # Lineax keeps the function that it solves as a jaxpr.
     assert [count > 0 for count in counts] == [policy is FORCED and fun is not lineax_cg, policy is FORCED]

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax import nnx
 from forced import FORCED
 from jax.sharding import AxisType, NamedSharding
@@ -199,5 +200,6 @@ def test_adversarial_losses():
     assert_gradients_agree(adversarial)
 
 
+@pytest.mark.slow
 def test_gradient_penalty():
     assert_gradients_agree(wasserstein)
