@@ -29,16 +29,11 @@ def test_vmap_is_the_loop(mapped):
     a, b = (rng.integers(-32767, 32768, (5, 3, 4)).astype(np.int16) for _ in range(2))
     exponent = np.array([0, -9, 4, NONFINITE_EXPONENT, 30]) if mapped else np.array(-7)
     a[1] = 0
-    x = jax.tree.unflatten(jax.tree.structure(make(DFPArray, a, 0)), (jnp.asarray(a), jnp.asarray(exponent)))
-    x = jax.tree.map(lambda leaf: leaf, x)
-    axes = jax.tree.unflatten(jax.tree.structure(x), (0, 0 if mapped else None))
+    x = make(DFPArray, a, exponent[:, None, None] if mapped else exponent)
     y = make(DFPArray, b[0], 3)
 
-    def one(x, y):
-        return everything(DFPArray(x.values, x.exponent), y)
-
-    batched = jax.vmap(one, in_axes=(axes, None))(x, y)
-    one = jax.jit(one)
+    batched = jax.vmap(everything, in_axes=(0, None))(x, y)
+    one = jax.jit(everything)
     for i in range(5):
         expected = one(make(DFPArray, a[i], exponent[i] if mapped else exponent), y)
         jax.tree.map(

@@ -162,7 +162,7 @@ def test_stochastic_under_vmap_is_the_loop(in_axes):
 
 def test_vmap_gives_each_example_its_exponent():
     q = jax.vmap(dfpjax.quantize)(jnp.array([[1.0, 0.5], [4.0, 1.0], [0.0, 0.0]]))
-    np.testing.assert_array_equal(q.exponent, [-14, -12, -163])
+    np.testing.assert_array_equal(q.exponent, [[-14], [-12], [-163]])
 
 
 def test_derivative_is_the_identity():

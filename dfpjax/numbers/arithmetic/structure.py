@@ -109,8 +109,8 @@ def broadcast_to(x: Tensor, shape: int | Shape) -> Tensor:
 def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
     """The same values, with an exponent for each slice along one or several axes.
 
-    `jax.vmap` and `jax.lax.scan` map over mantissas and exponents alike, so the exponents need the axis that
-    they map over: `jax.vmap(f)(split_exponent(x))`.
+    `jax.lax.scan` and `jax.lax.map` take slices of mantissas and exponents alike, so the exponents need the
+    first axis: `jax.lax.map(f, split_exponent(x))`.
     """
     check_operand("split_exponent", "x", x)
     axes = _checks.axes("split_exponent", "axis", axis, x.ndim)

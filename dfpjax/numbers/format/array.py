@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters import batching
 
 from dfpjax import _checks
 from dfpjax.numbers.format.dtype import MantissaDType, dfp16, dfp32, from_integers, to_integers
@@ -25,7 +26,7 @@ class DynamicFixedPoint:
     """What `DFPArray` and `DFP32Array` have in common."""
 
     values: jax.Array
-    exponent: jax.Array
+    _exponent: jax.Array
     dtype: ClassVar[MantissaDType]
 
     def __init__(self, mantissa, exponent):
@@ -50,7 +51,7 @@ class DynamicFixedPoint:
                 f"{name}: exponent must broadcast to the mantissa's shape {mantissa.shape}, "
                 f"got shape {exponent.shape}"
             )
-        self._set(mantissa, exponent)
+        self._set(mantissa, exponent if exponent.shape in ((), padded) else exponent.reshape(padded))
 
     @classmethod
     def of(cls, mantissa: jax.Array, exponent: jax.Array) -> Self:
@@ -62,7 +63,16 @@ class DynamicFixedPoint:
     def _set(self, mantissa, exponent) -> None:
         is_integer = mantissa.dtype == type(self).dtype.integer
         object.__setattr__(self, "values", from_integers(jnp.asarray(mantissa)) if is_integer else mantissa)
-        object.__setattr__(self, "exponent", exponent)
+        object.__setattr__(self, "_exponent", exponent)
+
+    @property
+    def exponent(self) -> jax.Array:
+        """int32: a scalar, or an array of the tensor's rank that broadcasts to its shape."""
+        # `vmap` and `scan` stack single exponents in front, as they stack the values. JAX's placeholders for
+        # leaves have no axes.
+        extents = getattr(self._exponent, "shape", ())
+        missing = self.ndim - len(extents) if extents else 0
+        return self._exponent.reshape(extents + (1,) * missing) if missing else self._exponent
 
     @property
     def mantissa(self) -> jax.Array:
@@ -127,20 +137,63 @@ def _pytree(cls):
 
     def flatten_with_keys(array):
         keys = jax.tree_util.GetAttrKey("mantissa"), jax.tree_util.GetAttrKey("exponent")
-        return tuple(zip(keys, (array.values, array.exponent), strict=True)), None
+        return tuple(zip(keys, (array.values, array._exponent), strict=True)), None
 
     def unflatten(_, children):
-        # JAX also unflattens placeholders and tangents, which __init__ would refuse.
-        array = object.__new__(cls)
-        for name, child in zip(("values", "exponent"), children, strict=True):
-            object.__setattr__(array, name, child)
-        return array
+        return _unflatten(cls, *children)
 
     def flatten(array):
-        return (array.values, array.exponent), None
+        return (array.values, array._exponent), None
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    batching.register_vmappable(cls, int, int, _examples, _stacked, None)
     return cls
+
+
+def _examples(example_of, _, tensor: DynamicFixedPoint, axis: int | None) -> DynamicFixedPoint:
+    """What `jax.vmap` maps a function over. Exponents that all examples have in common are not mapped.
+
+    Arguments:
+        example_of: maps a leaf along an axis.
+        axis: the mapped axis, or None.
+    """
+    values, exponent = tensor.values, tensor._exponent
+    if axis is None:
+        return tensor
+    if not -values.ndim <= axis < values.ndim:
+        name = type(tensor).__name__
+        raise ValueError(f"vmap: in_axes gives axis {axis} for a {name} of shape {values.shape}")
+    axis %= values.ndim
+    if axis >= exponent.ndim:
+        own = exponent
+    elif exponent.shape[axis] == 1 < values.shape[axis]:
+        own = exponent.squeeze(axis)
+    else:
+        own = example_of(exponent, axis)
+    return _unflatten(type(tensor), example_of(values, axis), own)
+
+
+def _stacked(stacked, size: int, tensor: DynamicFixedPoint, axis: int | None) -> DynamicFixedPoint:
+    """What `jax.vmap` makes of the results of a function, whose exponents may differ between the examples.
+
+    Arguments:
+        stacked: stacks a leaf of all examples along an axis.
+        axis: the mapped axis of the result, or None.
+    """
+    values, exponent = tensor.values, tensor._exponent
+    if isinstance(axis, int):
+        axis %= values.ndim + 1
+        if axis > exponent.ndim:
+            exponent = exponent.reshape(exponent.shape + (1,) * (values.ndim - exponent.ndim))
+    return _unflatten(type(tensor), stacked(size, values, axis), stacked(size, exponent, axis))
+
+
+def _unflatten(cls, values, exponent):
+    # JAX also unflattens placeholders and tangents, which __init__ would refuse.
+    tensor = object.__new__(cls)
+    object.__setattr__(tensor, "values", values)
+    object.__setattr__(tensor, "_exponent", exponent)
+    return tensor
 
 
 @_pytree
@@ -149,8 +202,9 @@ class DFPArray(DynamicFixedPoint):
     """A tensor ⟨mantissa, exponent⟩ in dynamic fixed point, with the value mantissa · 2^exponent (Das et al.,
     2018, §3.1).
 
-    It is a pytree of two arrays, so it passes through every JAX transformation. `jax.vmap` and `jax.lax.scan`
-    also map the exponent, which needs the mapped axis: `dfpjax.numpy.split_exponent(x, axis)` adds it. The
+    It is a pytree of two arrays, so it passes through every JAX transformation. `jax.vmap` maps over it and
+    returns it, with one entry for it in `in_axes` and `out_axes`. `jax.lax.scan` and `jax.lax.map` return it.
+    To scan over one, its exponent needs the first axis: `dfpjax.numpy.split_exponent(x)` adds it. The
     mantissas have dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through them.
     The operators `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers. A sum of
     two DFPArrays is a DFPArray, their product a `DFP32Array`. `== != < <= > >=` compare values exactly,
@@ -160,7 +214,7 @@ class DFPArray(DynamicFixedPoint):
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
         exponent: integers, stored as int32: a scalar for one exponent per tensor, or an array that broadcasts
-            to the mantissa's shape.
+            to the mantissa's shape, which gets the mantissa's rank.
 
     Raises:
         TypeError: if the mantissa is not an array of these dtypes, or the exponent is not made of integers.
@@ -169,7 +223,7 @@ class DFPArray(DynamicFixedPoint):
     """
 
     values: jax.Array
-    exponent: jax.Array
+    _exponent: jax.Array
     dtype: ClassVar[MantissaDType] = dfp16
 
 
@@ -190,7 +244,7 @@ class DFP32Array(DynamicFixedPoint):
     """
 
     values: jax.Array
-    exponent: jax.Array
+    _exponent: jax.Array
     dtype: ClassVar[MantissaDType] = dfp32
 
 
