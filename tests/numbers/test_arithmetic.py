@@ -37,7 +37,7 @@ def test_multiply_full_scale():
 @pytest.mark.parametrize("rounding", exact.ROUNDINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_add(kind, rounding):
-    @settings(deadline=None, max_examples=150)
+    @settings(deadline=None, max_examples=75)
     @given(mantissas(kind), mantissas(kind), st.integers(-163, 100), st.integers(0, 300), st.booleans())
     def check(ma, mb, ea, gap, swap):
         eb = ea - gap
@@ -78,9 +78,8 @@ def test_zero_never_dominates(kind, exponent):
 
 
 def test_a_product_with_zero_does_not_dominate():
-    huge, zero = dfpjax.quantize(jnp.full(3, 1e38)), dfpjax.quantize(jnp.zeros(3))
-    tiny = dfpjax.quantize(jnp.full(3, 1e-20))
-    np.testing.assert_array_equal((huge * zero + tiny * tiny).dequantize(), (tiny * tiny).dequantize())
+    huge, zero, tiny = (dfpjax.quantize(np.full(3, x, np.float32)) for x in (1e38, 0, 1e-20))
+    np.testing.assert_array_equal(np.asarray(huge * zero + tiny * tiny), np.asarray(tiny * tiny))
 
 
 def test_a_dfp16_operand_is_brought_to_dfp32_exactly():
@@ -121,7 +120,7 @@ def test_negative_and_absolute(kind):
 
 
 @pytest.mark.parametrize("rounding", exact.ROUNDINGS)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=75)
 @given(mantissas(DFP32Array), st.sampled_from([2, 3, 8, 15, 16]), st.integers(-300, 300))
 def test_down_convert(rounding, m, bits, exponent):
     actual = dnp.down_convert(make(DFP32Array, m, exponent), bits, rounding)
@@ -156,18 +155,18 @@ def test_stochastic_is_unbiased_and_reproducible(sign):
     def rounded(seed):
         return dnp.down_convert(x, rounding="stochastic", seed=seed).mantissa
 
-    values = np.asarray(rounded(1)[:-1], np.int64)
+    values = np.asarray(rounded(1), np.int64)[:-1]
     fraction = 83 / 64 - 1
     assert set(np.unique(values)) == {sign, 2 * sign}
     assert abs(sign * values.mean() - 83 / 64) < 5 * np.sqrt(fraction * (1 - fraction) / count)
     np.testing.assert_array_equal(rounded(1), rounded(1))
-    assert (rounded(1) != rounded(2)).any()
+    assert np.any(np.asarray(rounded(1)) != np.asarray(rounded(2)))
 
 
 def test_quantized_numbers_are_brought_to_fewer_bits():
-    x = dfpjax.quantize(jnp.array([1.0, -0.3, 0.7]))
+    x = dfpjax.quantize(np.float32([1.0, -0.3, 0.7]))
     np.testing.assert_array_equal(
-        dnp.down_convert(x, 8).dequantize(), dfpjax.quantize(x.dequantize(), 8).dequantize()
+        np.asarray(dnp.down_convert(x, 8)), np.asarray(dfpjax.quantize(np.asarray(x), 8))
     )
 
 
@@ -179,14 +178,14 @@ def test_quantized_numbers_are_brought_to_fewer_bits():
 def test_nonfinite_surfaces_in_sums(kind, function):
     x, nan = make(kind, [1, 2, 3, 4, 5, FULL[kind]], 40), nan_tensor(kind)
     for result in (function(x, nan), function(nan, x), function(nan, nan)):
-        assert np.isnan(result.dequantize()).all()
+        assert np.isnan(np.asarray(result)).all()
 
 
 def test_nonfinite_surfaces_in_products():
     x, zero, nan = make(DFPArray, np.ones(6), -100), make(DFPArray, np.zeros(6), -163), nan_tensor()
     results = [x * nan, nan * zero, nan * nan, x @ nan, nan @ nan, zero @ nan, dnp.fma(nan, x, x)]
     results += [dnp.fma(x, x, nan), -nan, abs(nan), dnp.down_convert(nan * x), nan * x + x * x]
-    assert all(np.isnan(result.dequantize()).all() for result in results)
+    assert all(np.isnan(np.asarray(result)).all() for result in results)
 
 
 def test_nonfinite_stays_so_through_many_products():
@@ -198,7 +197,7 @@ def test_nonfinite_stays_so_through_many_products():
 
 @pytest.mark.parametrize(("start", "end"), [(1e30, np.nan), (1e-30, 0)])
 def test_exponents_do_not_wrap(start, end):
-    x = dfpjax.quantize(jnp.full(3, start))
+    x = dfpjax.quantize(np.full(3, start, np.float32))
     for _ in range(40):
         x = dnp.down_convert(x * x)
     np.testing.assert_array_equal(x.dequantize(), np.full(3, end))
@@ -207,7 +206,7 @@ def test_exponents_do_not_wrap(start, end):
 def test_one_slice_that_is_not_finite_leaves_the_others():
     x = make(DFPArray, [[1, 2], [0, 4]], [[0], [NONFINITE_EXPONENT]])
     for result in (x + x, x * x, x @ make(DFPArray, np.eye(2), 0)):
-        assert (np.isnan(result.dequantize()) == [[False, False], [True, True]]).all()
+        assert (np.isnan(np.asarray(result)) == [[False, False], [True, True]]).all()
 
 
 # --- exponents per slice --------------------------------------------------------------------------
