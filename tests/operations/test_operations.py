@@ -27,7 +27,13 @@ def value_and_gradients(operation, *operands):
     return out, transpose(jnp.cos(out / scale))
 
 
-@pytest.mark.parametrize("name", CASES)
+# test_granularity.py compares the same derivatives of these, with an exponent per slice.
+ALSO_WITH_SLICES = ["3x3_strided", "grouped", "depthwise", "batch_grouped", "matmul_tt", "inner", "attention"]
+ALSO_WITH_SLICES += ["two_contracted"]
+IN_TIERS = [pytest.param(name, marks=pytest.mark.slow if name in ALSO_WITH_SLICES else ()) for name in CASES]
+
+
+@pytest.mark.parametrize("name", IN_TIERS)
 def test_values_and_derivatives_agree_with_float32(name):
     ours, theirs, operands = pair(name)
     tangents = tuple(x[::-1] for x in operands)
