@@ -49,8 +49,8 @@ def assert_same_bits(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-# Every mapping of a convolution and a dot product, and one of an operation with batch axes. A trailing axis is
-# moved in the same way whatever the operation.
+# Every mapping of a convolution and a dot product, and one of an operation with batch axes. A trailing axis
+# is moved in the same way whatever the operation.
 QUICK = [(name, mapped) for name in ("grouped", "matmul") for mapped in ("lhs", "rhs", "both")]
 QUICK += [("matmul", "trailing"), ("attention", "both")]
 SLOW = [
