@@ -35,7 +35,7 @@ TENSORS = {
     **{f"{name}": tensor(DFPArray, exponent) for name, exponent in EXPONENTS.items()},
     "accumulator": tensor(DFP32Array, np.arange(12).reshape(2, 1, 6) - 14),
 }
-# Exponents along the first axis alone: in the slow tier, as the accumulator has them along the first and last.
+# Exponents along the first axis alone are in the slow tier: the accumulator has some along that and the last.
 every_tensor = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name == "first" else ()) for name in TENSORS]
 )
