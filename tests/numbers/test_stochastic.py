@@ -66,6 +66,11 @@ def test_elements_are_not_correlated(distance, probability):
     assert abs(products.mean()) * np.sqrt(products.size) < SIGMA
 
 
+def test_every_element_has_bits_of_its_own_whatever_the_shape():
+    bits = jax.jit(lambda seed: random_bits((8, 16, 32), seed))(jnp.uint32(0))
+    np.testing.assert_array_equal(np.ravel(bits), many_random_bits(0)[: bits.size])
+
+
 def test_seeds_are_not_correlated():
     bits = np.asarray(
         jax.jit(jax.vmap(lambda seed: random_bits((2**12,), seed)))(np.arange(128, dtype=np.uint32))
@@ -138,5 +143,5 @@ def test_threads_do_not_change_a_bit():
     one_core = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})" + PROGRAM + "print(checksum)"
     )
-    done = subprocess.run([sys.executable, "-c", one_core], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", one_core], capture_output=True, text=True)
     assert done.stdout.strip() == str(here["checksum"]), done.stderr
