@@ -205,7 +205,11 @@ def test_records_have_plain_keys(policy):
 def test_a_partitioned_program_has_the_lengths_of_the_whole_operation():
     mesh = jax.make_mesh((4,), ("batch",), axis_types=(AxisType.Auto,))
     x = jax.device_put(X, NamedSharding(mesh, P("batch")))
-    params = jax.device_put(PARAMS, NamedSharding(mesh, P()))
-    output, statistics = jax.jit(dfpjax.with_statistics(loss, FORCED))(params, x)
-    assert output == jax.jit(dfpjax.mixed_precision(loss, FORCED))(params, x)
+    w = jax.device_put(np.asarray(PARAMS["first"]), NamedSharding(mesh, P()))
+
+    def layer(w, x):
+        return dense("first", w, x)
+
+    output, statistics = jax.jit(dfpjax.with_statistics(layer, FORCED))(w, x)
+    np.testing.assert_array_equal(output, jax.jit(dfpjax.mixed_precision(layer, FORCED))(w, x))
     np.testing.assert_allclose(statistics["first"].chains.fprop, shares(X, PARAMS["first"]), rtol=1e-6)

@@ -118,6 +118,11 @@ def test_tensor_parallel_layers_add_the_output_alone():
     assert relative_error(actual, on_one_device(dense, *args, transform=step)) < 1e-6
 
 
+@functools.cache
+def convolution(groups):
+    return lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=groups, **NHWC)
+
+
 @pytest.mark.parametrize(
     ("specs", "groups", "expected"),
     [
@@ -130,12 +135,10 @@ def test_tensor_parallel_layers_add_the_output_alone():
 )
 def test_convolutions(specs, groups, expected):
     x, w = normal(0, 8, 6, 6, 4), normal(1, 3, 3, 4 // groups, 8)
-    fun = forced(
-        lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=groups, **NHWC)
-    )
-    actual, moved = run(fun, mesh_of((2, 2), ("data", "model")), specs, x, w)
+    fun = convolution(groups)
+    actual, moved = run(forced(fun), mesh_of((2, 2), ("data", "model")), specs, x, w)
     assert moved == expected
-    assert relative_error(actual, jax.jit(fun)(x, w)) < 1e-6
+    assert relative_error(actual, on_one_device(fun, x, w)) < 1e-6
 
 
 def product(x, w):
@@ -183,8 +186,8 @@ def test_sizes_that_the_devices_do_not_divide():
 
 
 def test_the_exponent_is_that_of_the_whole_tensor():
-    x = np.array(normal(0, 16, 24))
-    x[13] *= 2.0**12  # the last shard has much larger values
+    x, w, v = (np.array(normal(i, *shape)) for i, shape in enumerate(DENSE))
+    x[50] *= 2.0**12  # the last shard has much larger values
     mesh = mesh_of((4,), ("data",))
 
     def parts(x):
@@ -193,9 +196,8 @@ def test_the_exponent_is_that_of_the_whole_tensor():
 
     actual, _ = run(parts, mesh, [P("data")], x)
     jax.tree.map(np.testing.assert_array_equal, actual, jax.jit(parts)(x))
-    args = (x, normal(1, 24, 12), normal(2, 12, 8))
-    actual, _ = run(step(dense), mesh, [P("data"), P(), P()], *args)
-    assert relative_error(actual, on_one_device(dense, *args, transform=step)) < 1e-6
+    actual, _ = run(step(dense), mesh, [P("data"), P(), P()], x, w, v)
+    assert relative_error(actual, on_one_device(dense, x, w, v, transform=step)) < 1e-6
 
 
 def test_not_a_number_on_one_device_surfaces_on_all():
