@@ -343,8 +343,8 @@ def test_quantized_arrays():
         "whole": (P("d", None), P()),
         "slices": (P("d", None), P("d", None)),
         "other slices": (P("d", None), P(None, None)),
-        "mapped": (P("d", None), P("d")),
-        "mapped seeds": (P("d", None, None), P("d")),
+        "mapped": (P("d", None), P("d", None)),
+        "mapped seeds": (P("d", None, None), P("d", None, None)),
     }
     actual, dequantized = jax.jit(make)(x, seeds, whole)
     expected, _ = jax.jit(make)(*map(np.asarray, (x, seeds, whole)))
@@ -353,6 +353,11 @@ def test_quantized_arrays():
         np.testing.assert_array_equal(q.mantissa, expected[name].mantissa)
         np.testing.assert_array_equal(q.exponent, expected[name].exponent)
     assert jax.typeof(dequantized) == jax.typeof(x)
+    for name in ("whole", "slices", "other slices", "mapped"):
+        mapped = jax.vmap(lambda q, x: (q, q.dequantize() + x))
+        (q, total), plain = mapped(actual[name], x), mapped(expected[name], np.asarray(x))
+        assert [jax.typeof(y).sharding.spec for y in (q.values, total)] == [P("d", None)] * 2, name
+        jax.tree.map(np.testing.assert_array_equal, (q, total), plain)
 
 
 def test_without_jit():

@@ -83,6 +83,12 @@ class DynamicFixedPoint:
     ndim = property(lambda self: self.values.ndim)
     size = property(lambda self: self.values.size)
 
+    @property
+    def sharding(self) -> jax.sharding.Sharding:
+        """The mantissas' sharding; under a trace, that of their type."""
+        values = self.values
+        return jax.typeof(values).sharding if isinstance(values, jax.core.Tracer) else values.sharding
+
     def dequantize(self) -> jax.Array:
         """mantissa · 2^exponent as float32, rounded once. NaN if the tensor is not finite, infinite where a
         value is beyond float32's range."""
