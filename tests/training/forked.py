@@ -44,5 +44,6 @@ def _run_script(arguments: tuple[str, ...], outputs: Path) -> None:
         os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ["DFPJAX_LAUNCH"] = "off"  # the launcher would restart the program
     os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))  # as Python does for a script
     sys.argv = ["train.py", "--config", "configs/digits.py", *arguments]
     runpy.run_path("train.py", run_name="__main__")
