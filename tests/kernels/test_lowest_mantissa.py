@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_native import ISAS, matmul, native, problem, reference
+from test_native import ISAS, assert_same_on_every_isa, matmul, problem
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.accumulation import is_bounded
@@ -29,9 +29,7 @@ def depthwise(lhs, rhs):
 def test_every_path_sums_exactly(k):
     plan, operands = matmul(np.full((7, k), LOWEST, np.int16), np.full((k, 66), LOWEST, np.int16))
     expected = np.full((7, 66), k * 2.0**30, np.float32)
-    np.testing.assert_array_equal(reference(plan, operands), expected)
-    for isa in ISAS:
-        np.testing.assert_array_equal(native(plan, operands, isa=isa), expected, err_msg=isa)
+    np.testing.assert_array_equal(assert_same_on_every_isa(plan, operands), expected)
 
 
 def test_few_of_them_among_others():
@@ -44,18 +42,14 @@ def test_few_of_them_among_others():
     expected = np.zeros((13, 20), np.float32)
     for pair in pairs:  # in chains of 2: such data certifies no longer ones
         expected += pair.astype(np.float32)
-    np.testing.assert_array_equal(reference(plan, operands), expected)
-    for isa in ISAS:
-        np.testing.assert_array_equal(native(plan, operands, isa=isa), expected, err_msg=isa)
+    np.testing.assert_array_equal(assert_same_on_every_isa(plan, operands), expected)
 
 
 def test_depthwise():
     plan, operands = depthwise(np.full((9, 21), LOWEST, np.int16), np.full((4, 21), LOWEST, np.int16))
     assert all(part.lanes for part in plan.parts)
     expected = np.full((6, 21), 2.0**32, np.float32)
-    np.testing.assert_array_equal(reference(plan, operands), expected)
-    for isa in ISAS:
-        np.testing.assert_array_equal(native(plan, operands, isa=isa), expected, err_msg=isa)
+    np.testing.assert_array_equal(assert_same_on_every_isa(plan, operands), expected)
 
 
 def test_chains_of_two_saturate_even_where_they_are_bounded():
