@@ -353,11 +353,16 @@ def test_quantized_arrays():
         np.testing.assert_array_equal(q.mantissa, expected[name].mantissa)
         np.testing.assert_array_equal(q.exponent, expected[name].exponent)
     assert jax.typeof(dequantized) == jax.typeof(x)
-    for name in ("whole", "slices", "other slices", "mapped"):
-        mapped = jax.vmap(lambda q, x: (q, q.dequantize() + x))
-        (q, total), plain = mapped(actual[name], x), mapped(expected[name], np.asarray(x))
+
+    @jax.jit
+    def mapped(tensors, x):
+        names = ("whole", "slices", "other slices", "mapped")
+        return {name: jax.vmap(lambda q, x: (q, q.dequantize() + x))(tensors[name], x) for name in names}
+
+    of_split, of_plain = mapped(actual, x), mapped(expected, np.asarray(x))
+    jax.tree.map(np.testing.assert_array_equal, of_split, of_plain)
+    for name, (q, total) in of_split.items():
         assert [jax.typeof(y).sharding.spec for y in (q.values, total)] == [P("d", None)] * 2, name
-        jax.tree.map(np.testing.assert_array_equal, (q, total), plain)
 
 
 def test_without_jit():
