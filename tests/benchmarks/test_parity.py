@@ -5,8 +5,12 @@ import itertools
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax import lax
 from scipy import linalg, stats
 
 from benchmarks.parity import __main__ as parity
@@ -158,10 +162,30 @@ def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
     assert (tmp_path / "parity.png").stat().st_size > 10_000
 
 
+def _computes_bfloat16_right() -> bool:
+    """Whether two convolutions and a pooling are right: jaxlib 0.12.0.1 gives infinities."""
+
+    @jax.jit
+    def pooled(x, w):
+        for _ in range(2):
+            x = nn.relu(
+                lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    random = np.random.default_rng(0)
+    x, w = random.random((7, 8, 8, 64)), random.standard_normal((3, 3, 64, 64)) / 10
+    return bool(
+        np.isfinite(np.asarray(pooled(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)), np.float32)).all()
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["dfp16_forced_stochastic", "bfloat16"])
 @pytest.mark.parametrize("name", ["vgg", "lstm", pytest.param("gan", marks=pytest.mark.optimized)])
 def test_tasks_train(name, precision):
+    if precision == "bfloat16" and not _computes_bfloat16_right():
+        pytest.skip(f"JAX {jax.__version__} computes plain bfloat16 convolutions and pooling wrongly here")
     (task,) = (task for task in parity.tasks(quick=True) if task.name == name)
     runs = []
     task.train(precision, [0, 1], runs.append)
