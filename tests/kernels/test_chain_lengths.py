@@ -9,6 +9,7 @@ import oracle
 import pytest
 from cases import COMPILED_QUICKLY, contractions
 from test_native import ISAS, matmul, problem
+from tiers import in_tiers
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.plan import CHAINS
@@ -85,7 +86,7 @@ def test_the_shares_are_the_oracles(m, k, n):
 
 
 REFERENCES = [
-    pytest.param(name, which, marks=() if which == "fprop" or name == "grouped" else pytest.mark.slow)
+    in_tiers(name, which, quick=which == "fprop" or name == "grouped")
     for name in ("3x3_strided", "3x3_deep", "grouped", "depthwise", "batched", "long")
     for which in ("fprop", "dgrad", "wgrad")
 ]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tiers import in_tiers
 
 import dfpjax
 
@@ -42,10 +43,7 @@ def test_the_best_path_is_the_default():
 
 @pytest.mark.parametrize(
     "isa",
-    [
-        pytest.param(isa, marks=() if isa == "portable" else pytest.mark.slow)
-        for isa in dfpjax.runtime_info().usable
-    ],
+    [in_tiers(isa, quick=isa == "portable") for isa in dfpjax.runtime_info().usable],
 )
 def test_the_environment_chooses(isa):
     done = run(isa)

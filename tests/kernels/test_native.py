@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, COMPILED_QUICKLY, contractions
+from tiers import in_tiers
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.contraction import Contraction
@@ -69,7 +70,7 @@ def assert_same_on_every_isa(plan, operands):
 
 BACKWARD = ("3x3_strided", "both_dilated", "grouped", "depthwise", "matmul_tt")
 PASSES = [
-    pytest.param(name, which, marks=() if which == "fprop" or name in BACKWARD else pytest.mark.slow)
+    in_tiers(name, which, quick=which == "fprop" or name in BACKWARD)
     for name in CASES
     for which in ("fprop", "dgrad", "wgrad")
 ]
@@ -91,9 +92,7 @@ def matmul(lhs, rhs, **exponents):
 
 ROWS, COLUMNS = (1, 5, 6, 7, 12, 13, 97), (1, 15, 16, 17, 48, 63, 64, 65, 130)
 TILES = [(rows, columns) for rows in ROWS for columns in COLUMNS if rows == 7 or columns in (17, 65)]
-TILES += [
-    pytest.param(*tile, marks=pytest.mark.slow) for tile in itertools.product((1, 97), (1, 16, 64, 130))
-]
+TILES += [in_tiers(*tile, quick=False) for tile in itertools.product((1, 97), (1, 16, 64, 130))]
 
 
 @pytest.mark.parametrize(("rows", "columns"), TILES)
@@ -149,10 +148,7 @@ SLICED = [
 @pytest.mark.parametrize("which", ["fprop", "dgrad", "wgrad"])
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in ("3x3_strided", "depthwise") else pytest.mark.slow)
-        for name in SLICED
-    ],
+    [in_tiers(name, quick=name in ("3x3_strided", "depthwise")) for name in SLICED],
 )
 def test_exponents_of_every_slice(name, which):
     """Both operands have one exponent per slice along their free and batch axes."""

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, COMPILED_QUICKLY
+from tiers import in_tiers
 
 from dfpjax.numbers import Quantizer, Quantizers
 from dfpjax.operations import conv_general_dilated, dot_general
@@ -68,11 +69,6 @@ KINDS = ["3x3_strided", "grouped", "depthwise", "batch_grouped", "both_dilated",
 KINDS += ["matmul_tt", "matvec", "inner", "attention", "two_contracted"]
 
 
-def in_tiers(case, *, quick):
-    """A case of a parametrization, in the tier `slow` unless `quick`."""
-    return pytest.param(*case, marks=() if quick else pytest.mark.slow)
-
-
 @functools.cache
 def derivatives_in_float64(name):
     _, theirs, operands = pair(name, Quantizers())
@@ -83,7 +79,7 @@ def derivatives_in_float64(name):
 # spatial ones, groups and batches.
 SOME_OPERANDS = ["3x3_strided", "grouped", "attention"]
 GRANULARITIES = [
-    in_tiers((name, mixed), quick=mixed == "all" and name not in ("both_dilated", "nchw", "matvec"))
+    in_tiers(name, mixed, quick=mixed == "all" and name not in ("both_dilated", "nchw", "matvec"))
     for name in KINDS
     for mixed in MIXED
     if mixed == "all" or name in SOME_OPERANDS
@@ -125,7 +121,7 @@ SCALED = [
 ]
 
 
-SCALED_IN_TIERS = [in_tiers(case, quick=case[:2] in (("matmul", 0), ("3x3_strided", 1))) for case in SCALED]
+SCALED_IN_TIERS = [in_tiers(*case, quick=case[:2] in (("matmul", 0), ("3x3_strided", 1))) for case in SCALED]
 
 
 @pytest.mark.parametrize(("name", "which", "axis", "out_axis"), SCALED_IN_TIERS)
@@ -189,10 +185,10 @@ def test_an_input_per_example_and_a_kernel_per_feature():
 
 
 REFERENCES = [
-    in_tiers((name, "all"), quick=name == "matmul")
+    in_tiers(name, "all", quick=name == "matmul")
     for name in ("3x3_strided", "grouped", "depthwise", "batch_grouped", "matmul", "attention")
 ]
-REFERENCES += [in_tiers(("attention", mixed), quick=False) for mixed in ("lhs", "rhs")]
+REFERENCES += [in_tiers("attention", mixed, quick=False) for mixed in ("lhs", "rhs")]
 
 
 @pytest.mark.parametrize(("name", "mixed"), REFERENCES)
@@ -213,7 +209,7 @@ def test_the_reference_lowering_gives_the_same_bits(name, mixed):
 
 QUICK_LOOPS = [("grouped", (0, None)), ("depthwise", (None, 0)), ("matmul", (0, 0)), ("attention", (0, 0))]
 LOOPS = [
-    in_tiers((name, mapped, "quickly"), quick=(name, mapped) in QUICK_LOOPS)
+    in_tiers(name, mapped, "quickly", quick=(name, mapped) in QUICK_LOOPS)
     for name in ("grouped", "depthwise", "matmul", "attention")
     for mapped in ((0, None), (None, 0), (0, 0))
 ]
