@@ -1,6 +1,7 @@
 """The parity benchmark tests what it claims to test."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -162,6 +163,7 @@ def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
     assert (tmp_path / "parity.png").stat().st_size > 10_000
 
 
+@functools.cache
 def _computes_bfloat16_right() -> bool:
     """Whether two convolutions and a pooling are right: jaxlib 0.12.0.1 gives infinities."""
 
