@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.arithmetic.exponents import integers, padded_exponent
+from dfpjax.numbers.arithmetic.exponents import integers
 from dfpjax.numbers.arithmetic.operands import Tensor, check_shapes
 from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
@@ -78,7 +78,7 @@ def _order(a: Tensor, b) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _parts(x, word: type) -> _Parts:
     if isinstance(x, Tensor):
-        exponent = padded_exponent(x)
+        exponent = x.exponent
         is_nan = jnp.broadcast_to(exponent >= NONFINITE_THRESHOLD, x.shape)
         return _normalized(integers(x), exponent, is_nan, word)
     if jnp.issubdtype(x.dtype, jnp.integer):

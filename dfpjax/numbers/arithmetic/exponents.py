@@ -31,12 +31,6 @@ def exponent_of(x: DFPArray | DFP32Array) -> jax.Array:
     return jnp.clip(x.exponent, LOWEST_EXPONENT, NONFINITE_EXPONENT)
 
 
-def padded_exponent(x: DFPArray | DFP32Array) -> jax.Array:
-    """The exponent, padded with leading axes to the tensor's rank unless it is a scalar."""
-    missing = x.ndim - x.exponent.ndim
-    return x.exponent.reshape((1,) * missing + x.exponent.shape) if x.exponent.ndim else x.exponent
-
-
 def widened(x: DFPArray | DFP32Array) -> DFP32Array:
     """The same values in DFP-32: a DFPArray's mantissas, of 15 magnitude bits, become mantissas of 31."""
     if isinstance(x, DFP32Array):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dfpjax.numbers.arithmetic.exponents import exponent_of, fitted, padded_exponent
+from dfpjax.numbers.arithmetic.exponents import exponent_of, fitted
 from dfpjax.numbers.arithmetic.operands import check_operand, check_rounding
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
@@ -66,7 +66,7 @@ def _check_contraction(a: DFPArray, b: DFPArray) -> None:
                 f"matmul: a and b must have leading axes that broadcast, got shapes {a.shape} and {b.shape}"
             ) from None
     for argument, x, axis in (("a", a, a.ndim - 1), ("b", b, b_axis)):
-        exponent = padded_exponent(x)
+        exponent = x.exponent
         if exponent.ndim and exponent.shape[axis] > 1:
             raise ValueError(
                 f"matmul: the exponents of {argument} (shape {x.exponent.shape}) vary along the contracted "
@@ -87,7 +87,7 @@ def _matmul(a, b, seed, *, rounding):
 
 def _as_matrices(x: DFPArray, axis: int) -> DFPArray:
     """A vector as a matrix of one row (axis 0) or one column."""
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     if x.ndim > 1:
         return DFPArray(x.mantissa, exponent)
     exponent = jnp.expand_dims(exponent, axis) if exponent.ndim else exponent

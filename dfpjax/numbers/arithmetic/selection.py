@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dfpjax import _checks
-from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.arithmetic.exponents import aligned, dominance, settled, widened
 from dfpjax.numbers.arithmetic.operands import (
     Tensor,
     check_operand,
@@ -74,7 +74,7 @@ def max_pool(
             f"each spatial axis, of which shape {x.shape} has at most {max(x.ndim - 1, 0)}"
         )
     spatial = x.shape[first:-1]
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     if any(extent > 1 for extent in exponent.shape[first:-1]):
         raise ValueError(
             f"max_pool: the exponents of x (shape {x.exponent.shape}) vary along the spatial axes; quantize "

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from dfpjax import _checks
-from dfpjax.numbers.arithmetic.exponents import aligned, dominance, padded_exponent, settled, widened
+from dfpjax.numbers.arithmetic.exponents import aligned, dominance, settled, widened
 from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
@@ -28,7 +28,7 @@ def reshape(x: Tensor, shape: int | Shape) -> Tensor:
     """
     check_operand("reshape", "x", x)
     values = _arranged("reshape", x, lambda values: jnp.reshape(values, _shape("reshape", shape)))
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     if exponent.ndim:
         exponent = _reshaped_exponent(exponent, x.shape, values.shape)
     return type(x)(values, exponent)
@@ -114,7 +114,7 @@ def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
     """
     check_operand("split_exponent", "x", x)
     axes = _checks.axes("split_exponent", "axis", axis, x.ndim)
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     exponent = exponent if exponent.ndim else jnp.reshape(exponent, (1,) * x.ndim)
     extents = [x.shape[one] if one in axes else extent for one, extent in enumerate(exponent.shape)]
     return type(x)(x.values, jnp.broadcast_to(exponent, extents))
@@ -130,7 +130,7 @@ def index(x: Tensor, key) -> Tensor:
     """
     check_operand("index", "x", x)
     _check_key(key, x.ndim)
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     if exponent.ndim:
         exponent = exponent[_exponent_key(key, exponent.shape)]
     return type(x)(x.values[key], exponent)
@@ -164,7 +164,7 @@ def pad(x: Tensor, pad_width) -> Tensor:
     check_operand("pad", "x", x)
     widths = _pad_widths(pad_width, x.ndim)
     values = padded(x.values, 0, widths)
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     if exponent.ndim:
         own = np.asarray(exponent.shape) > 1
         exponent = jnp.pad(exponent, widths * own[:, None], constant_values=_smallest_exponent(x))
@@ -240,7 +240,7 @@ _INDICES = "an integer or an integer array"
 
 def _both(x: Tensor, change) -> Tensor:
     """Apply a change of axes to the mantissas and, unless it is a scalar, to the exponent."""
-    exponent = padded_exponent(x)
+    exponent = x.exponent
     return type(x)(change(x.values), change(exponent) if exponent.ndim else exponent)
 
 
@@ -323,7 +323,7 @@ def _concatenate(*operands, axis, rounding):
     *arrays, seed = operands
     kind = common_kind(*arrays)
     arrays = [x if isinstance(x, kind) else widened(x) for x in arrays]
-    if any(padded_exponent(x).shape[axis : axis + 1] not in ((), (1,)) for x in arrays):
+    if any(x.exponent.shape[axis : axis + 1] not in ((), (1,)) for x in arrays):
         return kind(
             jnp.concatenate([x.mantissa for x in arrays], axis),
             jnp.concatenate(_exponents_along(axis, arrays), axis),
@@ -336,7 +336,7 @@ def _concatenate(*operands, axis, rounding):
 
 def _exponents_along(axis: int, arrays: Sequence[Tensor]) -> list[jax.Array]:
     """The exponents of arrays, one for each position along the axis and with equal extents otherwise."""
-    exponents = [jnp.reshape(e, e.shape or (1,) * x.ndim) for x in arrays for e in (padded_exponent(x),)]
+    exponents = [jnp.reshape(x.exponent, x.exponent.shape or (1,) * x.ndim) for x in arrays]
     others = jnp.broadcast_shapes(*((*e.shape[:axis], 1, *e.shape[axis + 1 :]) for e in exponents))
     return [
         jnp.broadcast_to(e, (*others[:axis], x.shape[axis], *others[axis + 1 :]))

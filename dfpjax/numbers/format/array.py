@@ -70,9 +70,8 @@ class DynamicFixedPoint:
         """int32: a scalar, or an array of the tensor's rank that broadcasts to its shape."""
         # `vmap` and `scan` stack single exponents in front, as they stack the values. JAX's placeholders for
         # leaves have no axes.
-        extents = getattr(self._exponent, "shape", ())
-        missing = self.ndim - len(extents) if extents else 0
-        return self._exponent.reshape(extents + (1,) * missing) if missing else self._exponent
+        is_single = not getattr(self._exponent, "ndim", 0)
+        return self._exponent if is_single else _of_rank(self._exponent, self.ndim)
 
     @property
     def mantissa(self) -> jax.Array:
@@ -190,8 +189,14 @@ def _stacked(stacked, size: int, tensor: DynamicFixedPoint, axis: int | None) ->
     if isinstance(axis, int):
         axis %= values.ndim + 1
         if axis > exponent.ndim:
-            exponent = exponent.reshape(exponent.shape + (1,) * (values.ndim - exponent.ndim))
+            exponent = _of_rank(exponent, values.ndim)
     return _unflatten(type(tensor), stacked(size, values, axis), stacked(size, exponent, axis))
+
+
+def _of_rank(exponent: jax.Array, rank: int) -> jax.Array:
+    """An exponent of leading axes, with the other axes of a tensor of that rank."""
+    missing = rank - exponent.ndim
+    return exponent.reshape(exponent.shape + (1,) * missing) if missing else exponent
 
 
 def _unflatten(cls, values, exponent):
