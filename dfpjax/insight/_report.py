@@ -47,7 +47,8 @@ class OpRecord:
     """Multiply-accumulate operations of all runs together, padding included."""
 
     dtype: Dtype
-    """`dfp16` if it is computed in dynamic fixed point; `float32` if it stays as the program has it."""
+    """`dfp16` if it is computed in dynamic fixed point; `float32` if it stays as the program has it, whatever
+    its types are."""
 
     fprop: Dtype | None
     """What the forward operation is computed in; None for an operation of the backward pass."""

@@ -25,9 +25,11 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
     """List the convolutions and dot products of a call, and what `mixed_precision` does with each.
 
     `fun(*args, **kwargs)` is traced, not run. The decisions come from the code that `mixed_precision(fun,
-    policy)` runs. Operations inside the rules of `jax.custom_vjp` and the like are not listed, as JAX traces
-    these rules only when it differentiates. A rule of the policy that matches nothing is shown, and is no
-    error here even if the policy is strict.
+    policy)` runs. The reason of each is the rule that decided or, where that does not, why the operation has
+    to stay, the precision that it asks for (float64, `precision=HIGHEST`), or its cost. Operations inside the
+    rules of `jax.custom_vjp` and the like are not listed, as JAX traces these rules only when it
+    differentiates. A rule of the policy that matches nothing is shown, and is no error here even if the
+    policy is strict.
 
     Arguments:
         fun: as for `mixed_precision`.

@@ -39,7 +39,7 @@ def sensitivity(
         loss_fn: a function that returns a scalar; `jax.grad` must be able to differentiate it.
         *args, **kwargs: its arguments: the parameters and data to measure at.
         policy: which layers run in dynamic fixed point at all, and how they round, as for `mixed_precision`.
-            The default policy leaves out what is too small to gain.
+            The default policy leaves out what is too small to gain, or asks for more precision.
         bits: bits of a mantissa, each from 2 to 16.
         layers: a regular expression, searched in a layer's name and in its parameter's path; None for all.
 

@@ -98,8 +98,22 @@ class OpConfig:
     force: bool = False
     """Whether all this holds even where the cost rule expects float32 to be faster."""
 
+    override_precision: bool = False
+    """Whether all this holds even for operations that ask for more precision. Otherwise they stay as they
+    are, also with `force`. An operation asks
+
+    - if an operand or the result is float64, or its forward operation's;
+    - if its `precision`, or `jax.default_matmul_precision` in its place, is `HIGHEST` (which JAX also calls
+      `"float32"`) for at least one operand;
+    - if its `precision` is a dot algorithm that gives operands more than 16 significant bits: `F32_F32_F32`,
+      `F64_F64_F64`, and `TF32_TF32_F32_X3`, `BF16_BF16_F32_X6` and `BF16_BF16_F32_X9`, which emulate
+      float32.
+
+    `None`, `DEFAULT`, `HIGH` and the other algorithms do not ask. If overridden, float64 operands are
+    converted to float32 before they are quantized."""
+
     def __post_init__(self):
-        for switch in (*PASSES, "force"):
+        for switch in (*PASSES, "force", "override_precision"):
             if not isinstance(getattr(self, switch), bool):
                 raise ValueError(f"OpConfig: {switch} must be True or False, got {getattr(self, switch)!r}")
         if not any(getattr(self, name) for name in PASSES):

@@ -14,7 +14,9 @@ class Policy:
     """Which operations run in dynamic fixed point, and how. The first rule that matches an operation decides.
 
     An operation that is too small or too skinny to gain stays in float32 nevertheless, unless its `OpConfig`
-    has `force=True`; `Policy(default=OpConfig(force=True))` forces all. `dfpjax.explain` lists them.
+    has `force=True`; `Policy(default=OpConfig(force=True))` forces all. An operation that asks for float64 or
+    for `precision=HIGHEST` stays as it is, unless its `OpConfig` has `override_precision=True`, which says
+    what counts as asking. `dfpjax.explain` lists both.
 
     Arguments:
         rules: `Rule`s in order of precedence.

@@ -31,6 +31,9 @@ class Operation:
     recomputed: bool = False
     """Whether it repeats an operation of the forward pass in a backward pass (`jax.checkpoint`)."""
 
+    float64: bool = False
+    """Whether one of its operands or its result is float64."""
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Paths of the arguments among its operands, the right operand's first: it usually is the kernel."""

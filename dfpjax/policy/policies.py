@@ -12,9 +12,11 @@ LAST_DOT = Position("dot_general", -1)
 
 
 def default() -> Policy:
-    """Every convolution and dot product that the cost rule expects to gain runs in dynamic fixed point.
+    """Every convolution and dot product that the cost rule expects to gain runs in dynamic fixed point,
+    unless it asks for float64 or `precision=HIGHEST`.
 
-    `Policy(default=OpConfig(force=True))` has all of them run so, whether they gain or not.
+    `Policy(default=OpConfig(force=True))` has all of them run so, whether they gain or not, and
+    `OpConfig(force=True, override_precision=True)` whatever they ask for.
     """
     return Policy()
 
@@ -22,8 +24,9 @@ def default() -> Policy:
 def paper() -> Policy:
     """The authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32.
 
-    All else runs in dynamic fixed point, whether it gains or not. The policy finds the two by position, so
-    transform the model's `apply`, not a loss function that ends in another dot product.
+    All else runs in dynamic fixed point, whether it gains or not, except what asks for float64 or
+    `precision=HIGHEST`. The policy finds the two by position, so transform the model's `apply`, not a loss
+    function that ends in another dot product.
     """
     rules = (Rule(FIRST_CONV, None), Rule(LAST_DOT, None))
     return Policy(rules=rules, default=OpConfig(force=True))

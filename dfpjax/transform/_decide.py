@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from dfpjax.numbers import Accumulation, Quantizers
 from dfpjax.policy._config import PASSES, OpConfig, Pass
 from dfpjax.policy._cost import objection
+from dfpjax.policy._passes import Part
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Position, Rule
 from dfpjax.transform._contractions import QUANTIZED, work
+from dfpjax.transform._requests import request
 from dfpjax.transform._survey import Site
 
 
@@ -47,7 +49,9 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
     reason = "the policy's default" if decision.rule is None else repr(decision.rule)
     treatment = None
     if config is not None:
-        if not config.force and (cost := objection(work(site.eqn))):
+        if not config.override_precision and (asked := _request(site, part)):
+            reason = f"asks for {asked}, and override_precision is off ({reason})"
+        elif not config.force and (cost := objection(work(site.eqn))):
             reason = f"{cost} (else {reason})"
         elif (passes := _passes(config, part.kind)) is None:
             reason = f"{_off(config, part.kind)} ({reason})"
@@ -56,6 +60,18 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
                 quantizers=config.quantizers(*part.roles), accumulation=config.accumulation, passes=passes
             )
     return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason)
+
+
+def _request(site: Site, part: Part) -> str | None:
+    """The precision that an operation asks for, if dynamic fixed point has less.
+
+    JAX copies `precision` to the operations of a backward pass. But the gradient with respect to a float64
+    operand may be a product of float32 tensors, if the other operand and the result are float32.
+    """
+    if (own := request(site.eqn)) is not None:
+        return own
+    in_layer = [forward.float64 for forward in part.layer]
+    return "float64, as its forward operation does" if in_layer and all(in_layer) else None
 
 
 def _passes(config: OpConfig, kind: Pass | None) -> frozenset[Pass] | None:

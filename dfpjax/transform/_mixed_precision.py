@@ -61,9 +61,12 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
     Arguments:
         fun: a function of pytrees that JAX can trace, such as a Flax model's `apply`.
         policy: which operations run in dynamic fixed point, and how. The default takes every convolution and
-            dot product of float32, bfloat16, float16 or float64 operands that sums at least two products and
-            that the cost rule expects to gain. The cost rule looks at the shapes in `fun` alone; under `vmap`
-            of the transformed function these are the shapes of one example. `OpConfig(force=True)` skips it.
+            dot product of float32, bfloat16 or float16 operands that sums at least two products and that the
+            cost rule expects to gain, unless its `precision`, or `jax.default_matmul_precision` in its place,
+            is `HIGHEST` or as exact. What computes in float64 stays, too;
+            `OpConfig(override_precision=True)` takes both. The cost rule looks at the shapes in `fun` alone;
+            under `vmap` of the transformed function these are the shapes of one example.
+            `OpConfig(force=True)` skips it.
         backend: "auto" for the native kernels where the platform has them, "reference" for the same
             arithmetic in plain JAX: the same bits, but slow.
 

@@ -16,6 +16,7 @@ from dfpjax.policy._layers import (
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Operation
 from dfpjax.transform._contractions import CONTRACTIONS, QUANTIZED, factors, obstacle
+from dfpjax.transform._requests import in_float64
 from dfpjax.transform._subjaxprs import OPAQUE, SubJaxpr, hidden_jaxprs, opened, sub_jaxprs
 
 Origins = Sequence[Hashable]
@@ -145,6 +146,7 @@ def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:
         operands=tuple(origin_of(v) for v in factors(eqn)),
         derived=scope.derived or in_backward_pass(stack),
         recomputed=is_recomputation(stack),
+        float64=in_float64(eqn),
     )
     kept = "in float32 by an OpConfig already" if is_kept_float32(stack) else None
     return Site(eqn=eqn, operation=operation, obstacle=kept or obstacle(eqn), count=scope.count)

@@ -54,6 +54,7 @@ def test_config_per_role():
         ),
         ({"bits": 4, "accumulation": FixedChain(2, 3)}, r"OpConfig: .*pre_shift=3 leaves 1 of 4 bits"),
         ({"dgrad": 1}, r"OpConfig: dgrad must be True or False, got 1"),
+        ({"override_precision": "no"}, r"OpConfig: override_precision must be True or False, got 'no'"),
         (
             {"fprop": False, "dgrad": False, "wgrad": False},
             r"OpConfig: one of fprop, dgrad, wgrad must be True; .* use None in place of an OpConfig",
