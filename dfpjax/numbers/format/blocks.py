@@ -1,0 +1,76 @@
+"""Blocks: the pieces of a tensor that have an exponent each (the extension that Das et al., 2018, announce).
+
+Blocks follow the tensor's memory layout. A tensor is seen as [outer, rows, columns]: `outer` is its first
+axis, `columns` are its last axes, as many as it takes to have the columns of a block, and `rows` is what lies
+between. A block is a piece of `Blocks.rows` rows and `Blocks.columns` columns of one outer index. So no block
+crosses the first axis or an axis that vmap added, and blocks depend on the tensor's shape alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+Shape = tuple[int, ...]
+
+MOST_ROWS = 256
+LEAST_COLUMNS, MOST_COLUMNS = 16, 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """The size of blocks.
+
+    Raises:
+        ValueError: if a field is not a power of two in its range.
+    """
+
+    rows: int = 4
+    """Rows of a block: a power of two from 1 to 256."""
+
+    columns: int = 32
+    """Columns of a block: a power of two from 16 to 256."""
+
+    def __post_init__(self):
+        for name, least, most in (("rows", 1, MOST_ROWS), ("columns", LEAST_COLUMNS, MOST_COLUMNS)):
+            value = getattr(self, name)
+            is_size = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+            if not is_size or value & (value - 1):
+                raise ValueError(
+                    f"Blocks: {name} must be a power of two from {least} to {most}, got {value!r}"
+                )
+
+    def view(self, shape: Shape) -> tuple[int, int, int]:
+        """A tensor of this shape as (outer, rows, columns). A tensor of one axis is one row."""
+        if len(shape) < 2:
+            return 1, 1, math.prod(shape)
+        first = len(shape) - 1
+        while first > 1 and math.prod(shape[first:]) < self.columns:
+            first -= 1
+        return shape[0], math.prod(shape[1:first]), math.prod(shape[first:])
+
+    def counts(self, shape: Shape) -> tuple[int, int, int]:
+        """How many blocks a tensor of this shape has along each axis of its view: the shape of its
+        exponent."""
+        outer, rows, columns = self.view(shape)
+        return outer, -(-rows // self.rows), -(-columns // self.columns)
+
+
+def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0) -> jax.Array:
+    """The exponent of each element.
+
+    Arguments:
+        exponent: int32 of shape (*mapped axes, *blocks.counts(the other axes of `shape`)).
+        shape: the tensor's shape.
+        blocks: the size of blocks.
+        mapped: number of leading axes that vmap added.
+
+    Returns:
+        int32 of `shape`.
+    """
+    leading, example = shape[:mapped], shape[mapped:]
+    _, rows, columns = blocks.view(example)
+    exponent = jnp.repeat(exponent, blocks.rows, axis=-2)[..., :rows, :]
+    exponent = jnp.repeat(exponent, blocks.columns, axis=-1)[..., :columns]
+    return exponent.reshape(leading + example)
