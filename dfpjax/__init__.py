@@ -33,6 +33,7 @@ from dfpjax.insight import with_statistics as with_statistics
 from dfpjax.kernels import RuntimeInfo as RuntimeInfo
 from dfpjax.kernels import export_checks as export_checks
 from dfpjax.kernels import runtime_info as runtime_info
+from dfpjax.numbers import Blocks as Blocks
 from dfpjax.numbers import DFP32Array as DFP32Array
 from dfpjax.numbers import DFPArray as DFPArray
 from dfpjax.numbers import FixedChain as FixedChain

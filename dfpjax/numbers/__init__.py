@@ -9,6 +9,7 @@ from dfpjax.numbers.contraction.accumulation import Accumulation as Accumulation
 from dfpjax.numbers.contraction.accumulation import FixedChain as FixedChain
 from dfpjax.numbers.format.array import DFP32Array as DFP32Array
 from dfpjax.numbers.format.array import DFPArray as DFPArray
+from dfpjax.numbers.format.blocks import Blocks as Blocks
 from dfpjax.numbers.format.conversion import dequantize as dequantize
 from dfpjax.numbers.format.conversion import quantize as quantize
 from dfpjax.numbers.format.dtype import dfp16 as dfp16

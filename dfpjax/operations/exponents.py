@@ -33,14 +33,16 @@ def quantize_operand(
     native: bool = True,
 ):
     """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`). `quantize_array` documents
-    the other arguments."""
+    the other arguments. With exponents of blocks a witness, which is of the whole tensor, is not used."""
+    in_blocks = quantizer.granularity == "block"
     return quantize_array(
         x,
         quantizer,
         mapped_axes=contraction.mapped_axes(contraction.lhs),
         slice_axes=contraction.slice_axes(contraction.lhs) if quantizer.granularity == "channel" else (),
+        blocks=quantizer.blocks if in_blocks else None,
         shift=shift,
-        witness=witness,
+        witness=None if in_blocks else witness,
         native=native,
     )
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from dfpjax.numbers import Accumulation, Quantizer, Quantizers
+from dfpjax.numbers import Accumulation, Blocks, Quantizer, Quantizers
 from dfpjax.numbers.contraction.accumulation import check_roles
 from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.numbers.format.rounding import Rounding
@@ -13,7 +13,7 @@ from dfpjax.numbers.format.rounding import Rounding
 class PerRole:
     """One value for each role that a tensor plays in an operation.
 
-    For OpConfig's `bits`, `rounding` or `granularity`.
+    For OpConfig's `bits`, `rounding`, `granularity` or `blocks`.
 
     Roles are those of the forward operation, also in its backward passes: dgrad takes a cotangent and the
     rhs, wgrad a cotangent and the lhs. `mixed_precision(jax.grad(f))` sees a program that contains its own
@@ -21,7 +21,7 @@ class PerRole:
     their roles by position, lhs and rhs.
 
     Raises:
-        TypeError: if a value is neither an integer nor a string.
+        TypeError: if a value is neither an integer nor a string nor a `Blocks`.
         ValueError: if the values cannot be of the same field. OpConfig refuses what its own field does not
             take.
     """
@@ -38,17 +38,17 @@ class PerRole:
     def __post_init__(self):
         values = {role: getattr(self, role) for role in ("lhs", "rhs", "cotangent")}
         for role, value in values.items():
-            if not isinstance(value, int | str) or isinstance(value, bool):
+            if not isinstance(value, int | str | Blocks) or isinstance(value, bool):
                 raise TypeError(f"PerRole: {role} must be {_OF_A_FIELD}, got {value!r}")
-        are_words = [isinstance(value, str) for value in values.values()]
-        if any(are_words) and not (all(are_words) and _WORDS.intersection(values.values())):
+        kinds = {kind for kind in (int, str, Blocks) for v in values.values() if isinstance(v, kind)}
+        if len(kinds) > 1 or (kinds == {str} and not _WORDS.intersection(values.values())):
             raise ValueError(
                 f"PerRole: lhs, rhs and cotangent must all be {_OF_A_FIELD}, and of the same field, got "
                 f"{', '.join(map(repr, values.values()))}"
             )
 
 
-_OF_A_FIELD = "a value of OpConfig's bits, rounding or granularity"
+_OF_A_FIELD = "a value of OpConfig's bits, rounding, granularity or blocks"
 
 # Which of them a field takes is for OpConfig to say, which knows the field.
 _WORDS = {*get_args(Rounding), *get_args(Granularity)}
@@ -65,8 +65,8 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 class OpConfig:
     """How an operation and its gradients are computed in dynamic fixed point (Das et al., 2018, §4.1).
 
-    `bits`, `rounding` and `granularity` take one value for all roles, or a `PerRole`. A pass that is switched
-    off runs in float32, on the operands before quantization.
+    `bits`, `rounding`, `granularity` and `blocks` take one value for all roles, or a `PerRole`. A pass that
+    is switched off runs in float32, on the operands before quantization.
 
     Raises:
         ValueError: if a field is not one of the values named below.
@@ -81,7 +81,11 @@ class OpConfig:
     granularity: str | PerRole = "tensor"
     """`"tensor"`: one exponent. `"channel"`: one exponent for each slice along the axes that the operand
     shares with the result and that no window slides over: the output channels of a kernel, the examples of
-    an input, the free and batch axes of a dot's operand."""
+    an input, the free and batch axes of a dot's operand. `"block"`: one exponent for each block of the
+    tensor's memory layout. `"block"` excludes `"channel"` for another role."""
+
+    blocks: Blocks | PerRole = Blocks()  # noqa: RUF009 (frozen)
+    """The size of blocks. It counts only where the granularity is `"block"`."""
 
     accumulation: Accumulation = "certified"
     """`"certified"`: chains cannot overflow, whatever the data. A `FixedChain`: the paper's method."""
@@ -130,7 +134,11 @@ class OpConfig:
     def quantizers(self, lhs: Role = "lhs", rhs: Role = "rhs") -> Quantizers:
         """The quantizers that `dfpjax.operations` takes, for operands that play these roles."""
         parts = {"lhs": lhs, "rhs": rhs, "cotangent": "cotangent"}
-        return Quantizers(**{operand: self._quantizer(role) for operand, role in parts.items()})
+        quantizers = {operand: self._quantizer(role) for operand, role in parts.items()}
+        try:
+            return Quantizers(**quantizers)
+        except ValueError as error:
+            raise ValueError(f"OpConfig: {error}") from None
 
     def _quantizer(self, role: str) -> Quantizer:
         values = {field.name: getattr(self, field.name) for field in fields(Quantizer)}

@@ -135,5 +135,5 @@ def test_errors(axis, error, message):
 
 
 def test_unknown_granularity():
-    with pytest.raises(ValueError, match="granularity must be one of tensor, channel, got 'row'"):
+    with pytest.raises(ValueError, match="granularity must be one of tensor, channel, block, got 'row'"):
         Quantizer(granularity="row")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfpjax.numbers import FixedChain, Quantizer
+from dfpjax.numbers import Blocks, FixedChain, Quantizer
 from dfpjax.policy import OpConfig, PerRole, Policy, Position, Rule, policies
 from dfpjax.policy._rules import Operation
 
@@ -35,10 +35,20 @@ def test_config_per_role():
             {"rounding": "up"},
             r"OpConfig: rounding must be one of nearest, stochastic, biased, truncate, got 'up'",
         ),
-        ({"granularity": "row"}, r"OpConfig: granularity must be one of tensor, channel, got 'row'"),
+        ({"granularity": "row"}, r"OpConfig: granularity must be one of tensor, channel, block, got 'row'"),
         (
             {"granularity": PerRole(lhs="tensor", rhs="filter", cotangent="tensor")},
-            r"OpConfig, rhs: granularity must be one of tensor, channel, got 'filter'",
+            r"OpConfig, rhs: granularity must be one of tensor, channel, block, got 'filter'",
+        ),
+        ({"blocks": 4}, r"OpConfig: blocks must be a Blocks, such as Blocks\(rows=4, columns=32\), got 4"),
+        (
+            {"blocks": PerRole(lhs=8, rhs=8, cotangent=8)},
+            r"OpConfig, lhs: blocks must be a Blocks, such as .*, got 8",
+        ),
+        (
+            {"granularity": PerRole(lhs="block", rhs="channel", cotangent="block")},
+            'OpConfig: granularity "block" and "channel" do not go together .*, got "block" for lhs and '
+            'cotangent, "channel" for rhs; choose one of the two',
         ),
         (
             {"accumulation": "saturating"},
@@ -68,6 +78,14 @@ def test_config_per_role():
 def test_config_is_validated(fields, message):
     with pytest.raises(ValueError, match=message):
         OpConfig(**fields)
+
+
+def test_blocks_per_role():
+    sizes = {"lhs": Blocks(), "rhs": Blocks(rows=16), "cotangent": Blocks(columns=64)}
+    granularity = PerRole(lhs="block", rhs="tensor", cotangent="block")
+    quantizers = OpConfig(granularity=granularity, blocks=PerRole(**sizes)).quantizers()
+    assert {role: getattr(quantizers, role).blocks for role in sizes} == sizes
+    assert OpConfig(blocks=Blocks(rows=8)).quantizers(lhs="cotangent").lhs.blocks == Blocks(rows=8)
 
 
 def test_repr_shows_what_is_not_default():
@@ -196,8 +214,9 @@ def test_backward_operations_go_with_their_layer():
         (
             (8, 8, None),
             TypeError,
-            "PerRole: cotangent must be a value of OpConfig's bits, rounding or granularity",
+            "PerRole: cotangent must be a value of OpConfig's bits, rounding, granularity or blocks",
         ),
+        ((Blocks(), 8, Blocks()), ValueError, "PerRole: lhs, rhs and cotangent must all be a value of"),
         ((8, 1.5, 8), TypeError, "PerRole: rhs must be a value of OpConfig's bits, .* got 1.5"),
     ],
 )

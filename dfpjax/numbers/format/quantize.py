@@ -13,6 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
+from dfpjax.numbers.format.blocks import Blocks, expanded
 from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
 from dfpjax.numbers.format.explicit import lower_fun, mapped_sharding, repeated, with_partitions
 from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
@@ -45,20 +46,41 @@ def _shared_exponent(
     return jnp.where(log2 == lowest, MIN_FLOAT_EXPONENT, log2) - (bits - 2)
 
 
-def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tuple[str, ...], native: bool):
+def _block_exponents(x: jax.Array, bits: int, blocks: Blocks, mapped: int) -> jax.Array:
+    """The exponent of each block: int32 of shape (*x.shape[:mapped], *blocks.counts(x.shape[mapped:]))."""
+    leading, example = x.shape[:mapped], x.shape[mapped:]
+    outer, rows, columns = blocks.view(example)
+    _, row_count, column_count = blocks.counts(example)
+    x = x.reshape(*leading, outer, rows, columns)
+    missing = (row_count * blocks.rows - rows, column_count * blocks.columns - columns)
+    x = jnp.pad(x, [*[(0, 0)] * (mapped + 1), *((0, count) for count in missing)])
+    x = x.reshape(*leading, outer, row_count, blocks.rows, column_count, blocks.columns)
+    within = (mapped + 2, mapped + 4)
+    return _shared_exponent(x, None, bits, within, False).squeeze(within)
+
+
+def _quantize(
+    x, *more, quantizer: Quantizer, mapped_axes, slice_axes, blocks: Blocks | None, given, native: bool
+):
     """The HLO of `quantize_p`. Each slice along the mapped axes is a tensor by itself, with an exponent for
-    each of its slices along the slice axes."""
-    whole = not (more or mapped_axes or slice_axes)
+    each of its blocks or for each of its slices along the slice axes."""
+    whole = not (more or mapped_axes or slice_axes or blocks)
     if native and whole and quantizer.rounding == "nearest" and x.size >= LEAST_NATIVE:
         mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
         return from_integers(mantissa), exponent.reshape((1,) * x.ndim)
     more = dict(zip(given, more, strict=True))
     shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
-    sharing = tuple(axis for axis in example if axis not in slice_axes)
-    # The witness has the same axes as x, but other extents.
-    exponent = _shared_exponent(more.get("witness", x), shift, quantizer.bits, sharing, native)
-    own = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, exponent)
+    if blocks:
+        mapped = len(mapped_axes)
+        exponent = _block_exponents(x, quantizer.bits, blocks, mapped)
+        exponents = expanded(exponent, x.shape, blocks, mapped)
+    else:
+        sharing = tuple(axis for axis in example if axis not in slice_axes)
+        # The witness has the same axes as x, but other extents.
+        exponent = _shared_exponent(more.get("witness", x), shift, quantizer.bits, sharing, native)
+        exponents = exponent
+    own = jnp.where(exponents >= NONFINITE_THRESHOLD, 0, exponents)
     if shift is not None:  # 2^252 is enough for every number, and 2^−252 makes every number round to 0
         own = jnp.clip(own - shift, -252, 252)
     random = None
@@ -69,7 +91,7 @@ def _quantize(x, *more, quantizer: Quantizer, mapped_axes, slice_axes, given: tu
         random = random_bits(x.shape, seed, example)
     limit = np.float32(2 ** (quantizer.bits - 1) - 1)
     mantissa = lax.clamp(-limit, round_to_integers(scaled_down(x, own), quantizer.rounding, random), limit)
-    mantissa = jnp.where(exponent >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
+    mantissa = jnp.where(exponents >= NONFINITE_THRESHOLD, 0, mantissa).astype(jnp.int16)
     return from_integers(mantissa), exponent
 
 
@@ -89,7 +111,7 @@ def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Ar
     tensor."""
     quantizer = Quantizer(bits=bits)
     mantissa, exponent = _quantize(
-        x, quantizer=quantizer, mapped_axes=(), slice_axes=(), given=(), native=False
+        x, quantizer=quantizer, mapped_axes=(), slice_axes=(), blocks=None, given=(), native=False
     )
     return to_integers(mantissa), exponent.reshape(())
 
@@ -107,6 +129,7 @@ def quantize_array(
     quantizer: Quantizer,
     *,
     slice_axes: tuple[int, ...] = (),
+    blocks: Blocks | None = None,
     mapped_axes: tuple[int, ...] = (),
     shift: jax.Array | None = None,
     seed: jax.Array | None = None,
@@ -117,9 +140,13 @@ def quantize_array(
 
     Arguments:
         x: float32 of any shape, empty ones included.
-        quantizer: bits and rounding. Its granularity is ignored in favour of `slice_axes`.
+        quantizer: bits and rounding. Its granularity and blocks are ignored in favour of `slice_axes` and
+            `blocks`.
         slice_axes: axes along which each slice has its own exponent.
-        mapped_axes: axes that vmap added; each slice along them is a tensor by itself.
+        blocks: the size of the blocks of which each has its own exponent, or None. Excludes slice axes, a
+            shift and a witness.
+        mapped_axes: axes that vmap added; each slice along them is a tensor by itself. With blocks, they are
+            the first axes.
         shift: int32 of x's rank, broadcastable against x: quantize x · 2^shift instead of x. The product may
             exceed float32's range.
         seed: uint32 scalar for stochastic rounding; None to use each number's own bits.
@@ -130,33 +157,44 @@ def quantize_array(
 
     Returns:
         (mantissa, exponent): `dfp16` of x's shape, and int32 of x's rank with extent 1 on all axes except
-        slice axes and mapped axes. x is about mantissa · 2^(exponent − shift).
+        slice axes and mapped axes. x is about mantissa · 2^(exponent − shift). With blocks the exponent has
+        shape (*mapped axes, *blocks.counts(the other axes)), and `expanded` gives that of each element.
         Under vmap each example is a tensor by itself.
     """
     assert witness is None or (shift is None and not slice_axes)
+    if blocks is not None:
+        assert shift is None and witness is None and not slice_axes
+        assert mapped_axes == tuple(range(len(mapped_axes)))
     if seed is not None:
         seed = jnp.reshape(seed, (1,) * x.ndim)
     more = {"shift": shift, "seed": seed, "witness": witness}
     more = {name: value for name, value in more.items() if value is not None}
     operands = _compat.vary_together(x, *more.values())
-    params = {"mapped_axes": mapped_axes, "slice_axes": slice_axes, "given": tuple(more), "native": native}
-    return tuple(quantize_p.bind(*operands, quantizer=quantizer, **params))
+    params = {"mapped_axes": mapped_axes, "slice_axes": slice_axes, "blocks": blocks, "given": tuple(more)}
+    return tuple(quantize_p.bind(*operands, quantizer=quantizer, native=native, **params))
 
 
 @quantize_p.def_abstract_eval
-def _quantize_abstract_eval(x, *_, mapped_axes, slice_axes, **params):
+def _quantize_abstract_eval(x, *_, mapped_axes, slice_axes, blocks, **params):
     if _compat.is_unreduced(x):
         raise ValueError(
             f"quantize: x is of type {x.str_short(True)}, the parts of a sum that its devices have not added "
             "yet; add them first, with jax.reshard or jax.lax.psum"
         )
-    kept = (*mapped_axes, *slice_axes)
-    exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
-    split = (entry if axis in kept else None for axis, entry in enumerate(_compat.partitions(x.sharding)))
-    sharding = with_partitions(x.sharding, tuple(split))
+    partitions = _compat.partitions(x.sharding)
+    if blocks is None:
+        kept = (*mapped_axes, *slice_axes)
+        exponent_shape = tuple(size if axis in kept else 1 for axis, size in enumerate(x.shape))
+        split = tuple(entry if axis in kept else None for axis, entry in enumerate(partitions))
+    else:
+        mapped = len(mapped_axes)
+        exponent_shape = (*x.shape[:mapped], *blocks.counts(x.shape[mapped:]))
+        # Blocks do not cross the first axis, unless it is the only one.
+        outer = partitions[mapped] if x.ndim - mapped > 1 else None
+        split = (*partitions[:mapped], outer, None, None)
     return (
         x.update(dtype=dfp16, weak_type=False),
-        _compat.result_aval(x, exponent_shape, np.dtype("int32"), sharding),
+        _compat.result_aval(x, exponent_shape, np.dtype("int32"), with_partitions(x.sharding, split)),
     )
 
 
