@@ -377,11 +377,6 @@ Q = TENSORS["tensor"]
         (lambda: dnp.max_pool(Q, (2,), (0,)), ValueError, "max_pool: window_shape .* must be positive"),
         (lambda: dnp.max_pool(Q, (2,), padding=[(2, 0)]), ValueError, "max_pool: padding must be a pair"),
         (lambda: dnp.max_pool(Q, (5,)), ValueError, "window's extent 5 exceeds axis 1, padded to 4"),
-        (
-            lambda: dnp.max_pool(tensor(exponent=np.zeros((4, 1), int)), (2,)),
-            ValueError,
-            "max_pool: the exponents of x .* vary along the spatial axes",
-        ),
     ],
 )
 def test_errors(call, error, message):

@@ -174,12 +174,12 @@ def _subtract(a, b, seed, *, rounding):
 
 @jax.jit
 def _negative(x):
-    return type(x)(-x.mantissa, x.exponent)
+    return x.with_mantissa(-x.mantissa)
 
 
 @jax.jit
 def _absolute(x):
-    return type(x)(jnp.abs(x.mantissa), x.exponent)
+    return x.with_mantissa(jnp.abs(x.mantissa))
 
 
 @functools.partial(jax.jit, static_argnames=("bits", "rounding"))

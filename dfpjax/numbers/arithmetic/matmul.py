@@ -6,31 +6,38 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dfpjax.numbers.arithmetic.exponents import exponent_of, fitted
+from dfpjax.numbers.arithmetic.exponents import LOWEST_EXPONENT, dominance, exponent_of, fitted, integers
 from dfpjax.numbers.arithmetic.operands import check_operand, check_rounding
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
-from dfpjax.numbers.format.wide import Wide, widen
+from dfpjax.numbers.format.wide import Wide, shift_right, widen
 from dfpjax.numbers.format.wide import add as add_wide
 
 CHUNK = 256
 """Number of products of an int16 and an 8-bit integer whose sum fits an int32 for any data."""
 
+GUARD_BITS = 8
+"""Bits that mantissas get for their alignment where exponents vary along the contracted axis."""
+
 
 def matmul(
     a: DFPArray, b: DFPArray, *, rounding: str = "nearest", seed: int | jax.Array | None = None
 ) -> DFP32Array:
-    """a @ b, exact within one rounding for any data.
+    """a @ b, exact within one rounding for any data, where no exponent varies along the contracted axis.
 
     The sums of products are exact 64-bit integers. A right shift by R bits converts them to DFP-32, with
     E = Ea + Eb + R. The tensor has one R, the smallest that leaves the largest sum at most 31 bits. Nothing
     is rounded if no sum exceeds 31 bits. (`dfpjax.mixed_precision` accumulates in float32 instead, in much
     faster kernels.)
 
+    Where exponents vary along the contracted axis, as those of blocks do, each row of a (each column of b) is
+    first aligned as in `add`, to the largest exponent in it, but with 8 bits more than a mantissa has. So
+    nothing is rounded where exponents differ by at most 8, and no rounding error reaches 2^(E − 8) for the
+    largest exponent E. (From 2^17 products per sum on there is room for fewer bits.)
+
     Arguments:
-        a, b: DFPArrays of shapes as for `numpy.matmul`. An exponent must not vary along the contracted
-            axis. With exponents per row of a, per column of b or per matrix, each slice of the result has
-            its own R.
+        a, b: DFPArrays of shapes as for `numpy.matmul`. With exponents per row of a, per column of b or per
+            matrix, each slice of the result has its own R; so does each element with exponents of blocks.
         rounding, seed: as for `add`.
 
     Returns:
@@ -38,8 +45,7 @@ def matmul(
 
     Raises:
         TypeError: if an operand is not a DFPArray, or `seed` is not as for `add`.
-        ValueError: if the shapes do not match, an exponent varies along the contracted axis, or `rounding` or
-            `seed` is not as for `add`.
+        ValueError: if the shapes do not match, or `rounding` or `seed` is not as for `add`.
     """
     check_operand("matmul", "a", a, DFPArray)
     check_operand("matmul", "b", b, DFPArray)
@@ -55,8 +61,7 @@ def _real_matmul(a, b):
 def _check_contraction(a: DFPArray, b: DFPArray) -> None:
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError("matmul: both operands need at least one axis; use multiply for scalars")
-    b_axis = max(b.ndim - 2, 0)
-    if a.shape[-1] != b.shape[b_axis]:
+    if a.shape[-1] != b.shape[max(b.ndim - 2, 0)]:
         raise ValueError(f"matmul: contracted extents differ, shapes {a.shape} of a and {b.shape} of b")
     if a.ndim > 2 or b.ndim > 2:
         try:
@@ -65,21 +70,20 @@ def _check_contraction(a: DFPArray, b: DFPArray) -> None:
             raise ValueError(
                 f"matmul: a and b must have leading axes that broadcast, got shapes {a.shape} and {b.shape}"
             ) from None
-    for argument, x, axis in (("a", a, a.ndim - 1), ("b", b, b_axis)):
-        exponent = x.exponent
-        if exponent.ndim and exponent.shape[axis] > 1:
-            raise ValueError(
-                f"matmul: the exponents of {argument} (shape {x.exponent.shape}) vary along the contracted "
-                f"axis {axis}; quantize it with one exponent along that axis"
-            )
 
 
 @functools.partial(jax.jit, static_argnames="rounding")
 def _matmul(a, b, seed, *, rounding):
     rows, columns = _as_matrices(a, 0), _as_matrices(b, 1)
-    total = _exact_matmul(rows.mantissa.astype(jnp.int32), columns.mantissa.astype(jnp.int32))
-    exponent = exponent_of(rows) + exponent_of(columns)
-    out = fitted(DFP32Array, total, exponent, 32, rounding, seed)
+    count = rows.shape[-1]
+    guard = min(GUARD_BITS, (62 - 30 - max(count - 1, 0).bit_length()) // 2)
+    of_a, of_b, of_sum = (None,) * 3 if seed is None else (seed, seed + 1, ~seed)
+    left, left_exponent, left_parts = _aligned_along(-1, rows, guard, rounding, of_a)
+    right, right_exponent, right_parts = _aligned_along(-2, columns, guard, rounding, of_b)
+    total = _exact_matmul(left, right, left_parts, right_parts)
+    exponent = left_exponent + right_exponent
+    is_aligned = left_parts > 1 or right_parts > 1
+    out = fitted(DFP32Array, total, exponent, 32, rounding, of_sum if is_aligned else seed)
     dropped = tuple(axis for axis, x in ((-2, a), (-1, b)) if x.ndim == 1)  # NumPy's rule for vectors
     mantissa = jnp.squeeze(out.mantissa, dropped)
     return DFP32Array(mantissa, jnp.squeeze(out.exponent, dropped) if exponent.ndim else out.exponent)
@@ -94,13 +98,37 @@ def _as_matrices(x: DFPArray, axis: int) -> DFPArray:
     return DFPArray(jnp.expand_dims(x.mantissa, axis), exponent)
 
 
-def _exact_matmul(a: jax.Array, b: jax.Array) -> Wide:
-    """Exact sums of products of 16-bit integers, given as int32 arrays, for up to 2^31 products per sum."""
+def _aligned_along(axis: int, x: DFPArray, guard: int, rounding: str, seed: jax.Array | None):
+    """x with one exponent along an axis.
+
+    Returns:
+        (integers, exponent, bytes): int32 of x's shape; int32 with extent 1 along the axis, or a scalar; and
+        how many bytes the integers have beyond their first one.
+    """
+    exponent = exponent_of(x)
+    if not exponent.ndim or exponent.shape[axis] == 1:
+        return integers(x), exponent, 1
+    largest = jnp.max(dominance(x), axis, keepdims=True, initial=LOWEST_EXPONENT)
+    shift = jnp.maximum(largest - exponent, 0)
+    return shift_right(widen(integers(x), guard), shift, rounding, seed), largest - guard, 2
+
+
+def _exact_matmul(a: jax.Array, b: jax.Array, a_bytes: int = 1, b_bytes: int = 1) -> Wide:
+    """Exact sums of products of integers, given as int32 arrays, for sums below 2^63.
+
+    Arguments:
+        a_bytes, b_bytes: how many bytes the integers have beyond their first one: 1 for mantissas, 2 for
+            those with guard bits.
+    """
 
     def chunk_sum(a, b):
-        # |a · (b & 255)| < 2^23 and |a · (b >> 8)| ≤ 2^22, so no sum of 256 products reaches 2^31.
-        low, high = jnp.matmul(a, b & 255), jnp.matmul(a, b >> 8)
-        return add_wide(widen(high, shift=8), widen(low))
+        # Of a two bytes at once, of b one: no sum of 256 products of these reaches 2^31.
+        total = None
+        for left, left_shift in _split(a, a_bytes - 1):
+            for right, right_shift in _split(b, b_bytes):
+                part = widen(jnp.matmul(left, right), left_shift + right_shift)
+                total = part if total is None else add_wide(total, part)
+        return total
 
     count = a.shape[-1]
     first = count % CHUNK or min(count, CHUNK)
@@ -111,3 +139,9 @@ def _exact_matmul(a: jax.Array, b: jax.Array) -> Wide:
         chunks = chunks_a, jnp.moveaxis(chunks_b, -3, 0)
         total, _ = lax.scan(lambda total, chunk: (add_wide(total, chunk_sum(*chunk)), None), total, chunks)
     return total
+
+
+def _split(x: jax.Array, low_bytes: int) -> list[tuple[jax.Array, int]]:
+    """x as the sum of part · 2^shift: so many bytes without sign, and what stands above them."""
+    low = [((x >> 8 * position) & 255, 8 * position) for position in range(low_bytes)]
+    return [*low, (x >> 8 * low_bytes, 8 * low_bytes)]

@@ -1,4 +1,4 @@
-"""Functions that select values by comparing mantissas, which have the same order as the values."""
+"""Functions that select values by comparing them: their mantissas, where these have the same exponent."""
 
 import functools
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dfpjax import _checks
+from dfpjax.numbers.arithmetic.comparison import compared
 from dfpjax.numbers.arithmetic.exponents import aligned, dominance, settled, widened
 from dfpjax.numbers.arithmetic.operands import (
     Tensor,
@@ -18,14 +19,15 @@ from dfpjax.numbers.arithmetic.operands import (
 )
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.arithmetic.structure import padded
-from dfpjax.numbers.format.dtype import from_integers, to_integers
+from dfpjax.numbers.format.dtype import from_integers
+from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def relu(x: Tensor) -> Tensor:
     """max(x, 0), exactly, with x's type, shape and exponent. The derivative at 0 is 0."""
     check_operand("relu", "x", x)
     zero = from_integers(jnp.zeros_like(x.mantissa))
-    return type(x)(lax.select(x.mantissa > 0, x.values, zero), x.exponent)
+    return x.with_mantissa(lax.select(x.mantissa > 0, x.values, zero))
 
 
 def maximum(
@@ -46,18 +48,19 @@ def max_pool(
 ) -> Tensor:
     """Exact maximum over windows, with the arguments of `flax.linen.max_pool`.
 
-    The derivative goes to the first of the largest elements of each window. Padding contributes nothing.
+    The derivative goes to the first of the largest elements of each window. Padding contributes nothing. A
+    window with a NaN gives NaN.
 
     Arguments:
-        x: DFPArray or DFP32Array of shape (…, *spatial, features). Its exponents must not vary along the
-            spatial axes.
+        x: DFPArray or DFP32Array of shape (…, *spatial, features).
         window_shape: extent of the window along each spatial axis.
         strides: step between windows along each spatial axis; None for 1.
         padding: "VALID", "SAME" or a pair (before, after) for each spatial axis, with numbers less than the
             window's extent.
 
     Returns:
-        Tensor of x's type, with the exponent of x.
+        Tensor of x's type, with the exponent of x. Where x's exponents vary along a spatial axis, each
+        element has the exponent of the one that was selected.
 
     Raises:
         TypeError: if `x` is not a tensor in dynamic fixed point, or the other arguments are not made of
@@ -74,12 +77,6 @@ def max_pool(
             f"each spatial axis, of which shape {x.shape} has at most {max(x.ndim - 1, 0)}"
         )
     spatial = x.shape[first:-1]
-    exponent = x.exponent
-    if any(extent > 1 for extent in exponent.shape[first:-1]):
-        raise ValueError(
-            f"max_pool: the exponents of x (shape {x.exponent.shape}) vary along the spatial axes; quantize "
-            "it with one exponent along them"
-        )
     if isinstance(padding, str):
         _checks.choice("max_pool", "padding", padding.upper(), ("VALID", "SAME"))
         padding = lax.padtype_to_pads(spatial, window, strides, padding)
@@ -91,11 +88,14 @@ def max_pool(
             "max_pool: padding must be a pair for each spatial axis, from 0 to less than the window's extent "
             f"(window_shape {window}), got {padding}"
         )
-    values = x.values
+    exponent = x.exponent
+    varies = any(extent > 1 for extent in exponent.shape[first:-1])
+    out = x.of(x.values, jnp.broadcast_to(exponent, x.shape) if varies else exponent)
     # Pool the last axis first, so that the first of equal elements, in row-major order, wins.
     for position in reversed(range(len(window))):
-        values = _pool_axis(values, first + position, window[position], strides[position], padding[position])
-    return type(x)(values, exponent)
+        sizes = window[position], strides[position], padding[position]
+        out = _pool_axis(out, first + position, *sizes, varies)
+    return out
 
 
 def _pairs(padding) -> tuple[tuple[int, int], ...]:
@@ -109,21 +109,47 @@ def _pairs(padding) -> tuple[tuple[int, int], ...]:
     return pairs
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _pool_axis(values: jax.Array, axis: int, window: int, stride: int, padding: tuple[int, int]) -> jax.Array:
-    widths = [(0, 0)] * values.ndim
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _pool_axis(
+    x: Tensor, axis: int, window: int, stride: int, padding: tuple[int, int], varies: bool
+) -> Tensor:
+    """Maximum over windows along one axis. If exponents vary, x has one for each element."""
+    widths = [(0, 0)] * x.ndim
     widths[axis] = padding
-    values = padded(values, jnp.iinfo(values.dtype.integer).min, widths)  # less than every mantissa
+    values = padded(x.values, jnp.iinfo(x.dtype.integer).min, widths)  # less than every mantissa
     last = values.shape[axis] - window
     if last < 0:
         raise ValueError(
             f"max_pool: the window's extent {window} exceeds axis {axis}, padded to {values.shape[axis]}"
         )
-    largest = lax.slice_in_dim(values, 0, last + 1, stride, axis)
+    exponent = x.exponent
+    if varies:
+        exponent = jnp.pad(
+            exponent, widths, constant_values=NONFINITE_THRESHOLD - 1
+        )  # the largest finite one
+
+    def at(offset):
+        """One element of each window."""
+        start, end = offset, offset + last + 1
+        own = lax.slice_in_dim(exponent, start, end, stride, axis) if varies else exponent
+        return x.of(lax.slice_in_dim(values, start, end, stride, axis), own)
+
+    largest = at(0)
     for offset in range(1, window):
-        other = lax.slice_in_dim(values, offset, offset + last + 1, stride, axis)
-        largest = lax.select(to_integers(other) > to_integers(largest), other, largest)
+        other = at(offset)
+        if varies:
+            is_larger = _is_larger(other, largest)
+            own = lax.select(is_larger, other.exponent, largest.exponent)
+        else:
+            is_larger, own = other.mantissa > largest.mantissa, exponent
+        largest = x.of(lax.select(is_larger, other.values, largest.values), own)
     return largest
+
+
+def _is_larger(a: Tensor, b: Tensor) -> jax.Array:
+    """a > b, where a NaN is larger than every other value."""
+    a_is_nan, b_is_nan = a.exponent >= NONFINITE_THRESHOLD, b.exponent >= NONFINITE_THRESHOLD
+    return compared("greater", a, b) | (a_is_nan & ~b_is_nan)
 
 
 @functools.partial(jax.jit, static_argnames="rounding")

@@ -17,9 +17,9 @@ def straight_through(integer, real, tensors: tuple, *others):
         others: operands without derivatives.
     """
     # Integer mantissas have no tangents, so JAX does not differentiate the integer program.
-    without_tangents = [type(x).of(x.mantissa, x.exponent) for x in tensors]
+    without_tangents = [x.with_mantissa(x.mantissa) for x in tensors]
     out = integer(*without_tangents, *others)
-    return type(out).of(_with_derivative(real, out.values, tensors), out.exponent)
+    return out.with_mantissa(_with_derivative(real, out.values, tensors))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,6 +1,7 @@
 """Functions that rearrange values. They leave mantissas unchanged, except where joining aligns them.
 
-An exponent that an axis shares stays shared. Exponents per slice move with their slices.
+An exponent that an axis shares stays shared. Exponents per slice move with their slices, those of blocks with
+their elements. Only indexing along the first axis keeps blocks.
 """
 
 import functools
@@ -110,10 +111,13 @@ def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
     """The same values, with an exponent for each slice along one or several axes.
 
     `jax.lax.scan` and `jax.lax.map` take slices of mantissas and exponents alike, so the exponents need the
-    first axis: `jax.lax.map(f, split_exponent(x))`.
+    first axis: `jax.lax.map(f, split_exponent(x))`. Exponents of blocks have it already, unless x has no
+    other axis. If the first axis alone is named, such exponents stay; otherwise each element gets its own.
     """
     check_operand("split_exponent", "x", x)
     axes = _checks.axes("split_exponent", "axis", axis, x.ndim)
+    if axes == (0,) and _first_axis_keeps_blocks(x):
+        return x
     exponent = x.exponent
     exponent = exponent if exponent.ndim else jnp.reshape(exponent, (1,) * x.ndim)
     extents = [x.shape[one] if one in axes else extent for one, extent in enumerate(exponent.shape)]
@@ -130,6 +134,9 @@ def index(x: Tensor, key) -> Tensor:
     """
     check_operand("index", "x", x)
     _check_key(key, x.ndim)
+    if _first_axis_keeps_blocks(x) and _is_of_first_axis(key):
+        first = key[:1] if isinstance(key, tuple) else key
+        return type(x)(x.values[key], x.block_exponent[first], x.blocks)
     exponent = x.exponent
     if exponent.ndim:
         exponent = exponent[_exponent_key(key, exponent.shape)]
@@ -193,8 +200,8 @@ def concatenate(
     """Join tensors along an axis.
 
     The tensors are aligned as in `add`: E is the largest exponent, and the mantissas of the other tensors are
-    shifted right. But if the exponents of any tensor vary along the axis, every tensor keeps its exponents
-    and nothing is shifted.
+    shifted right. But if the exponents of any tensor vary along the axis, or are those of blocks, every
+    tensor keeps its exponents and nothing is shifted.
 
     Arguments:
         arrays: DFPArrays or DFP32Arrays. If any is a DFP32Array, so is the result.
@@ -215,8 +222,7 @@ def concatenate(
             f"{[x.shape for x in arrays]}"
         )
     seed = check_rounding("concatenate", rounding, seed)
-    join = functools.partial(_concatenate, axis=axis, rounding=rounding)
-    return straight_through(join, lambda *values: jnp.concatenate(values, axis), arrays, seed)
+    return _joined(arrays, axis, rounding, seed, _any_has_blocks(arrays))
 
 
 def stack(
@@ -231,8 +237,9 @@ def stack(
     axis = _checks.axis("stack", "axis", axis, arrays[0].ndim + 1)
     if len({x.shape for x in arrays}) > 1:
         raise ValueError(f"stack: arrays must have the same shape, got shapes {[x.shape for x in arrays]}")
-    check_rounding("stack", rounding, seed)
-    return concatenate([expand_dims(x, axis) for x in arrays], axis, rounding=rounding, seed=seed)
+    seed = check_rounding("stack", rounding, seed)
+    expanded = tuple(expand_dims(x, axis) for x in arrays)
+    return _joined(expanded, axis, rounding, seed, _any_has_blocks(arrays))
 
 
 _INDICES = "an integer or an integer array"
@@ -254,6 +261,38 @@ def _arranged(function: str, x: Tensor, arrange) -> jax.Array:
         return arrange(x.values)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{function}: shape does not fit x's, {x.shape}: {error}") from None
+
+
+def _first_axis_keeps_blocks(x: Tensor) -> bool:
+    """Whether x has blocks, its exponents have the first axis, too, and no block crosses it."""
+    return x.blocks is not None and (x.block_exponent.ndim > 3 or (x.block_exponent.ndim == 3 and x.ndim > 1))
+
+
+def _is_of_first_axis(key) -> bool:
+    """Whether a valid key selects along the first axis and takes the others whole."""
+    first, *others = key if isinstance(key, tuple) and key else (key,)
+    is_selection = hasattr(first, "__index__") or isinstance(first, slice) or hasattr(first, "dtype")
+    is_mask = isinstance(first, bool) or getattr(first, "dtype", None) == np.dtype(bool)
+    return (
+        is_selection
+        and not is_mask
+        and all(one is Ellipsis or (isinstance(one, slice) and one == slice(None)) for one in others)
+    )
+
+
+def _any_has_blocks(arrays: Sequence[Tensor]) -> bool:
+    return any(x.blocks is not None for x in arrays)
+
+
+def _joined(arrays: tuple[Tensor, ...], axis: int, rounding: str, seed, keep: bool) -> Tensor:
+    """Valid arrays joined along an axis.
+
+    Arguments:
+        seed: uint32 or None.
+        keep: whether each keeps its exponents, even if none varies along the axis.
+    """
+    join = functools.partial(_concatenate, axis=axis, rounding=rounding, keep=keep)
+    return straight_through(join, lambda *values: jnp.concatenate(values, axis), arrays, seed)
 
 
 def _check_key(key, ndim: int) -> None:
@@ -318,12 +357,12 @@ def _check_arrays(function: str, arrays: Sequence[Tensor]) -> tuple[Tensor, ...]
     return arrays
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "rounding"))
-def _concatenate(*operands, axis, rounding):
+@functools.partial(jax.jit, static_argnames=("axis", "rounding", "keep"))
+def _concatenate(*operands, axis, rounding, keep):
     *arrays, seed = operands
     kind = common_kind(*arrays)
     arrays = [x if isinstance(x, kind) else widened(x) for x in arrays]
-    if any(x.exponent.shape[axis : axis + 1] not in ((), (1,)) for x in arrays):
+    if keep or any(x.exponent.shape[axis : axis + 1] not in ((), (1,)) for x in arrays):
         return kind(
             jnp.concatenate([x.mantissa for x in arrays], axis),
             jnp.concatenate(_exponents_along(axis, arrays), axis),

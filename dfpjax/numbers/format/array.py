@@ -13,6 +13,7 @@ import numpy as np
 from jax.interpreters import batching
 
 from dfpjax import _checks
+from dfpjax.numbers.format.blocks import Blocks, fits, of_elements
 from dfpjax.numbers.format.dtype import MantissaDType, dfp16, dfp32, from_integers, to_integers
 from dfpjax.numbers.format.printing import describe, exact_values
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, scale_by_power_of_two
@@ -27,9 +28,10 @@ class DynamicFixedPoint:
 
     values: jax.Array
     _exponent: jax.Array
+    blocks: Blocks | None
     dtype: ClassVar[MantissaDType]
 
-    def __init__(self, mantissa, exponent):
+    def __init__(self, mantissa, exponent, blocks: Blocks | None = None):
         name, dtype = type(self).__name__, type(self).dtype
         found = getattr(mantissa, "dtype", None)
         if found not in (dtype, dtype.integer) or not isinstance(
@@ -43,35 +45,45 @@ class DynamicFixedPoint:
         if found == dtype.integer:
             _require_mantissas(name, dtype, mantissa)
         exponent = _as_exponent(name, exponent)
-        padded = (1,) * (mantissa.ndim - exponent.ndim) + exponent.shape
-        if len(padded) > mantissa.ndim or any(
-            e not in (1, m) for e, m in zip(padded, mantissa.shape, strict=True)
-        ):
-            raise ValueError(
-                f"{name}: exponent must broadcast to the mantissa's shape {mantissa.shape}, "
-                f"got shape {exponent.shape}"
-            )
-        self._set(mantissa, exponent if exponent.shape in ((), padded) else exponent.reshape(padded))
+        if blocks is None:
+            exponent = _broadcastable(name, exponent, mantissa.shape)
+        else:
+            _require_blocks(name, blocks, exponent.shape, mantissa.shape)
+        self._set(mantissa, exponent, blocks)
 
     @classmethod
-    def of(cls, mantissa: jax.Array, exponent: jax.Array) -> Self:
+    def of(cls, mantissa: jax.Array, exponent: jax.Array, blocks: Blocks | None = None) -> Self:
         """A tensor from arrays that are known to be valid. It checks nothing and reads no numbers."""
         tensor = object.__new__(cls)
-        tensor._set(mantissa, exponent)
+        tensor._set(mantissa, exponent, blocks)
         return tensor
 
-    def _set(self, mantissa, exponent) -> None:
+    def with_mantissa(self, mantissa: jax.Array) -> Self:
+        """The tensor with other mantissas of its shape, known to be valid, and its own exponents."""
+        return self.of(mantissa, self._exponent, self.blocks)
+
+    def _set(self, mantissa, exponent, blocks) -> None:
         is_integer = mantissa.dtype == type(self).dtype.integer
         object.__setattr__(self, "values", from_integers(jnp.asarray(mantissa)) if is_integer else mantissa)
         object.__setattr__(self, "_exponent", exponent)
+        object.__setattr__(self, "blocks", blocks)
 
     @property
     def exponent(self) -> jax.Array:
-        """int32: a scalar, or an array of the tensor's rank that broadcasts to its shape."""
+        """int32: a scalar, or an array of the tensor's rank that broadcasts to its shape. With blocks it has
+        the tensor's shape: the exponent of each element."""
+        if self.blocks is not None and isinstance(self._exponent, jax.Array | np.ndarray):
+            return _of_elements(self, self._exponent)
         # `vmap` and `scan` stack single exponents in front, as they stack the values. JAX's placeholders for
         # leaves have no axes.
         is_single = not getattr(self._exponent, "ndim", 0)
         return self._exponent if is_single else _of_rank(self._exponent, self.ndim)
+
+    @property
+    def block_exponent(self) -> jax.Array | None:
+        """int32 of shape `blocks.counts(shape)`: the exponent of each block, with axes that `vmap` or `scan`
+        added in front. None for a tensor without blocks."""
+        return None if self.blocks is None else self._exponent
 
     @property
     def mantissa(self) -> jax.Array:
@@ -98,9 +110,15 @@ class DynamicFixedPoint:
         values beyond float32's range. Not available under a trace."""
         if copy is False:
             raise ValueError(f"{type(self).__name__}: values are computed, so copy=False cannot be had")
-        values = exact_values(np.asarray(self.values), np.asarray(self.exponent))
+        values = exact_values(np.asarray(self.values), self.exponent_in_numpy())
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(np.float32 if dtype is None else dtype)
+
+    def exponent_in_numpy(self) -> np.ndarray:
+        """`exponent` as a NumPy array. Not available under a trace."""
+        return np.asarray(
+            self.exponent if self.blocks is None else _of_elements(self, np.asarray(self._exponent))
+        )
 
     def __repr__(self) -> str:
         return describe(self)
@@ -117,6 +135,38 @@ def _require_mantissas(name: str, dtype: MantissaDType, mantissa) -> None:
         raise ValueError(
             f"{name}: mantissa must lie in ±{-lowest - 1}; {lowest}, which it holds, has no negative"
         )
+
+
+def _broadcastable(name: str, exponent: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """An exponent without axes or of the tensor's rank."""
+    padded = (1,) * (len(shape) - exponent.ndim) + exponent.shape
+    if len(padded) > len(shape) or any(e not in (1, m) for e, m in zip(padded, shape, strict=True)):
+        raise ValueError(
+            f"{name}: exponent must broadcast to the mantissa's shape {shape}, got shape {exponent.shape}"
+        )
+    return exponent if exponent.shape in ((), padded) else exponent.reshape(padded)
+
+
+def _require_blocks(name: str, blocks: Blocks, exponent: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse what is no `Blocks`, and exponents of a shape that does not belong to the blocks."""
+    _checks.instance(name, "blocks", blocks, Blocks, "a dfpjax.Blocks or None")
+    if not fits(exponent, shape, blocks):
+        raise ValueError(
+            f"{name}: exponent must have shape {blocks.counts(shape)}, a number for each of the blocks "
+            f"({blocks}) of a mantissa of shape {shape}, got shape {exponent}"
+        )
+
+
+def _of_elements(tensor: DynamicFixedPoint, exponent) -> jax.Array | np.ndarray:
+    """The exponents of a tensor's blocks as those of its elements."""
+    if not fits(exponent.shape, tensor.shape, tensor.blocks):
+        # JAX takes leaves apart without asking the tensor: `scan` over the axis behind the first one.
+        raise ValueError(
+            f"{type(tensor).__name__}: the exponents, of shape {exponent.shape}, are not those of the blocks "
+            f"({tensor.blocks}) of a mantissa of shape {tensor.shape}; before blocks are taken apart along "
+            "other axes than the first, give each element its exponent: dfpjax.numpy.split_exponent(x, axis)"
+        )
+    return of_elements(exponent, tensor.shape, tensor.blocks)
 
 
 def _as_exponent(name: str, exponent) -> jax.Array:
@@ -138,17 +188,17 @@ def _as_exponent(name: str, exponent) -> jax.Array:
 
 
 def _pytree(cls):
-    """Class decorator: register the class as a pytree of values and exponent."""
+    """Class decorator: register the class as a pytree of values and exponent, with static blocks."""
 
     def flatten_with_keys(array):
         keys = jax.tree_util.GetAttrKey("mantissa"), jax.tree_util.GetAttrKey("exponent")
-        return tuple(zip(keys, (array.values, array._exponent), strict=True)), None
+        return tuple(zip(keys, (array.values, array._exponent), strict=True)), array.blocks
 
-    def unflatten(_, children):
-        return _unflatten(cls, *children)
+    def unflatten(blocks, children):
+        return _unflatten(cls, *children, blocks)
 
     def flatten(array):
-        return (array.values, array._exponent), None
+        return (array.values, array._exponent), array.blocks
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     batching.register_vmappable(cls, int, int, _examples, _stacked, None)
@@ -169,13 +219,25 @@ def _examples(example_of, _, tensor: DynamicFixedPoint, axis: int | None) -> Dyn
         name = type(tensor).__name__
         raise ValueError(f"vmap: in_axes gives axis {axis} for a {name} of shape {values.shape}")
     axis %= values.ndim
+    if tensor.blocks is not None:
+        if _is_outside_blocks(tensor, axis):
+            return _unflatten(
+                type(tensor), example_of(values, axis), example_of(exponent, axis), tensor.blocks
+            )
+        exponent = tensor.exponent
     if axis >= exponent.ndim:
         own = exponent
     elif exponent.shape[axis] == 1 < values.shape[axis]:
         own = exponent.squeeze(axis)
     else:
         own = example_of(exponent, axis)
-    return _unflatten(type(tensor), example_of(values, axis), own)
+    return _unflatten(type(tensor), example_of(values, axis), own, None)
+
+
+def _is_outside_blocks(tensor: DynamicFixedPoint, axis: int) -> bool:
+    """Whether no block crosses an axis of a tensor with blocks, and its exponents have that axis, too."""
+    mapped = tensor._exponent.ndim - 3
+    return axis < mapped or (axis == mapped and tensor.ndim - mapped > 1)
 
 
 def _stacked(stacked, size: int, tensor: DynamicFixedPoint, axis: int | None) -> DynamicFixedPoint:
@@ -185,12 +247,16 @@ def _stacked(stacked, size: int, tensor: DynamicFixedPoint, axis: int | None) ->
         stacked: stacks a leaf of all examples along an axis.
         axis: the mapped axis of the result, or None.
     """
-    values, exponent = tensor.values, tensor._exponent
+    values, exponent, blocks = tensor.values, tensor._exponent, tensor.blocks
     if isinstance(axis, int):
         axis %= values.ndim + 1
+        # In front of the blocks the new axis is one of examples. Exponents of one index of a first axis get
+        # that axis again, for which the values need another one.
+        if blocks is not None and (axis or not values.ndim):
+            exponent, blocks = tensor.exponent, None
         if axis > exponent.ndim:
             exponent = _of_rank(exponent, values.ndim)
-    return _unflatten(type(tensor), stacked(size, values, axis), stacked(size, exponent, axis))
+    return _unflatten(type(tensor), stacked(size, values, axis), stacked(size, exponent, axis), blocks)
 
 
 def _of_rank(exponent: jax.Array, rank: int) -> jax.Array:
@@ -199,11 +265,12 @@ def _of_rank(exponent: jax.Array, rank: int) -> jax.Array:
     return exponent.reshape(exponent.shape + (1,) * missing) if missing else exponent
 
 
-def _unflatten(cls, values, exponent):
+def _unflatten(cls, values, exponent, blocks):
     # JAX also unflattens placeholders and tangents, which __init__ would refuse.
     tensor = object.__new__(cls)
     object.__setattr__(tensor, "values", values)
     object.__setattr__(tensor, "_exponent", exponent)
+    object.__setattr__(tensor, "blocks", blocks)
     return tensor
 
 
@@ -215,26 +282,32 @@ class DFPArray(DynamicFixedPoint):
 
     It is a pytree of two arrays, so it passes through every JAX transformation. `jax.vmap` maps over it and
     returns it, with one entry for it in `in_axes` and `out_axes`. `jax.lax.scan` and `jax.lax.map` return it.
-    To scan over one, its exponent needs the first axis: `dfpjax.numpy.split_exponent(x)` adds it. The
-    mantissas have dtype `dfpjax.dfp16` (int16 in memory, float32 tangents), so gradients flow through them.
-    The operators `+ - * @`, indexing and the functions of `dfpjax.numpy` compute on the integers. A sum of
-    two DFPArrays is a DFPArray, their product a `DFP32Array`. `== != < <= > >=` compare values exactly,
-    element by element, with tensors in dynamic fixed point, arrays and numbers. `numpy.asarray` gives the
-    values.
+    To scan over one, its exponent needs the first axis: `dfpjax.numpy.split_exponent(x)` adds it. Exponents
+    of blocks have it, unless the tensor has no other axis. The mantissas have dtype `dfpjax.dfp16` (int16 in
+    memory, float32 tangents), so gradients flow through them. The operators `+ - * @`, indexing and the
+    functions of `dfpjax.numpy` compute on the integers. A sum of two DFPArrays is a DFPArray, their product a
+    `DFP32Array`. `== != < <= > >=` compare values exactly, element by element, with tensors in dynamic fixed
+    point, arrays and numbers. `numpy.asarray` gives the values.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
         exponent: integers, stored as int32: a scalar for one exponent per tensor, or an array that broadcasts
-            to the mantissa's shape, which gets the mantissa's rank.
+            to the mantissa's shape, which gets the mantissa's rank. With blocks, an array of shape
+            `blocks.counts(mantissa.shape)`; then `.exponent` has the exponent of each element, and
+            `.block_exponent` is this array.
+        blocks: the size of blocks that have an exponent each (the paper's conclusion announces such
+            exponents), or None.
 
     Raises:
-        TypeError: if the mantissa is not an array of these dtypes, or the exponent is not made of integers.
+        TypeError: if the mantissa is not an array of these dtypes, the exponent is not made of integers, or
+            `blocks` is not a `Blocks`.
         ValueError: if the shapes do not fit, the exponent does not fit an int32, or a mantissa is −32768
             (not checked under a trace).
     """
 
     values: jax.Array
     _exponent: jax.Array
+    blocks: Blocks | None
     dtype: ClassVar[MantissaDType] = dfp16
 
 
@@ -248,7 +321,9 @@ class DFP32Array(DynamicFixedPoint):
 
     Arguments:
         mantissa: array of dtype `dfp32` or int32 (−2^31 is not a mantissa).
-        exponent: integers, stored as int32: a scalar, or an array that broadcasts to the mantissa's shape.
+        exponent: integers, stored as int32: a scalar, or an array that broadcasts to the mantissa's shape, or
+            of shape `blocks.counts(mantissa.shape)`.
+        blocks: the size of blocks that have an exponent each, or None.
 
     Raises:
         TypeError, ValueError: as for `DFPArray`.
@@ -256,6 +331,7 @@ class DFP32Array(DynamicFixedPoint):
 
     values: jax.Array
     _exponent: jax.Array
+    blocks: Blocks | None
     dtype: ClassVar[MantissaDType] = dfp32
 
 

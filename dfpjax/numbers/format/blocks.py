@@ -6,11 +6,13 @@ between. A block is a piece of `Blocks.rows` rows and `Blocks.columns` columns o
 crosses the first axis or an axis that vmap added, and blocks depend on the tensor's shape alone.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Shape = tuple[int, ...]
 
@@ -61,7 +63,7 @@ def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0)
     """The exponent of each element.
 
     Arguments:
-        exponent: int32 of shape (*mapped axes, *blocks.counts(the other axes of `shape`)).
+        exponent: int32 of shape (*mapped axes, *blocks.counts(the other axes of `shape`)), of NumPy or JAX.
         shape: the tensor's shape.
         blocks: the size of blocks.
         mapped: number of leading axes that vmap added.
@@ -71,6 +73,27 @@ def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0)
     """
     leading, example = shape[:mapped], shape[mapped:]
     _, rows, columns = blocks.view(example)
-    exponent = jnp.repeat(exponent, blocks.rows, axis=-2)[..., :rows, :]
-    exponent = jnp.repeat(exponent, blocks.columns, axis=-1)[..., :columns]
+    numpy = np if isinstance(exponent, np.ndarray) else jnp
+    exponent = numpy.repeat(exponent, blocks.rows, axis=-2)[..., :rows, :]
+    exponent = numpy.repeat(exponent, blocks.columns, axis=-1)[..., :columns]
     return exponent.reshape(leading + example)
+
+
+def fits(exponent: Shape, shape: Shape, blocks: Blocks) -> bool:
+    """Whether an exponent of that shape belongs to a tensor of `shape`: one number for each block, behind the
+    axes that vmap added. Two axes alone are those of one index of the first axis, as `scan` takes it."""
+    if len(exponent) == 2:
+        return exponent == blocks.counts((1, *shape))[1:]
+    mapped = len(exponent) - 3
+    return 0 <= mapped <= len(shape) and exponent == shape[:mapped] + blocks.counts(shape[mapped:])
+
+
+def of_elements(exponent: jax.Array, shape: Shape, blocks: Blocks) -> jax.Array:
+    """The exponent of each element, int32 of `shape`, for an exponent whose shape `fits`."""
+    expand = expanded if isinstance(exponent, np.ndarray) else _expanded_at_once
+    if exponent.ndim == 2:
+        return expand(exponent[None], (1, *shape), blocks).reshape(shape)
+    return expand(exponent, shape, blocks, exponent.ndim - 3)
+
+
+_expanded_at_once = functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)(expanded)

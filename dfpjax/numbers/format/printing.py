@@ -9,25 +9,26 @@ from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
 
 
 def describe(array) -> str:
-    """A tensor's `repr`: its values as floats, and its exponent.
+    """A tensor's `repr`: its values as floats, and its exponent or that of each block.
 
     Without readable numbers (under a trace, or after deletion) it shows the types of values and exponent. If
     JAX has put other objects into the pytree (such as a gradient), it shows them.
     """
     name = type(array).__name__
-    values, exponent = array.values, array.exponent
+    values, exponent = array.values, array.exponent if array.blocks is None else array.block_exponent
+    blocks = "" if array.blocks is None else f", blocks={array.blocks}"
     if not (_is_readable(values) and _is_readable(exponent)):
-        return f"{name}({_abstract(values)}, exponent={_abstract(exponent)})"
+        return f"{name}({_abstract(values)}, exponent={_abstract(exponent)}{blocks})"
     mantissa, exponent = np.asarray(values), np.asarray(exponent)
     with np.errstate(over="ignore", under="ignore"):
-        floats = exact_values(mantissa, exponent).astype(np.float32)
+        floats = exact_values(mantissa, array.exponent_in_numpy()).astype(np.float32)
     numbers = np.array2string(floats, separator=", ", prefix=f"{name}(")
     if exponent.ndim == 0:
         exponents = "nonfinite" if exponent >= NONFINITE_THRESHOLD else str(exponent)
     else:
         exponents = " ".join(np.array2string(exponent, separator=", ").split())
     shape = f"shape={mantissa.shape}, " if mantissa.size == 0 else ""
-    return f"{name}({numbers}, {shape}exponent={exponents})"
+    return f"{name}({numbers}, {shape}exponent={exponents}{blocks})"
 
 
 def exact_values(mantissa: np.ndarray, exponent: np.ndarray) -> np.ndarray:
