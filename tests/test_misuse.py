@@ -24,6 +24,7 @@ X = jnp.ones((2, 3))
 Q = DFPArray(np.ones((2, 3), np.int16), 0)
 SLICES = DFPArray(np.ones((2, 3), np.int16), np.zeros((2, 1), np.int32))
 ACCUMULATOR = DFP32Array(np.ones((2, 3), np.int32), 0)
+BLOCKS = dfpjax.Blocks()
 LAYER = LayerSensitivity(
     layer="a", pattern="a", config=OpConfig(), bits=(16,), gradient_errors=(0.1,), loss_errors=(0.1,)
 )
@@ -90,8 +91,12 @@ IMAGE, KERNEL = jnp.ones((1, 2, 4, 4)), jnp.ones((3, 2, 2, 2))
 
 CASES = [
     rounded(Case(dfpjax.quantize, {"x": X, "bits": 16, "axis": 0}, {"x": "", "bits": "", "axis": "None"})),
+    Case(dfpjax.quantize, {"x": X, "blocks": BLOCKS}, {"blocks": "None"}),
+    Case(dfpjax.Blocks, {"rows": 4, "columns": 32}, {"rows": "", "columns": ""}),
     Case(dfpjax.dequantize, {"x": Q}, {"x": ""}),
     Case(DFPArray, {"mantissa": np.ones(3, np.int16), "exponent": 0}, {"mantissa": "", "exponent": ""}),
+    Case(DFPArray, {"mantissa": np.ones(3, np.int16), "exponent": [[[0]]], "blocks": BLOCKS},
+         {"mantissa": "", "exponent": "", "blocks": "None"}),
     Case(DFP32Array, {"mantissa": np.ones(3, np.int32), "exponent": 0}, {"mantissa": "", "exponent": ""}),
     *map(rounded, (binary(dnp.add), binary(dnp.subtract), binary(dnp.maximum), binary(dnp.fma, c=Q))),
     rounded(Case(dnp.matmul, {"a": Q, "b": Q.T}, {"a": "", "b": ""})),

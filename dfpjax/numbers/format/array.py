@@ -110,15 +110,10 @@ class DynamicFixedPoint:
         values beyond float32's range. Not available under a trace."""
         if copy is False:
             raise ValueError(f"{type(self).__name__}: values are computed, so copy=False cannot be had")
-        values = exact_values(np.asarray(self.values), self.exponent_in_numpy())
+        exponent = self.exponent if self.blocks is None else _of_elements(self, np.asarray(self._exponent))
+        values = exact_values(np.asarray(self.values), np.asarray(exponent))
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(np.float32 if dtype is None else dtype)
-
-    def exponent_in_numpy(self) -> np.ndarray:
-        """`exponent` as a NumPy array. Not available under a trace."""
-        return np.asarray(
-            self.exponent if self.blocks is None else _of_elements(self, np.asarray(self._exponent))
-        )
 
     def __repr__(self) -> str:
         return describe(self)

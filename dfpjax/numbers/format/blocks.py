@@ -59,6 +59,25 @@ class Blocks:
         return outer, -(-rows // self.rows), -(-columns // self.columns)
 
 
+def tiled(x: jax.Array, blocks: Blocks, mapped: int = 0) -> jax.Array:
+    """A tensor, of NumPy or JAX, with axes for blocks and axes within them. Incomplete blocks end in zeros.
+
+    Arguments:
+        mapped: number of leading axes that vmap added.
+
+    Returns:
+        array of shape (*mapped axes, outer, row blocks, blocks.rows, column blocks, blocks.columns).
+    """
+    numpy = np if isinstance(x, np.ndarray) else jnp
+    leading, example = x.shape[:mapped], x.shape[mapped:]
+    outer, rows, columns = blocks.view(example)
+    _, row_blocks, column_blocks = blocks.counts(example)
+    missing = (row_blocks * blocks.rows - rows, column_blocks * blocks.columns - columns)
+    x = x.reshape(*leading, outer, rows, columns)
+    x = numpy.pad(x, [*[(0, 0)] * (mapped + 1), *((0, count) for count in missing)])
+    return x.reshape(*leading, outer, row_blocks, blocks.rows, column_blocks, blocks.columns)
+
+
 def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0) -> jax.Array:
     """The exponent of each element.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dfpjax import _checks
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
+from dfpjax.numbers.format.blocks import Blocks, expanded, tiled
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.numbers.format.quantizer import Quantizer
 
@@ -19,14 +20,15 @@ def quantize(
     rounding: str = "nearest",
     seed: int | jax.Array | None = None,
     axis: int | Sequence[int] | None = None,
+    blocks: Blocks | None = None,
 ) -> DFPArray:
     """Convert an array to dynamic fixed point (Das et al., 2018, §3). The whole tensor has one exponent or,
-    as the paper announces for future work, each slice has its own.
+    as the paper's conclusion announces for future work, each slice or each block has its own.
 
     E = floor(log2(max|x|)) − (bits − 2), exactly, from x itself; mantissa = round(x · 2^−E), clamped to
     ±(2^(bits−1) − 1). An all-zero tensor gets the smallest exponent. A NaN or infinity anywhere makes the
-    whole tensor NaN. The derivative is the identity (straight-through). With `axis`, all this holds for each
-    slice separately.
+    whole tensor NaN. The derivative is the identity (straight-through). With `axis` or `blocks`, all this
+    holds for each slice or block separately.
 
     Arguments:
         x: real floating-point array of any shape. Other dtypes are first converted to float32. float64 is
@@ -39,14 +41,18 @@ def quantize(
         axis: one or several axes along which each slice has its own exponent; negative axes count from the
             end. The exponent then has x's rank, with extent 1 on all other axes. None for one exponent, a
             scalar.
+        blocks: the size of blocks that have an exponent each, small pieces of x's memory layout, such as
+            `dfpjax.Blocks()`. The result's `block_exponent` then has shape `blocks.counts(x.shape)`. Excludes
+            `axis`.
 
     Returns:
         DFPArray of x's shape.
 
     Raises:
-        TypeError: if `x` is not a real floating-point array, `axis` is not made of integers, or `seed` is
-            neither an integer nor a key.
-        ValueError: if `bits`, `rounding`, `seed` or `axis` does not follow the rules above.
+        TypeError: if `x` is not a real floating-point array, `axis` is not made of integers, `blocks` is not
+            a `Blocks`, or `seed` is neither an integer nor a key.
+        ValueError: if `bits`, `rounding`, `seed` or `axis` does not follow the rules above, or `axis` and
+            `blocks` are both given.
     """
     if isinstance(x, DFPArray | DFP32Array):
         raise TypeError(f"quantize: x is a {type(x).__name__} already; call x.dequantize() first")
@@ -54,40 +60,60 @@ def quantize(
     quantizer = checked_quantizer("quantize", bits, rounding)
     seed = rounding_seed("quantize", rounding, seed)
     slice_axes = () if axis is None else tuple(sorted(_checks.axes("quantize", "axis", axis, x.ndim)))
+    if blocks is not None:
+        _checks.instance("quantize", "blocks", blocks, Blocks, "a dfpjax.Blocks or None")
+        if axis is not None:
+            raise ValueError(
+                f"quantize: axis and blocks exclude each other, got axis={axis!r} and blocks={blocks}; "
+                "give one of them"
+            )
+    owners = blocks if axis is None else slice_axes
     if x.dtype != np.float64:
-        values, exponent = _quantize(quantizer, slice_axes, x, seed)
+        values, exponent = _quantize(quantizer, owners, x, seed)
     elif isinstance(x, jax.Array):
-        values, exponent = _quantize_wide(quantizer, slice_axes, x, seed)
+        values, exponent = _quantize_wide(quantizer, owners, x, seed)
     else:
-        scaled, power = _into_range(np, x, slice_axes)
-        values, exponent = _quantize(quantizer, slice_axes, jnp.asarray(scaled, jnp.float32), seed)
+        scaled, power = _into_range(np, x, owners)
+        values, exponent = _quantize(quantizer, owners, jnp.asarray(scaled, jnp.float32), seed)
         exponent = exponent + power
-    return DFPArray.of(values, exponent.reshape(()) if axis is None else exponent)
+    return DFPArray.of(values, exponent.reshape(()) if owners is None else exponent, blocks)
 
 
-def _quantize(quantizer: Quantizer, slice_axes: tuple[int, ...], x: jax.Array, seed: jax.Array | None):
-    return quantize_array(x.astype(jnp.float32), quantizer, slice_axes=slice_axes, seed=seed)
+_Owners = tuple[int, ...] | Blocks | None
+"""What has an exponent of its own: each slice along these axes, each block, or the whole tensor."""
 
 
-def _into_range(numpy, x, slice_axes: tuple[int, ...]):
-    """float64 numbers x as (y, power) with x = y · 2^power, where the largest magnitude of each slice of y is
-    near 1. x may exceed float32's range, which an exponent covers. `numpy` is `numpy` or `jax.numpy`."""
-    shared = tuple(axis for axis in range(x.ndim) if axis not in slice_axes)
-    largest = numpy.max(numpy.abs(x), axis=shared, keepdims=True, initial=0)
+def _quantize(quantizer: Quantizer, owners: _Owners, x: jax.Array, seed: jax.Array | None):
+    if isinstance(owners, Blocks):
+        return quantize_array(x.astype(jnp.float32), quantizer, blocks=owners, seed=seed)
+    return quantize_array(x.astype(jnp.float32), quantizer, slice_axes=owners or (), seed=seed)
+
+
+def _into_range(numpy, x, owners: _Owners):
+    """float64 numbers x as (y, power) with x = y · 2^power, where the largest magnitude of each slice or
+    block of y is near 1. `power` has the shape of the exponent. x may exceed float32's range, which an
+    exponent covers. `numpy` is `numpy` or `jax.numpy`."""
+    if isinstance(owners, Blocks):
+        largest = numpy.max(tiled(numpy.abs(x), owners), axis=(2, 4), initial=0)
+    else:
+        shared = tuple(axis for axis in range(x.ndim) if axis not in (owners or ()))
+        largest = numpy.max(numpy.abs(x), axis=shared, keepdims=True, initial=0)
     power = numpy.where(numpy.isfinite(largest) & (largest > 0), numpy.frexp(largest)[1], 0)
-    return numpy.ldexp(x, -power), power.astype(np.int32)
+    power = power.astype(np.int32)
+    own = expanded(power, x.shape, owners) if isinstance(owners, Blocks) else power
+    return numpy.ldexp(x, -own), power
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _quantize_wide(quantizer: Quantizer, slice_axes: tuple[int, ...], x: jax.Array, seed: jax.Array | None):
-    scaled, power = _into_range(jnp, x, slice_axes)
-    values, exponent = _quantize(quantizer, slice_axes, scaled, seed)
+def _quantize_wide(quantizer: Quantizer, owners: _Owners, x: jax.Array, seed: jax.Array | None):
+    scaled, power = _into_range(jnp, x, owners)
+    values, exponent = _quantize(quantizer, owners, scaled, seed)
     return values, exponent + power
 
 
 @_quantize_wide.defjvp
-def _quantize_wide_jvp(quantizer, slice_axes, primals, tangents):
-    values, exponent = _quantize_wide(quantizer, slice_axes, *primals)
+def _quantize_wide_jvp(quantizer, owners, primals, tangents):
+    values, exponent = _quantize_wide(quantizer, owners, *primals)
     no_tangent = np.zeros(exponent.shape, jax.dtypes.float0)
     return (values, exponent), (tangents[0].astype(jnp.float32), no_tangent)  # straight-through
 

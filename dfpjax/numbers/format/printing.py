@@ -19,15 +19,13 @@ def describe(array) -> str:
     blocks = "" if array.blocks is None else f", blocks={array.blocks}"
     if not (_is_readable(values) and _is_readable(exponent)):
         return f"{name}({_abstract(values)}, exponent={_abstract(exponent)}{blocks})"
-    mantissa, exponent = np.asarray(values), np.asarray(exponent)
-    with np.errstate(over="ignore", under="ignore"):
-        floats = exact_values(mantissa, array.exponent_in_numpy()).astype(np.float32)
-    numbers = np.array2string(floats, separator=", ", prefix=f"{name}(")
+    exponent = np.asarray(exponent)
+    numbers = np.array2string(np.asarray(array), separator=", ", prefix=f"{name}(")
     if exponent.ndim == 0:
         exponents = "nonfinite" if exponent >= NONFINITE_THRESHOLD else str(exponent)
     else:
         exponents = " ".join(np.array2string(exponent, separator=", ").split())
-    shape = f"shape={mantissa.shape}, " if mantissa.size == 0 else ""
+    shape = f"shape={array.shape}, " if array.size == 0 else ""
     return f"{name}({numbers}, {shape}exponent={exponents}{blocks})"
 
 

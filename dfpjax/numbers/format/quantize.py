@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
-from dfpjax.numbers.format.blocks import Blocks, expanded
+from dfpjax.numbers.format.blocks import Blocks, expanded, tiled
 from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
 from dfpjax.numbers.format.explicit import lower_fun, mapped_sharding, repeated, with_partitions
 from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
@@ -48,15 +48,8 @@ def _shared_exponent(
 
 def _block_exponents(x: jax.Array, bits: int, blocks: Blocks, mapped: int) -> jax.Array:
     """The exponent of each block: int32 of shape (*x.shape[:mapped], *blocks.counts(x.shape[mapped:]))."""
-    leading, example = x.shape[:mapped], x.shape[mapped:]
-    outer, rows, columns = blocks.view(example)
-    _, row_count, column_count = blocks.counts(example)
-    x = x.reshape(*leading, outer, rows, columns)
-    missing = (row_count * blocks.rows - rows, column_count * blocks.columns - columns)
-    x = jnp.pad(x, [*[(0, 0)] * (mapped + 1), *((0, count) for count in missing)])
-    x = x.reshape(*leading, outer, row_count, blocks.rows, column_count, blocks.columns)
     within = (mapped + 2, mapped + 4)
-    return _shared_exponent(x, None, bits, within, False).squeeze(within)
+    return _shared_exponent(tiled(x, blocks, mapped), None, bits, within, False).squeeze(within)
 
 
 def _quantize(
