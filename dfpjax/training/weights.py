@@ -18,27 +18,50 @@ STATE = "state"
 
 _HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the steps in it"
 
-# The two leaves that replace a kernel in DFP16, in this order.
-_DFP16 = ("mantissa", "exponent")
+# The leaves that replace a kernel in DFP16. The last one is there only if blocks have exponents.
+_MANTISSA, _EXPONENT, _BLOCKS = "mantissa", "exponent", "blocks"
 
 
 class CheckpointError(ValueError):
     """A checkpoint or weights cannot be written, read or used; the message says what to do."""
 
 
-def save_weights(path: Path, variables: dict[str, Any], weight_format: str) -> None:
+def _default_blocks() -> dfpjax.Blocks | None:
+    """The size of the blocks in which operations read their operands by default; None for whole tensors."""
+    config = dfpjax.OpConfig()
+    return config.blocks if config.granularity == "block" else None
+
+
+DEFAULT_BLOCKS = _default_blocks()
+
+
+def save_weights(
+    path: Path,
+    variables: dict[str, Any],
+    weight_format: str,
+    blocks: dfpjax.Blocks | None = DEFAULT_BLOCKS,
+) -> None:
     """Writes `params` and `batch_stats`, as a plain Orbax checkpoint, in place of what is at `path`.
 
     With "dfp16" each parameter of two or more dimensions becomes a `mantissa`, int16 of its shape, and an
-    `exponent`, int32[]: mantissa · 2^exponent, rounded to nearest, as an operation in DFP16 reads it.
-    Everything else stays float32: it is small, and some of it, such as the variances of batch norm, spans too
-    many magnitudes for one exponent.
+    `exponent`, int32[]: mantissa · 2^exponent, rounded to nearest, as an operation in DFP16 reads it. With
+    `blocks` the exponent is int32 of shape `blocks.counts(shape)`, one number for each block, and `blocks`,
+    int32[2], has the rows and columns of a block. Everything else stays float32: it is small, and some of it,
+    such as the variances of batch norm, spans too many magnitudes for one exponent.
+
+    Arguments:
+
+    - `path`: a directory, which is made or replaced.
+    - `variables`: `params` and `batch_stats`, float32.
+    - `weight_format`: one of `WEIGHT_FORMATS`.
+    - `blocks`: the size of blocks that have an exponent each, or None for one exponent per parameter. By
+      default as `dfpjax.OpConfig()` has it.
 
     **Raises:** `CheckpointError` if this is not possible.
     """
     params = jax.tree.map(np.asarray, variables["params"])
     if weight_format == "dfp16":
-        params = jax.tree.map(_to_dfp16, params)
+        params = jax.tree.map(lambda parameter: _to_dfp16(parameter, blocks), params)
     tree = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -52,7 +75,7 @@ def saved_format(path: Path) -> str | None:
     if not _is_tree(path):
         return None
     names = traverse_util.flatten_dict(_metadata(path), keep_empty_nodes=True)
-    return "dfp16" if any(name[-1] == _DFP16[0] for name in names) else "float32"
+    return "dfp16" if any(name[-1] == _MANTISSA for name in names) else "float32"
 
 
 def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +87,10 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
       that of a seed's checkpoints (`checkpoints/seed_N`), of which the newest is read.
     - `like`: variables of the model, arrays or their shapes and dtypes.
 
-    **Raises:** `CheckpointError` if there are none, or some do not fit; the message names those.
+    DFP16 weights are read with the exponents and the size of blocks that they were written with.
+
+    **Raises:** `CheckpointError` if there are none, or some do not fit or are no DFP16 weights; the message
+    names those.
     """
     path = path.absolute()
     if not path.exists():
@@ -78,7 +104,7 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     if "params" not in stored or "batch_stats" not in stored:
         raise CheckpointError(f"{path} is a checkpoint of another program: it has no params and batch_stats")
     variables = {
-        "params": _from_dfp16(stored["params"]),
+        "params": _from_dfp16(path, ("params",), stored["params"]),
         "batch_stats": stored["batch_stats"],
     }
     _check_fit(path, variables, {name: like.get(name, {}) for name in variables})
@@ -111,19 +137,51 @@ def _is_tree(path: Path) -> bool:
     return (path / "_METADATA").is_file()
 
 
-def _to_dfp16(parameter: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+def _to_dfp16(parameter: np.ndarray, blocks: dfpjax.Blocks | None) -> np.ndarray | dict[str, np.ndarray]:
     if parameter.ndim < 2:
         return parameter
-    quantized = dfpjax.quantize(parameter)
-    return dict(zip(_DFP16, (np.asarray(quantized.mantissa), np.asarray(quantized.exponent)), strict=True))
+    quantized = dfpjax.quantize(parameter, blocks=blocks)
+    mantissa = np.asarray(quantized.mantissa)
+    if blocks is None:
+        return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.exponent)}
+    size = np.asarray([blocks.rows, blocks.columns], np.int32)
+    return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.block_exponent), _BLOCKS: size}
 
 
-def _from_dfp16(params: Any) -> Any:
+def _from_dfp16(path: Path, name: tuple[str, ...], params: Any) -> Any:
+    """The parameters with that name at `path`, with float32 in place of DFP16."""
     if not isinstance(params, dict):
         return params
-    if set(params) == set(_DFP16) and params["mantissa"].dtype == np.int16:
-        return np.asarray(dfpjax.DFPArray(params["mantissa"], params["exponent"]).dequantize())
-    return {name: _from_dfp16(value) for name, value in params.items()}
+    if _is_dfp16(params):
+        try:
+            tensor = dfpjax.DFPArray(params[_MANTISSA], params[_EXPONENT], _block_size(params))
+            return np.asarray(tensor)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{'/'.join(name)} in {path} is no tensor in DFP16: {error}; write the weights again, with "
+                f"dfpjax.training.save_weights or train.py, or restore the file {path} as it was"
+            ) from error
+    return {key: _from_dfp16(path, (*name, key), value) for key, value in params.items()}
+
+
+def _is_dfp16(params: dict[str, Any]) -> bool:
+    if {_MANTISSA, _EXPONENT} != set(params) - {_BLOCKS}:
+        return False
+    return getattr(params[_MANTISSA], "dtype", None) == np.int16
+
+
+def _block_size(params: dict[str, Any]) -> dfpjax.Blocks | None:
+    """The size of blocks that stands beside mantissas and exponents; None if there is none."""
+    if _BLOCKS not in params:
+        return None
+    stored = np.asarray(params[_BLOCKS])
+    if stored.shape != (2,) or not np.issubdtype(stored.dtype, np.integer):
+        raise ValueError(
+            f"{_BLOCKS} must be the rows and columns of a block, int32[2], got "
+            f"{stored.dtype}{list(stored.shape)}"
+        )
+    rows, columns = stored.tolist()
+    return dfpjax.Blocks(rows=rows, columns=columns)
 
 
 def _check_fit(path: Path, variables: dict[str, Any], like: dict[str, Any]) -> None:

@@ -60,6 +60,57 @@ def test_dfp16_weights_have_half_the_size_and_the_values_that_operations_read(va
     jax.tree.map(np.testing.assert_array_equal, loaded["batch_stats"], variables["batch_stats"])
 
 
+BLOCKS = dfpjax.Blocks(rows=2, columns=16)
+
+
+@pytest.fixture
+def in_blocks(tmp_path) -> tuple[Path, dict]:
+    """Where weights with exponents of blocks are, and the weights."""
+    kernel = np.random.default_rng(0).normal(size=(3, 5, 20)).astype(np.float32)
+    kernel[1] *= 2.0**-20
+    variables = {"params": {"Conv_0": {"kernel": kernel, "bias": kernel[0, 0]}}, "batch_stats": {}}
+    save_weights(tmp_path / "weights", variables, "dfp16", BLOCKS)
+    return tmp_path / "weights", variables
+
+
+def test_weights_with_exponents_of_blocks(in_blocks):
+    path, variables = in_blocks
+    assert saved_format(path) == "dfp16"
+    kernel = variables["params"]["Conv_0"]["kernel"]
+    stored = ocp.StandardCheckpointer().restore(path)["params"]["Conv_0"]
+    assert stored["kernel"]["exponent"].shape == BLOCKS.counts(kernel.shape)
+    np.testing.assert_array_equal(stored["kernel"]["blocks"], [BLOCKS.rows, BLOCKS.columns])
+    loaded = load_weights(path, variables)["params"]["Conv_0"]
+    np.testing.assert_array_equal(loaded["kernel"], dfpjax.quantize(kernel, blocks=BLOCKS))
+    np.testing.assert_allclose(loaded["kernel"][1], kernel[1], rtol=0, atol=np.abs(kernel[1]).max() * 2**-15)
+    np.testing.assert_array_equal(loaded["bias"], variables["params"]["Conv_0"]["bias"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"exponent": np.zeros((3, 2, 2), np.int32)},
+         r"exponent must have shape \(3, 3, 2\).*got shape \(3, 2, 2\)"),
+        ({"blocks": np.int32([4, 16])}, r"exponent must have shape \(3, 2, 2\).*got shape \(3, 3, 2\)"),
+        ({"blocks": np.int32([3, 16])}, "rows must be a power of two"),
+        ({"blocks": np.int32([4])}, r"blocks must be the rows and columns of a block, .*got int32\[1\]"),
+        ({"blocks": None}, r"exponent must broadcast to the mantissa's shape \(3, 5, 20\)"),
+    ],
+    ids=["exponents", "size", "no size", "one number", "missing"],
+)  # fmt: skip
+def test_blocks_and_exponents_that_do_not_belong_together_are_named(in_blocks, change, message):
+    path, variables = in_blocks
+    tree = ocp.PyTreeCheckpointHandler().restore(path)
+    kernel = tree["params"]["Conv_0"]["kernel"] | change
+    tree["params"]["Conv_0"]["kernel"] = {name: leaf for name, leaf in kernel.items() if leaf is not None}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, tree, force=True)
+    with pytest.raises(
+        CheckpointError, match=f"params/Conv_0/kernel in .*weights.*{message}.*; write the weights"
+    ):
+        load_weights(path, variables)
+
+
 def test_weights_replace_those_that_were_there(variables, tmp_path):
     save_weights(tmp_path, variables, "dfp16")
     save_weights(tmp_path, variables, "float32")

@@ -282,7 +282,8 @@ class DFPArray(DynamicFixedPoint):
     memory, float32 tangents), so gradients flow through them. The operators `+ - * @`, indexing and the
     functions of `dfpjax.numpy` compute on the integers. A sum of two DFPArrays is a DFPArray, their product a
     `DFP32Array`. `== != < <= > >=` compare values exactly, element by element, with tensors in dynamic fixed
-    point, arrays and numbers. `numpy.asarray` gives the values.
+    point, arrays and numbers. `numpy.asarray` gives the values. Libraries that write files do not know the
+    dtype; write `.mantissa`, `.exponent` (with blocks `.block_exponent`) and the size of blocks.
 
     Arguments:
         mantissa: array of dtype `dfp16` or int16, in ±32767 (−32768 is not a mantissa).
