@@ -19,6 +19,7 @@ from jax.extend.source_info_util import user_context
 from dfpjax import _compat
 from dfpjax.insight import _measures
 from dfpjax.insight._places import Place
+from dfpjax.numbers import Blocks
 from dfpjax.policy._config import Pass
 from dfpjax.transform._contractions import factors
 from dfpjax.transform._replace import renamed, without_constants
@@ -62,6 +63,7 @@ class _Quantized:
     mantissa: Var
     exponent: Var
     bits: int
+    blocks: Blocks | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -137,9 +139,12 @@ class _Writer:
         if eqn.primitive.name == "dfp_quantize":
             mantissa, exponent = eqn.outvars
             if not isinstance(mantissa, DropVar) and not isinstance(exponent, DropVar):
-                bits = eqn.params["quantizer"].bits
                 self._quantized[mantissa] = _Quantized(
-                    x=eqn.invars[0], mantissa=mantissa, exponent=exponent, bits=bits
+                    x=eqn.invars[0],
+                    mantissa=mantissa,
+                    exponent=exponent,
+                    bits=eqn.params["quantizer"].bits,
+                    blocks=eqn.params["blocks"],
                 )
                 self._floats[mantissa] = eqn.invars[0]
         elif eqn.primitive.name in _LAYOUTS:
@@ -172,7 +177,7 @@ class _Writer:
         if quantized := _known(self._quantized, mantissa):
             if quantized not in self._statistics:
                 self._statistics[quantized] = self._inline(
-                    functools.partial(_measures.of_quantized, bits=quantized.bits),
+                    functools.partial(_measures.of_quantized, bits=quantized.bits, blocks=quantized.blocks),
                     [quantized.x, quantized.mantissa, quantized.exponent],
                     eqn,
                 )

@@ -69,7 +69,9 @@ def plot_mantissas(q: DFPArray, path: str | Path | None = None, *, bits: int = 1
     limit = 2 ** (bits - 1) - 1
     edges = np.linspace(-limit - 0.5, limit + 0.5, min(2 * limit + 1, 255) + 1)
     axes.hist(np.asarray(q.mantissa).ravel(), bins=edges, log=True)
-    exponent = np.asarray(q.exponent)
-    of_slices = "" if exponent.size == 1 else ", the largest of its slices"
-    axes.set(xlabel=f"mantissa (exponent {exponent.max()}{of_slices})", ylabel="elements")
+    exponent = np.asarray(q.exponent if q.blocks is None else q.block_exponent)
+    parts = "slices" if q.blocks is None else "blocks"
+    of_parts = "" if exponent.size == 1 else f", the largest of its {parts}"
+    largest = exponent.max() if exponent.size else "none"
+    axes.set(xlabel=f"mantissa (exponent {largest}{of_parts})", ylabel="elements")
     return finished(figure, path)

@@ -8,7 +8,7 @@ from jax.extend.core import Primitive
 
 from dfpjax.insight._shadow import contract_float32
 from dfpjax.insight._statistics import OperandStatistics, operand_statistics, relative_error
-from dfpjax.numbers import Quantizer
+from dfpjax.numbers import Blocks, Quantizer
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.dtype import from_integers, to_integers
 from dfpjax.numbers.format.explicit import automatic, summed, with_partitions
@@ -17,9 +17,11 @@ from dfpjax.operations.exponents import align, quantize_operand
 from dfpjax.operations.primitives import chain_lengths, saturated_chains
 
 
-def of_quantized(x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int) -> OperandStatistics:
+def of_quantized(
+    x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int, blocks: Blocks | None = None
+) -> OperandStatistics:
     """The statistics of x, which was quantized to mantissa · 2^exponent."""
-    return operand_statistics(lax.stop_gradient(x), to_integers(mantissa), exponent, bits=bits)
+    return operand_statistics(lax.stop_gradient(x), to_integers(mantissa), exponent, bits=bits, blocks=blocks)
 
 
 def of_cotangent(
@@ -33,7 +35,8 @@ def of_cotangent(
     _, shift = align(contraction, rhs_exponent)
     mantissa, exponent = quantize_operand(x, contraction, cotangent, shift)
     exponent = exponent if shift is None else exponent - shift
-    return of_quantized(x, mantissa, exponent, bits=cotangent.bits)
+    blocks = cotangent.blocks if cotangent.granularity == "block" else None
+    return of_quantized(x, mantissa, exponent, bits=cotangent.bits, blocks=blocks)
 
 
 def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Contraction) -> jax.Array:

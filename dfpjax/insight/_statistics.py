@@ -11,7 +11,13 @@ import numpy as np
 from jax import lax
 
 from dfpjax.insight._statistics_table import statistics_tables
-from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, power_of_two, scaled_down
+from dfpjax.numbers.format.blocks import Blocks, of_elements
+from dfpjax.numbers.format.scaling import (
+    MIN_FLOAT_EXPONENT,
+    NONFINITE_THRESHOLD,
+    power_of_two,
+    scaled_down,
+)
 
 
 @functools.partial(
@@ -28,7 +34,7 @@ class OperandStatistics:
     """
 
     exponent: jax.Array
-    """int32: the shared exponent; the largest one where each slice has its own."""
+    """int32: the shared exponent; the largest one where each slice or block has its own."""
 
     rms_over_max: jax.Array
     """float32: root mean square divided by largest magnitude. Far below 1 where outliers take up the
@@ -132,23 +138,27 @@ jax.tree_util.register_pytree_with_keys(
 
 
 def operand_statistics(
-    x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int
+    x: jax.Array, mantissa: jax.Array, exponent: jax.Array, *, bits: int, blocks: Blocks | None = None
 ) -> OperandStatistics:
     """The statistics of a tensor x that was quantized to mantissa · 2^exponent.
 
     Arguments:
         x: float32.
         mantissa: int16 of x's shape.
-        exponent: int32, broadcastable against x.
+        exponent: int32, broadcastable against x; with blocks as `quantize_array` returns it.
         bits: bits of a mantissa.
+        blocks: the size of blocks that have an exponent each, or None.
     """
-    largest_exponent = jnp.max(exponent)
+    # An empty tensor has no block.
+    largest_exponent = jnp.max(exponent) if exponent.size else jnp.int32(MIN_FLOAT_EXPONENT - (bits - 2))
+    if blocks is not None:
+        exponent = of_elements(exponent, x.shape, blocks)
     # In units of the last place nothing overflows, and subnormals, which XLA flushes to zero, stay visible.
     in_ulps = scaled_down(x, exponent)
     m = mantissa.astype(jnp.float32)
     noise = in_ulps - m
     values = in_ulps
-    if exponent.size > 1:  # each slice has its own unit; a slice too small to matter may vanish
+    if exponent.size > 1:  # each slice or block has its own unit; one too small to matter may vanish
         unit = power_of_two(jnp.maximum(exponent - largest_exponent, -126))
         noise, values = noise * unit, values * unit
     is_nonzero = lax.bitcast_convert_type(x, jnp.int32) & np.int32(0x7FFFFFFF) != 0
