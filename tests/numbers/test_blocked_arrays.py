@@ -2,6 +2,7 @@
 
 import operator
 
+import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,10 +226,26 @@ def test_comparison_and_single_values():
     assert [len(row) for row in X] == [5, 5, 5]
 
 
-def test_down_conversion():
+def test_down_conversion_of_products():
     x = DFPArray(np.array([[2**14, 3, 2**9 + 1]], np.int16), [[[-4]]], SMALL)
     found = dnp.down_convert(x * x, 16)
     np.testing.assert_allclose(np.asarray(found, np.float64), np.asarray(x, np.float64) ** 2, rtol=2**-14)
+
+
+def test_down_conversion_of_blocks_is_that_of_each_block():
+    exponent = np.array(X.block_exponent)
+    exponent[0, 1, 0] = NONFINITE_EXPONENT
+    x = DFPArray(X.mantissa, exponent, SMALL)
+    found = jax.jit(lambda x: dnp.down_convert(x, 7))(x)
+    assert found.blocks == SMALL
+    for o, r, c in np.ndindex(*exponent.shape):
+        block = np.s_[o, 2 * r : 2 * r + 2, 16 * c : 16 * c + 16]
+        alone = exact.down_convert(np.asarray(x.mantissa[block], np.int64), int(exponent[o, r, c]), 7)
+        if (o, r, c) == (0, 1, 0):
+            alone = 0, NONFINITE_EXPONENT
+        np.testing.assert_array_equal(found.mantissa[block], alone[0])
+        assert found.block_exponent[o, r, c] == alone[1]
+    np.testing.assert_array_equal(jax.jit(lambda x: dnp.down_convert(x[1], 7))(x), np.asarray(found)[1])
 
 
 def test_max_pool_selects_values_of_all_exponents():

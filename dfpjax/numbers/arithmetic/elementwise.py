@@ -9,6 +9,7 @@ from dfpjax.numbers.arithmetic.exponents import (
     aligned,
     bits_of,
     dominance,
+    down_converted,
     exponent_of,
     fitted,
     integers,
@@ -131,7 +132,7 @@ def down_convert(
     """Convert a DFP-32 accumulator to fewer bits (Das et al., 2018, §3.1).
 
     With b the bit length of max|m|: R = max(0, b − (bits − 1)), m' = round(m · 2^−R), clamped to
-    ±(2^(bits−1) − 1), and E' = E + R. If x has an exponent per slice, each slice has its own R.
+    ±(2^(bits−1) − 1), and E' = E + R. If x has an exponent per slice or block, each has its own R.
 
     Arguments:
         x: DFP32Array, or a DFPArray to convert to fewer bits.
@@ -139,7 +140,7 @@ def down_convert(
         rounding, seed: as for `add`.
 
     Returns:
-        DFPArray of x's shape.
+        DFPArray of x's shape, with x's blocks if it has any.
 
     Raises:
         TypeError: if `x` is not a tensor in dynamic fixed point, or `seed` is not as for `add`.
@@ -184,4 +185,4 @@ def _absolute(x):
 
 @functools.partial(jax.jit, static_argnames=("bits", "rounding"))
 def _down_convert(x, seed, *, bits, rounding):
-    return fitted(DFPArray, widen(integers(x)), exponent_of(x), bits, rounding, seed)
+    return down_converted(x, bits, rounding, seed)

@@ -1,13 +1,15 @@
 """Exponents of tensors in dynamic fixed point: alignment, all-zero tensors, and exponents per slice.
 
 An exponent is a scalar, or an array that broadcasts to the mantissas' shape. The mantissas that share one
-element of it are a *slice*. What the functions below say of a tensor holds for each slice.
+element of it are a *slice*. What the functions below say of a tensor holds for each slice. Where blocks have
+exponents, each element counts as a slice, except in `down_converted`.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfpjax.numbers.format import blocks as of_blocks
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, NONFINITE_EXPONENT, NONFINITE_THRESHOLD
 from dfpjax.numbers.format.wide import Wide, bit_length, magnitude, shift_right, widen
@@ -62,15 +64,36 @@ def fitted(
     return settled(kind, mantissa, exponent + shift, bits)
 
 
+def down_converted(x: DFPArray | DFP32Array, bits: int, rounding: str, seed: jax.Array | None) -> DFPArray:
+    """A tensor in fewer bits, as `fitted`. With blocks, each block has its own R."""
+    total = widen(integers(x))
+    if x.blocks is None:
+        return fitted(DFPArray, total, exponent_of(x), bits, rounding, seed)
+    length = of_blocks.largest(bit_length(magnitude(total)), x.blocks, x.block_exponent.ndim - 3)
+    shift = jnp.maximum(length - (bits - 1), 0)
+    exponent, is_zero = _in_range(
+        jnp.clip(x.block_exponent, LOWEST_EXPONENT, NONFINITE_EXPONENT) + shift, bits
+    )
+    shift, is_zero = (of_blocks.of_elements(one, x.shape, x.blocks) for one in (shift, is_zero))
+    mantissa = shift_right(total, shift, rounding, seed, limit=2 ** (bits - 1) - 1)
+    return DFPArray(jnp.where(is_zero, 0, mantissa).astype(jnp.int16), exponent, x.blocks)
+
+
 def settled(kind: type, mantissa: jax.Array, exponent: jax.Array, bits: int | None = None):
     """A tensor from int32 mantissas and an exponent that may be out of range. A tensor that is not finite
     gets zero mantissas and `NONFINITE_EXPONENT`; one that has underflowed becomes all-zero."""
+    exponent, is_zero = _in_range(exponent, bits or bits_of(kind))
+    mantissa = jnp.where(is_zero, 0, mantissa)
+    return kind(mantissa.astype(kind.dtype.integer), exponent)
+
+
+def _in_range(exponent: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """(exponent, is_zero): an exponent in its range, and whether the mantissas become zero."""
     nonfinite = exponent >= NONFINITE_THRESHOLD
     vanished = exponent <= LOWEST_EXPONENT
-    smallest = MIN_FLOAT_EXPONENT - ((bits or bits_of(kind)) - 2)
+    smallest = MIN_FLOAT_EXPONENT - (bits - 2)
     exponent = jnp.where(nonfinite, NONFINITE_EXPONENT, jnp.where(vanished, smallest, exponent))
-    mantissa = jnp.where(nonfinite | vanished, 0, mantissa)
-    return kind(mantissa.astype(kind.dtype.integer), exponent)
+    return exponent, nonfinite | vanished
 
 
 def _largest(x: jax.Array, exponent_shape: tuple[int, ...]) -> jax.Array:

@@ -115,4 +115,12 @@ def of_elements(exponent: jax.Array, shape: Shape, blocks: Blocks) -> jax.Array:
     return expand(exponent, shape, blocks, exponent.ndim - 3)
 
 
+def largest(x: jax.Array, blocks: Blocks, mapped: int) -> jax.Array:
+    """The largest number of each block, in the exponent's shape, of a tensor without negative numbers. With
+    `mapped` = −1 it is one index of a first axis."""
+    if mapped < 0:
+        return largest(x[None], blocks, 0)[0]
+    return jnp.max(tiled(x, blocks, mapped), (mapped + 2, mapped + 4), initial=0)
+
+
 _expanded_at_once = functools.partial(jax.jit, static_argnums=(1, 2, 3), inline=True)(expanded)
