@@ -8,6 +8,7 @@
 
 #include "ffi/support.h"
 #include "isa/isa.h"
+#include "passes/block_quantize.h"
 #include "passes/channel_sums.h"
 #include "passes/kernels/table.h"
 #include "passes/local_response.h"
@@ -151,6 +152,56 @@ ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
 
 using Sizes = ffi::Span<const int64_t>;
 
+// Whether a tensor with these extents has so many numbers.
+bool has_size(Sizes extents, size_t numbers) {
+  int64_t size = 1;
+  for (const int64_t extent : extents)
+    if (extent < 0 || __builtin_mul_overflow(size, extent, &size)) return false;
+  return size == static_cast<int64_t>(numbers);
+}
+
+// `seeds` says how stochastic rounding gets its random bits: from seeds, or from the numbers.
+std::optional<BlockRounding> find_rounding(std::string_view name, bool seeds) {
+  if (name == "nearest") return BlockRounding::kNearest;
+  if (name == "biased") return BlockRounding::kBiased;
+  if (name == "truncate") return BlockRounding::kTruncate;
+  if (name == "stochastic") return seeds ? BlockRounding::kSeed : BlockRounding::kOwnBits;
+  return std::nullopt;
+}
+
+ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
+                               ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
+                               ffi::Result<Numbers> exponents, ffi::ThreadPool pool,
+                               std::string_view isa, int64_t threads, int64_t bits,
+                               std::string_view rounding, Sizes view, Sizes block) {
+  std::string error;
+  BlockedShape shape{};
+  const bool seeded = seeds.element_count() != 0;
+  const std::optional<BlockRounding> mode = find_rounding(rounding, seeded);
+  if (view.size() != 4 || !has_size(view, x.element_count())) {
+    error = must_be("view", "the extents [examples, outer, rows, columns] of x");
+  } else if (block.size() != 2) {
+    error = must_be("block", "the rows and columns of a block");
+  } else {
+    shape = {view[0], view[1], view[2], view[3], block[0], block[1]};
+    error = check_blocks(shape, bits);
+  }
+  if (error.empty()) {
+    if (mantissas->element_count() != x.element_count())
+      error = must_be("mantissas", "of x's size");
+    if (static_cast<int64_t>(exponents->element_count()) != shape.blocks())
+      error = must_be("exponents", "one for each block");
+    if (!mode) error = must_be("rounding", "nearest, stochastic, biased or truncate");
+    if (seeded &&
+        (rounding != "stochastic" || static_cast<int64_t>(seeds.element_count()) != shape.examples))
+      error = must_be("seeds", "one for each example, or none, and none unless stochastic");
+  }
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
+    quantize_blocks(shape, x.typed_data(), static_cast<int>(bits), *mode, seeds.typed_data(),
+                    mantissas->typed_data(), exponents->typed_data(), kernels, executor);
+  });
+}
+
 // `windows` holds the window, stride and padding of the height, then of the width.
 Pool pool_of(const Floats& in, const Floats& out, Sizes windows) {
   const auto axis = [&](size_t i) {
@@ -267,6 +318,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     quantize_v1, Guarded<run_quantize>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<ffi::Buffer<ffi::S16>>().Ret<Numbers>())
         .Attr<int64_t>("bits"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(quantize_blocks_v1, Guarded<run_quantize_blocks>::call,
+                              pass(ffi::Ffi::Bind()
+                                       .Arg<Floats>()
+                                       .Arg<ffi::Buffer<ffi::U32>>()
+                                       .Ret<ffi::Buffer<ffi::S16>>()
+                                       .Ret<Numbers>())
+                                  .Attr<int64_t>("bits")
+                                  .Attr<std::string_view>("rounding")
+                                  .Attr<Sizes>("view")
+                                  .Attr<Sizes>("block"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     max_pool_v1, Guarded<run_max_pool>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));
@@ -288,6 +349,7 @@ Handlers pass_handlers() {
           {"dfpjax_rectified_sum_v1", rectified_sum_v1},
           {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
           {"dfpjax_quantize_v1", quantize_v1},
+          {"dfpjax_quantize_blocks_v1", quantize_blocks_v1},
           {"dfpjax_max_pool_v1", max_pool_v1},
           {"dfpjax_max_pool_gradient_v1", max_pool_gradient_v1},
           {"dfpjax_local_response_v1", local_response_v1},

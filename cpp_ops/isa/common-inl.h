@@ -7,11 +7,19 @@ inline int32_t join_words(int16_t low, int16_t high) {
                               static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
 }
 
-// Vectors that the compiler splits into the registers of the path.
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Shorts = int16_t __attribute__((vector_size(32)));
-using Bytes = int8_t __attribute__((vector_size(16)));
+// Vectors as wide as the registers of the path. GCC 12 turns comparisons of wider ones into scalar
+// code.
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+using Floats = float __attribute__((vector_size(kVectorBytes)));
+using Ints = int32_t __attribute__((vector_size(kVectorBytes)));
+using Shorts = int16_t __attribute__((vector_size(kVectorBytes / 2)));
+using Bytes = int8_t __attribute__((vector_size(kVectorBytes / 4)));
 inline constexpr int kFloats = sizeof(Floats) / sizeof(float);
 
 template <class V, class T>

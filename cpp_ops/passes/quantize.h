@@ -17,7 +17,6 @@ void largest_magnitude(const float* x, int64_t count, int32_t* out, const PassKe
 // Computes the mantissas of a tensor, with `bits` bits and rounded to nearest even, and its
 // exponent, as dfpjax.numbers.format.quantize does. If the tensor has a NaN or an infinity, the
 // mantissas are zero and the exponent is kNotFinite.
-inline constexpr int32_t kNotFinite = 1 << 20;
 void quantize(const float* x, int64_t count, int bits, int16_t* mantissas, int32_t* exponent,
               const PassKernels& kernels, Executor& executor);
 

@@ -1,11 +1,12 @@
 // The table of the kernels of passes for one kind of vectors. Included as isa/common-inl.h
 // describes.
 
+#include "passes/kernels/blocks-inl.h"
 #include "passes/kernels/pool-inl.h"
 #include "passes/kernels/quantize-inl.h"
 #include "passes/kernels/response-inl.h"
 #include "passes/kernels/sums-inl.h"
 
 constexpr PassKernels kTable = {
-    moments,     paired_sums,        rectified_sum,  largest_magnitude,      quantize,
-    max_of_taps, add_to_max_of_taps, local_response, local_response_gradient};
+    moments,         paired_sums, rectified_sum,      largest_magnitude, quantize,
+    quantize_blocks, max_of_taps, add_to_max_of_taps, local_response,    local_response_gradient};

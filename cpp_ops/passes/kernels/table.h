@@ -59,6 +59,54 @@ struct Response {
 inline constexpr int64_t kResponseRows = 3;
 inline int64_t response_row(int64_t channels, int64_t reach) { return channels + 2 * reach + 16; }
 
+// How quantization rounds magnitudes: kNearest to even on ties, kBiased up if one of the two
+// highest dropped bits is set, kTruncate toward zero. kSeed and kOwnBits are stochastic: up with
+// the probability of the dropped fraction. Their random bits are a hash of the flat index and of a
+// seed or the number itself.
+enum class BlockRounding { kNearest, kBiased, kTruncate, kSeed, kOwnBits };
+
+// The exponent of a block with a NaN or an infinity is kNotFinite - (bits - 2).
+inline constexpr int32_t kNotFinite = 1 << 20;
+
+// A part of a matrix, in blocks with an exponent each. The last blocks of its rows and columns may
+// be smaller.
+struct BlockedPart {
+  const float* x;
+  int16_t* mantissas;
+  int32_t* exponents;
+  int64_t rows, columns, block_rows, block_columns;
+  int64_t stride;           // from one row to the next, also of the mantissas
+  int64_t exponent_stride;  // from one row of blocks to the next
+  int bits;
+  BlockRounding rounding;
+  uint32_t seed;   // hashed
+  uint32_t index;  // the flat index of the first number in its tensor, modulo 2^32
+
+  // Always inlined, since each path compiles them with its own flags.
+  [[gnu::always_inline]] int64_t row_blocks() const { return (rows + block_rows - 1) / block_rows; }
+  [[gnu::always_inline]] int64_t column_blocks() const {
+    return (columns + block_columns - 1) / block_columns;
+  }
+  [[gnu::always_inline]] int64_t rows_of(int64_t row_block) const {
+    const int64_t left = rows - row_block * block_rows;
+    return left < block_rows ? left : block_rows;
+  }
+  // The part from this row and column on, with at most so many rows and columns. It begins with a
+  // block.
+  [[gnu::always_inline]] BlockedPart from(int64_t row, int64_t column, int64_t most_rows,
+                                          int64_t most_columns) const {
+    BlockedPart part = *this;
+    const int64_t offset = row * stride + column;
+    part.x += offset;
+    part.mantissas += offset;
+    part.index += static_cast<uint32_t>(offset);
+    part.exponents += row / block_rows * exponent_stride + column / block_columns;
+    part.rows = rows - row < most_rows ? rows - row : most_rows;
+    part.columns = columns - column < most_columns ? columns - column : most_columns;
+    return part;
+  }
+};
+
 struct PassKernels {
   // For each channel of rows [rows][channels]: adds to its sum and sum of squares, and updates its
   // least and greatest value, which ignore NaNs.
@@ -76,6 +124,8 @@ struct PassKernels {
   // out = x * first * second, rounded to the nearest, ties to even, and clamped to +-limit.
   void (*quantize)(const float* x, int64_t count, float first, float second, int32_t limit,
                    int16_t* out);
+  // Computes mantissas and exponents.
+  void (*quantize_blocks)(const BlockedPart& part);
   // For each channel of `count` >= 1 pixels: the first kernel writes the maximum, or NaN if one
   // value is NaN. The second adds g to the `gradients` of the pixel with the maximum, the first one
   // of several.
