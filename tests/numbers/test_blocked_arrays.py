@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dfpjax
 import dfpjax.numpy as dnp
@@ -316,3 +318,22 @@ def test_gradients_through_functions():
     expected = jax.jit(jax.grad(reference, argnums=(0, 1)))(X.dequantize(), OTHER.dequantize())
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one.values, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [pytest.param(P("x"), marks=pytest.mark.slow), P(None, None, "x")])
+def test_explicit_meshes_split_exponents_as_they_split_values(spec):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    x = blocked((2, 3, 40))
+    values = jax.device_put(x.values, NamedSharding(mesh, spec))
+    outer = NamedSharding(mesh, P("x") if spec == P("x") else P())
+    split = DFPArray.of(values, jax.device_put(x.block_exponent, outer), SMALL)
+
+    def f(x):
+        assert jax.typeof(x.exponent).sharding == jax.typeof(x.values).sharding
+        return x + x, dnp.down_convert(x, 8), dnp.max_pool(x, (2,)), jax.vmap(DFPArray.dequantize)(x)
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(f)(split)
+    for one, other in zip(found, jax.jit(lambda x: f(x))(x), strict=True):
+        assert one.sharding.spec == P(*spec, *[None] * (3 - len(spec)))
+        np.testing.assert_array_equal(one, other)

@@ -5,12 +5,15 @@ element of it are a *slice*. What the functions below say of a tensor holds for 
 exponents, each element counts as a slice, except in `down_converted`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dfpjax.numbers.format import blocks as of_blocks
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
+from dfpjax.numbers.format.explicit import automatic
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, NONFINITE_EXPONENT, NONFINITE_THRESHOLD
 from dfpjax.numbers.format.wide import Wide, bit_length, magnitude, shift_right, widen
 
@@ -69,14 +72,16 @@ def down_converted(x: DFPArray | DFP32Array, bits: int, rounding: str, seed: jax
     total = widen(integers(x))
     if x.blocks is None:
         return fitted(DFPArray, total, exponent_of(x), bits, rounding, seed)
-    length = of_blocks.largest(bit_length(magnitude(total)), x.blocks, x.block_exponent.ndim - 3)
-    shift = jnp.maximum(length - (bits - 1), 0)
+    largest = functools.partial(of_blocks.largest, blocks=x.blocks, mapped=x.block_exponent.ndim - 3)
+    largest = automatic(largest, jax.typeof(x.block_exponent).sharding)
+    shift = jnp.maximum(largest(bit_length(magnitude(total))) - (bits - 1), 0)
     exponent, is_zero = _in_range(
         jnp.clip(x.block_exponent, LOWEST_EXPONENT, NONFINITE_EXPONENT) + shift, bits
     )
-    shift, is_zero = (of_blocks.of_elements(one, x.shape, x.blocks) for one in (shift, is_zero))
-    mantissa = shift_right(total, shift, rounding, seed, limit=2 ** (bits - 1) - 1)
-    return DFPArray(jnp.where(is_zero, 0, mantissa).astype(jnp.int16), exponent, x.blocks)
+    own_shift = x.of(x.values, shift, x.blocks).exponent
+    own_zero = x.of(x.values, is_zero, x.blocks).exponent
+    mantissa = shift_right(total, own_shift, rounding, seed, limit=2 ** (bits - 1) - 1)
+    return DFPArray(jnp.where(own_zero, 0, mantissa).astype(jnp.int16), exponent, x.blocks)
 
 
 def settled(kind: type, mantissa: jax.Array, exponent: jax.Array, bits: int | None = None):

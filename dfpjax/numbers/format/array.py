@@ -4,6 +4,7 @@ Their operators and methods are functions of `dfpjax.numpy`. These functions imp
 `dfpjax.numbers.arithmetic.operators` adds them to the classes.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -15,6 +16,7 @@ from jax.interpreters import batching
 from dfpjax import _checks
 from dfpjax.numbers.format.blocks import Blocks, fits, of_elements
 from dfpjax.numbers.format.dtype import MantissaDType, dfp16, dfp32, from_integers, to_integers
+from dfpjax.numbers.format.explicit import automatic
 from dfpjax.numbers.format.printing import describe, exact_values
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, scale_by_power_of_two
 from dfpjax.numbers.format.wide import bit_length, magnitude, shift_right, widen
@@ -161,7 +163,11 @@ def _of_elements(tensor: DynamicFixedPoint, exponent) -> jax.Array | np.ndarray:
             f"({tensor.blocks}) of a mantissa of shape {tensor.shape}; before blocks are taken apart along "
             "other axes than the first, give each element its exponent: dfpjax.numpy.split_exponent(x, axis)"
         )
-    return of_elements(exponent, tensor.shape, tensor.blocks)
+    expand = functools.partial(of_elements, shape=tensor.shape, blocks=tensor.blocks)
+    if isinstance(exponent, np.ndarray):
+        return expand(exponent)
+    # On a mesh with explicit axes they are split as the values are.
+    return automatic(expand, jax.typeof(tensor.values).sharding)(exponent)
 
 
 def _as_exponent(name: str, exponent) -> jax.Array:
