@@ -20,6 +20,7 @@ from dfpjax.numbers.arithmetic.elementwise import fma as fma
 from dfpjax.numbers.arithmetic.elementwise import multiply as multiply
 from dfpjax.numbers.arithmetic.elementwise import negative as negative
 from dfpjax.numbers.arithmetic.elementwise import subtract as subtract
+from dfpjax.numbers.arithmetic.indexing import take as take
 from dfpjax.numbers.arithmetic.matmul import matmul as matmul
 from dfpjax.numbers.arithmetic.selection import max_pool as max_pool
 from dfpjax.numbers.arithmetic.selection import maximum as maximum
@@ -36,5 +37,4 @@ from dfpjax.numbers.arithmetic.structure import split_exponent as split_exponent
 from dfpjax.numbers.arithmetic.structure import squeeze as squeeze
 from dfpjax.numbers.arithmetic.structure import stack as stack
 from dfpjax.numbers.arithmetic.structure import swapaxes as swapaxes
-from dfpjax.numbers.arithmetic.structure import take as take
 from dfpjax.numbers.arithmetic.structure import transpose as transpose

@@ -7,7 +7,7 @@ defines the classes without methods, and this module adds them.
 import jax
 import numpy as np
 
-from dfpjax.numbers.arithmetic import elementwise, matmul, structure
+from dfpjax.numbers.arithmetic import elementwise, indexing, matmul, structure
 from dfpjax.numbers.arithmetic.comparison import compared
 from dfpjax.numbers.format.array import DynamicFixedPoint
 
@@ -126,7 +126,7 @@ _METHODS = {
     "__rmatmul__": _reflected(matmul.matmul),
     "__neg__": _method(elementwise.negative),
     "__abs__": _method(elementwise.absolute),
-    "__getitem__": _method(structure.index),
+    "__getitem__": _method(indexing.index),
     "__eq__": _comparison("equal", "=="),
     "__ne__": _comparison("not_equal", "!="),
     "__lt__": _comparison("less", "<"),

@@ -1,7 +1,7 @@
 """Functions that rearrange values. They leave mantissas unchanged, except where joining aligns them.
 
 An exponent that an axis shares stays shared. Exponents per slice move with their slices, those of blocks with
-their elements. Only indexing along the first axis keeps blocks.
+their elements.
 """
 
 import functools
@@ -16,6 +16,7 @@ from dfpjax import _checks
 from dfpjax.numbers.arithmetic.exponents import aligned, dominance, settled, widened
 from dfpjax.numbers.arithmetic.operands import Tensor, check_operand, check_rounding, common_kind
 from dfpjax.numbers.arithmetic.straight_through import straight_through
+from dfpjax.numbers.format.array import keeps_blocks
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
 
 Shape = Sequence[int]
@@ -116,45 +117,12 @@ def split_exponent(x: Tensor, axis: int | Sequence[int] = 0) -> Tensor:
     """
     check_operand("split_exponent", "x", x)
     axes = _checks.axes("split_exponent", "axis", axis, x.ndim)
-    if axes == (0,) and _first_axis_keeps_blocks(x):
+    if axes == (0,) and keeps_blocks(x, 0):
         return x
     exponent = x.exponent
     exponent = exponent if exponent.ndim else jnp.reshape(exponent, (1,) * x.ndim)
     extents = [x.shape[one] if one in axes else extent for one, extent in enumerate(exponent.shape)]
     return type(x)(x.values, jnp.broadcast_to(exponent, extents))
-
-
-def index(x: Tensor, key) -> Tensor:
-    """x[key], where the key has integers, slices, None, ... and integer arrays. Indexing follows JAX: a
-    position outside the array is clamped to the array.
-
-    Raises:
-        TypeError: if the key has entries of other types, or is a boolean mask and x has exponents per slice.
-        IndexError: if the key has more indices than x has axes.
-    """
-    check_operand("index", "x", x)
-    _check_key(key, x.ndim)
-    if _first_axis_keeps_blocks(x) and _is_of_first_axis(key):
-        first = key[:1] if isinstance(key, tuple) else key
-        return type(x)(x.values[key], x.block_exponent[first], x.blocks)
-    exponent = x.exponent
-    if exponent.ndim:
-        exponent = exponent[_exponent_key(key, exponent.shape)]
-    return type(x)(x.values[key], exponent)
-
-
-def take(x: Tensor, indices, axis: int) -> Tensor:
-    """The elements at `indices`, an integer or integer array, along an axis. Indexing follows `x[...]`."""
-    check_operand("take", "x", x)
-    before = (slice(None),) * _checks.axis("take", "axis", axis, x.ndim)
-    if not hasattr(indices, "dtype"):
-        try:
-            indices = np.asarray(indices)
-        except (TypeError, ValueError):
-            raise _checks.wrong_type("take", "indices", _INDICES, indices) from None
-    if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise _checks.wrong_type("take", "indices", _INDICES, indices)
-    return index(x, (*before, jnp.asarray(indices)))
 
 
 def pad(x: Tensor, pad_width) -> Tensor:
@@ -242,9 +210,6 @@ def stack(
     return _joined(expanded, axis, rounding, seed, _any_has_blocks(arrays))
 
 
-_INDICES = "an integer or an integer array"
-
-
 def _both(x: Tensor, change) -> Tensor:
     """Apply a change of axes to the mantissas and, unless it is a scalar, to the exponent."""
     exponent = x.exponent
@@ -263,23 +228,6 @@ def _arranged(function: str, x: Tensor, arrange) -> jax.Array:
         raise type(error)(f"{function}: shape does not fit x's, {x.shape}: {error}") from None
 
 
-def _first_axis_keeps_blocks(x: Tensor) -> bool:
-    """Whether x has blocks, its exponents have the first axis, too, and no block crosses it."""
-    return x.blocks is not None and (x.block_exponent.ndim > 3 or (x.block_exponent.ndim == 3 and x.ndim > 1))
-
-
-def _is_of_first_axis(key) -> bool:
-    """Whether a valid key selects along the first axis and takes the others whole."""
-    first, *others = key if isinstance(key, tuple) and key else (key,)
-    is_selection = hasattr(first, "__index__") or isinstance(first, slice) or hasattr(first, "dtype")
-    is_mask = isinstance(first, bool) or getattr(first, "dtype", None) == np.dtype(bool)
-    return (
-        is_selection
-        and not is_mask
-        and all(one is Ellipsis or (isinstance(one, slice) and one == slice(None)) for one in others)
-    )
-
-
 def _any_has_blocks(arrays: Sequence[Tensor]) -> bool:
     return any(x.blocks is not None for x in arrays)
 
@@ -293,32 +241,6 @@ def _joined(arrays: tuple[Tensor, ...], axis: int, rounding: str, seed, keep: bo
     """
     join = functools.partial(_concatenate, axis=axis, rounding=rounding, keep=keep)
     return straight_through(join, lambda *values: jnp.concatenate(values, axis), arrays, seed)
-
-
-def _check_key(key, ndim: int) -> None:
-    keys = key if isinstance(key, tuple) else (key,)
-    for one in keys:
-        if one is None or one is Ellipsis or isinstance(one, slice | bool):
-            continue
-        if hasattr(one, "dtype") and hasattr(one, "shape"):
-            if jnp.issubdtype(one.dtype, jnp.integer) or one.dtype == bool:
-                continue
-        elif not isinstance(one, str | bytes | list) and hasattr(one, "__index__"):
-            continue
-        raise _checks.wrong_type(
-            "index", "key", "made of integers, slices, None, ... and integer arrays", one
-        )
-    axes = sum(map(_axes_taken, keys))
-    if axes > ndim:
-        raise IndexError(f"index: key has {axes} indices, for an array of {ndim} axes")
-
-
-def _axes_taken(entry) -> int:
-    """Number of axes that one entry of a key indexes."""
-    if entry is None or entry is Ellipsis or isinstance(entry, bool):
-        return 0
-    is_mask = getattr(entry, "dtype", None) == np.dtype(bool)
-    return entry.ndim if is_mask else 1
 
 
 def _pad_widths(pad_width, ndim: int) -> np.ndarray:
@@ -402,30 +324,3 @@ def _groups(old: Shape, new: Shape) -> Iterator[tuple[slice, slice]]:
         while (have := int(np.prod(old[start[0] : i]))) != (want := int(np.prod(new[start[1] : j]))):
             i, j = (i + 1, j) if have < want else (i, j + 1)
         yield slice(start[0], i), slice(start[1], j)
-
-
-def _exponent_key(key, exponent_shape: Shape) -> tuple:
-    """The key that selects the exponents of x[key]. On an axis that shares its exponent, any index becomes an
-    index into extent 1."""
-    key = key if isinstance(key, tuple) else (key,)
-    if any(isinstance(entry, bool) or jnp.issubdtype(getattr(entry, "dtype", int), bool) for entry in key):
-        raise TypeError(
-            "index: key must not be a boolean mask where x has exponents per slice; use integer indices"
-        )
-    consumed = sum(entry is not None and entry is not Ellipsis for entry in key)
-    rest = (slice(None),) * (len(exponent_shape) - consumed)
-    if not any(entry is Ellipsis for entry in key):
-        key = (*key, Ellipsis)
-    where = next(position for position, entry in enumerate(key) if entry is Ellipsis)
-    extents = iter(exponent_shape)
-    return tuple(
-        entry if entry is None or next(extents) > 1 else _shared(entry)
-        for entry in (*key[:where], *rest, *key[where + 1 :])
-    )
-
-
-def _shared(entry):
-    """An index of the same kind into an axis of extent 1."""
-    if isinstance(entry, slice):
-        return slice(None)
-    return np.zeros((1,) * np.ndim(entry), int) if np.ndim(entry) or hasattr(entry, "dtype") else 0

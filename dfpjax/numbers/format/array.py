@@ -220,11 +220,10 @@ def _examples(example_of, _, tensor: DynamicFixedPoint, axis: int | None) -> Dyn
         name = type(tensor).__name__
         raise ValueError(f"vmap: in_axes gives axis {axis} for a {name} of shape {values.shape}")
     axis %= values.ndim
+    if keeps_blocks(tensor, axis):
+        own = example_of(exponent, axis)
+        return _unflatten(type(tensor), example_of(values, axis), own, tensor.blocks)
     if tensor.blocks is not None:
-        if _is_outside_blocks(tensor, axis):
-            return _unflatten(
-                type(tensor), example_of(values, axis), example_of(exponent, axis), tensor.blocks
-            )
         exponent = tensor.exponent
     if axis >= exponent.ndim:
         own = exponent
@@ -235,8 +234,10 @@ def _examples(example_of, _, tensor: DynamicFixedPoint, axis: int | None) -> Dyn
     return _unflatten(type(tensor), example_of(values, axis), own, None)
 
 
-def _is_outside_blocks(tensor: DynamicFixedPoint, axis: int) -> bool:
-    """Whether no block crosses an axis of a tensor with blocks, and its exponents have that axis, too."""
+def keeps_blocks(tensor: DynamicFixedPoint, axis: int) -> bool:
+    """Whether slices along an axis keep the blocks: none crosses it, and the exponents have it, too."""
+    if tensor.blocks is None:
+        return False
     mapped = tensor._exponent.ndim - 3
     return axis < mapped or (axis == mapped and tensor.ndim - mapped > 1)
 
