@@ -5,6 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import dfpjax
 from dfpjax import Blocks
@@ -71,3 +73,13 @@ def test_blocks_and_axis_exclude_each_other():
         ValueError, match="quantize: axis and blocks exclude each other, got axis=0 and blocks"
     ):
         quantize(np.ones((2, 3)), axis=0)
+
+
+def test_float64_on_an_explicit_mesh():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    x = normal(2, 3, 20).astype(np.float64) * 1e100
+    with jax.enable_x64(True), jax.set_mesh(mesh):
+        split = jax.device_put(x, NamedSharding(mesh, P(None, None, "x")))
+        found = jax.jit(quantize)(split)
+        assert found.sharding.spec == P(None, None, "x")
+        np.testing.assert_array_equal(np.asarray(found, np.float64), np.asarray(quantize(x), np.float64))

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfpjax import _checks
+from dfpjax._compat import partitions
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
 from dfpjax.numbers.format.blocks import Blocks, expanded, tiled
+from dfpjax.numbers.format.explicit import automatic, with_partitions
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.numbers.format.quantizer import Quantizer
 
@@ -106,7 +108,12 @@ def _into_range(numpy, x, owners: _Owners):
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _quantize_wide(quantizer: Quantizer, owners: _Owners, x: jax.Array, seed: jax.Array | None):
-    scaled, power = _into_range(jnp, x, owners)
+    into_range = functools.partial(_into_range, jnp, owners=owners)
+    if isinstance(owners, Blocks):  # JAX cannot tell how their exponents are split on a mesh
+        sharding = jax.typeof(x).sharding
+        outer = partitions(sharding)[0] if x.ndim > 1 else None
+        into_range = automatic(into_range, (sharding, with_partitions(sharding, (outer, None, None))))
+    scaled, power = into_range(x)
     values, exponent = _quantize(quantizer, owners, scaled, seed)
     return values, exponent + power
 
