@@ -191,10 +191,10 @@ ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
       error = must_be("mantissas", "of x's size");
     if (static_cast<int64_t>(exponents->element_count()) != shape.blocks())
       error = must_be("exponents", "one for each block");
-    if (!mode) error = must_be("rounding", "nearest, stochastic, biased or truncate");
     if (seeded &&
         (rounding != "stochastic" || static_cast<int64_t>(seeds.element_count()) != shape.examples))
       error = must_be("seeds", "one for each example, or none, and none unless stochastic");
+    if (!mode) error = must_be("rounding", "nearest, stochastic, biased or truncate");
   }
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
     quantize_blocks(shape, x.typed_data(), static_cast<int>(bits), *mode, seeds.typed_data(),

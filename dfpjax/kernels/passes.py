@@ -1,13 +1,18 @@
 """Bindings of the native passes over float32 activations: sums over all but the channels, a rectified sum,
-the largest magnitude, maximum pooling, local response normalization.
+the largest magnitude, quantization, maximum pooling, local response normalization.
 
 For tests, each takes `isa`, the name of an instruction set path, and `threads`, the most threads to use. The
 defaults are the best path and all threads. Results depend on neither.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dfpjax.numbers.format.blocks import Blocks
+from dfpjax.numbers.format.quantizer import Quantizer
 
 Windows = tuple[int, int, int, int, int, int]
 """Window, stride and padding before the first pixel, of the height and then of the width."""
@@ -98,6 +103,47 @@ def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tup
     """
     results = [jax.ShapeDtypeStruct(x.shape, jnp.int16), jax.ShapeDtypeStruct((), jnp.int32)]
     mantissa, exponent = _call("dfpjax_quantize_v1", results, isa, threads, bits=np.int64(bits))(x)
+    return mantissa, exponent
+
+
+def quantize_blocks(
+    x: jax.Array,
+    quantizer: Quantizer,
+    blocks: Blocks,
+    *,
+    mapped: int = 0,
+    seeds: jax.Array | None = None,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Mantissas and exponents of tensors in blocks, in one pass over memory.
+
+    Bit-identical to `dfpjax.numbers.format.quantize`.
+
+    Arguments:
+        x: float32.
+        quantizer: bits and rounding.
+        blocks: the size of blocks.
+        mapped: number of leading axes that vmap added.
+        seeds: uint32[examples], a seed for each index of the mapped axes; None for stochastic rounding by
+            each number's own bits, and for other roundings.
+
+    Returns:
+        int16 of x's shape, and int32[*mapped axes, *blocks.counts(the other axes)].
+    """
+    leading, example = x.shape[:mapped], x.shape[mapped:]
+    results = [
+        jax.ShapeDtypeStruct(x.shape, jnp.int16),
+        jax.ShapeDtypeStruct((*leading, *blocks.counts(example)), jnp.int32),
+    ]
+    attributes = {
+        "bits": np.int64(quantizer.bits),
+        "rounding": quantizer.rounding,
+        "view": np.int64([math.prod(leading), *blocks.view(example)]),
+        "block": np.int64([blocks.rows, blocks.columns]),
+    }
+    seeds = np.zeros(0, np.uint32) if seeds is None else seeds
+    mantissa, exponent = _call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)
     return mantissa, exponent
 
 

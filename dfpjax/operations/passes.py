@@ -19,7 +19,6 @@ from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
-from dfpjax.numbers.format.quantize import quantize_whole_in_hlo, quantize_whole_p
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
@@ -101,7 +100,6 @@ def transpose_by(other, ct, v, x, **params):
 
 
 register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
-register_lowerings(quantize_whole_p, quantize_whole_in_hlo, passes.quantize)
 
 
 def batch_as_groups(primitive, operands, dims, *, mapped, **params):

@@ -1,6 +1,7 @@
 """The statistics of `with_statistics` on the chains in which products are summed."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,11 +83,12 @@ def test_the_kernels_run_no_more_often():
 
     def runs(fun):
         program = jax.jit(fun).lower(PARAMS["first"], X).compile().as_text()
-        return program.count('custom_call_target="dfpjax_')
+        targets = re.findall(r'custom_call_target="(dfpjax_\w+)"', program)
+        return [sum(target.startswith("dfpjax_quantize") == of for target in targets) for of in (True, False)]
 
     for policy in (FORCED, saturating()):
-        assert runs(dfpjax.mixed_precision(gradient, policy)) == 3
-        assert runs(dfpjax.with_statistics(gradient, policy)) == 3
+        assert runs(dfpjax.mixed_precision(gradient, policy)) == [3, 3]  # quantizations and contractions
+        assert runs(dfpjax.with_statistics(gradient, policy)) == [3, 3]
 
 
 def test_saturated_chains_are_counted_instead():

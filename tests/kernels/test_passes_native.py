@@ -2,6 +2,7 @@
 JAX's bits, or NumPy's sums in float64 within rounding."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from every_path import assert_same_bits, assert_sums, on_every_path
 from jax import lax
 
 from dfpjax.kernels import passes
+from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo
 from dfpjax.numbers.format.quantize import quantize_array
@@ -165,6 +167,37 @@ def _sixteen_bits(x, **path):
     return passes.quantize(x, 16, **path)
 
 
+@pytest.mark.parametrize("options", [{}, {"blocks": Blocks()}], ids=["tensor", "blocks"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 5), (70000,)], ids=str)
+def test_quantization_of_any_size_is_one_call(shape, options):
+    fun = jax.jit(functools.partial(quantize_array, quantizer=Quantizer(), **options))
+    text = fun.lower(struct(*shape)).as_text()
+    assert text.count("custom_call @dfpjax_quantize_") == text.count("custom_call") == 1
+    others = {*re.findall(r"= stablehlo\.(\w+)", text)}
+    assert others <= {"custom_call", "reshape", "bitcast_convert", "constant"}, others
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "biased", "truncate", "stochastic"])
+@pytest.mark.parametrize("seeded", [True, False])
+def test_quantization_of_blocks_has_the_bits_of_hlo(rounding, seeded):
+    x = DATA["normal"][:1000].reshape(2, 5, 100).copy()
+    x[1, 2, 40], x[0, 4, 90:] = np.inf, 1e-40
+    quantizer, blocks = Quantizer(rounding=rounding, bits=9), Blocks(rows=2)
+    seeds = np.uint32([0, 7]) if seeded and rounding == "stochastic" else None
+    run = functools.partial(passes.quantize_blocks, quantizer=quantizer, blocks=blocks, mapped=1)
+    if seeds is None:
+        native = on_every_path(run, x)
+    else:
+        native = on_every_path(lambda x, seeds, **path: run(x, seeds=seeds, **path), x, seeds)
+    quantize = functools.partial(quantize_array, quantizer=quantizer, blocks=blocks, native=False)
+    if seeds is None:
+        expected = jax.jit(jax.vmap(quantize))(x)
+    else:
+        expected = jax.jit(jax.vmap(lambda x, seed: quantize(x, seed=seed)))(x, seeds)
+    assert_same_bits(native[0], to_integers(expected[0]))
+    assert_same_bits(native[1], expected[1])
+
+
 def test_a_large_tensor_is_quantized_natively_and_bit_identically():
     x = np.random.default_rng(0).standard_normal((3, 1 << 14)).astype(np.float32)
     quantized = jax.jit(quantize_array, static_argnames=("quantizer", "native"))
@@ -175,7 +208,7 @@ def test_a_large_tensor_is_quantized_natively_and_bit_identically():
         )
         jax.tree.map(np.testing.assert_array_equal, native, hlo)
     text = quantized.lower(x, quantizer=Quantizer(), native=True).as_text()
-    assert "dfpjax_quantize_v1" in text
+    assert text.count("custom_call @dfpjax_quantize_v1") == text.count("custom_call") == 1
     for options in ({"native": False}, {"quantizer": Quantizer(rounding="biased"), "native": False}):
         options = {"quantizer": Quantizer(), **options}
         assert "dfpjax_" not in quantized.lower(x, **options).as_text()
@@ -267,6 +300,16 @@ GOOD = {
         [CUBE],
         {"bits": np.int64(16)},
     ),
+    "quantize_blocks": (
+        [struct(2, 3, 4, dtype=jnp.int16), struct(2, 1, 1, dtype=jnp.int32)],
+        [CUBE, jnp.uint32([7])],
+        {
+            "bits": np.int64(16),
+            "rounding": "stochastic",
+            "view": np.int64([1, 2, 3, 4]),
+            "block": np.int64([4, 32]),
+        },
+    ),
     "max_pool": (struct(2, 4, 4, 3), [IMAGES], {"windows": np.int64([2, 2, 0, 2, 2, 0])}),
     "max_pool_gradient": (
         struct(2, 8, 8, 3),
@@ -299,6 +342,9 @@ def test_bad_paths_and_threads_are_refused(name):
 
 OTHERS = r"operands but g and x, and results: must be \[groups, channels\]"
 EXTREMES = r"mean, scale, shift, low and high: must be \[groups, channels\]"
+SEEDS = "seeds: must be one for each example, or none, and none unless stochastic"
+VIEW = r"view: must be the extents \[examples, outer, rows, columns\] of x"
+BAD_VIEWS = [[1, 2, 3], [1, 2, 3, 5], [-1, -2, 3, 4], [2**62, 2**62, 0, 1], [1, 2, 12, 2**60]]
 BOOLS = struct(2, 3, 3, dtype=jnp.bool_)
 
 
@@ -352,6 +398,28 @@ def windows(*numbers):
         ),
         ("quantize", "bits: must be from 2 to 16", {"bits": np.int64(1)}),
         ("quantize", "bits: must be from 2 to 16", {"bits": np.int64(17)}),
+        ("quantize_blocks", "bits: must be from 2 to 16", {"bits": np.int64(17)}),
+        (
+            "quantize_blocks",
+            "rounding: must be nearest, stochastic, biased or truncate",
+            {"rounding": "up", "operands": [CUBE, jnp.zeros(0, jnp.uint32)]},
+        ),
+        ("quantize_blocks", SEEDS, {"rounding": "nearest"}),
+        ("quantize_blocks", SEEDS, {"operands": [CUBE, jnp.uint32([7, 8])]}),
+        *(("quantize_blocks", VIEW, {"view": np.int64(view)}) for view in BAD_VIEWS),
+        ("quantize_blocks", "block: must be the rows and columns", {"block": np.int64([4])}),
+        ("quantize_blocks", "block: must have rows that are a power of two", {"block": np.int64([3, 32])}),
+        ("quantize_blocks", "block: must have columns that are a power", {"block": np.int64([4, 8])}),
+        (
+            "quantize_blocks",
+            "mantissas: must be of x's size",
+            {"results": [struct(2, 3, dtype=jnp.int16), struct(2, 1, 1, dtype=jnp.int32)]},
+        ),
+        (
+            "quantize_blocks",
+            "exponents: must be one for each block",
+            {"results": [struct(2, 3, 4, dtype=jnp.int16), struct(1, 1, 1, dtype=jnp.int32)]},
+        ),
         ("max_pool", r"images: must be \[images, height, width, channels\]", {"operands": [CUBE]}),
         ("max_pool", "images and channels: must be as many", {"results": struct(2, 4, 4, 4)}),
         ("max_pool", "images and channels: must be as many", {"results": struct(1, 4, 4, 3)}),

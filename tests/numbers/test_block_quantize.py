@@ -215,6 +215,16 @@ def test_types_on_an_explicit_mesh():
     assert types((2, 4, 6, 40), ("y", "x", None, None), mapped)[1] == ((2, 4, 2, 2), ("y", "x", None, None))
 
 
+def test_devices_have_their_part_of_the_batch():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    x = numbers((4, 5, 37))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    for rounding in ("nearest", "stochastic"):
+        fun = functools.partial(quantized, quantizer=Quantizer(rounding=rounding))
+        assert "dfpjax_" not in jax.jit(fun).lower(sharded).compile().as_text()
+        jax.tree.map(np.testing.assert_array_equal, fun(sharded), fun(x))
+
+
 # --- configuration ----------------------------------------------------------------------------------
 
 

@@ -98,7 +98,7 @@ def test_gradient_of_a_shared_operand_is_the_sum_over_examples():
 def test_no_loop_over_examples():
     f, (x, w) = batches("3x3")
     compiled = jax.jit(jax.vmap(f, (0, None))).lower(x, w[0]).as_text()
-    assert "while" not in compiled and compiled.count("custom_call @dfpjax") == 1
+    assert "while" not in compiled and compiled.count("custom_call @dfpjax_contract_v1") == 1
 
 
 def test_jacobians():

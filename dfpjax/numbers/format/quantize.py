@@ -14,9 +14,9 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.numbers.format.blocks import Blocks, expanded, tiled
-from dfpjax.numbers.format.dtype import dfp16, from_integers, to_integers
+from dfpjax.numbers.format.dtype import dfp16, from_integers
 from dfpjax.numbers.format.explicit import lower_fun, mapped_sharding, repeated, with_partitions
-from dfpjax.numbers.format.magnitude import LEAST_NATIVE, largest_magnitude_bits
+from dfpjax.numbers.format.magnitude import largest_magnitude_bits
 from dfpjax.numbers.format.quantizer import Quantizer
 from dfpjax.numbers.format.rounding import random_bits, round_to_integers
 from dfpjax.numbers.format.scaling import (
@@ -52,15 +52,9 @@ def _block_exponents(x: jax.Array, bits: int, blocks: Blocks, mapped: int) -> ja
     return _shared_exponent(tiled(x, blocks, mapped), None, bits, within, False).squeeze(within)
 
 
-def _quantize(
+def _in_hlo(
     x, *more, quantizer: Quantizer, mapped_axes, slice_axes, blocks: Blocks | None, given, native: bool
 ):
-    """The HLO of `quantize_p`. Each slice along the mapped axes is a tensor by itself, with an exponent for
-    each of its blocks or for each of its slices along the slice axes."""
-    whole = not (more or mapped_axes or slice_axes or blocks)
-    if native and whole and quantizer.rounding == "nearest" and x.size >= LEAST_NATIVE:
-        mantissa, exponent = quantize_whole_p.bind(x, bits=quantizer.bits)
-        return from_integers(mantissa), exponent.reshape((1,) * x.ndim)
     more = dict(zip(given, more, strict=True))
     shift, seed = more.get("shift"), more.get("seed")
     example = tuple(axis for axis in range(x.ndim) if axis not in mapped_axes)
@@ -88,31 +82,8 @@ def _quantize(
     return from_integers(mantissa), exponent
 
 
-# Quantizes a whole tensor with rounding to nearest, in native code where the platform has it. Bound only
-# while `quantize_p` is lowered. The kernels register its native lowering.
-quantize_whole_p = Primitive("dfp_quantize_whole")
-quantize_whole_p.multiple_results = True
-
-
-@quantize_whole_p.def_abstract_eval
-def _quantize_whole_abstract_eval(x, *, bits):
-    return x.update(dtype=np.dtype("int16"), weak_type=False), _compat.result_aval(x, (), np.dtype("int32"))
-
-
-def quantize_whole_in_hlo(x: jax.Array, *, bits: int) -> tuple[jax.Array, jax.Array]:
-    """The computation of `quantize_whole_p` in HLO: the int16 mantissas and the int32[] exponent of a
-    tensor."""
-    quantizer = Quantizer(bits=bits)
-    mantissa, exponent = _quantize(
-        x, quantizer=quantizer, mapped_axes=(), slice_axes=(), blocks=None, given=(), native=False
-    )
-    return to_integers(mantissa), exponent.reshape(())
-
-
-mlir.register_lowering(quantize_whole_p, lower_fun(quantize_whole_in_hlo, multiple_results=True))
-
-
-# A primitive rather than a function, so that jaxprs stay short and readable. It lowers to ordinary HLO.
+# A primitive rather than a function, so that jaxprs stay short and readable. It lowers to ordinary HLO unless
+# there is native code, which `dfpjax.operations.quantization` registers.
 quantize_p = Primitive("dfp_quantize")
 quantize_p.multiple_results = True
 
@@ -222,6 +193,14 @@ quantize_p.def_impl(functools.partial(_compat.apply_primitive, quantize_p))
 ad.primitive_jvps[quantize_p] = _quantize_jvp
 ad.primitive_transposes[quantize_p] = _quantize_transpose
 batching.primitive_batchers[quantize_p] = _quantize_batch
+
+
 # The scope's name lets profilers find the quantization in XLA's fusions.
-_named = jax.named_scope(quantize_p.name)(_quantize)
-mlir.register_lowering(quantize_p, lower_fun(_named, multiple_results=True))
+@jax.named_scope(quantize_p.name)
+def quantize_in_hlo(*operands: jax.Array, **params: object) -> tuple[jax.Array, jax.Array]:
+    """The computation of `quantize_p` in HLO. Each slice along the mapped axes is a tensor by itself, with an
+    exponent for each of its blocks or for each of its slices along the slice axes."""
+    return _in_hlo(*operands, **params)
+
+
+mlir.register_lowering(quantize_p, lower_fun(quantize_in_hlo, multiple_results=True))
