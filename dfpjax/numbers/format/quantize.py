@@ -1,6 +1,7 @@
 """Quantization of float32 arrays to dynamic fixed point (Das et al., 2018, §3), in ordinary JAX operations.
 
-It lowers to plain HLO, so XLA fuses it with the operations that produce the tensor.
+Where there is no native code for it, it lowers to plain HLO, which XLA fuses with the operations that produce
+the tensor.
 """
 
 import functools
