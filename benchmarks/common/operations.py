@@ -22,6 +22,15 @@ def ours_and_jax(case):
             "feature_group_count": case.groups,
         }
         functions = conv_general_dilated, jax.lax.conv_general_dilated
+    elif isinstance(case, shapes.Einsum):
+        lhs, rhs, out = case.axes
+        batch = [axis for axis in out if axis in lhs and axis in rhs]
+        numbers = [
+            tuple(tuple(map(operand.index, axes)) for operand in (lhs, rhs))
+            for axes in (case.contracted, batch)
+        ]
+        parameters = {"dimension_numbers": tuple(numbers)}
+        functions = dot_general, jax.lax.dot_general
     else:
         axis = len(case.lhs) - 1
         batch = tuple(range(axis - 1))

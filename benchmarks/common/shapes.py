@@ -1,5 +1,6 @@
 """The operations that the benchmarks time: convolutions of the paper's networks, and dot products."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -15,6 +16,7 @@ class Conv:
     stride: int = 1
     groups: int = 1
     padding: int = -1
+    rhs_channels = -2  # the kernel's axis of the input's channels
 
     def __post_init__(self):
         if self.padding < 0:
@@ -55,6 +57,7 @@ class Dot:
     batch: int = 1
     role: str = "dot"
     """What it is in a network."""
+    rhs_channels = -2  # rhs's axis that is summed over
 
     @property
     def name(self) -> str:
@@ -76,6 +79,63 @@ class Dot:
     @property
     def macs(self) -> int:
         return self.batch * self.m * self.k * self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Einsum:
+    """A dot product of any axes, with axes as a program has them.
+
+    Raises:
+        ValueError: if the result's axes are not in `jax.lax.dot_general`'s order: those of both operands,
+            those of lhs alone, those of rhs alone.
+    """
+
+    equation: str
+    """In `numpy.einsum`'s notation, such as ``nqhc,nkhc->nhqk``."""
+
+    lhs: tuple[int, ...]
+    rhs: tuple[int, ...]
+
+    def __post_init__(self):
+        lhs, rhs, out = self.axes
+        shared = [axis for axis in lhs if axis in rhs and axis in out]
+        alone = [axis for axis in lhs if axis not in rhs] + [axis for axis in rhs if axis not in lhs]
+        if out != "".join(sorted(shared, key=out.index) + alone):
+            raise ValueError(f"Einsum: no dot product has its result's axes as {self.equation!r} says")
+
+    @property
+    def axes(self) -> tuple[str, str, str]:
+        """The letters of lhs's axes, of rhs's and of the result's."""
+        operands, out = self.equation.split("->")
+        return (*operands.split(","), out)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of each letter's axis."""
+        lhs, rhs, _ = self.axes
+        return dict(zip(lhs, self.lhs, strict=True)) | dict(zip(rhs, self.rhs, strict=True))
+
+    @property
+    def contracted(self) -> list[str]:
+        """The letters that are summed over."""
+        return [axis for axis in self.sizes if axis not in self.axes[2]]
+
+    @property
+    def rhs_channels(self) -> int:
+        """rhs's last axis that is summed over."""
+        return max(map(self.axes[1].index, self.contracted))
+
+    @property
+    def name(self) -> str:
+        return f"{self.equation.replace('->', '→')} {'×'.join(map(str, self.sizes.values()))}"
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        return tuple(self.sizes[axis] for axis in self.axes[2])
+
+    @property
+    def macs(self) -> int:
+        return math.prod(self.sizes.values())
 
 
 def resnet50(batch: int = 32) -> list[Conv]:

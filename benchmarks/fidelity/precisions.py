@@ -66,7 +66,7 @@ def passes(case, precision: Precision, x, w, dy) -> Results:
     """The operation, and its gradients for x and for w where the output's is dy, in that precision.
 
     Arguments:
-        case: a `shapes.Conv` or `shapes.Dot`.
+        case: a `shapes.Conv`, `shapes.Dot` or `shapes.Einsum`.
         precision: one of `PRECISIONS`.
         x, w, dy: float32 arrays of the shapes `case.lhs`, `case.rhs` and `case.out`.
     """
@@ -90,6 +90,17 @@ def exact_passes(case, x, w, dy) -> Results:
     x, w, dy = (operand.astype(np.float64) for operand in (x, w, dy))
     if isinstance(case, shapes.Dot):
         return {"fprop": x @ w, "dgrad": dy @ w.swapaxes(-1, -2), "wgrad": x.swapaxes(-1, -2) @ dy}
+    if isinstance(case, shapes.Einsum):
+        lhs, rhs, out = case.axes
+        products = {
+            "fprop": (lhs, x, rhs, w, out),
+            "dgrad": (out, dy, rhs, w, lhs),
+            "wgrad": (lhs, x, out, dy, rhs),
+        }
+        return {
+            which: np.einsum(f"{one},{other}->{result}", a, b, optimize=True)
+            for which, (one, a, other, b, result) in products.items()
+        }
     if case.groups > 1:
         raise ValueError(f"exact_passes: {case.name} is grouped; only convolutions of one group are known")
 

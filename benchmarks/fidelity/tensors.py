@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common.shapes import Conv, Dot
+from benchmarks.common.shapes import Conv, Dot, Einsum
 
-Case = Conv | Dot
+Case = Conv | Dot | Einsum
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 

@@ -69,7 +69,8 @@ def update(
     return optax.apply_updates(params, changes), state, loss
 
 
-def _optimizer(steps: int) -> optax.GradientTransformation:
+def optimizer(steps: int) -> optax.GradientTransformation:
+    """Of so many training steps."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(4e-3, steps)))
 
 
@@ -82,7 +83,7 @@ def _pieces(text: np.ndarray) -> np.ndarray:
 def _train(steps: int, precision: str, seeds: list[int], record: Callable[[Run], None]) -> None:
     text = corpus()
     model = CharLSTM(text.characters, dtype=model_dtype(precision))
-    apply, tx = with_precision(model.apply, precision), _optimizer(steps)
+    apply, tx = with_precision(model.apply, precision), optimizer(steps)
     step = jax.jit(functools.partial(update, apply, tx), donate_argnums=(0, 1))
     test = jax.jit(functools.partial(bits, apply))
     held_out = _pieces(text.test)
@@ -114,7 +115,7 @@ def _train(steps: int, precision: str, seeds: list[int], record: Callable[[Run],
 
 
 def _step() -> tuple[Step, tuple]:
-    model, tx = CharLSTM(corpus().characters), _optimizer(1)
+    model, tx = CharLSTM(corpus().characters), optimizer(1)
     text = jax.ShapeDtypeStruct((BATCH, LENGTH + 1), jnp.int32)
 
     def start(text: jax.Array) -> tuple[dict, optax.OptState]:

@@ -1,5 +1,6 @@
 """The fidelity benchmark measures what it claims to measure."""
 
+import functools
 import itertools
 import math
 
@@ -8,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import oracle
 import pytest
 
 from benchmarks.common.operations import PASSES, ours_and_jax
-from benchmarks.common.shapes import Conv, Dot
+from benchmarks.common.shapes import Conv, Dot, Einsum
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity import photographs, precisions, results
 from benchmarks.fidelity.captured import Training
+from benchmarks.fidelity.networks import NETWORKS, classifier_loss
 from benchmarks.fidelity.tensors import random_operands
 from dfpjax.training.models.resnet import Bottleneck, ResNet
 
@@ -26,6 +29,8 @@ CASES = (
     Conv(1, 4, 6, 3, 8, 2),
     Dot(m=64, k=256, n=48),
     Dot(m=6, k=40, n=10, batch=3),
+    Einsum(equation="ntc,cd->ntd", lhs=(2, 6, 40), rhs=(40, 10)),
+    Einsum(equation="nqhc,nkhc->nhqk", lhs=(2, 5, 3, 8), rhs=(2, 7, 3, 8)),
 )
 
 
@@ -137,7 +142,9 @@ def test_captured_operands_are_those_of_the_step():
     model = ResNet(classes=5, stages=(1,), block=Bottleneck, width=4)
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((3, 32, 32, 3)).astype(np.float32), np.array([0, 3, 1])
-    training = Training(model, LAYERS, images, learning_rate=0.1)
+    variables = model.init(jax.random.key(0), images, train=False)
+    loss_of = functools.partial(classifier_loss, model)
+    training = Training(loss_of, variables, LAYERS, (images, labels), optax.sgd(0.1, momentum=0.9))
     training.step(images, labels)
     variables = training.variables
     loss = training.step(images, labels)
@@ -168,18 +175,96 @@ def test_captured_operands_are_those_of_the_step():
         assert oracle.relative_error(wgrad, gradient["kernel"]) < 1e-4
 
 
+def test_captured_steps_of_a_scan_are_those_of_the_scan():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal((4, 4)).astype(np.float32) for name in ("w", "u")}
+    texts = rng.standard_normal((3, 8, 4)).astype(np.float32)
+
+    def loss(variables, step, texts):
+        w, u = variables["params"]["w"], variables["params"]["u"]
+
+        def cell(state, x):
+            state = jnp.tanh(state @ u + x @ w)
+            return state, state
+
+        with jax.named_scope("Model/Cell"):
+            return jnp.sum(jax.lax.scan(cell, jnp.ones((3, 4)), texts.swapaxes(0, 1))[1] ** 2), {}
+
+    training = Training(loss, {"params": params}, ["Cell", "Cell #2"], (texts,), optax.sgd(0.0))
+    training.step(texts)
+    operands = training.operands("a family")
+    assert [o.layer for o in operands] == [
+        f"Cell{number}, step {step} of 8" for number in ("", " #2") for step in (2, 4, 6, 8)
+    ]
+    w, u = params["w"].astype(float), params["u"].astype(float)
+    states = [np.ones((3, 4))]
+    for t in range(8):
+        states.append(np.tanh(states[-1] @ u + texts[:, t] @ w))
+    dy, dys = np.zeros((3, 4)), []
+    for t in reversed(range(8)):
+        dy = (dy @ u.T + 2 * states[t + 1]) * (1 - states[t + 1] ** 2)
+        dys.insert(0, dy)
+    for o, t in zip(operands, (1, 3, 5, 7) * 2, strict=True):
+        np.testing.assert_allclose(o.x, texts[:, t] if "#2" in o.layer else states[t], rtol=1e-5)
+        np.testing.assert_array_equal(o.w, params["w" if "#2" in o.layer else "u"])
+        np.testing.assert_allclose(o.dy, dys[t], rtol=1e-4, atol=1e-5)
+
+
+def test_captured_products_have_the_axes_that_the_program_gives_them():
+    rng = np.random.default_rng(0)
+    params = {name: rng.standard_normal((2, 5, 3, 4)).astype(np.float32) for name in ("q", "k")}
+    weights = rng.standard_normal((2, 3, 5, 5)).astype(np.float32)
+
+    def loss(variables, step, weights):
+        with jax.named_scope("Model"):
+            scores = jnp.einsum("nqhc,nkhc->nhqk", variables["params"]["q"], variables["params"]["k"])
+        return jnp.sum(weights * scores), {}
+
+    layer = "nqhc,nkhc->nhqk"
+    training = Training(loss, {"params": params}, [layer], (weights,), optax.sgd(0.0))
+    training.step(weights)
+    (operands,) = training.operands("a family")
+    assert operands.case == Einsum(equation="abcd,aecd->acbe", lhs=(2, 5, 3, 4), rhs=(2, 5, 3, 4))
+    np.testing.assert_array_equal(operands.x, params["q"])
+    np.testing.assert_array_equal(operands.w, params["k"])
+    np.testing.assert_array_equal(operands.dy, weights)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_the_layers_that_are_looked_at(name):
+    network = NETWORKS[name]
+    if network.reads_text:
+        example, arguments = jax.ShapeDtypeStruct((2, 8), jnp.int32), {}
+    else:
+        example, arguments = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32), {"train": False}
+    for model, layers in ((network.model, network.layers), (network.quick, network.quick_layers)):
+        module = model(10)
+
+        def loss(variables, step, example, module=module):
+            return jnp.sum(module.apply(variables, example, **arguments)), {}
+
+        variables = jax.eval_shape(functools.partial(module.init, **arguments), jax.random.key(0), example)
+        training = Training(loss, variables, layers, (example,), optax.identity())
+        assert set(training.cases) == set(layers)
+
+
 def test_layers_that_cannot_be_captured_are_refused():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x, *, train):
-            x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3), padding="VALID")(x))
-            return x.mean((1, 2))
+    def loss(variables, step, images):
+        return jnp.sum(nn.Conv(4, (3, 3), padding=((0, 1), (0, 1))).apply(variables, images)), {}
 
     images = np.zeros((1, 8, 8, 3), np.float32)
-    with pytest.raises(ValueError, match=r"no convolution or dense layer Conv_1, BatchNorm_0$"):
-        Training(Model(), ["Conv_1", "BatchNorm_0"], images)
-    with pytest.raises(ValueError, match=r"layer Conv_0 makes .* choose convolutions that are square"):
-        Training(Model(), ["Conv_0"], images)
+    variables = nn.Conv(4, (3, 3)).init(jax.random.key(0), images)
+    how = {"batch": (images,), "optimizer": optax.sgd(0.1)}
+    with pytest.raises(ValueError, match=r"no convolution or dot product Conv_1, BatchNorm_0\b"):
+        Training(loss, variables, ["Conv_1", "BatchNorm_0"], **how)
+    inside = jax.named_call(loss, name="Model")
+    with pytest.raises(ValueError, match=r"layer Conv makes .* choose convolutions in NHWC"):
+        Training(inside, variables, ["Conv"], **how)
+
+
+def test_dot_products_in_another_order_are_refused():
+    with pytest.raises(ValueError, match=r"Einsum: no dot product has its result's axes as 'ab,bc->ca' says"):
+        Einsum(equation="ab,bc->ca", lhs=(2, 3), rhs=(3, 4))
 
 
 def test_batches_are_crops_of_the_photographs():
