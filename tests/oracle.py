@@ -1,5 +1,6 @@
 """Independent references for the tests, in NumPy and exact Python numbers, without dfpjax."""
 
+import functools
 import itertools
 from fractions import Fraction
 
@@ -99,7 +100,7 @@ ADVERSARIAL = {
 def products(contraction, a, b):
     """The products that each output of a contraction sums, in the order of A's axes.
 
-    Yields (positions, int64[outputs, k]) for each group of outputs that meet the same taps.
+    Yields (positions, int64 or float64[outputs, k]) for each group of outputs that meet the same taps.
 
     The output's index i and the tap r determine a window's coordinate h in A: lhs_coef · h = offset −
     out_coef · i − rhs_coef · r. A tap without an integer h does not meet the output. h outside A is padding.
@@ -131,18 +132,18 @@ def products(contraction, a, b):
             h = (w.offset - w.out_coef * at[w.out] - w.rhs_coef * at[w.rhs]) // w.lhs_coef
             inside &= (h >= 0) & (h < size[w.lhs])
             at[w.lhs] = np.clip(h, 0, size[w.lhs] - 1)
-        x = a[tuple(at[label] for label in c.lhs)].astype(np.int64) * inside
-        y = b[tuple(at[label] for label in c.rhs)].astype(np.int64)
+        x = a[tuple(at[label] for label in c.lhs)].astype(np.result_type(a, np.int64)) * inside
+        y = b[tuple(at[label] for label in c.rhs)].astype(np.result_type(b, np.int64))
         yield tuple(at[label].ravel() for label in c.out), x * y
 
 
 def add_saturated_chains(products, length, split=2**62):
-    """Sum chains of products, saturated to int32, in float32.
+    """Sum chains of products, saturated to int32, in float32: those of a block, then the blocks of a split.
 
     Arguments:
         products: int64[outputs, k].
         length: products in a chain.
-        split: products in a split, a multiple of `length`. The sums of the splits are added at the end.
+        split: products in a split, a multiple of a block's 256. The sums of the splits are added at the end.
 
     Returns:
         float32[outputs], and the number of saturated chains.
@@ -151,15 +152,15 @@ def add_saturated_chains(products, length, split=2**62):
     padded = np.pad(products, ((0, 0), (0, -k % length)))
     exact = padded.reshape(len(products), -1, length).sum(axis=2)
     sums = np.clip(exact, -(2**31), 2**31 - 1)
-    totals = []
-    for chain, column in enumerate(sums.T.astype(np.float32)):
-        if chain * length % split == 0:
-            totals.append(np.zeros(len(products), np.float32))
-        totals[-1] += column
-    total = totals[0] if totals else np.zeros(len(products), np.float32)
-    for other in totals[1:]:
-        total = total + other
-    return total, int((sums != exact).sum())
+
+    def total(parts):
+        return functools.reduce(np.add, parts, np.zeros(len(products), np.float32))
+
+    chains = list(sums.T.astype(np.float32))
+    in_block, in_split = 256 // length, split // 256
+    blocks = [total(chains[i : i + in_block]) for i in range(0, len(chains), in_block)]
+    splits = [total(blocks[i : i + in_split]) for i in range(0, len(blocks), in_split)]
+    return total(splits), int((sums != exact).sum())
 
 
 def chain_shares(a, b):

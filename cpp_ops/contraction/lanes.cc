@@ -95,7 +95,7 @@ Lanes::Lanes(const Part& part, const Operands& operands, const ContractionKernel
       a_(operands.a + part.base_a),
       c_(operands.c + part.base_c),
       bounds_(make_bounds(part.windows)),
-      pack_b_(lanes_as_columns(part), operands.b, kernels, false),
+      pack_b_(lanes_as_columns(part), operands.b, nullptr, kernels, false),
       a_g_(outer_.g, &Dim::stride_a, &part.windows),
       a_m_(part.m, &Dim::stride_a, &part.windows),
       a_k_(part.k, &Dim::stride_a, &part.windows),
@@ -191,7 +191,7 @@ void Lanes::run_rows(const Task& t, const Point& origin, int64_t low, int64_t hi
 // Scales the totals of (g, m), lanes [lane, lane + lanes), which start at row[0].
 void Lanes::scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row) const {
   if (scaling_.is_factor()) {
-    kernels_.combine(row, 0, 1, lanes, scaling_.factor(), row);
+    kernels_.combine(row, 0, 1, lanes, nullptr, scaling_.factor(), row);
     return;
   }
   constexpr int64_t kStep = 64;
@@ -205,7 +205,7 @@ void Lanes::scale(int64_t g, int64_t m, int64_t lane, int64_t lanes, float* row)
 void Lanes::combine(int64_t index) const {
   const int64_t g = index / p_.M, m = index % p_.M;
   float* row = c_ + c_g_.offset(g) + c_m_.offset(m);
-  kernels_.combine(partial(0, g, m), p_.G * p_.M, splits_, lanes_, 1.0f, row);
+  kernels_.combine(partial(0, g, m), p_.G * p_.M, splits_, lanes_, nullptr, 1.0f, row);
   scale(g, m, 0, lanes_, row);
 }
 

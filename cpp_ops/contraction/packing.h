@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "contraction/blocking.h"
+#include "contraction/exponents.h"
 #include "contraction/kernels/table.h"
 #include "plan/index.h"
 #include "plan/plan.h"
@@ -40,6 +41,16 @@ class PackingSpace {
   std::unique_ptr<int16_t[]> edge, rows;
   std::vector<int> run_counts;
   std::vector<int16_t> zeros;
+  // For operands in blocks.
+  std::vector<Piece> pieces;
+  std::vector<Run> cut_runs;
+  std::vector<int32_t> exponents;
+  std::vector<int8_t> shifts;
+
+  // Fills `exponents` with those of cut runs, and makes room for as many shifts.
+  void look_up(const Exponents& of, int64_t origin, const Bounds& bounds, const Point* at, int k,
+               const Run* cut, int count);
+  PairShifts pair_shifts(const Exponents& of, size_t operand, int64_t first_lane) const;
 };
 
 // The memory that a later packing call will read. It is fetched into the second-level cache bit by
@@ -66,17 +77,30 @@ class Preview {
   int64_t next_ = 0, end_ = 0, per_step_ = 0;
 };
 
-// A packed k-block of A: word (row, k/2) is at words[row * row_stride + (k/2) * pair_stride].
+// A packed k-block of a tile of A: word (row, k/2) is at words[row * row_stride + (k/2) *
+// pair_stride].
 struct PackedA {
   const int32_t* words;
   int64_t row_stride, pair_stride;
+};
+
+// What packing gives for each tile and k-block of A.
+struct TilesOfA {
+  PackedA* packed;
+  Norms* norms;
+  TileExponents* exponents;  // for operands in blocks
+
+  TilesOfA at(int64_t i) const {
+    return {packed + i, norms + i, exponents == nullptr ? nullptr : exponents + i};
+  }
 };
 
 // Packs k-blocks for ranges of rows.
 class PackerA {
  public:
   // pack() takes norms only if `norms` is true.
-  PackerA(const Part& part, const int16_t* a, const ContractionKernels& kernels, bool norms);
+  PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
+          const ContractionKernels& kernels, bool norms);
 
   Source source() const { return source_; }
   // Whether rows overlap, mostly with their neighbours.
@@ -84,9 +108,10 @@ class PackerA {
   // Words that a packed block of `rows` rows takes.
   int64_t block_words(int64_t rows) const;
   // Packs rows [m, m + rows) of A[g], `count` blocks from `block` on. `out` is not used if the
-  // operand is used in place. Norms of row tile t and block i go to norms[i * norms_stride + t].
+  // operand is used in place. What row tile t and block i give goes to [i * stride + t] of each
+  // array of `to`.
   void pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count, PackingSpace* space,
-            int32_t* out, PackedA* packed, Norms* norms, int64_t norms_stride) const;
+            int32_t* out, const TilesOfA& to, int64_t stride) const;
   // Previews a call of pack(). Does nothing if rows overlap and are packed along k, since the
   // caches then hold most of what it reads.
   void preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
@@ -96,14 +121,20 @@ class PackerA {
   int64_t pair_stride(int64_t rows) const;
   int64_t block_size(int64_t block) const;
   void pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
-                    PackingSpace* space, int32_t* out, PackedA* packed, Norms* norms,
-                    int64_t norms_stride) const;
+                    PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
+  void pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
+                    PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
+  // Packs the rows of a tile, in blocks. Returns false if all of it can be used in place.
+  bool pack_aligned_rows(int64_t m, int rows, const Point* points, const Run* runs, int run_count,
+                         int length, PackingSpace* space, int16_t* out, int64_t stride,
+                         TileExponents* exponents) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;
   Axis g_, m_, k_;
   Point origin_;
   Bounds bounds_;
+  std::unique_ptr<const Exponents> exponents_;  // null unless the operand is in blocks
   const bool wants_norms_;
   Source source_;
   int64_t row_step_ = 0;  // between rows that are used in place
@@ -113,29 +144,37 @@ class PackerA {
 // Packs blocks of up to kBlock consecutive k for column panels.
 class PackerB {
  public:
-  PackerB(const Part& part, const int16_t* b, const ContractionKernels& kernels, bool norms);
+  PackerB(const Part& part, const int16_t* b, const int32_t* exponents,
+          const ContractionKernels& kernels, bool norms);
 
   // Words that a packed block of this size takes.
   static int64_t block_words(int64_t columns, int64_t k);
   // Packs columns [n, n + columns) of B[g], at most kPanelsPerPack panels, k in [k0, k0 + k).
-  // Panels are panel_stride words apart; their norms are norms_stride apart.
+  // Panels are panel_stride words apart; their norms and exponents (which are for operands in
+  // blocks) are `stride` apart.
   void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
-            int32_t* out, int64_t panel_stride, Norms* norms, int64_t norms_stride) const;
+            int32_t* out, int64_t panel_stride, Norms* norms, PanelExponents* exponents,
+            int64_t stride) const;
   // Previews a call of pack().
   void preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                Preview* preview) const;
   // Packs without norms, as one panel of up to kPanelsPerPack * kPanelColumns columns. B must not
-  // be contiguous along k.
+  // be contiguous along k, nor in blocks.
   void pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
                   int32_t* out) const;
 
  private:
   void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
-                    PackingSpace* space, int32_t* out) const;
+                    PackingSpace* space, int32_t* out, PanelExponents* exponents) const;
+  // Packs the columns of runs along n, which are `width` words apart for each two k.
+  void pack_runs(int64_t origin, int64_t k, int runs, int64_t width, int padding,
+                 PackingSpace* space, int32_t* out, PanelExponents* exponents, int64_t panel_stride,
+                 int64_t stride) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;
   Axis g_, n_, k_;
+  std::unique_ptr<const Exponents> exponents_;  // null unless the operand is in blocks
   const bool wants_norms_;
   bool along_k_;  // runs along k rather than along n
 };

@@ -5,27 +5,26 @@
 #include <cstring>
 #include <limits>
 
+#include "contraction/alignment.h"
+
 namespace dfpjax {
 namespace {
-
-// Exponents of at least this value mark operands with a NaN or an infinity.
-constexpr int64_t kNotFinite = int64_t{1} << 19;
-
-// Multiplies in double, which is exact, so only the conversion rounds. Beyond the clamp every total
-// other than 0 (an integer below 2^128) overflows or vanishes.
-float scale_once(float total, int64_t e) {
-  if (e >= kNotFinite) return std::numeric_limits<float>::quiet_NaN();
-  const int64_t bits = (std::clamp<int64_t>(e, -400, 400) + 1023) << 52;
-  double factor;  // 2^e from its bits, for speed: exponents per column need one per output
-  std::memcpy(&factor, &bits, sizeof factor);
-  return static_cast<float>(static_cast<double>(total) * factor);
-}
 
 bool constant(const std::vector<Dim>& dims, int64_t Dim::* stride) {
   return std::all_of(dims.begin(), dims.end(), [=](const Dim& d) { return d.*stride == 0; });
 }
 
 }  // namespace
+
+// Multiplies in double, which is exact, so only the conversion rounds. Beyond the clamp every total
+// other than 0 (an integer below 2^128) overflows or vanishes.
+float scale_once(float total, int64_t e) {
+  if (e >= kNotFiniteFrom) return std::numeric_limits<float>::quiet_NaN();
+  const int64_t bits = (std::clamp<int64_t>(e, -400, 400) + 1023) << 52;
+  double factor;  // 2^e from its bits, for speed: exponents per column need one per output
+  std::memcpy(&factor, &bits, sizeof factor);
+  return static_cast<float>(static_cast<double>(total) * factor);
+}
 
 Scaling::Scaling(const Part& part, const int32_t* ea, const int32_t* eb)
     : ea_(ea),
@@ -39,7 +38,8 @@ Scaling::Scaling(const Part& part, const int32_t* ea, const int32_t* eb)
   const bool uniform = constant(part.g, &Dim::exp_a) && constant(part.m, &Dim::exp_a) &&
                        constant(part.g, &Dim::exp_b) && constant(part.n, &Dim::exp_b) &&
                        rows_share_ea_;
-  const int64_t e = int64_t{ea[0]} + eb[0];
+  // Sums of operands in blocks have bases in place of these exponents.
+  const int64_t e = part.in_blocks ? 0 : int64_t{ea[0]} + eb[0];
   is_factor_ = uniform && -126 <= e && e <= 127;
   factor_ = is_factor_ ? std::ldexp(1.0f, static_cast<int>(e)) : 1.0f;
 }

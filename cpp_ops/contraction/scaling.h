@@ -9,6 +9,9 @@
 
 namespace dfpjax {
 
+// total * 2^e, rounded once; NaN if e is at least kNotFiniteFrom.
+float scale_once(float total, int64_t e);
+
 class Scaling {
  public:
   Scaling(const Part& part, const int32_t* ea, const int32_t* eb);

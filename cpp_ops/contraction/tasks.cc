@@ -1,4 +1,6 @@
 // The tasks of a part of mode "tiles": the loops around the microkernel.
+#include <limits>
+
 #include "contraction/certificate.h"
 #include "contraction/tiles.h"
 
@@ -6,10 +8,11 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
+constexpr float kOnes[kTileRows] = {1, 1, 1, 1, 1, 1};
 
 }  // namespace
 
-void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
+void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
   const int64_t m = task.tile * kTileRows, rows = task_rows(task);
   c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
   const int64_t first = task.split * p_.blocks_per_split;
@@ -18,17 +21,15 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
   const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
   for (int64_t group = first; group < end; group += group_) {
     const int64_t count = std::min(group_, end - group);
-    const PackedA* packed_a = w->packed_a.data();
-    const Norms* a_norms = w->a_norms.data();
+    TilesOfA a{w->packed_a.data(), w->a_norms.data(),
+               p_.in_blocks ? w->a_exponents.data() : nullptr};
     if (share_a_) {
       const int64_t at = (task.g * row_blocks_ + task.row_block) * blocks_ + group;
-      packed_a = &shared_packed_[static_cast<size_t>(at)];
-      a_norms = &shared_a_norms_[static_cast<size_t>(at * block_tiles_)];
+      a = shared_tiles(at * block_tiles_);
       const int64_t ahead = group + group_ < end ? std::min(group_, end - group - group_) : 0;
       w->next_a.set(shared_a_.as<int32_t>() + (at + group_) * a_words_, ahead * a_words_);
     } else {
-      pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(),
-                   w->packed_a.data(), w->a_norms.data(), block_tiles_);
+      pack_a_.pack(task.g, m, rows, group, count, &w->packing, w->a.as<int32_t>(), a, block_tiles_);
       const int64_t next_group = group + group_;
       if (next_group < end) {
         pack_a_.preview(task.g, m, rows, next_group, std::min(group_, end - next_group),
@@ -48,9 +49,11 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t b = group + i;
         Norms b_norms[kPanelsPerPack];
+        PanelExponents b_exponents[kPanelsPerPack];
         if (!share_b_) {
           pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
-                       w->b.as<int32_t>(), panel_words, b_norms, 1);
+                       w->b.as<int32_t>(), panel_words, b_norms,
+                       p_.in_blocks ? b_exponents : nullptr, 1);
           if (b + 1 < end) {
             const Block k = block(b + 1);
             pack_b_.preview(task.g, n, columns, k.k, k.size, &w->next_b);
@@ -58,14 +61,15 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) const {
           }
         }
         for (int64_t p = panel; p < panel_end; ++p) {
-          const int64_t shared = (task.g * panels_ + p) * blocks_ + b;
+          const auto shared = static_cast<size_t>((task.g * panels_ + p) * blocks_ + b);
           if (preview_b_)
             preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
-          run_panel(task, p, b,
-                    share_b_ ? shared_block(task.g, p, b)
-                             : w->b.as<int32_t>() + (p - panel) * panel_words,
-                    share_b_ ? shared_norms_[static_cast<size_t>(shared)] : b_norms[p - panel],
-                    packed_a[i], a_norms + i * block_tiles_, w);
+          PanelOfB of_b{w->b.as<int32_t>() + (p - panel) * panel_words, &b_norms[p - panel],
+                        p_.in_blocks ? &b_exponents[p - panel] : nullptr};
+          if (share_b_)
+            of_b = {shared_block(task.g, p, b), &shared_norms_[shared],
+                    p_.in_blocks ? &shared_exponents_[shared] : nullptr};
+          run_panel(task, p, b, of_b, a.at(i * block_tiles_), w);
         }
       }
     }
@@ -140,9 +144,8 @@ void Tiles::fetch_outputs(const Task& task, int64_t panel, int64_t tile, const W
 
 // Runs all tiles of one panel and one k-block. Running sums stay in the workspace, close to the
 // core. The last block of the split writes them to their destination.
-void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t* packed_b,
-                      const Norms& b_norms, const PackedA& a, const Norms* a_norms,
-                      Workspace* w) const {
+void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB& of_b,
+                      const TilesOfA& of_a, Workspace* w) {
   const int64_t split_begin = task.split * p_.blocks_per_split;
   const bool first = b == split_begin;
   const bool last = b == std::min(split_begin + p_.blocks_per_split, blocks_) - 1;
@@ -151,30 +154,39 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
                  w->column_offsets.data());
   const float* in[kTileRows];
   float* out[kTileRows];
+  float final_scales[kTileRows];
+  std::fill(final_scales, final_scales + kTileRows, scaling_.factor());
   Lowest b_has_lowest_pair = Lowest::kUnknown;
   CellArgs cell;
-  cell.a_row = a.row_stride;
-  cell.a_pair = a.pair_stride;
-  cell.b = packed_b;
   cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
-  cell.pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
   cell.in = in;
   cell.out = out;
-  cell.finish = splits_ == 1 && last && scaling_.is_factor();
+  cell.term_scales = kOnes;
+  cell.memory = w->cell;
   cell.stream = false;
-  cell.scale = scaling_.factor();
   cell.narrow = static_cast<int32_t>(columns(panel));
-  cell.b_quads = nullptr;
-  if (columns(panel) <= kMostNarrow && a.pair_stride == 1)
-    cell.b_quads = word_quads(packed_b, cell.columns, cell.narrow, cell.pairs, w->b_quads);
   // With several groups, every panel of the task has its own sums.
   const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
   const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
+  const auto pairs = static_cast<int32_t>(ceil_div(block(b).size, 2));
+  const int32_t* const b_quads =
+      columns(panel) <= kMostNarrow && of_a.packed->pair_stride == 1
+          ? word_quads(of_b.words, cell.columns, cell.narrow, pairs, w->b_quads)
+          : nullptr;
   for (int64_t tile = task.tile; tile < task.tile_end; ++tile) {
     const int64_t local = tile - task.tile;
-    cell.a = a.words + local * kTileRows * a.row_stride;
+    const PackedA& a = of_a.packed[local];
+    cell.a = a.words;
+    cell.a_row = a.row_stride;
+    cell.a_pair = a.pair_stride;
+    cell.b = of_b.words;
+    cell.b_quads = b_quads;
+    cell.pairs = pairs;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
-    choose_chain(a_norms[local], b_norms, &b_has_lowest_pair, &cell, w);
+    choose_chain(of_a.norms[local], *of_b.norms, &b_has_lowest_pair, &cell, w);
+    const TileExponents* exponents = of_a.exponents == nullptr ? nullptr : of_a.exponents + local;
+    if (exponents != nullptr && (exponents->wide || of_b.exponents->shared.wide))
+      cell.chain = std::min(cell.chain, kSegment / 2);
     if (chains_.lengths != nullptr)
       w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
     w->next_a.step();
@@ -182,25 +194,85 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const int32_t*
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
     float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
     for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;
+    int32_t* bases = p_.in_blocks ? w->bases_of(sums_panel, local) : nullptr;
+    if (first && bases != nullptr) std::fill(bases, bases + kTileRows, kUnset);
+    cell.final_scales = splits_ == 1 && last && scaling_.is_factor() ? final_scales : nullptr;
     if (last) {
-      finish_tile(task, panel, tile, &cell, out, w);
+      finish_tile(task, panel, tile, &cell, exponents, of_b.exponents, bases, out, w);
       continue;
     }
     for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
-    kernels_.cell(cell);
+    run_cell(cell, exponents, of_b.exponents, bases, w);
   }
 }
 
+// Runs a cell, whose results are finished if it has final scales. In blocks, a cell with wide
+// exponents runs segment by segment.
+void Tiles::run_cell(const CellArgs& whole, const TileExponents* a, const PanelExponents* b,
+                     int32_t* bases, Workspace* w) const {
+  if (a == nullptr) return kernels_.cell(whole);
+  CellArgs cell = whole;
+  const int32_t segment = a->wide || b->shared.wide ? kSegment / 2 : whole.pairs;
+  float* const* const out = whole.out;
+  const float* in[kTileRows];
+  float* between[kTileRows];
+  float term_scales[kTileRows], final_scales[kTileRows];
+  bool normal = true;
+  std::copy_n(whole.in, kTileRows, in);
+  for (int i = 0; i < kTileRows; ++i) between[i] = w->segments[i];
+  cell.in = in;
+  cell.term_scales = term_scales;
+  cell.final_scales = nullptr;
+  size_t s = 0;
+  for (int32_t left = whole.pairs; left > 0; left -= segment, ++s) {
+    cell.pairs = std::min(left, segment);
+    cell.out = left > segment ? between : out;
+    for (int i = 0; i < cell.rows; ++i) {
+      const int32_t exponent =
+          exponent_of_product(a->rows[static_cast<size_t>(i)].at[s], b->shared.at[s]);
+      const Addition addition = add_term(exponent, &bases[i]);
+      term_scales[i] = addition.scale;
+      if (addition.kept == 1) continue;
+      for (int j = 0; j < cell.columns; ++j) w->rescaled[i][j] = in[i][j] * addition.kept;
+      in[i] = w->rescaled[i];
+    }
+    if (left <= segment && whole.final_scales != nullptr) {
+      for (int i = 0; i < cell.rows; ++i) {
+        const int32_t base = bases[i] == kUnset ? 0 : bases[i];
+        normal &= is_normal(base);
+        final_scales[i] = normal ? power_of_two(base) : 1.0f;
+      }
+      if (normal) cell.final_scales = final_scales;
+    }
+    kernels_.cell(cell);
+    std::copy_n(between, kTileRows, in);
+    cell.a += segment * cell.a_pair;
+    cell.b += segment * int64_t{cell.columns};
+    if (cell.b_quads != nullptr) cell.b_quads += segment * kMostNarrow;
+  }
+  if (normal && b->not_finite == 0) return;
+  for (int i = 0; i < cell.rows; ++i)
+    for (int j = 0; j < cell.narrow; ++j) {
+      if (!normal) out[i][j] = scale_once(out[i][j], bases[i] == kUnset ? 0 : bases[i]);
+      if (b->not_finite >> j & 1) out[i][j] = std::numeric_limits<float>::quiet_NaN();
+    }
+}
+
 // Runs the last cell of a tile. The microkernel writes the outputs in place if it can.
-void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
-                        Workspace* w) const {
+void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell,
+                        const TileExponents* a, const PanelExponents* b, int32_t* bases,
+                        float** out, Workspace* w) {
   const int rows = cell->rows;
   const int64_t* offsets = &w->row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
   const int64_t n = panel * kPanelColumns, count = columns(panel);
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
     for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
-    return kernels_.cell(*cell);
+    run_cell(*cell, a, b, bases, w);
+    if (bases != nullptr)
+      for (int i = 0; i < rows; ++i)
+        partial_bases_[static_cast<size_t>((row + i) * panels_ + panel)] = bases[i];
+    return;
   }
   if (contiguous_columns_ && cell->columns == count) {
     uintptr_t address = 0;
@@ -209,10 +281,10 @@ void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs*
       address |= reinterpret_cast<uintptr_t>(out[i]);
     }
     cell->stream = stream_ && address % 64 == 0;
-    return kernels_.cell(*cell);
+    return run_cell(*cell, a, b, bases, w);
   }
   for (int i = 0; i < rows; ++i) out[i] = w->bounce[i];
-  kernels_.cell(*cell);
+  run_cell(*cell, a, b, bases, w);
   for (int i = 0; i < rows; ++i) {
     float* row = c_ + offsets[i];
     if (contiguous_columns_) {

@@ -22,8 +22,8 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       chains_(chains),
       kernels_(kernels),
       c_(operands.c + part.base_c),
-      pack_a_(part, operands.a, kernels, !chains.bounded),
-      pack_b_(part, operands.b, kernels, !chains.bounded),
+      pack_a_(part, operands.a, operands.ea, kernels, !chains.bounded),
+      pack_b_(part, operands.b, operands.eb, kernels, !chains.bounded),
       c_g_(part.g, &Dim::stride_c, nullptr),
       c_m_(part.m, &Dim::stride_c, nullptr),
       c_n_(part.n, &Dim::stride_c, nullptr),
@@ -49,12 +49,15 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       std::clamp<int64_t>(kPackedABytes / (a_words_ * int64_t{sizeof(int32_t)}), 1, split_blocks);
   partial_stride_ = round_up(p_.N, kColumnQuantum);
   if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M, partial_stride_});
+  if (splits_ > 1 && p_.in_blocks)
+    partial_bases_.resize(static_cast<size_t>(splits_ * p_.G * p_.M * panels_));
   share_a_ = blocking.share_a;
   if (share_a_) {
     const int64_t count = p_.G * row_blocks_ * blocks_;
     shared_a_ = Scratch::array<int32_t>({count, a_words_});
-    shared_packed_.resize(static_cast<size_t>(count));
+    shared_packed_.resize(static_cast<size_t>(count * block_tiles_));
     shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
+    if (p_.in_blocks) shared_a_exponents_.resize(static_cast<size_t>(count * block_tiles_));
   }
   share_b_ = blocking.share_b;
   if (share_b_) {
@@ -63,6 +66,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
                           blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
     shared_b_ = Scratch::array<int32_t>({p_.G, shared_group_words_});
     shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
+    if (p_.in_blocks) shared_exponents_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
     preview_b_ = shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
   }
   sum_panels_ = split_blocks == 1       ? 0
@@ -77,8 +81,11 @@ Tiles::Workspace::Workspace(const Tiles& t)
       a(Scratch::array<int32_t>({t.share_a_ ? 0 : t.group_, t.a_words_})),
       b(Scratch::array<int32_t>({kPanelsPerPack, PackerB::block_words(kPanelColumns, kBlock)})),
       sums(Scratch::array<float>({t.sum_panels_, t.block_tiles_, kTileRows, kPanelColumns})),
-      packed_a(static_cast<size_t>(t.group_)),
+      packed_a(static_cast<size_t>(t.group_ * t.block_tiles_)),
       a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
+      a_exponents(static_cast<size_t>(t.p_.in_blocks ? t.group_ * t.block_tiles_ : 0)),
+      bases(static_cast<size_t>(
+          t.p_.in_blocks ? std::max<int64_t>(t.sum_panels_, 1) * t.block_tiles_ * kTileRows : 0)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
       column_offsets(kPanelColumns),
       tiles(t.block_tiles_) {}
@@ -146,9 +153,8 @@ void Tiles::pack_a(int64_t index, PackingSpace* space) {
   const int64_t m = tiles_ * rows / row_blocks_ * kTileRows;
   const int64_t end = std::min(tiles_ * (rows + 1) / row_blocks_ * kTileRows, p_.M);
   pack_a_.pack(index / blocks_ / row_blocks_, m, end - m, index % blocks_, 1, space,
-               shared_a_.as<int32_t>() + index * a_words_,
-               &shared_packed_[static_cast<size_t>(index)],
-               &shared_a_norms_[static_cast<size_t>(index * block_tiles_)], block_tiles_);
+               shared_a_.as<int32_t>() + index * a_words_, shared_tiles(index * block_tiles_),
+               block_tiles_);
 }
 
 void Tiles::pack_b(int64_t index, PackingSpace* space) {
@@ -165,9 +171,10 @@ void Tiles::pack_b(int64_t index, PackingSpace* space) {
     const int64_t whole = (columns - first) / kPanelColumns * kPanelColumns;
     const int64_t count = whole > 0 ? whole : columns - first;
     const int64_t p = first / kPanelColumns;
+    const auto at = static_cast<size_t>(norms + p * blocks_);
     pack_b_.pack(g, n + first, count, k.k, k.size, space, shared_block(g, panel + p, b),
-                 shared_panel_words_, &shared_norms_[static_cast<size_t>(norms + p * blocks_)],
-                 blocks_);
+                 shared_panel_words_, &shared_norms_[at],
+                 p_.in_blocks ? &shared_exponents_[at] : nullptr, blocks_);
     first += count;
   }
 }
@@ -184,12 +191,34 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
       int64_t* at = w->column_offsets.data();
       c_n_.offsets(n, n + count, 0, at);
       float* to = contiguous_columns_ ? row + n : w->bounce[0];
-      kernels_.combine(partial, split_stride, splits_, count, scaling_.factor(), to);
+      if (p_.in_blocks)
+        combine_in_blocks(partial, i, panel, to);
+      else
+        kernels_.combine(partial, split_stride, splits_, count, nullptr, scaling_.factor(), to);
       if (!contiguous_columns_)
         for (int64_t j = 0; j < count; ++j) row[at[j]] = to[j];
       if (!scaling_.is_factor()) scaling_.apply(g, m, n, n + count, at, row);
     }
   }
+}
+
+// Row `i` of G x M. The parts have bases of their own; the sum has the largest.
+void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t panel, float* to) const {
+  const int64_t rows = p_.G * p_.M, count = columns(panel);
+  const auto base_of = [&](int64_t split) {
+    return partial_bases_[static_cast<size_t>((split * rows + i) * panels_ + panel)];
+  };
+  int32_t base = kUnset;
+  for (int64_t split = 0; split < splits_; ++split) base = std::max(base, base_of(split));
+  std::vector<float> factors(static_cast<size_t>(splits_));
+  for (int64_t split = 0; split < splits_; ++split)
+    factors[static_cast<size_t>(split)] = term_scale(base_of(split) - base);
+  const int32_t exponent = base == kUnset ? 0 : base;
+  const bool normal = is_normal(exponent);
+  kernels_.combine(partial, rows * partial_stride_, splits_, count, factors.data(),
+                   normal ? power_of_two(exponent) : 1.0f, to);
+  if (!normal)
+    for (int64_t j = 0; j < count; ++j) to[j] = scale_once(to[j], exponent);
 }
 
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,

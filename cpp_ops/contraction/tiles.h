@@ -11,6 +11,7 @@
 
 #include "contraction/contract.h"
 #include "contraction/packing.h"
+#include "contraction/running.h"
 #include "contraction/scaling.h"
 #include "plan/index.h"
 #include "runtime/scratch.h"
@@ -37,13 +38,23 @@ class Tiles : public Job {
     Scratch a, b, sums;
     std::vector<PackedA> packed_a;
     std::vector<Norms> a_norms;
+    std::vector<TileExponents> a_exponents;  // empty unless operands are in blocks
+    std::vector<int32_t> bases;              // of running sums; likewise
     std::vector<int64_t> row_offsets, column_offsets;
     alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
+    alignas(64) float cell[kTileRows * kPanelColumns];
+    // Sums between segments, and sums in units of a higher base.
+    alignas(64) float segments[kTileRows][kPanelColumns];
+    alignas(64) float rescaled[kTileRows][kPanelColumns];
 
     // Running sums of a panel and tile, both counted from the first of the task.
     float* sums_of(int64_t panel, int64_t tile) const {
       return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
+    }
+    // Their bases, one for each row.
+    int32_t* bases_of(int64_t panel, int64_t tile) {
+      return &bases[static_cast<size_t>((panel * tiles + tile) * kTileRows)];
     }
     int64_t tiles;                        // in a panel of sums
     int64_t saturated = 0;                // chains in the task
@@ -54,23 +65,33 @@ class Tiles : public Job {
     int64_t k, size;
   };
   enum class Lowest { kUnknown, kNone, kSome };  // whether a block has a kLowestPair
+  // What packing gives for a panel and k-block of B.
+  struct PanelOfB {
+    const int32_t* words;
+    const Norms* norms;
+    const PanelExponents* exponents;  // null unless operands are in blocks
+  };
 
   Task task(int64_t index) const;
   void pack_a(int64_t index, PackingSpace* space);
   void pack_b(int64_t index, PackingSpace* space);
-  void run_task(const Task& task, const Task* next, Workspace* w) const;
-  void run_panel(const Task& task, int64_t panel, int64_t block, const int32_t* b,
-                 const Norms& b_norms, const PackedA& a, const Norms* a_norms, Workspace* w) const;
+  void run_task(const Task& task, const Task* next, Workspace* w);
+  void run_panel(const Task& task, int64_t panel, int64_t block, const PanelOfB& b,
+                 const TilesOfA& a, Workspace* w);
+  void run_cell(const CellArgs& whole, const TileExponents* a, const PanelExponents* b,
+                int32_t* bases, Workspace* w) const;
   void choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lowest_pair,
                     CellArgs* cell, Workspace* w) const;
   bool may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const;
   void report_counts(const Task& task, Workspace* w) const;
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
-  void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell, float** out,
-                   Workspace* w) const;
+  void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell,
+                   const TileExponents* a, const PanelExponents* b, int32_t* bases, float** out,
+                   Workspace* w);
   void scale_rows(const Task& task, Workspace* w) const;
   void combine(int64_t low, int64_t high, Workspace* w) const;
+  void combine_in_blocks(const float* partial, int64_t row, int64_t panel, float* to) const;
 
   int64_t task_rows(const Task& task) const {
     return std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
@@ -80,6 +101,11 @@ class Tiles : public Job {
   }
   int64_t columns(int64_t panel) const {
     return std::min<int64_t>(kPanelColumns, p_.N - panel * kPanelColumns);
+  }
+  TilesOfA shared_tiles(int64_t index) {
+    const TilesOfA all{shared_packed_.data(), shared_a_norms_.data(),
+                       p_.in_blocks ? shared_a_exponents_.data() : nullptr};
+    return all.at(index);
   }
   int32_t* shared_block(int64_t g, int64_t panel, int64_t block) const {
     return shared_b_.as<int32_t>() + g * shared_group_words_ + panel * shared_panel_words_ +
@@ -109,14 +135,17 @@ class Tiles : public Job {
   Scratch shared_a_;
   std::vector<PackedA> shared_packed_;
   std::vector<Norms> shared_a_norms_;
+  std::vector<TileExponents> shared_a_exponents_;
 
   bool share_b_, preview_b_ = false;
   int64_t shared_panel_words_ = 0, shared_group_words_ = 0;
   Scratch shared_b_;
   std::vector<Norms> shared_norms_;
+  std::vector<PanelExponents> shared_exponents_;
 
   int64_t partial_stride_;  // of one row of partial sums
   Scratch partial_;
+  std::vector<int32_t> partial_bases_;  // [split][G][M][panels], if operands are in blocks
 
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // one for each worker
 };

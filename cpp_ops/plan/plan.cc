@@ -7,8 +7,8 @@
 namespace dfpjax {
 namespace {
 
-constexpr int64_t kVersion = 1;
-constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3;
+constexpr int64_t kVersion = 2;
+constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3, kGridFields = 5;
 constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
 
 // The closed interval of the values that an address or a coordinate can take. After an overflow it
@@ -86,6 +86,29 @@ class Decoder {
   const int64_t* code_;
   const int64_t* end_;
 };
+
+bool power_of_two(int64_t x) { return x > 0 && (x & (x - 1)) == 0; }
+
+// Reads a grid of an operand of `size` elements with `exponents` exponents.
+std::string decode_grid(Decoder* in, int64_t size, int64_t exponents, Grid* grid) {
+  grid->outer = in->next();
+  grid->columns = in->next();
+  grid->block_rows = in->next();
+  grid->block_columns = in->next();
+  grid->dithered = in->next() != 0;
+  if (grid->columns < 1 || grid->outer < grid->columns || grid->outer % grid->columns != 0 ||
+      grid->outer > kMaxExtent)
+    return "a grid has rows or columns out of range";
+  if (!power_of_two(grid->block_rows) || !power_of_two(grid->block_columns) ||
+      grid->block_rows > kMaxExtent || grid->block_columns > 2 * kMaxExtent)
+    return "a grid has blocks that are not powers of two";
+  const int64_t outers = (size + grid->outer - 1) / grid->outer;
+  int64_t count;
+  if (__builtin_mul_overflow(outers, grid->block_row_count(), &count) ||
+      __builtin_mul_overflow(count, grid->block_column_count(), &count) || count > exponents)
+    return "a grid has more blocks than there are exponents";
+  return "";
+}
 
 template <typename F>
 void for_each_dim(const Part& p, bool g, bool m, bool n, bool k, F f) {
@@ -165,6 +188,12 @@ std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs
   for (const Window& w : p.windows)
     if (w.size < 1 || w.size > std::numeric_limits<int32_t>::max() / 2)
       return "plan: a window has a size out of range";
+  if (p.in_blocks) {
+    if (p.mode == Mode::kLanes) return "plan: lanes have no blocks";
+    for (const auto* dims : {&p.g, &p.m, &p.n})
+      for (const Dim& d : *dims)
+        if (d.exp_a != 0 || d.exp_b != 0) return "plan: a dimension strides over blocks' exponents";
+  }
   if (p.mode == Mode::kLanes) {
     if (p.N > 1) return "plan: lanes need an N of extent 1";
     if (p.g.empty()) return "plan: lanes need a G dimension";
@@ -202,6 +231,15 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
   Decoder in(code, size);
   if (!in.has(2)) return "plan: truncated";
   if (in.next() != kVersion) return "plan: unknown version";
+  const int64_t grids = in.next();
+  if (grids != 0 && grids != 2) return "plan: a number of grids is out of range";
+  if (!in.has(grids * kGridFields + 1)) return "plan: truncated";
+  Grid grid_a{}, grid_b{};
+  if (grids == 2) {
+    std::string error = decode_grid(&in, sizes.a, sizes.ea, &grid_a);
+    if (error.empty()) error = decode_grid(&in, sizes.b, sizes.eb, &grid_b);
+    if (!error.empty()) return "plan: " + error;
+  }
   const int64_t count = in.next();
   if (count < 0 || !in.has(count) || !in.has(count * kPartHeader)) return "plan: truncated";
   parts->reserve(static_cast<size_t>(count));
@@ -213,6 +251,9 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     const int64_t mode = in.next();
     if (mode != 0 && mode != 1) return "plan: unknown mode";
     p.mode = static_cast<Mode>(mode);
+    p.in_blocks = grids == 2;
+    p.grid_a = grid_a;
+    p.grid_b = grid_b;
     p.base_a = in.next();
     p.base_b = in.next();
     p.base_c = in.next();

@@ -16,6 +16,10 @@ inline constexpr int kTileRows = 6;
 inline constexpr int kPanelColumns = 64;
 inline constexpr int kBlock = 256;
 
+// A segment of a block of k. See contraction/alignment.h.
+inline constexpr int kSegment = 32;
+inline constexpr int kSegments = kBlock / kSegment;
+
 inline constexpr int kMaxDims = 16;    // per group of dimensions
 inline constexpr int kMaxWindows = 6;  // bounds-checked coordinates of A
 
@@ -36,8 +40,24 @@ inline constexpr int64_t kMostProducts = int64_t{1} << 62;
 
 enum class Mode : int { kTiles = 0, kLanes = 1 };
 
+// Where the exponents of an operand in blocks lie: a function of an element's offset in memory. The
+// operand is rows of `columns` elements, in groups of `outer` elements that no block crosses.
+struct Grid {
+  int64_t outer, columns;
+  int64_t block_rows, block_columns;  // powers of two
+  bool dithered;                      // how mantissas are rounded where they are aligned
+
+  int64_t rows() const { return outer / columns; }
+  int64_t block_row_count() const { return (rows() + block_rows - 1) / block_rows; }
+  int64_t block_column_count() const { return (columns + block_columns - 1) / block_columns; }
+};
+
 struct Part {
   Mode mode;
+  // Whether the exponents are those of blocks, and then the grids. Otherwise dimensions have
+  // strides of exponents.
+  bool in_blocks;
+  Grid grid_a, grid_b;
   int64_t base_a, base_b, base_c;
   int64_t blocks_per_split;
   std::vector<Dim> g, m, n, k;  // outermost first, without dimensions of extent 1

@@ -44,7 +44,7 @@ struct PartCode {
 };
 
 std::vector<int64_t> encode(const std::vector<PartCode>& parts) {
-  std::vector<int64_t> code = {1, static_cast<int64_t>(parts.size())};
+  std::vector<int64_t> code = {2, 0, static_cast<int64_t>(parts.size())};
   const auto put = [&](std::initializer_list<int64_t> values) { code.insert(code.end(), values); };
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
   for (const PartCode& p : parts) {
@@ -324,7 +324,7 @@ void check_rejected(const std::string& name, const std::vector<int64_t>& code,
 void check_validation() {
   const PartCode good = dot(1, 10, 10, 10, false, false, false, 1).parts[0];
   check_rejected("empty", {}, "truncated");
-  check_rejected("version", {2, 0}, "version");
+  check_rejected("version", {1, 0}, "version");
   check_rejected("good", encode({good}), "");
   std::vector<int64_t> code = encode({good});
   for (size_t size = 0; size < code.size(); ++size)

@@ -57,9 +57,9 @@ void check_packing() {
   auto* const out = static_cast<int32_t*>(room);
   std::vector<int16_t> b(256 * 256);
   for (size_t i = 0; i < b.size(); ++i) b[i] = static_cast<int16_t>(i * 7);
-  const PackerB packer(long_part(1), b.data(), contraction_kernels(best()), false);
+  const PackerB packer(long_part(1), b.data(), nullptr, contraction_kernels(best()), false);
   PackingSpace space(0, 1);
-  packer.pack(0, 0, 256, 0, kBlock, &space, out, stride, nullptr, 0);
+  packer.pack(0, 0, 256, 0, kBlock, &space, out, stride, nullptr, nullptr, 0);
   bool right = true;
   for (int64_t column = 0; column < 256; ++column)
     for (int64_t k = 0; k < kBlock; ++k) {

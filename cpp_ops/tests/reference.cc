@@ -96,6 +96,8 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
       b[n][k] = x.b[column.b];
     }
   }
+  // Sums in lanes do not begin anew with each block of k.
+  const bool in_lanes = p.mode == Mode::kLanes && fixed_chain == 0;
   for (int64_t m0 = 0; m0 < p.M; m0 += kTileRows)
     for (int64_t n0 = 0; n0 < p.N; n0 += kPanelColumns) {
       const int64_t m1 = std::min<int64_t>(m0 + kTileRows, p.M);
@@ -113,7 +115,9 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
           const auto index = static_cast<size_t>(std::log2(kBlock / chain));
           counts->lengths[index] += (m1 - m0) * (n1 - n0) * (k1 - k0);
           for (int64_t m = m0; m < m1; ++m)
-            for (int64_t n = n0; n < n1; ++n)
+            for (int64_t n = n0; n < n1; ++n) {
+              float& sum_of_cells = sums[(m - m0) * (n1 - n0) + n - n0];
+              float cell = in_lanes ? sum_of_cells : 0;
               for (int64_t c = k0; c < k1; c += chain) {
                 int64_t sum = 0;
                 for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
@@ -125,8 +129,10 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
                   sum = std::clamp<int64_t>(sum, std::numeric_limits<int32_t>::min(),
                                             std::numeric_limits<int32_t>::max());
                 }
-                sums[(m - m0) * (n1 - n0) + n - n0] += static_cast<float>(sum);
+                cell += static_cast<float>(sum);
               }
+              sum_of_cells = in_lanes ? cell : sum_of_cells + cell;
+            }
         }
         for (size_t i = 0; i < sums.size(); ++i)
           totals[i] = s0 == 0 ? sums[i] : totals[i] + sums[i];

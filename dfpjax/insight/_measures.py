@@ -13,7 +13,7 @@ from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.dtype import from_integers, to_integers
 from dfpjax.numbers.format.explicit import automatic, summed, with_partitions
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
-from dfpjax.operations.exponents import align, quantize_operand
+from dfpjax.operations.exponents import align, blocks_of, quantize_operand
 from dfpjax.operations.primitives import chain_lengths, saturated_chains
 
 
@@ -25,18 +25,23 @@ def of_quantized(
 
 
 def of_cotangent(
-    x: jax.Array, rhs_exponent: jax.Array, *, contraction: Contraction, cotangent: Quantizer, **_: object
+    x: jax.Array,
+    rhs_exponent: jax.Array,
+    *,
+    contraction: Contraction,
+    cotangent: Quantizer,
+    blocks: Blocks | None,
+    **_: object,
 ) -> OperandStatistics:
     """The statistics of the operand that `dfp_contract_linear` quantizes when it runs, given its parameters.
 
     It is quantized here as well; XLA removes the duplicate.
     """
     x = lax.stop_gradient(x)
-    _, shift = align(contraction, rhs_exponent)
+    _, shift = (None, None) if blocks else align(contraction, rhs_exponent)
     mantissa, exponent = quantize_operand(x, contraction, cotangent, shift)
     exponent = exponent if shift is None else exponent - shift
-    blocks = cotangent.blocks if cotangent.granularity == "block" else None
-    return of_quantized(x, mantissa, exponent, bits=cotangent.bits, blocks=blocks)
+    return of_quantized(x, mantissa, exponent, bits=cotangent.bits, blocks=blocks_of(cotangent))
 
 
 def of_result(out: jax.Array, lhs: jax.Array, rhs: jax.Array, *, contraction: Contraction) -> jax.Array:

@@ -16,7 +16,7 @@ from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, p
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.explicit import reshaped
 from dfpjax.operations import primitives
-from dfpjax.operations.exponents import quantize_operand
+from dfpjax.operations.exponents import blocks_of, quantize_operand
 from dfpjax.operations.primitives import Backend
 
 
@@ -160,6 +160,7 @@ def quantized(
         "cotangent": quantizers.cotangent,
         "accumulation": accumulation,
         "bits": (quantizers.lhs.bits, quantizers.rhs.bits),
+        "blocks": (blocks_of(quantizers.lhs), blocks_of(quantizers.rhs)),
         "backend": backend,
         "out_sharding": problem.sharding,
     }

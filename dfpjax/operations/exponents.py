@@ -19,8 +19,14 @@ from jax import lax
 
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD
+
+
+def blocks_of(quantizer: Quantizer) -> Blocks | None:
+    """The size of the blocks that a quantizer makes, or None if it makes none."""
+    return quantizer.blocks if quantizer.granularity == "block" else None
 
 
 def quantize_operand(

@@ -43,7 +43,7 @@ from dfpjax.numbers.format.explicit import (
     with_partitions,
 )
 from dfpjax.operations import sharding
-from dfpjax.operations.exponents import align, map_with_exponents, quantize_operand
+from dfpjax.operations.exponents import align, blocks_of, map_with_exponents, quantize_operand
 
 Backend = Literal["auto", "reference"]
 
@@ -69,19 +69,21 @@ def contract(*operands, **params) -> jax.Array:
     Arguments:
         operands: (lhs, lhs_exponent, rhs, rhs_exponent).
         params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
-            lhs's and rhs's mantissas, after the accumulation's pre-shift; backend; out_sharding, the
-            `NamedSharding` of the result's type (of an empty mesh if it has none). Optionally counted:
-            whether the program asks for the `chain_lengths` of the same operands, so that one kernel call
-            serves both.
+            lhs's and rhs's mantissas, after the accumulation's pre-shift; blocks, the size of lhs's and of
+            rhs's blocks, or None for each; backend; out_sharding, the `NamedSharding` of the result's type
+            (of an empty mesh if it has none). Optionally counted: whether the program asks for the
+            `chain_lengths` of the same operands, so that one kernel call serves both.
     """
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
 
-def contract_linear(lhs, rhs, rhs_exponent, *, contraction: Contraction, **params) -> jax.Array:
-    """Bind `contract_linear_p`: lhs is float32; with `contract`'s parameters."""
-    lhs, contraction = map_with_exponents(lhs, contraction, rhs_exponent)
+def contract_linear(lhs, rhs, rhs_exponent, *, contraction: Contraction, blocks, **params) -> jax.Array:
+    """Bind `contract_linear_p`: lhs is float32; with `contract`'s parameters, except that `blocks` is that of
+    rhs alone. The quantizer of cotangents has that of lhs."""
+    if blocks is None:
+        lhs, contraction = map_with_exponents(lhs, contraction, rhs_exponent)
     operands = _compat.vary_together(lhs, rhs, rhs_exponent)
-    return contract_linear_p.bind(*operands, contraction=contraction, **params)
+    return contract_linear_p.bind(*operands, contraction=contraction, blocks=blocks, **params)
 
 
 def _abstract_eval(lhs, *_, contraction: Contraction, out_sharding: NamedSharding, **params):
@@ -117,7 +119,7 @@ def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
 def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
     """Bind a primitive that measures an equation of `primitive`."""
     if primitive is contract_linear_p:
-        operands = _all_quantized(*operands, params["contraction"], params["cotangent"], params["backend"])
+        operands, params = _all_quantized(*operands, **params)
     params = {name: value for name, value in params.items() if name != "counted"}
     return measure.bind(*_compat.vary_together(*operands), **params)
 
@@ -142,27 +144,27 @@ def _examples(contraction: Contraction) -> tuple[int, ...]:
     return contraction.out_shape[: len(contraction.mapped)]
 
 
-def _planned(contraction: Contraction, lhs, lhs_exponent, rhs, rhs_exponent):
+def _planned(contraction: Contraction, blocks, lhs, lhs_exponent, rhs, rhs_exponent):
     """The plan, and the operands in its order."""
-    plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+    plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape, blocks)
     if plan.swapped:
         lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
     return plan, lhs, rhs, lhs_exponent, rhs_exponent
 
 
-def _run_certified(contraction: Contraction, *operands, native: bool):
-    return (kernels.contract if native else run_plan)(*_planned(contraction, *operands))
+def _run_certified(contraction: Contraction, *operands, blocks, native: bool):
+    return (kernels.contract if native else run_plan)(*_planned(contraction, blocks, *operands))
 
 
-def _run_counting(contraction: Contraction, *operands, native: bool):
+def _run_counting(contraction: Contraction, *operands, blocks, native: bool):
     """The result with certified chains, and their lengths."""
     examples = _examples(contraction)
     run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
-    out, lengths = run(*_planned(contraction, *operands), examples=math.prod(examples))
+    out, lengths = run(*_planned(contraction, blocks, *operands), examples=math.prod(examples))
     return out, lengths.reshape(*examples, len(CHAINS))
 
 
-def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, native: bool):
+def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, blocks, native: bool):
     """The result, and the number of saturated chains."""
     examples = _examples(contraction)
     chains = {"length": length, "examples": math.prod(examples)}
@@ -170,58 +172,64 @@ def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, nat
         run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
     else:
         run = run_plan_fixed_chain
-    out, saturated = run(*_planned(contraction, *operands), **chains)
+    out, saturated = run(*_planned(contraction, blocks, *operands), **chains)
     return out, saturated.reshape(examples)
 
 
 def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding, counted=False,
+    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
+    counted=False,
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     native = native and backend == "auto"
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
         length = accumulation.length
-        return _run_fixed_chain(contraction, *operands, length=length, bits=bits, native=native)[0]
-    run = functools.partial(_run_certified, native=native)
+        run = functools.partial(_run_fixed_chain, length=length, bits=bits, blocks=blocks, native=native)
+        return run(contraction, *operands)[0]
     if counted and not devices:
-        return _run_counting(contraction, *operands, native=native)[0]
+        return _run_counting(contraction, *operands, blocks=blocks, native=native)[0]
+    run = functools.partial(_run_certified, blocks=blocks, native=native)
     if devices:
-        run = functools.partial(sharding.partitioned, run, devices)
+        run = functools.partial(sharding.partitioned, run, devices, blocks)
     return run(contraction, *operands)
 
 
-def _contract_linear(lhs, rhs, rhs_exponent, *, contraction, cotangent, backend, **params):
-    operands = _all_quantized(lhs, rhs, rhs_exponent, contraction, cotangent, backend)
-    return _contract(*operands, contraction=contraction, cotangent=cotangent, backend=backend, **params)
+def _contract_linear(*operands, **params):
+    operands, params = _all_quantized(*operands, **params)
+    return _contract(*operands, **params)
 
 
-def _all_quantized(lhs, rhs, rhs_exponent, contraction: Contraction, cotangent: Quantizer, backend: Backend):
-    """Operands of `contract_p` from those of `contract_linear_p`."""
-    common, shift = align(contraction, rhs_exponent)
-    native = backend == "auto"
-    return *quantize_operand(lhs, contraction, cotangent, shift, native=native), rhs, common
+def _all_quantized(
+    lhs, rhs, rhs_exponent, *, contraction: Contraction, cotangent: Quantizer, blocks, backend, **params
+):
+    """Operands and parameters of `contract_p` from those of `contract_linear_p`."""
+    common, shift = (rhs_exponent, None) if blocks else align(contraction, rhs_exponent)
+    quantized = quantize_operand(lhs, contraction, cotangent, shift, native=backend == "auto")
+    params |= {"contraction": contraction, "cotangent": cotangent, "backend": backend}
+    return (*quantized, rhs, common), {"blocks": (blocks_of(cotangent), blocks), **params}
 
 
 def _saturated_chains(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
 ):  # fmt: skip
     if accumulation == "certified":
         return jnp.zeros(_examples(contraction), jnp.int32)
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
+    chains = {"length": accumulation.length, "bits": bits}
     native = native and backend == "auto"
-    return _run_fixed_chain(contraction, *operands, length=accumulation.length, bits=bits, native=native)[1]
+    return _run_fixed_chain(contraction, *operands, **chains, blocks=blocks, native=native)[1]
 
 
 def _chain_lengths(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
 ):  # fmt: skip
     # Not partitioned either.
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
-    return _run_counting(contraction, *operands, native=native and backend == "auto")[1]
+    return _run_counting(contraction, *operands, blocks=blocks, native=native and backend == "auto")[1]
 
 
 def _register(primitive, abstract_eval, function):
@@ -256,13 +264,13 @@ def _is_zero(tangent) -> bool:
     return isinstance(tangent, ad.Zero)
 
 
-def linear_parts(contraction: Contraction, cotangent: Quantizer, bits, **params) -> tuple[dict, dict]:
-    """`contract_linear`'s parameters for the derivative by lhs, and for the one by rhs."""
+def linear_parts(contraction: Contraction, cotangent: Quantizer, bits, blocks, **params) -> tuple[dict, dict]:
+    """`contract_linear`'s parameters for the derivative by lhs, and for the one by rhs, of a `contract`."""
     params = {**params, "cotangent": cotangent}
-    return (
-        {**params, "contraction": contraction, "bits": (cotangent.bits, bits[1])},
-        {**params, "contraction": contraction.swap(), "bits": (cotangent.bits, bits[0])},
+    by_lhs, by_rhs = (
+        {**params, "bits": (cotangent.bits, bits[held]), "blocks": blocks[held]} for held in (1, 0)
     )
+    return {**by_lhs, "contraction": contraction}, {**by_rhs, "contraction": contraction.swap()}
 
 
 def _contract_jvp(primals, tangents, **params):
@@ -282,13 +290,14 @@ def _contract_jvp(primals, tangents, **params):
 def _contract_linear_jvp(primals, tangents, **params):
     lhs, rhs, rhs_exponent = primals
     out = contract_linear(*primals, **params)
-    of_lhs, of_rhs = linear_parts(**params)
+    of_cotangent = blocks_of(params["cotangent"])
+    of_lhs, of_rhs = linear_parts(**{**params, "blocks": (of_cotangent, params["blocks"])})
     terms = []
     if not _is_zero(tangents[0]):
         terms.append(contract_linear(tangents[0], rhs, rhs_exponent, **of_lhs))
     if not _is_zero(tangents[1]):
         contraction = params["contraction"]
-        _, shift = align(contraction, rhs_exponent)
+        _, shift = (None, None) if params["blocks"] else align(contraction, rhs_exponent)
         native = params["backend"] == "auto"
         held, exponent = quantize_operand(lhs, contraction, params["cotangent"], shift, native=native)
         exponent = exponent if shift is None else exponent - shift
@@ -349,11 +358,11 @@ def _map_leading(x, dim, size: int):
     return jnp.moveaxis(x, dim, 0) if dim else x
 
 
-def _map_quantized(mantissa, exponent, dims, size: int):
+def _map_quantized(mantissa, exponent, dims, size: int, blocks):
     """An operand's (mantissa, exponent) with the mapped axis in front, and whether it has one."""
     if dims[0] is None and dims[1] is None:
         return mantissa, exponent, False
-    exponent_size = 1 if dims[1] is None else size
+    exponent_size = 1 if dims[1] is None and blocks is None else size
     return _map_leading(mantissa, dims[0], size), _map_leading(exponent, dims[1], exponent_size), True
 
 
@@ -361,23 +370,23 @@ def _size(operands, dims) -> int:
     return next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
 
 
-def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_sharding, **params):
+def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_sharding, blocks, **params):
     size = _size(operands, dims)
     params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
-    lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size)
-    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size)
+    lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size, blocks[0])
+    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size, blocks[1])
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
-    return bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, **params), 0
+    return bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, blocks=blocks, **params), 0
 
 
-def _contract_linear_batch(operands, dims, *, contraction: Contraction, out_sharding, **params):
+def _contract_linear_batch(operands, dims, *, contraction: Contraction, out_sharding, blocks, **params):
     size = _size(operands, dims)
     params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
     lhs_mapped = dims[0] is not None
     lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
-    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size)
+    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size, blocks)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
-    return contract_linear(lhs, rhs, rhs_exponent, contraction=mapped, **params), 0
+    return contract_linear(lhs, rhs, rhs_exponent, contraction=mapped, blocks=blocks, **params), 0
 
 
 batching.primitive_batchers[contract_p] = functools.partial(_quantized_batch, contract)

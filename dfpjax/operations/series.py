@@ -15,7 +15,7 @@ from dfpjax import _compat
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.quantize import quantize_p
-from dfpjax.operations.exponents import quantize_operand
+from dfpjax.operations.exponents import blocks_of, quantize_operand
 from dfpjax.operations.primitives import (
     chain_lengths_p,
     contract,
@@ -42,16 +42,14 @@ def _quantize_rule(primals, series, **params):
     return (mantissa, exponent), (series[0], _compat.zero_series)
 
 
-def _product(lhs, rhs, *, contraction: Contraction, cotangent: Quantizer, bits, **params):
+def _product(lhs, rhs, *, contraction: Contraction, cotangent: Quantizer, bits, blocks, **params):
     """The contraction of two float32 terms."""
     if lhs is None or rhs is None:
         return None
     native = params["backend"] == "auto"
     held, exponent = quantize_operand(rhs, contraction.swap(), cotangent, native=native)
-    bits = (cotangent.bits, cotangent.bits)
-    return contract_linear(
-        lhs, held, exponent, contraction=contraction, cotangent=cotangent, bits=bits, **params
-    )
+    params |= {"bits": (cotangent.bits, cotangent.bits), "blocks": blocks_of(cotangent)}
+    return contract_linear(lhs, held, exponent, contraction=contraction, cotangent=cotangent, **params)
 
 
 def _with_held(term, held, exponent, params):

@@ -33,6 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dfpjax import _compat
 from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.format.blocks import Blocks
 
 Compute = Callable[..., jax.Array]
 """(contraction, lhs, lhs_exponent, rhs, rhs_exponent) -> out."""
@@ -42,31 +43,40 @@ Labels = tuple[int, ...]
 _NO_MESH = jax.sharding.AbstractMesh((), ())
 
 
-def partitioned(compute: Compute, devices: tuple, contraction: Contraction, *operands) -> jax.Array:
-    """`compute(contraction, *operands)`, for XLA to partition over these devices."""
-    labels = _labels(contraction, operands)
+def partitioned(
+    compute: Compute, devices: tuple, blocks: tuple[Blocks | None, ...], contraction: Contraction, *operands
+) -> jax.Array:
+    """`compute(contraction, *operands)`, for XLA to partition over these devices. `blocks` is the size of
+    lhs's and of rhs's blocks, or None for each."""
+    labels = _labels(contraction, operands, blocks)
+    units = _units(contraction, operands, blocks)
+    whole_labels = {label for label, unit in units.items() if unit == 0}
 
     def sharding(mesh: Mesh, labels: Labels, split) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*(split.get(label) for label in labels)))
 
     def partition(_, operands, out):
         # The output first: where the tensors disagree, its sharding decides.
-        mesh, split = _split(devices, [contraction.out, *labels], [out, *operands], _windowed(contraction))
+        mesh, split = _split(devices, [contraction.out, *labels], [out, *operands], units)
         out_sharding = sharding(mesh, contraction.out, split)
         local = replace(contraction, out_shape=out_sharding.shard_shape(out.shape))
         summed = tuple(axis for label in split if label not in contraction.out for axis in split[label])
+        parts = {label: math.prod(mesh.shape[axis] for axis in axes) for label, axes in split.items()}
 
         def shard(*operands):
             # JAX traces it while XLA compiles, in whatever mesh the caller has set. That mesh is no concern
             # of one device's part: from 0.11 on psum would constrain its reducer to it, which XLA refuses.
             with jax.sharding.use_abstract_mesh(_NO_MESH):
-                part = compute(local, *operands)
+                lhs, lhs_exponent, rhs, rhs_exponent = operands
+                lhs_exponent = _own(lhs_exponent, contraction.lhs, lhs.shape, blocks[0], split, parts)
+                rhs_exponent = _own(rhs_exponent, contraction.rhs, rhs.shape, blocks[1], split, parts)
+                part = compute(local, lhs, lhs_exponent, rhs, rhs_exponent)
                 return lax.psum(part, summed) if summed else part
 
         return mesh, shard, out_sharding, tuple(sharding(mesh, tensor, split) for tensor in labels)
 
     def infer(_, operands, out):  # for the partitioner before Shardy
-        mesh, split = _split(devices, labels, operands, _windowed(contraction))
+        mesh, split = _split(devices, labels, operands, units)
         return sharding(mesh, contraction.out, split)
 
     def whole(lhs, lhs_exponent, rhs, rhs_exponent):
@@ -77,27 +87,93 @@ def partitioned(compute: Compute, devices: tuple, contraction: Contraction, *ope
         partition,
         infer_sharding_from_operands=infer,
         decode_shardings=False,  # JAX's own fails where one axis of the mesh splits two dimensions
-        sharding_rule=_rule(contraction, labels),
+        sharding_rule=_rule(contraction, labels, whole_labels),
     )
     return call(*operands)
 
 
-def _labels(contraction: Contraction, operands) -> list[Labels]:
+def _labels(contraction: Contraction, operands, blocks) -> list[Labels]:
     """Labels of each operand's axes. An exponent's axis of size 1 has a negative one of its own: it does not
-    have the label's size."""
+    have the label's size. So have an exponent's two axes of blocks."""
     fresh = itertools.count(-1, -1)
-    named = (contraction.lhs, contraction.lhs, contraction.rhs, contraction.rhs)
-    return [
-        tuple(label if size > 1 else next(fresh) for label, size in zip(labels, x.shape, strict=True))
-        for labels, x in zip(named, operands, strict=True)
-    ]
+    found = []
+    for position, x in enumerate(operands):
+        labels = (contraction.lhs, contraction.rhs)[position // 2]
+        if position % 2 and blocks[position // 2]:
+            has_outer = len(labels) - x.ndim + 3 > 1  # of several axes that vmap has not added
+            labels = (*labels[: x.ndim - 2],) if has_outer else (*labels[: x.ndim - 3], None)
+            labels += (None, None)
+        found.append(
+            tuple(
+                label if size > 1 and label is not None else next(fresh)
+                for label, size in zip(labels, x.shape, strict=True)
+            )
+        )
+    return found
 
 
 def _windowed(contraction: Contraction) -> set[int]:
     return {label for w in contraction.windows for label in (w.lhs, w.rhs, w.out)}
 
 
-def _rule(contraction: Contraction, labels: Sequence[Labels]) -> SdyShardingRule:
+def _units(contraction: Contraction, operands, blocks) -> dict[int, int]:
+    """For each label, what the extent of a shard must be a multiple of; 0 if the axis must stay whole.
+
+    Axes of windows stay whole, and so do those inside of blocks. Along the axis that counts a block's rows or
+    columns, shards consist of whole blocks.
+    """
+    units = dict.fromkeys((*contraction.lhs, *contraction.rhs, *contraction.out), 1)
+    for labels, x, size in (
+        (contraction.lhs, operands[0], blocks[0]),
+        (contraction.rhs, operands[2], blocks[1]),
+    ):
+        if size is None:
+            continue
+        for label, unit in _block_units(contraction, labels, x.shape, size).items():
+            units[label] = math.lcm(units[label], unit)
+    return {**units, **dict.fromkeys(_windowed(contraction), 0)}
+
+
+def _block_units(contraction: Contraction, labels: Labels, shape, blocks: Blocks) -> dict[int, int]:
+    """`_units` of the axes of an operand in blocks."""
+    mapped = len(contraction.mapped_axes(labels))
+    example = shape[mapped:]
+    units = dict.fromkeys(labels[mapped + 1 :] if len(example) > 1 else labels[mapped:], 0)
+    for (first, last), step in zip(_block_axes(example, blocks), (blocks.rows, blocks.columns), strict=True):
+        outermost = next((axis for axis in range(first, last) if example[axis] > 1), None)
+        if outermost is not None:
+            inner = math.prod(example[outermost + 1 : last])
+            units[labels[mapped + outermost]] = step // math.gcd(step, inner)
+    return units
+
+
+def _block_axes(example, blocks: Blocks) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The axes that count a block's rows, and those that count its columns: the first and the end of each."""
+    if len(example) < 2:
+        return (0, 0), (0, len(example))
+    first = len(example)
+    while first > 1 and (first == len(example) or math.prod(example[first:]) < blocks.columns):
+        first -= 1
+    return (1, first), (first, len(example))
+
+
+def _own(exponent: jax.Array, labels: Labels, shape, blocks: Blocks | None, split, parts) -> jax.Array:
+    """The exponents of a device's shard of an operand, which has this shape, from those of all blocks along
+    the two axes of blocks."""
+    if blocks is None:
+        return exponent
+    mapped = exponent.ndim - 3
+    example = shape[mapped:]
+    for axis, (first, last) in zip((-2, -1), _block_axes(example, blocks), strict=True):
+        label = next((labels[mapped + i] for i in range(first, last) if labels[mapped + i] in split), None)
+        if label is not None:
+            size = exponent.shape[axis] // parts[label]
+            start = lax.axis_index(split[label]) * size
+            exponent = lax.dynamic_slice_in_dim(exponent, start, size, axis % exponent.ndim)
+    return exponent
+
+
+def _rule(contraction: Contraction, labels: Sequence[Labels], whole: set[int]) -> SdyShardingRule:
     """What Shardy propagates shardings by."""
 
     def name(label: int) -> str:
@@ -105,21 +181,20 @@ def _rule(contraction: Contraction, labels: Sequence[Labels]) -> SdyShardingRule
 
     tensors = [*labels, contraction.out]
     order = list(dict.fromkeys(itertools.chain.from_iterable(tensors)))  # Shardy insists on it
-    windowed = _windowed(contraction)
-    contracted = {label for label in order if label >= 0} - windowed - {*contraction.out}
+    contracted = {label for label in order if label >= 0} - whole - {*contraction.out}
     *operands, out = (tuple(map(name, tensor)) for tensor in tensors)
     return SdyShardingRule(
         tuple(operands),
         (out,),
         reduction_factors=tuple(name(label) for label in order if label in contracted),
-        need_replication_factors=tuple(name(label) for label in order if label in windowed),
+        need_replication_factors=tuple(name(label) for label in order if label in whole),
     )
 
 
 # --- shardings as axes of a mesh ------------------------------------------------------------------
 
 
-def _split(devices: tuple, labels: Sequence[Labels], tensors, whole: set[int]):
+def _split(devices: tuple, labels: Sequence[Labels], tensors, units: dict[int, int]):
     """A mesh of the devices, and the axes of it that each label is split over.
 
     A label and an axis of the mesh are settled by the first tensor that uses them; XLA reshards those that
@@ -131,13 +206,8 @@ def _split(devices: tuple, labels: Sequence[Labels], tensors, whole: set[int]):
     for tensor_labels, tensor, tensor_dimensions in zip(labels, tensors, dimensions, strict=True):
         for label, size, axes in zip(tensor_labels, tensor.shape, tensor_dimensions, strict=True):
             parts = math.prod(mesh.shape[axis] for axis in axes)
-            if (
-                axes
-                and label not in split
-                and label not in whole
-                and not used & {*axes}
-                and size % parts == 0
-            ):
+            unit = units.get(label, 0)  # an exponent's axis that has no label stays whole
+            if axes and unit and label not in split and not used & {*axes} and size % (parts * unit) == 0:
                 split[label] = axes
                 used |= {*axes}
     return mesh, split

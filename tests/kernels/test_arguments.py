@@ -14,7 +14,7 @@ CONTRACTION = Contraction(lhs=(0, 1), rhs=(1, 2), out=(0, 2), out_shape=(4, 3))
 PLAN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 1)).encode(), np.int64)
 PER_ROW = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (4, 1), (1, 1)).encode(), np.int64)
 PER_COLUMN = np.asarray(make_plan(CONTRACTION, (4, 5), (5, 3), (1, 1), (1, 3)).encode(), np.int64)
-BASE_B = 4  # index in the plan of B's first element
+BASE_B = 5  # index in the plan of B's first element
 
 
 def call(**changes):
@@ -108,7 +108,7 @@ def test_good_arguments_are_taken():
         ("plan", "truncated", {"plan": PLAN[:-1]}),
         ("plan", "trailing", {"plan": np.append(PLAN, 0)}),
         ("plan", "unknown version", {"plan": changed(PLAN, 0, 99)}),
-        ("plan", "unknown mode", {"plan": changed(PLAN, 2, 7)}),
+        ("plan", "unknown mode", {"plan": changed(PLAN, 3, 7)}),
         ("isa", "missing", {"isa": None}),
         ("isa", "expected string but got scalar", {"isa": np.int64(1)}),
         ("isa", "sse9.*portable", {"isa": "sse9"}),

@@ -15,7 +15,7 @@ def plan_of(*, k: Dim, m: Dim = ROWS, n: Dim = COLUMNS, blocks_per_split: int = 
         lanes=False, base_a=0, base_b=0, base_c=0, blocks_per_split=blocks_per_split,
         g=(), m=(m,), n=(n,), k=(k,), bounds=(),
     )  # fmt: skip
-    return Plan(swapped=False, out_shape=(32, 32), parts=(part,))
+    return Plan(swapped=False, out_shape=(32, 32), grids=None, parts=(part,))
 
 
 def run(plan: Plan):

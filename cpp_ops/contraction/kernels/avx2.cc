@@ -9,6 +9,7 @@ namespace {
 #include "contraction/kernels/simd_avx2-inl.h"
 
 struct Dot {
+  static constexpr bool kFused = false;
   static void add(__m256i& sum, __m256i a, __m256i b) {
     sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
   }

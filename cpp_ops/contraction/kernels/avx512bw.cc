@@ -9,6 +9,7 @@ namespace {
 #include "contraction/kernels/simd_avx512-inl.h"
 
 struct Dot {
+  static constexpr bool kFused = false;
   static void add(__m512i& sum, __m512i a, __m512i b) {
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
   }

@@ -10,6 +10,7 @@ namespace {
 #include "contraction/kernels/simd_avx512-inl.h"
 
 struct Dot {
+  static constexpr bool kFused = true;
   static void add(__m512i& sum, __m512i a, __m512i b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }

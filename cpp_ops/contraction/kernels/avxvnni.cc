@@ -9,6 +9,7 @@ namespace {
 #include "contraction/kernels/simd_avx2-inl.h"
 
 struct Dot {
+  static constexpr bool kFused = true;
   static void add(__m256i& sum, __m256i a, __m256i b) {
     asm("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }

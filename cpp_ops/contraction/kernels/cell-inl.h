@@ -24,43 +24,58 @@ inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a
   }
 }
 
+// Adds the sum of a cell's chains to row i of the running sums, from `column` on.
 template <class S>
-inline void store_output(bool finish, bool stream, typename S::F scale, typename S::F total,
-                         float* to) {
-  if (finish) {
-    total = S::mul_float(total, scale);
-    if (stream) return S::stream_float(to, total);
+inline __attribute__((always_inline)) void store_output(const CellArgs& t, int i, int column,
+                                                        typename S::F total) {
+  const typename S::F term = S::mul_float(total, S::broadcast_float(t.term_scales[i]));
+  typename S::F sum = S::add_float(S::load_float(t.in[i] + column), term);
+  if (t.final_scales != nullptr) {
+    sum = S::mul_float(sum, S::broadcast_float(t.final_scales[i]));
+    if (t.stream) return S::stream_float(t.out[i] + column, sum);
   }
-  S::store_float(to, total);
+  S::store_float(t.out[i] + column, sum);
 }
 
-// For long chains. The int32 sums fill the registers, so the float32 sums stay in memory.
+// For long chains. The int32 sums fill the registers, so the float32 sums of several chains are in
+// memory.
 template <class S, int MR, int NV>
 __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   const int32_t* a = t.a;
   const int32_t* b = t.b + column;
-  const float* const* in = t.in;
-  const typename S::F scale = S::broadcast_float(t.scale);
-  const bool stream = t.stream && t.pairs <= t.chain;  // several chains leave them in the caches
+  typename S::I sum[MR][NV];
+  // Without an instruction for the whole product, the compiler has no register to spare for this.
+  if (S::kFused && t.pairs <= t.chain) {
+    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, t.pairs, sum);
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j)
+        store_output<S>(t, i, column + j * S::kLanes, S::to_float(sum[i][j]));
+    return;
+  }
+  // A local array would go to registers, which are taken.
+  float* const totals = t.memory + column;
   for (int left = t.pairs; left > 0;) {
     const int chain = left < t.chain ? left : t.chain;
+    const bool first = left == t.pairs;
     left -= chain;
-    typename S::I sum[MR][NV];
     add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
     a += chain * t.a_pair;
     b += chain * int64_t{t.columns};
-    const bool finish = left == 0 && t.finish;
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) {
-        const int at = column + j * S::kLanes;
-        store_output<S>(finish, stream, scale,
-                        S::add_float(S::load_float(in[i] + at), S::to_float(sum[i][j])),
-                        t.out[i] + at);
+        float* const total = totals + i * kPanelColumns + j * S::kLanes;
+        const typename S::F x = S::to_float(sum[i][j]);
+        S::store_float(total, first ? x : S::add_float(S::load_float(total), x));
       }
-    in = t.out;
   }
+  for (int i = 0; i < MR; ++i)
+    for (int j = 0; j < NV; ++j)
+      store_output<S>(t, i, column + j * S::kLanes,
+                      S::load_float(totals + i * kPanelColumns + j * S::kLanes));
 }
 
 // For short chains, which end often. With half as many columns, the float32 sums stay in registers.
@@ -72,7 +87,7 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) total[i][j] = S::load_float(t.in[i] + column + j * S::kLanes);
+    for (int j = 0; j < NV; ++j) total[i][j] = S::broadcast_float(0);
   for (int left = t.pairs; left > 0;) {
     const int chain = left < t.chain ? left : t.chain;
     left -= chain;
@@ -85,12 +100,10 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j) total[i][j] = S::add_float(total[i][j], S::to_float(sum[i][j]));
   }
-  const typename S::F scale = S::broadcast_float(t.scale);
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j)
-      store_output<S>(t.finish, t.stream, scale, total[i][j], t.out[i] + column + j * S::kLanes);
+    for (int j = 0; j < NV; ++j) store_output<S>(t, i, column + j * S::kLanes, total[i][j]);
 }
 
 // Walks the cell in strips of kStripVectors vectors; the last strip may be narrower.
@@ -127,13 +140,8 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
   using I = typename S::I;
   using F = typename S::F;
   static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
-  // The rows that each of two float32 vectors holds, for every column: 0 to 3, and 4, 5, 4, 5.
-  constexpr int kRowOf[2][4] = {{0, 1, 2, 3}, {4, 5, 4, 5}};
-  alignas(64) float sums[2][S::kLanes] = {};
-  for (int h = 0; h < 2; ++h)
-    for (int j = 0; j < t.narrow; ++j)
-      for (int i = 0; i < 4; ++i) sums[h][4 * j + i] = t.in[kRowOf[h][i]][j];
-  F total[2] = {S::load_float(sums[0]), S::load_float(sums[1])};
+  // For every column, the first of two float32 vectors holds rows 0 to 3, the second 4, 5, 4, 5.
+  F total[2] = {S::broadcast_float(0), S::broadcast_float(0)};
   for (int start = 0; start < t.pairs; start += t.chain) {
     const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
     I sum[kTileRows];
@@ -151,11 +159,13 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
     total[0] = S::add_float(total[0], S::to_float(S::add_neighbours(pairs[0], pairs[1])));
     total[1] = S::add_float(total[1], S::to_float(S::add_neighbours(pairs[2], pairs[2])));
   }
-  const F scale = S::broadcast_float(t.scale);
-  for (int h = 0; h < 2; ++h)
-    S::store_float(sums[h], t.finish ? S::mul_float(total[h], scale) : total[h]);
+  alignas(64) float sums[2][S::kLanes];
+  for (int h = 0; h < 2; ++h) S::store_float(sums[h], total[h]);
   for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < t.narrow; ++j) t.out[i][j] = sums[i / 4][4 * j + i % 4];
+    for (int j = 0; j < t.narrow; ++j) {
+      const float sum = t.in[i][j] + sums[i / 4][4 * j + i % 4] * t.term_scales[i];
+      t.out[i][j] = t.final_scales != nullptr ? sum * t.final_scales[i] : sum;
+    }
 }
 
 // For chains that may overflow. Sums have 64 bits and are saturated to int32 when a chain ends. Few
@@ -165,8 +175,7 @@ __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
   for (int i = 0; i < t.rows; ++i) {
     const int32_t* a = t.a + i * t.a_row;
     const int32_t* b = t.b;
-    const float* in = t.in[i];
-    float* out = t.out[i];
+    float total[kPanelColumns] = {};
     for (int start = 0; start < t.pairs; start += t.chain) {
       const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
       int64_t sum[kPanelColumns] = {};
@@ -179,13 +188,14 @@ __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
       for (int j = 0; j < t.columns; ++j) {
         saturated += sum[j] < kLeast || sum[j] > kMost;
         const int64_t above = sum[j] < kLeast ? kLeast : sum[j];
-        out[j] = in[j] + static_cast<float>(static_cast<int32_t>(above > kMost ? kMost : above));
+        total[j] += static_cast<float>(static_cast<int32_t>(above > kMost ? kMost : above));
       }
       *t.saturated += saturated;
-      in = out;
     }
-    if (t.finish)
-      for (int j = 0; j < t.columns; ++j) out[j] *= t.scale;
+    for (int j = 0; j < t.columns; ++j) {
+      const float sum = t.in[i][j] + total[j] * t.term_scales[i];
+      t.out[i][j] = t.final_scales != nullptr ? sum * t.final_scales[i] : sum;
+    }
   }
 }
 

@@ -48,21 +48,36 @@ void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, i
   }
 }
 
-template <class S>
-void combine(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
-             float* out) {
+template <class S, bool kScaled>
+inline __attribute__((always_inline)) void combine_parts(const float* partial, int64_t stride,
+                                                         int64_t parts, int64_t count,
+                                                         const float* factors, float scale,
+                                                         float* out) {
   using F = typename S::F;
-  const F factor = S::broadcast_float(scale);
+  const F last = S::broadcast_float(scale);
   int64_t i = 0;
   for (; i + S::kLanes <= count; i += S::kLanes) {
     F sum = S::load_float(partial + i);
-    for (int64_t p = 1; p < parts; ++p)
-      sum = S::add_float(sum, S::load_float(partial + p * stride + i));
-    S::store_float(out + i, S::mul_float(sum, factor));
+    if (kScaled) sum = S::mul_float(sum, S::broadcast_float(factors[0]));
+    for (int64_t p = 1; p < parts; ++p) {
+      const F part = S::load_float(partial + p * stride + i);
+      sum = S::add_float(sum, kScaled ? S::mul_float(part, S::broadcast_float(factors[p])) : part);
+    }
+    S::store_float(out + i, S::mul_float(sum, last));
   }
   for (; i < count; ++i) {
-    float sum = partial[i];
-    for (int64_t p = 1; p < parts; ++p) sum += partial[p * stride + i];
+    float sum = kScaled ? partial[i] * factors[0] : partial[i];
+    for (int64_t p = 1; p < parts; ++p)
+      sum += kScaled ? partial[p * stride + i] * factors[p] : partial[p * stride + i];
     out[i] = sum * scale;
   }
+}
+
+template <class S>
+void combine(const float* partial, int64_t stride, int64_t parts, int64_t count,
+             const float* factors, float scale, float* out) {
+  if (factors != nullptr)
+    combine_parts<S, true>(partial, stride, parts, count, factors, scale, out);
+  else
+    combine_parts<S, false>(partial, stride, parts, count, factors, scale, out);
 }

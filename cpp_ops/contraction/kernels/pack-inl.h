@@ -1,5 +1,7 @@
 // Packing of operands. Included as isa/common-inl.h describes.
 
+#include "contraction/kernels/valid-inl.h"
+
 // May write up to kSlack elements beyond the end. These are overwritten by later packing or are
 // slack.
 template <class S>
@@ -20,60 +22,6 @@ inline __attribute__((always_inline)) void interleave(const int16_t* x, const in
   int i = 0;
   for (; i + S::kLanes <= n; i += S::kLanes) S::store(out + i, S::pair_words(x + i, y + i));
   if (i < n) S::interleave_tail(x + i, y + i, n - i, exact, out + i);
-}
-
-// The elements [low, high) of a run that exist at a point.
-struct Valid {
-  int low, high;
-};
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
-
-inline Valid valid_part(const Bounds& bounds, const Point& point, const Run& run) {
-  int64_t low = 0, high = run.length;
-  for (int w = 0; w < bounds.count; ++w) {
-    const int32_t coord = point.coord[w] + run.coord[w];
-    if (w != run.window) {
-      if (static_cast<uint32_t>(coord) >= static_cast<uint32_t>(bounds.size[w])) return {0, 0};
-      continue;
-    }
-    // Unit t of the run exists if 0 <= coord + coef * t < size.
-    if (coord >= 0 && coord + run.coef * run.last < bounds.size[w]) continue;
-    const int64_t first_unit = ceil_div(-int64_t{coord}, run.coef);
-    const int64_t end_unit = ceil_div(int64_t{bounds.size[w]} - coord, run.coef);
-    const int64_t from = first_unit * run.unit - run.phase, to = end_unit * run.unit - run.phase;
-    if (from > low) low = from;
-    if (to < high) high = to;
-    if (low >= high) return {0, 0};
-  }
-  return {static_cast<int>(low), static_cast<int>(high)};
-}
-
-// For each window, the least and the greatest difference between the coordinates of some runs and
-// the coordinates of their point.
-struct Reach {
-  int32_t low[kMaxWindows], high[kMaxWindows];
-};
-
-inline Reach reach_of(const Bounds& bounds, const Run* runs, int run_count) {
-  Reach reach{};
-  for (int w = 0; w < bounds.count; ++w)
-    for (int i = 0; i < run_count; ++i) {
-      const int32_t low = runs[i].coord[w];
-      const auto last = static_cast<int32_t>(runs[i].last);
-      const int32_t high = w == runs[i].window ? low + runs[i].coef * last : low;
-      if (i == 0 || low < reach.low[w]) reach.low[w] = low;
-      if (i == 0 || high > reach.high[w]) reach.high[w] = high;
-    }
-  return reach;
-}
-
-// Whether all elements of the runs exist at a point.
-inline bool inside(const Bounds& bounds, const Point& point, const Reach& reach) {
-  for (int w = 0; w < bounds.count; ++w)
-    if (point.coord[w] + reach.low[w] < 0 || point.coord[w] + reach.high[w] >= bounds.size[w])
-      return false;
-  return true;
 }
 
 template <class S>
@@ -101,6 +49,46 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
   }
 }
 
+// Shifts mantissas right. May write up to kSlack elements beyond the end, as `copy` does.
+template <class S>
+void shift_right(const int16_t* from, int n, int shift, ShiftRounding rounding, int16_t* to) {
+  constexpr int kWidth = 2 * S::kLanes;
+  if (shift == 0) return copy<S>(from, n, to);
+  if (shift >= 16) return fill_zero(to, n);
+  int i = 0;
+  if (rounding.thresholds == nullptr) {
+    for (; i + kWidth <= n; i += kWidth)
+      S::store(to + i, S::shift_to_nearest(S::load(from + i), shift));
+    for (; i < n; ++i) {
+      const int down = from[i] >> shift, rest = from[i] & ((1 << shift) - 1);
+      to[i] = static_cast<int16_t>(down + (rest + (down & 1) > (1 << (shift - 1)) ? 1 : 0));
+    }
+    return;
+  }
+  for (; i + kWidth <= n; i += kWidth)
+    S::store(to + i, S::shift_dithered(S::load(from + i), S::load(rounding.thresholds + i),
+                                       rounding.other, shift));
+  for (; i < n; ++i) {
+    const int threshold = (rounding.thresholds[i] ^ rounding.other) >> (16 - shift);
+    const int sum = from[i] + threshold;
+    to[i] = static_cast<int16_t>((sum > INT16_MAX ? INT16_MAX : sum) >> shift);
+  }
+}
+
+template <class S>
+void pack_pieces(const Piece* pieces, int count, ShiftRounding rounding, int16_t* out) {
+  for (int i = 0; i < count; ++i) {
+    const Piece& piece = pieces[i];
+    if (piece.from == nullptr) {
+      fill_zero(out + piece.start, piece.length);
+      continue;
+    }
+    ShiftRounding own = rounding;
+    if (own.thresholds != nullptr) own.thresholds += piece.start;
+    shift_right<S>(piece.from, piece.length, piece.shift, own, out + piece.start);
+  }
+}
+
 // How many pairs of k to prefetch ahead. Operands without windows are read once per task, in pieces
 // that the hardware prefetcher does not predict.
 inline constexpr int kPrefetchPairs = 8;
@@ -109,10 +97,12 @@ inline void prefetch(const int16_t* from, int n) {
   for (int i = 0; i < n; i += 32) __builtin_prefetch(from + i);
 }
 
-template <class S>
-void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
-                const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
-                int64_t stride, int padding) {
+template <class S, bool kShifted>
+inline __attribute__((always_inline)) void pack_words(const int16_t* base, const Bounds& bounds,
+                                                      const Point* points, int k, const Run* runs,
+                                                      int run_count, const PairShifts& shifts,
+                                                      const int16_t* zeros, int16_t* edge,
+                                                      int32_t* out, int64_t stride, int padding) {
   const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
   for (int pair = 0; pair < k; pair += 2, out += stride) {
@@ -130,6 +120,28 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
         prefetch(base + points[ahead + 1].offset + run.offset, run.length);
       }
       const int16_t* source[2] = {zeros, zeros};
+      const int8_t* shift = kShifted ? shifts.shifts + pair * run_count + i : nullptr;
+      if (kShifted && (shift[0] != 0 || (count == 2 && shift[run_count] != 0))) {
+        const int room = run.length + kSlack;
+        for (int half = 0; half < count; ++half, shift += run_count) {
+          const Point& point = points[pair + half];
+          const Valid valid = whole ? Valid{0, run.length} : valid_part(bounds, point, run);
+          if (*shift >= 16 || valid.low == valid.high) continue;
+          int16_t* const shifted = edge + half * room;
+          ShiftRounding rounding{nullptr, 0};
+          if (shifts.lanes != nullptr)
+            rounding = {
+                shifts.lanes + (shifts.first_lane + run.start) % kThresholdLanes + valid.low,
+                shifts.of_k[pair + half]};
+          fill_zero(shifted, valid.low);
+          shift_right<S>(base + point.offset + run.offset + valid.low, valid.high - valid.low,
+                         *shift, rounding, shifted + valid.low);
+          fill_zero(shifted + valid.high, run.length - valid.high);
+          source[half] = shifted;
+        }
+        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
+        continue;
+      }
       if (whole) {
         for (int half = 0; half < count; ++half)
           source[half] = base + points[pair + half].offset + run.offset;
@@ -152,6 +164,23 @@ void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, 
     }
     for (int i = 0; i < padding; ++i) out[length + i] = 0;
   }
+}
+
+template <class S>
+void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
+                int64_t stride, int padding) {
+  pack_words<S, false>(base, bounds, points, k, runs, run_count, {}, zeros, edge, out, stride,
+                       padding);
+}
+
+template <class S>
+void pack_shifted_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                        const Run* runs, int run_count, const PairShifts& shifts,
+                        const int16_t* zeros, int16_t* edge, int32_t* out, int64_t stride,
+                        int padding) {
+  pack_words<S, true>(base, bounds, points, k, runs, run_count, shifts, zeros, edge, out, stride,
+                      padding);
 }
 
 template <class S>

@@ -11,6 +11,7 @@ namespace {
 
 struct Portable {
   static constexpr int kLanes = 8;
+  static constexpr bool kFused = false;
   static constexpr int kStripVectors = 2;
   static constexpr bool kNarrow = false;
   static constexpr int kShortChain = 16;
@@ -63,6 +64,19 @@ struct Portable {
       const uint32_t x = static_cast<uint32_t>(low(m.v[i]) * low(m.v[i]));
       const uint32_t y = static_cast<uint32_t>(high(m.v[i]) * high(m.v[i]));
       return static_cast<int32_t>((x + y) >> kNormShift);
+    });
+  }
+
+  // 16-bit halves, shifted right by 1 to 15 bits and rounded.
+  static I shift_to_nearest(I x, int shift) {
+    return map_halves(x, x, [shift](int y, int) {
+      const int down = y >> shift, rest = y & ((1 << shift) - 1);
+      return down + (rest + (down & 1) > (1 << (shift - 1)) ? 1 : 0);
+    });
+  }
+  static I shift_dithered(I x, I thresholds, uint16_t other, int shift) {
+    return map_halves(x, thresholds, [other, shift](int y, int threshold) {
+      return std::min(y + (((threshold & 0xffff) ^ other) >> (16 - shift)), 32767) >> shift;
     });
   }
 
@@ -145,6 +159,13 @@ struct Portable {
     I r;
     for (int i = 0; i < kLanes; ++i) r.v[i] = f(i);
     return r;
+  }
+  template <class F>
+  static I map_halves(I x, I y, F f) {
+    return map([&](int i) {
+      return join_words(static_cast<int16_t>(f(low(x.v[i]), low(y.v[i]))),
+                        static_cast<int16_t>(f(high(x.v[i]), high(y.v[i]))));
+    });
   }
   static int32_t low(int32_t word) { return static_cast<int16_t>(word & 0xffff); }
   static int32_t high(int32_t word) { return word >> 16; }

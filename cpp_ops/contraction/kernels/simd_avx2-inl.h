@@ -8,6 +8,7 @@ struct Avx2 {
   using I = __m256i;
   using F = __m256;
   static constexpr int kLanes = 8;
+  static constexpr bool kFused = Dot::kFused;
   static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
   static constexpr bool kNarrow = false;   // 8 lanes are too few for 4 columns of 4 words
   static constexpr int kShortChain = 4;    // words; up to this, float32 sums stay in registers
@@ -36,6 +37,21 @@ struct Avx2 {
     return _mm_cvtsi128_si32(x);
   }
   static I squares(I m) { return _mm256_srli_epi32(_mm256_madd_epi16(m, m), kNormShift); }
+
+  // 16-bit lanes, shifted right by 1 to 15 bits and rounded.
+  static I shift_to_nearest(I x, int shift) {
+    const I down = _mm256_sra_epi16(x, _mm_cvtsi32_si128(shift));
+    const I rest = _mm256_and_si256(x, _mm256_set1_epi16(static_cast<int16_t>((1 << shift) - 1)));
+    const I odd = _mm256_and_si256(down, _mm256_set1_epi16(1));
+    const I up = _mm256_cmpgt_epi16(_mm256_adds_epi16(rest, odd),
+                                    _mm256_set1_epi16(static_cast<int16_t>(1 << (shift - 1))));
+    return _mm256_sub_epi16(down, up);
+  }
+  static I shift_dithered(I x, I thresholds, uint16_t other, int shift) {
+    const I both = _mm256_xor_si256(thresholds, _mm256_set1_epi16(static_cast<int16_t>(other)));
+    const I added = _mm256_srl_epi16(both, _mm_cvtsi32_si128(16 - shift));
+    return _mm256_sra_epi16(_mm256_adds_epi16(x, added), _mm_cvtsi32_si128(shift));
+  }
 
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm256_loadu_ps(p); }

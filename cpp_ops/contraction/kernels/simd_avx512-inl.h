@@ -8,6 +8,7 @@ struct Avx512 {
   using I = __m512i;
   using F = __m512;
   static constexpr int kLanes = 16;
+  static constexpr bool kFused = Dot::kFused;
   static constexpr int kStripVectors = 4;  // 6 x 4 sums, 4 of B, 1 of A: 29 of 32 registers
   static constexpr bool kNarrow = true;
   static constexpr int kShortChain = 64;  // words; up to this, float32 sums stay in registers
@@ -42,6 +43,21 @@ struct Avx512 {
   }
   static int32_t reduce_max(I a) { return _mm512_reduce_max_epi32(a); }
   static I squares(I m) { return _mm512_srli_epi32(_mm512_madd_epi16(m, m), kNormShift); }
+
+  // 16-bit lanes, shifted right by 1 to 15 bits and rounded.
+  static I shift_to_nearest(I x, int shift) {
+    const I down = _mm512_sra_epi16(x, _mm_cvtsi32_si128(shift));
+    const I rest = _mm512_and_si512(x, _mm512_set1_epi16(static_cast<int16_t>((1 << shift) - 1)));
+    const I odd = _mm512_and_si512(down, _mm512_set1_epi16(1));
+    const __mmask32 up = _mm512_cmpgt_epi16_mask(
+        _mm512_adds_epi16(rest, odd), _mm512_set1_epi16(static_cast<int16_t>(1 << (shift - 1))));
+    return _mm512_mask_add_epi16(down, up, down, _mm512_set1_epi16(1));
+  }
+  static I shift_dithered(I x, I thresholds, uint16_t other, int shift) {
+    const I both = _mm512_xor_si512(thresholds, _mm512_set1_epi16(static_cast<int16_t>(other)));
+    const I added = _mm512_srl_epi16(both, _mm_cvtsi32_si128(16 - shift));
+    return _mm512_sra_epi16(_mm512_adds_epi16(x, added), _mm_cvtsi32_si128(shift));
+  }
 
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm512_loadu_ps(p); }

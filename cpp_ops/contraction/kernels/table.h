@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "contraction/alignment.h"
 #include "isa/isa.h"
 #include "plan/index.h"
 #include "plan/plan.h"
@@ -21,8 +22,8 @@ struct Norms {
 };
 inline constexpr int kChainLengths = kNorms + 1;  // chains of 2 need no norm
 
-// One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block. Each
-// 32-bit word holds the mantissas of two consecutive k.
+// One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block, or a
+// segment of a k-block. Each 32-bit word holds the mantissas of two consecutive k.
 struct CellArgs {
   const int32_t* a;  // word (row, k/2) is at row * a_row + (k/2) * a_pair
   int64_t a_row, a_pair;
@@ -36,11 +37,14 @@ struct CellArgs {
   // columns and k are zero.
   const int32_t* b_quads;
   int32_t narrow;          // the number of columns, if b_quads is not null
-  const float* const* in;  // running sums, a pointer per row: `out` or zeros
-  float* const* out;
-  bool finish;  // multiply the outputs by `scale`
-  bool stream;  // `out` is 64-byte aligned and not needed soon: bypass the caches
-  float scale;
+  const float* const* in;  // running sums, a pointer per row
+  float* const* out;       // may be the same
+  // For each row. The sum of the cell's chains is multiplied by term_scales and added to `in`; if
+  // final_scales is not null, the result is multiplied by final_scales.
+  const float* term_scales;
+  const float* final_scales;
+  float* memory;  // for kTileRows * kPanelColumns numbers
+  bool stream;    // `out` is 64-byte aligned and not needed soon: bypass the caches
   // Null if no sum can overflow int32. Otherwise sums are saturated, and this counts the saturated
   // ones.
   int64_t* saturated;
@@ -50,6 +54,32 @@ inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads ar
 
 // The number of elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;
+
+// How mantissas are rounded where they are shifted right: to nearest, ties to even, if
+// `thresholds` is null. Otherwise thresholds[i] ^ other is the threshold of element i, of which the
+// highest bits are added before the shift.
+struct ShiftRounding {
+  const uint16_t* thresholds;
+  uint16_t other;
+};
+
+// Elements [start, start + length) of a packed row: zeros if `from` is null, or the elements there,
+// shifted right.
+struct Piece {
+  const int16_t* from;
+  int32_t exponent;
+  int16_t start, length, shift;
+};
+
+// The shifts of words of two k: those of run r at index k are shifts[k * runs + r], and at least
+// 16 makes zeros. If `lanes` is not null, mantissas are dithered: the thresholds of row i are
+// lanes[(first_lane + i) % kThresholdLanes], those of index k are of_k[k].
+struct PairShifts {
+  const int8_t* shifts;
+  const uint16_t* lanes;
+  int64_t first_lane;
+  const uint16_t* of_k;
+};
 
 struct ContractionKernels {
   void (*cell)(const CellArgs& args);
@@ -64,6 +94,14 @@ struct ContractionKernels {
   void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                      const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
                      int32_t* out, int64_t stride, int padding);
+  // Packs one row of k from its pieces. The thresholds of `rounding` are those of its elements.
+  void (*pack_pieces)(const Piece* pieces, int count, ShiftRounding rounding, int16_t* out);
+  // pack_pairs with mantissas shifted right. `edge` is twice as long as the longest run, and
+  // kSlack.
+  void (*pack_shifted_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                             const Run* runs, int run_count, const PairShifts& shifts,
+                             const int16_t* zeros, int16_t* edge, int32_t* out, int64_t stride,
+                             int padding);
   // Transposes words [16 rows][pairs] to [pairs][16 columns]. Rows of the input are `stride`
   // elements apart, rows of the output `out_stride` words.
   void (*transpose)(const int16_t* rows, int64_t stride, int pairs, int32_t* out,
@@ -84,9 +122,10 @@ struct ContractionKernels {
   // The same, but `b` may contain kLowestPair.
   void (*lanes_of_any)(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k,
                        int lanes, bool first, float* sums);
-  // out[i] = scale * ((p0[i] + p1[i]) + ...); the partial sums p0, p1, ... are `stride` apart.
-  void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count, float scale,
-                  float* out);
+  // out[i] = scale * ((f0 * p0[i] + f1 * p1[i]) + ...); the partial sums p0, p1, ... are `stride`
+  // apart. The factors are powers of two; null stands for ones.
+  void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count,
+                  const float* factors, float scale, float* out);
 
   // Runs a register-only loop of int16 dot products (or float32 multiply-adds) on this path.
   // Returns the number of multiply-adds.

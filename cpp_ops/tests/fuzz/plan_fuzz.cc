@@ -53,7 +53,7 @@ class Bytes {
 };
 
 std::vector<int64_t> arbitrary_code(Bytes* in) {
-  std::vector<int64_t> code = {1, in->between(1, 2)};
+  std::vector<int64_t> code = {2, 0, in->between(1, 2)};
   for (int64_t count = in->between(8, 80); count > 0; --count)
     code.push_back(in->one_in(2) ? in->below(4) : in->number());
   return code;
@@ -242,7 +242,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     disjoint = false;
   } else {
     const int64_t parts = in.between(1, 2);
-    code = {1, parts};
+    code = {2, 0, parts};
     for (int64_t i = 0; i < parts; ++i) put_part(&in, &outputs, &disjoint, &code);
     if (in.one_in(30)) code[static_cast<size_t>(in.below(200)) % code.size()] = in.number();
   }

@@ -16,9 +16,12 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-from dfpjax.numbers.contraction.contraction import Contraction, Shape
+import numpy as np
 
-ENCODING_VERSION = 1
+from dfpjax.numbers.contraction.contraction import Contraction, Shape
+from dfpjax.numbers.format.blocks import Blocks
+
+ENCODING_VERSION = 2
 
 ROW_TILE = 6
 """Rows of a tile, the unit for which the chain length is certified."""
@@ -35,6 +38,14 @@ int32."""
 CERTIFIED_BELOW = float(2**46 - 2**30)
 """A chain is certified if the product of its two norms is below this bound: (2^31 / 2^NORM_SHIFT)² minus a
 margin for float32."""
+
+SEGMENT = 32
+"""Contracted elements of a segment of a block. Mantissas with exponents of their own are aligned within a
+block, or within its segments if their exponents are far apart."""
+SEGMENTS = BLOCK // SEGMENT
+NARROW_RANGE = 4
+"""The largest difference between the exponents of a row of a tile, or of a panel, for which mantissas are
+aligned within the whole block."""
 
 _SPLIT_UNITS = 32
 _SPLITS_MULTIPLE = 16
@@ -73,6 +84,34 @@ class Bounds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where the exponents of an operand in blocks lie: a function of an element's offset in memory.
+
+    The operand is rows of `columns` elements, in groups of `outer` elements that no block crosses.
+    """
+
+    outer: int
+    columns: int
+    block_rows: int
+    block_columns: int
+    dithered: bool
+    """How mantissas are rounded where they are aligned. To nearest if the operand is contiguous along the
+    contracted index. Otherwise with thresholds that differ from element to element, so that the sum of many
+    small ones is right, though each is small beside the largest one that it meets."""
+
+    def _encode(self) -> tuple[int, ...]:
+        return self.outer, self.columns, self.block_rows, self.block_columns, int(self.dithered)
+
+    def index(self, offset: np.ndarray) -> np.ndarray:
+        """The index of the exponent of the element at each offset."""
+        rows = self.outer // self.columns
+        outer, inside = np.divmod(offset, self.outer)
+        row, column = np.divmod(inside, self.columns)
+        block_rows, block_columns = -(-rows // self.block_rows), -(-self.columns // self.block_columns)
+        return (outer * block_rows + row // self.block_rows) * block_columns + column // self.block_columns
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """One strided contraction. A plan has several if a stride divides the output into phases."""
 
@@ -105,12 +144,16 @@ class Plan:
     swapped: bool
     """Whether A is the contraction's rhs and B its lhs, rather than the reverse."""
     out_shape: Shape
+    grids: tuple[Grid, Grid] | None
+    """The exponents of A and of B, if one of them is in blocks. Otherwise loops address the exponents."""
     parts: tuple[Part, ...]
 
     def encode(self) -> tuple[int, ...]:
         """The integers that the native kernel takes (see `cpp_ops/plan/plan.h`)."""
         return (
             ENCODING_VERSION,
+            len(self.grids or ()),
+            *itertools.chain.from_iterable(grid._encode() for grid in self.grids or ()),
             len(self.parts),
             *itertools.chain.from_iterable(p._encode() for p in self.parts),
         )
@@ -118,27 +161,76 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096)
 def make_plan(
-    contraction: Contraction, lhs_shape: Shape, rhs_shape: Shape, lhs_exponent: Shape, rhs_exponent: Shape
+    contraction: Contraction,
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    lhs_exponent: Shape,
+    rhs_exponent: Shape,
+    blocks: tuple[Blocks | None, Blocks | None] = (None, None),
 ) -> Plan:
     """Plan a contraction.
 
     Arguments:
         contraction: the contraction to plan.
         lhs_shape, rhs_shape: the operands' shapes.
-        lhs_exponent, rhs_exponent: shapes of the operands' exponents, with the operands' ranks and extent 1
-            along axes that share an exponent. Along contracted axes an exponent must be shared.
+        lhs_exponent, rhs_exponent: shapes of the operands' exponents. Without blocks, they have the operands'
+            ranks and extent 1 along axes that share an exponent, which contracted axes must. With blocks,
+            they are (*axes that vmap added, *blocks.counts(the operand's other axes)).
+        blocks: the size of lhs's and of rhs's blocks, or None for each.
 
     Raises:
-        ValueError: if an exponent varies along a contracted axis.
+        ValueError: if an exponent varies along a contracted axis, has not the shape of the blocks, or varies
+            along an axis that vmap has not added while the other operand is in blocks.
     """
     if _gathers_rhs(contraction, lhs_shape, rhs_shape):
-        plan = make_plan(contraction.swap(), rhs_shape, lhs_shape, rhs_exponent, lhs_exponent)
+        plan = make_plan(contraction.swap(), rhs_shape, lhs_shape, rhs_exponent, lhs_exponent, blocks[::-1])
         return replace(plan, swapped=not plan.swapped)
+    grids = None
+    if any(blocks):
+        swapped = contraction.swap()
+        grids = (
+            _grid(contraction, lhs_shape, lhs_exponent, blocks[0]),
+            _grid(swapped, rhs_shape, rhs_exponent, blocks[1]),
+        )
+        lhs_exponent, rhs_exponent = (1,) * len(lhs_shape), (1,) * len(rhs_shape)
     windows = contraction.windows
     phases = [_phases(w, contraction, lhs_shape, rhs_shape) for w in windows]
     operands = (lhs_shape, rhs_shape, lhs_exponent, rhs_exponent)
-    parts = tuple(_part(contraction, *operands, phase) for phase in itertools.product(*phases))
-    return Plan(swapped=False, out_shape=contraction.out_shape, parts=parts)
+    parts = tuple(
+        _part(contraction, *operands, phase, grids is not None) for phase in itertools.product(*phases)
+    )
+    return Plan(swapped=False, out_shape=contraction.out_shape, grids=grids, parts=parts)
+
+
+def _grid(c: Contraction, shape: Shape, exponent: Shape, blocks: Blocks | None) -> Grid:
+    """The grid of the lhs of a contraction."""
+    mapped = len(c.mapped_axes(c.lhs))
+    example = shape[mapped:]
+    size = max(math.prod(example), 1)
+    if blocks is None:
+        shared = all(extent == 1 for extent in exponent[mapped:])
+        examples = math.prod(exponent[:mapped])
+        if not shared or examples not in (1, math.prod(shape[:mapped])):
+            raise ValueError(
+                f"an operand in blocks cannot be multiplied by one with exponents of shape {exponent}"
+            )
+        size = max(math.prod(shape), 1) if examples == 1 else size
+        return Grid(
+            outer=size, columns=size, block_rows=1, block_columns=1 << (size - 1).bit_length(), dithered=False
+        )
+    wanted = (*shape[:mapped], *blocks.counts(example))
+    if exponent != wanted:
+        raise ValueError(f"the exponents of an operand of shape {shape} must have shape {wanted}")
+    _, rows, columns = blocks.view(example)
+    innermost = next((c.lhs[axis] for axis in reversed(range(len(shape))) if shape[axis] > 1), None)
+    kept = {*c.out, *(w.lhs for w in c.windows)}
+    return Grid(
+        outer=max(rows * columns, 1),
+        columns=max(columns, 1),
+        block_rows=blocks.rows,
+        block_columns=blocks.columns,
+        dithered=innermost in kept,
+    )
 
 
 def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:
@@ -219,7 +311,13 @@ def _exponent_strides(exponent: Shape) -> list[int]:
 
 
 def _part(
-    c: Contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, phases: tuple[_Phase, ...]
+    c: Contraction,
+    lhs_shape,
+    rhs_shape,
+    lhs_exponent,
+    rhs_exponent,
+    phases: tuple[_Phase, ...],
+    in_blocks: bool,
 ) -> Part:
     sizes = dict(zip((*c.lhs, *c.rhs, *c.out), (*lhs_shape, *rhs_shape, *c.out_shape), strict=True))
     a = dict(zip(c.lhs, _strides(lhs_shape), strict=True))
@@ -277,7 +375,7 @@ def _part(
         elif label not in out:
             k.append(Dim(sizes[label], a[label], b[label]))
 
-    lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
+    lanes = not in_blocks and _runs_in_lanes(g, n, innermost_g in c.mapped)
     examples = math.prod(sizes[label] for label in c.mapped)
     groups = _extent(g) // max(1, examples)
     if lanes:  # the groups in the lanes share a task

@@ -10,8 +10,8 @@ from jax import lax
 Rounding = Literal["nearest", "stochastic", "biased", "truncate"]
 
 
-def _hash(x: jax.Array) -> jax.Array:
-    """A bijective hash of 32-bit words (two xor-shift-multiply rounds). Its high bits, which decide the
+def hash_bits(x: jax.Array) -> jax.Array:
+    """A bijective hash of uint32 (two xor-shift-multiply rounds). Its high bits, which decide the
     comparisons, are the best. Without the first shift, neighbours would be measurably correlated."""
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     return (x ^ (x >> 15)) * np.uint32(0x846CA68B)
@@ -43,4 +43,4 @@ def random_bits(shape: tuple[int, ...], seed: jax.Array, axes: tuple[int, ...] |
     for axis in reversed(axes):
         index = index + lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride & 0xFFFFFFFF)
         stride *= shape[axis]
-    return _hash(index ^ _hash(seed))
+    return hash_bits(index ^ hash_bits(seed))
