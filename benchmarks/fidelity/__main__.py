@@ -131,7 +131,8 @@ def main(argv=None) -> list[Row]:
     rows = [row for operands in chosen for row in measure(operands)]
     minutes = (time.perf_counter() - start) / 60
 
-    print(f"\n{results.summary(rows)}\n\n{results.every_row(rows)}\n\n{minutes:.1f} minutes")
+    tables = (results.granularities(rows), results.summary(rows), results.every_row(rows))
+    print("", *tables, f"{minutes:.1f} minutes", sep="\n\n")
     if arguments.out:
         record = {
             "cpu": cpu_model(),

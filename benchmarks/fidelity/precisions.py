@@ -1,7 +1,7 @@
 """How `benchmarks.fidelity` computes one operation's three passes: exactly, and in each precision."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ from benchmarks.common import shapes
 from benchmarks.common.operations import PASSES, ours_and_jax
 from dfpjax import quantize
 from dfpjax.numbers import Quantizer, Quantizers
+from dfpjax.numbers.format.blocks import Blocks
+from dfpjax.numbers.format.quantizer import Granularity
 
 Results = dict[str, np.ndarray]
 """The result of each pass, float64."""
@@ -26,6 +28,12 @@ class Precision:
     """Bits of a dynamic fixed point mantissa; 0 is floating point."""
     rounding: str = "nearest"
     """The rounding to dynamic fixed point."""
+    cotangent_rounding: str = ""
+    """That of output gradients, if it is another."""
+    granularity: Granularity = "tensor"
+    """What has an exponent: a tensor or a block."""
+    blocks: Blocks = Blocks()  # noqa: RUF009 (frozen)
+    """The size of blocks. It counts only if the granularity is `block`."""
     bfloat16_operands: bool = False
     bfloat16_results: bool = False
 
@@ -34,10 +42,11 @@ class Precision:
         ours, theirs = ours_and_jax(case)
         if not self.bits:
             return theirs
-        quantizer = Quantizer(bits=self.bits, rounding=self.rounding)
-        return functools.partial(
-            ours, quantizers=Quantizers(lhs=quantizer, rhs=quantizer, cotangent=quantizer)
+        operand = Quantizer(
+            bits=self.bits, rounding=self.rounding, granularity=self.granularity, blocks=self.blocks
         )
+        cotangent = replace(operand, rounding=self.cotangent_rounding or self.rounding)
+        return functools.partial(ours, quantizers=Quantizers(lhs=operand, rhs=operand, cotangent=cotangent))
 
     def round(self, operand: jax.Array) -> jax.Array:
         """A float32 operand as floating point of this precision has it."""
@@ -49,11 +58,17 @@ class Precision:
 
 FLOAT32 = Precision("float32")
 DFP16 = Precision("DFP-16", bits=16)
+DFP16_BLOCKS = Precision("DFP-16 blocks", bits=16, granularity="block")
+DFP16_BLOCKS_STOCHASTIC = Precision(
+    "DFP-16 blocks, stochastic dy", bits=16, granularity="block", cotangent_rounding="stochastic"
+)
 BFLOAT16 = Precision("bfloat16", bfloat16_operands=True)
 PRECISIONS = (
     FLOAT32,
     DFP16,
+    DFP16_BLOCKS,
     Precision("DFP-16 stochastic", bits=16, rounding="stochastic"),
+    DFP16_BLOCKS_STOCHASTIC,
     Precision("DFP-14", bits=14),
     Precision("DFP-12", bits=12),
     Precision("DFP-8", bits=8),
@@ -145,6 +160,6 @@ def rms_over_max(x: np.ndarray) -> float:
 
 
 def share_lost(x: np.ndarray) -> float:
-    """The share of a float32 array's non-zero values that become zero in DFP-16."""
+    """The share of a float32 array's non-zero values that become zero in DFP-16 with one exponent."""
     mantissa = np.asarray(quantize(x).mantissa)
     return float(np.mean((mantissa == 0) & (x != 0)))

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 from benchmarks.common import figures
 from benchmarks.common.means import geometric_mean
-from benchmarks.fidelity.precisions import BFLOAT16, DFP16, PRECISIONS
+from benchmarks.fidelity.precisions import (
+    BFLOAT16,
+    DFP16,
+    DFP16_BLOCKS,
+    DFP16_BLOCKS_STOCHASTIC,
+    PRECISIONS,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +23,9 @@ if TYPE_CHECKING:
 COLOURS = {
     "float32": figures.FLOAT32,
     "DFP-16": figures.DFP16,
+    "DFP-16 blocks": figures.DFP16_BLOCKS,
     "DFP-16 stochastic": figures.DFP16_VARIANT,
+    "DFP-16 blocks, stochastic dy": figures.DFP16_BLOCKS_VARIANT,
     "DFP-14": "#6baed6",
     "DFP-12": "#9ecae1",
     "DFP-8": "#c6dbef",
@@ -41,7 +49,7 @@ class Row:
     rms_over_max: tuple[float, float]
     """Of the pass's two operands, root mean square over largest magnitude."""
     lost: tuple[float, float]
-    """For each of the two, the share of values that DFP-16 rounds to zero."""
+    """For each of the two, the share of values that DFP-16 with one exponent rounds to zero."""
     errors: dict[str, dict[str, float]]
     """Of each precision: `relative` error; `largest` error over the truth's root mean square; relative error
     of the worst `channel`."""
@@ -49,9 +57,9 @@ class Row:
     def error(self, precision: str, measure: str = "relative") -> float:
         return self.errors[precision][measure]
 
-    def gain(self, measure: str = "relative") -> float:
-        """bfloat16's error over DFP-16's."""
-        return self.error(BFLOAT16.name, measure) / self.error(DFP16.name, measure)
+    def gain(self, measure: str = "relative", precision: str = DFP16.name) -> float:
+        """bfloat16's error over that precision's."""
+        return self.error(BFLOAT16.name, measure) / self.error(precision, measure)
 
     @property
     def fill(self) -> float:
@@ -60,13 +68,13 @@ class Row:
         return math.sqrt(2 / sum(value**-2 for value in self.rms_over_max))
 
 
-def _markdown(columns: list[str], cells: list[list[str]], words: int) -> str:
-    """The first `words` columns hold words, the others numbers."""
+def markdown(columns: list[str], cells: list[list[str]], words: int) -> str:
+    """A table whose first `words` columns hold words, and the others numbers."""
     rules = ["---"] * words + ["---:"] * (len(columns) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rules, *cells))
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     return f"{value:.1e}"
 
 
@@ -74,7 +82,7 @@ def _decibels(error: float) -> str:
     return f"{-20 * math.log10(error):.0f}"
 
 
-def _gain(value: float) -> str:
+def gain_text(value: float) -> str:
     return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
@@ -108,24 +116,40 @@ def summary(rows: list[Row]) -> str:
                 family,
                 which,
                 f"{geometric_mean(row.fill for row in group):.3f}",
-                *map(_number, errors),
+                *map(number_text, errors),
                 _decibels(geometric_mean(row.error(DFP16.name) for row in group)),
-                *map(_gain, (gains[0], least, *gains[1:])),
+                *map(gain_text, (gains[0], least, *gains[1:])),
             ]
         )
-    return _markdown(columns, cells, words=2)
+    return markdown(columns, cells, words=2)
+
+
+def granularities(rows: list[Row]) -> str:
+    """How many times the error of DFP-16 bfloat16's is, with one exponent for a tensor and with one for each
+    block, in the geometric mean and at least."""
+    compared = (DFP16.name, DFP16_BLOCKS.name, DFP16_BLOCKS_STOCHASTIC.name)
+    columns = ["tensors", "pass", "operations"]
+    columns += [text for name in compared for text in (f"bfloat16 : {name}", "least")]
+    cells = []
+    for (family, which), group in by_family_and_pass(rows).items():
+        cells.append([family, which, str(len(group))])
+        for name in compared:
+            gains = [row.gain(precision=name) for row in group]
+            cells[-1] += [gain_text(geometric_mean(gains)), gain_text(min(gains))]
+    return markdown(columns, cells, words=2)
 
 
 def every_row(rows: list[Row]) -> str:
     """What the summary is made of."""
     columns = ["tensors", "layer", "operation", "pass", "rms / max", "", *(p.name for p in PRECISIONS)]
-    columns += ["bfloat16 : DFP-16"]
+    columns += ["bfloat16 : DFP-16", "bfloat16 : DFP-16 blocks"]
     cells = []
     for row in rows:
         fills = [f"{value:.3f}" for value in row.rms_over_max]
-        errors = [_number(row.error(p.name)) for p in PRECISIONS]
-        cells.append([row.family, row.layer, row.operation, row.which, *fills, *errors, _gain(row.gain())])
-    return _markdown(columns, cells, words=4)
+        errors = [number_text(row.error(p.name)) for p in PRECISIONS]
+        gains = [gain_text(row.gain()), gain_text(row.gain(precision=DFP16_BLOCKS.name))]
+        cells.append([row.family, row.layer, row.operation, row.which, *fills, *errors, *gains])
+    return markdown(columns, cells, words=4)
 
 
 def chart(rows: list[Row], path: Path) -> "Figure":

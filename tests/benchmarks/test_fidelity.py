@@ -20,6 +20,7 @@ from benchmarks.fidelity import photographs, precisions, results
 from benchmarks.fidelity.captured import Training
 from benchmarks.fidelity.networks import NETWORKS, classifier_loss
 from benchmarks.fidelity.tensors import random_operands
+from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.training.models.resnet import Bottleneck, ResNet
 
 CASES = (
@@ -92,6 +93,41 @@ def test_dynamic_fixed_point_quantizes_every_operand_of_every_pass():
         assert oracle.relative_error(actual[which], expected[which]) < 1e-6
 
 
+@pytest.mark.parametrize("case", (CASES[1], CASES[6]), ids=lambda case: case.name)
+def test_blocks_quantize_every_operand_of_every_pass(case):
+    blocks = Blocks(rows=2, columns=16)
+    precision = precisions.Precision("blocks", bits=16, granularity="block", blocks=blocks)
+
+    def rounded(operand):
+        outer, rows, columns = blocks.view(operand.shape)
+        out = np.zeros((outer, rows, columns))
+        view = operand.reshape(outer, rows, columns)
+        for o, i, j in np.ndindex(outer, -(-rows // 2), -(-columns // 16)):
+            block = np.s_[o, 2 * i : 2 * i + 2, 16 * j : 16 * j + 16]
+            mantissa, exponent = oracle.quantize(view[block])
+            out[block] = np.ldexp(mantissa.astype(np.float64), exponent)
+        return out.reshape(operand.shape)
+
+    operands = random_operands("Student's t, 3 degrees", case)
+    operands = operands.x, operands.w, operands.dy
+    truth = precisions.exact_passes(case, *operands)
+    expected = precisions.exact_passes(case, *map(rounded, operands))
+    actual = precisions.passes(case, precision, *operands)
+    for which in PASSES:
+        # The kernels round once more where they bring blocks to common exponents.
+        of_storage = oracle.relative_error(expected[which], truth[which])
+        assert of_storage < oracle.relative_error(actual[which], truth[which]) < 4 * of_storage
+
+
+def test_blocks_keep_what_one_exponent_loses():
+    for row in fidelity.measure(random_operands("log-normal", Dot(m=64, k=256, n=48))):
+        assert row.gain(precision="DFP-16 blocks") > 1.2 * row.gain()
+        if row.which == "fprop":
+            assert row.error("DFP-16 blocks, stochastic dy") == row.error("DFP-16 blocks")
+        else:
+            assert row.error("DFP-16 blocks, stochastic dy") > row.error("DFP-16 blocks")
+
+
 def test_what_fills_its_range_less_gains_less():
     normal_rows, heavy = (fidelity.measure(random_operands(f, CASES[4])) for f in ("normal", "log-normal"))
     for one, other in zip(normal_rows, heavy, strict=True):
@@ -124,6 +160,13 @@ def test_tables():
     first, _, *lines = results.summary(rows).splitlines()
     assert len(lines) == 2 and all(line.count("|") == first.count("|") for line in lines)
     assert lines[0].startswith("| f | fprop | 0.100 |") and lines[0].endswith("| 60 | 20 | 20 | 50 | 1.0 |")
+    errors = {**rows[0].errors, "DFP-16 blocks": {"relative": 1e-4}}
+    rows.append(example_row(errors=errors))
+    lines = results.granularities(rows).splitlines()[2:]
+    assert lines == [
+        "| f | fprop | 2 | 20 | 20 | 63 | 20 | 20 | 20 |",
+        "| f | dgrad | 1 | 20 | 20 | 20 | 20 | 20 | 20 |",
+    ]
     assert "| l | o | dgrad | 0.300 | 0.050 |" in results.every_row(rows)
 
 
