@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -15,6 +16,7 @@ from benchmarks.common.timing import Contenders
 from dfpjax import kernels
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.plan import make_plan
+from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 
@@ -24,11 +26,13 @@ KERNEL, QUANTIZED, XLA, ONEDNN = "dfp16 kernel", "dfp16 + quantize", "XLA f32", 
 quantize = functools.partial(quantize_array, quantizer=Quantizer())
 
 
-def contract(contraction, threads: int):
-    """The native kernel as a function of two quantized operands, on at most so many threads (0: all)."""
+def contract(contraction, threads: int, blocks: Blocks | None = None):
+    """The native kernel as a function of two quantized operands, on at most so many threads (0: all).
+    `blocks` is the size of both operands' blocks."""
 
     def run(lhs, lhs_exponent, rhs, rhs_exponent):
-        plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+        shapes_of = (x.shape for x in (lhs, rhs, lhs_exponent, rhs_exponent))
+        plan = make_plan(contraction, *shapes_of, (blocks, blocks))
         lhs, rhs = to_integers(lhs), to_integers(rhs)
         if plan.swapped:
             lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
@@ -58,6 +62,14 @@ def kernel_on_threads(lhs_shape, rhs_shape, contraction, threads: list[int]) -> 
         return lambda: kernel(*quantized).block_until_ready()
 
     return {str(count): call(count) for count in threads}
+
+
+def kernel(contraction, lhs, rhs, blocks: Blocks | None) -> Callable[[], object]:
+    """The kernel alone, on those float32 operands, quantized with blocks of that size or none."""
+    prepare = jax.jit(functools.partial(quantize, blocks=blocks))
+    quantized = (*prepare(lhs), *prepare(rhs))
+    run = jax.jit(contract(contraction, 0, blocks))
+    return lambda: run(*quantized).block_until_ready()
 
 
 def xla(case) -> Contenders:
