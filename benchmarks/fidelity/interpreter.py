@@ -76,14 +76,17 @@ def _evaluate(closed: ClosedJaxpr, args: Sequence, path: str, added: dict, expos
     return [read(atom) for atom in jaxpr.outvars]
 
 
+def _same_rank(outside: Sequence, inside: Sequence) -> int:
+    return sum(one.aval.ndim == other.aval.ndim for one, other in zip(outside, inside, strict=True))
+
+
 def _scan(eqn: JaxprEqn, inputs: list, path: str, added: dict, exposed: Exposed) -> list:
     params = eqn.params
-    carried = params["num_consts"] + params["num_carry"]
-    consts, carry, xs = (
-        inputs[: params["num_consts"]],
-        inputs[params["num_consts"] : carried],
-        inputs[carried:],
-    )
+    body = params["jaxpr"].jaxpr
+    # Releases of JAX say in different ways which operands are scanned. These have an axis more outside.
+    carried = _same_rank(eqn.outvars, body.outvars)
+    fixed = _same_rank(eqn.invars, body.invars)
+    consts, carry, xs = inputs[: fixed - carried], inputs[fixed - carried : fixed], inputs[fixed:]
     inside = Exposed()
 
     def step(carry, xs):
