@@ -34,6 +34,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dfpjax import _compat
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.blocks import Blocks
+from dfpjax.operations import sharded_blocks
 
 Compute = Callable[..., jax.Array]
 """(contraction, lhs, lhs_exponent, rhs, rhs_exponent) -> out."""
@@ -49,7 +50,7 @@ def partitioned(
     """`compute(contraction, *operands)`, for XLA to partition over these devices. `blocks` is the size of
     lhs's and of rhs's blocks, or None for each."""
     labels = _labels(contraction, operands, blocks)
-    units = _units(contraction, operands, blocks)
+    units = _units(contraction, operands, blocks, len(devices))
     whole_labels = {label for label, unit in units.items() if unit == 0}
 
     def sharding(mesh: Mesh, labels: Labels, split) -> NamedSharding:
@@ -62,18 +63,29 @@ def partitioned(
         local = replace(contraction, out_shape=out_sharding.shard_shape(out.shape))
         summed = tuple(axis for label in split if label not in contraction.out for axis in split[label])
         parts = {label: math.prod(mesh.shape[axis] for axis in axes) for label, axes in split.items()}
+        whole_lhs, whole_rhs = operands[0].shape, operands[2].shape
+        of_exponents = {
+            **split,
+            **sharded_blocks.exponent_splits(*labels[:2], whole_lhs, blocks[0], split),
+            **sharded_blocks.exponent_splits(*labels[2:], whole_rhs, blocks[1], split),
+        }
+        shardings = tuple(sharding(mesh, tensor, of_exponents) for tensor in labels)
 
         def shard(*operands):
             # JAX traces it while XLA compiles, in whatever mesh the caller has set. That mesh is no concern
             # of one device's part: from 0.11 on psum would constrain its reducer to it, which XLA refuses.
             with jax.sharding.use_abstract_mesh(_NO_MESH):
                 lhs, lhs_exponent, rhs, rhs_exponent = operands
-                lhs_exponent = _own(lhs_exponent, contraction.lhs, lhs.shape, blocks[0], split, parts)
-                rhs_exponent = _own(rhs_exponent, contraction.rhs, rhs.shape, blocks[1], split, parts)
+                lhs_exponent = sharded_blocks.own(
+                    lhs_exponent, contraction.lhs, whole_lhs, blocks[0], split, parts
+                )
+                rhs_exponent = sharded_blocks.own(
+                    rhs_exponent, contraction.rhs, whole_rhs, blocks[1], split, parts
+                )
                 part = compute(local, lhs, lhs_exponent, rhs, rhs_exponent)
                 return lax.psum(part, summed) if summed else part
 
-        return mesh, shard, out_sharding, tuple(sharding(mesh, tensor, split) for tensor in labels)
+        return mesh, shard, out_sharding, shardings
 
     def infer(_, operands, out):  # for the partitioner before Shardy
         mesh, split = _split(devices, labels, operands, units)
@@ -116,61 +128,28 @@ def _windowed(contraction: Contraction) -> set[int]:
     return {label for w in contraction.windows for label in (w.lhs, w.rhs, w.out)}
 
 
-def _units(contraction: Contraction, operands, blocks) -> dict[int, int]:
+def _units(contraction: Contraction, operands, blocks, devices: int) -> dict[int, int]:
     """For each label, what the extent of a shard must be a multiple of; 0 if the axis must stay whole.
 
-    Axes of windows stay whole, and so do those inside of blocks. Along the axis that counts a block's rows or
-    columns, shards consist of whole blocks.
+    Axes of windows stay whole. Along the axes that count a block's rows or columns, shards consist of whole
+    blocks. An axis that no number of these devices divides this way stays whole, too.
     """
     units = dict.fromkeys((*contraction.lhs, *contraction.rhs, *contraction.out), 1)
+    sizes = dict(zip(contraction.out, contraction.out_shape, strict=True))
     for labels, x, size in (
         (contraction.lhs, operands[0], blocks[0]),
         (contraction.rhs, operands[2], blocks[1]),
     ):
-        if size is None:
-            continue
-        for label, unit in _block_units(contraction, labels, x.shape, size).items():
+        sizes |= zip(labels, x.shape, strict=True)
+        mapped = len(contraction.mapped_axes(labels))
+        for label, unit in sharded_blocks.units(labels, x.shape, mapped, size).items():
             units[label] = math.lcm(units[label], unit)
-    return {**units, **dict.fromkeys(_windowed(contraction), 0)}
-
-
-def _block_units(contraction: Contraction, labels: Labels, shape, blocks: Blocks) -> dict[int, int]:
-    """`_units` of the axes of an operand in blocks."""
-    mapped = len(contraction.mapped_axes(labels))
-    example = shape[mapped:]
-    units = dict.fromkeys(labels[mapped + 1 :] if len(example) > 1 else labels[mapped:], 0)
-    for (first, last), step in zip(_block_axes(example, blocks), (blocks.rows, blocks.columns), strict=True):
-        outermost = next((axis for axis in range(first, last) if example[axis] > 1), None)
-        if outermost is not None:
-            inner = math.prod(example[outermost + 1 : last])
-            units[labels[mapped + outermost]] = step // math.gcd(step, inner)
-    return units
-
-
-def _block_axes(example, blocks: Blocks) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The axes that count a block's rows, and those that count its columns: the first and the end of each."""
-    if len(example) < 2:
-        return (0, 0), (0, len(example))
-    first = len(example)
-    while first > 1 and (first == len(example) or math.prod(example[first:]) < blocks.columns):
-        first -= 1
-    return (1, first), (first, len(example))
-
-
-def _own(exponent: jax.Array, labels: Labels, shape, blocks: Blocks | None, split, parts) -> jax.Array:
-    """The exponents of a device's shard of an operand, which has this shape, from those of all blocks along
-    the two axes of blocks."""
-    if blocks is None:
-        return exponent
-    mapped = exponent.ndim - 3
-    example = shape[mapped:]
-    for axis, (first, last) in zip((-2, -1), _block_axes(example, blocks), strict=True):
-        label = next((labels[mapped + i] for i in range(first, last) if labels[mapped + i] in split), None)
-        if label is not None:
-            size = exponent.shape[axis] // parts[label]
-            start = lax.axis_index(split[label]) * size
-            exponent = lax.dynamic_slice_in_dim(exponent, start, size, axis % exponent.ndim)
-    return exponent
+    indivisible = {
+        label
+        for label, unit in units.items()
+        if sizes[label] % unit or math.gcd(sizes[label] // unit, devices) == 1
+    }
+    return {**units, **dict.fromkeys(_windowed(contraction) | indivisible, 0)}
 
 
 def _rule(contraction: Contraction, labels: Sequence[Labels], whole: set[int]) -> SdyShardingRule:
