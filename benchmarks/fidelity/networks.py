@@ -1,6 +1,7 @@
 """The networks whose tensors `benchmarks.fidelity` looks at while they are trained."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class Network:
     quick: Callable[[int], nn.Module]
     layers: list[str]
     quick_layers: list[str]
+    learning_rate: float = 0.01
+    """Of SGD, on photographs."""
     reads_text: bool = False
     """Whether it learns to predict characters; others learn to tell photographs apart."""
 
@@ -65,6 +68,7 @@ NETWORKS = {
         # Without the first dense layer, whose 103 million weights would take gigabytes in float64.
         layers=[*(f"Conv_{i}" for i in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)), "Dense_1", "Dense_2"],
         quick_layers=["Conv_0", "Conv_2", "Dense_1"],
+        learning_rate=0.0005,  # without normalization, and few images in a batch
     ),
     "vit_s16": Network(
         title="ViT-S/16",
@@ -92,29 +96,38 @@ def captured(
 
     Not in the first: there the last batch norm of each of ResNet's blocks has scale zero, and inside the
     blocks no gradient.
+
+    Raises:
+        ValueError: if the training diverges.
     """
     layers = network.quick_layers if quick else network.layers
     model = network.quick if quick else network.model
     prepare = _on_text if network.reads_text else _on_photographs
-    make, examples = prepare(model, batch=batch, image=image, steps=steps)
+    make, examples = prepare(
+        model, batch=batch, image=image, steps=steps, learning_rate=network.learning_rate
+    )
     training = None
     for step in range(1, steps + 1):
         example = next(examples)
         training = training or make(layers, example)
         loss = training.step(*example)
         say(f"{network.title}, step {step}: loss {loss:.3f}")
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"{network.title} diverges at step {step}; give its Network a lower learning_rate"
+            )
         if step in (2, steps):
             yield from training.operands(f"{network.title}, step {step}")
 
 
-def _on_photographs(model, *, batch: int, image: int, **_):
+def _on_photographs(model, *, batch: int, image: int, learning_rate: float, **_):
     """A function that makes the training, with SGD, and the batches."""
     model = model(1000)
 
     def make(layers, example):
         init = jax.jit(model.init, static_argnames="train")
         variables = init(jax.random.key(0), example[0], train=False)
-        optimizer = optax.sgd(0.01, momentum=0.9)
+        optimizer = optax.sgd(learning_rate, momentum=0.9)
         return Training(functools.partial(classifier_loss, model), variables, layers, example, optimizer)
 
     return make, batches(list(photographs().values()), batch=batch, size=image)

@@ -1,5 +1,6 @@
 """The fidelity benchmark measures what it claims to measure."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -18,7 +19,7 @@ from benchmarks.common.shapes import Conv, Dot, Einsum
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity import photographs, precisions, results
 from benchmarks.fidelity.captured import Training
-from benchmarks.fidelity.networks import NETWORKS, classifier_loss
+from benchmarks.fidelity.networks import NETWORKS, captured, classifier_loss
 from benchmarks.fidelity.tensors import random_operands
 from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.training.models.resnet import Bottleneck, ResNet
@@ -289,6 +290,15 @@ def test_networks_have_the_layers_that_are_looked_at(name):
         variables = jax.eval_shape(functools.partial(module.init, **arguments), jax.random.key(0), example)
         training = Training(loss, variables, layers, (example,), optax.identity())
         assert set(training.cases) == set(layers)
+
+
+def test_training_that_diverges_is_an_error():
+    network = dataclasses.replace(NETWORKS["vgg16"], learning_rate=1e30, quick_layers=["Dense_1"])
+    found = captured(network, quick=True, batch=1, image=16, steps=5, say=str)
+    with pytest.raises(
+        ValueError, match=r"VGG-16 diverges at step \d; give its Network a lower learning_rate"
+    ):
+        list(found)
 
 
 def test_layers_that_cannot_be_captured_are_refused():
