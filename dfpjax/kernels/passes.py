@@ -142,7 +142,7 @@ def quantize_blocks(
         "view": np.int64([math.prod(leading), *blocks.view(example)]),
         "block": np.int64([blocks.rows, blocks.columns]),
     }
-    seeds = np.zeros(0, np.uint32) if seeds is None else seeds
+    seeds = jnp.zeros(0, jnp.uint32) if seeds is None else seeds
     mantissa, exponent = _call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)
     return mantissa, exponent
 

@@ -1,20 +1,25 @@
 """The native lowering of quantization, for exponents of blocks and for whole tensors rounded to nearest.
 
 On large tensors it runs faster than HLO, and on small ones it compiles much faster. Other kinds of
-quantization lower to HLO.
+quantization lower to HLO. In partitioned programs each device quantizes the blocks it has; XLA partitions
+other kinds, and stochastic rounding.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import mlir
 
+from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.format.blocks import Blocks
-from dfpjax.numbers.format.dtype import from_integers
+from dfpjax.numbers.format.dtype import from_integers, to_integers
+from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.quantize import quantize_in_hlo, quantize_p
-from dfpjax.operations.passes import register_lowerings
+from dfpjax.operations.sharding import partitioned_quantization
 
 
 @jax.named_scope(quantize_p.name)
@@ -42,4 +47,34 @@ def _in_blocks(x, *seed, quantizer: Quantizer, blocks: Blocks, mapped: int):
     return passes.quantize_blocks(x, quantizer, blocks, mapped=mapped, seeds=seeds)
 
 
-register_lowerings(quantize_p, quantize_in_hlo, _quantize_natively)
+def _quantize(x: jax.Array, *more: jax.Array, devices: tuple, native_code: bool, **params):
+    """The computation of `quantize_p`, of each device's shard by itself where there are devices."""
+    quantize = functools.partial(_quantize_natively if native_code else quantize_in_hlo, **params)
+    if not devices:
+        return quantize(x, *more)
+
+    def compute(*operands):
+        mantissa, exponent = quantize(*operands)
+        return to_integers(mantissa), exponent
+
+    mapped = len(params["mapped_axes"])
+    mantissa, exponent = partitioned_quantization(compute, devices, params["blocks"], mapped, x, *more)
+    return from_integers(mantissa), exponent
+
+
+_quantized = lower_fun(_quantize, multiple_results=True)
+
+
+def _lower(ctx, *operands, on_cpu: bool, **params):
+    native = on_cpu and params["native"]
+    devices = ()
+    if _compat.is_partitioned(ctx):
+        # Stochastic rounding depends on an element's index in the whole tensor, which a shard does not know.
+        if params["blocks"] is not None and params["quantizer"].rounding != "stochastic":
+            ctx, devices = _compat.partitioned_context(ctx)
+        native = native and bool(devices)
+    return _quantized(ctx, *operands, devices=devices, native_code=native, **params)
+
+
+for _platform, _on_cpu in ((None, False), ("cpu", True)):
+    mlir.register_lowering(quantize_p, functools.partial(_lower, on_cpu=_on_cpu), platform=_platform)

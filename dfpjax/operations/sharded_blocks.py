@@ -29,21 +29,18 @@ def units(labels: Labels, shape, mapped: int, blocks: Blocks | None) -> dict[int
     return found
 
 
-def exponent_splits(labels: Labels, exponent_labels: Labels, shape, blocks: Blocks | None, split) -> Split:
-    """How the exponent's axes of blocks, its last two, are split: as the outermost axis of `shape`, the whole
-    tensor's, that counts their rows or columns."""
-    found = {}
-    counting = _counting(shape, len(exponent_labels) - 3, blocks)
-    for label, (axes, _) in zip(exponent_labels[-2:], counting, strict=False):
-        if axes and labels[axes[0]] in split:
-            found[label] = split[labels[axes[0]]]
-    return found
+def counting(labels: Labels, exponent_labels: Labels, shape, blocks: Blocks | None) -> dict[int, int]:
+    """The label by which each of the exponent's axes of blocks, its last two, is split: that of the outermost
+    axis of `shape`, the whole tensor's, that counts their rows or columns."""
+    axes_of_blocks = _counting(shape, len(exponent_labels) - 3, blocks)
+    pairs = zip(exponent_labels[-2:], axes_of_blocks, strict=False)
+    return {label: labels[axes[0]] for label, (axes, _) in pairs if axes}
 
 
 def own(
     exponent: jax.Array, labels: Labels, shape, blocks: Blocks | None, split: Split, parts: Mapping[int, int]
 ) -> jax.Array:
-    """A device's exponents, of those that `exponent_splits` leaves it. It cuts all other split axes.
+    """A device's exponents, of those that a split by `counting` leaves it. It cuts by all other axes.
 
     Arguments:
         exponent: int32, with three axes behind those that vmap added.
@@ -63,7 +60,7 @@ def own(
 def together(
     exponent: jax.Array, labels: Labels, shape, blocks: Blocks | None, split: Split, parts: Mapping[int, int]
 ) -> jax.Array:
-    """The exponents that `exponent_splits` leaves a device, from those it and others hold: undoes `own`."""
+    """The exponents that a split by `counting` leaves a device, from its own and those of others."""
     inner = list(_inner_splits(exponent.ndim, labels, shape, blocks, split, parts))
     for axis, before, label in reversed(inner):
         leading, trailing = exponent.shape[:axis], exponent.shape[axis + 1 :]

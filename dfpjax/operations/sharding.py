@@ -1,4 +1,5 @@
-"""Contractions over several devices: how XLA partitions one between the devices of a mesh.
+"""Contractions, and quantization in blocks, over several devices: how XLA partitions them between the devices
+of a mesh.
 
 XLA cannot see into a native kernel and would gather its operands on every device. So a contraction in a
 partitioned program is lowered with a rule that says which axes may be split. It is the rule of an einsum:
@@ -8,11 +9,16 @@ partitioned program is lowered with a rule that says which axes may be split. It
 - A contracted axis is split as well. The devices' partial sums are then added in float32, as data-parallel
   training adds weight gradients.
 - An axis of a window stays whole on every device, and so does an axis that the devices do not divide.
+- Operands in blocks are split where every shard consists of whole blocks (`sharded_blocks`). Otherwise the
+  axis stays whole, and what is split along it is gathered.
 
-Every device makes a plan for its shard. A result differs from one device's only by the rounding of float32
-sums. The shared exponents are maxima over the whole tensor, and the mantissas have the same bits. But tiles
-and splits start at the beginning of each shard, and a split contraction adds its parts in another order. The
-axes of vmap have independent problems, so splitting them changes no bits.
+Every device makes a plan for its shard. The shared exponents are maxima over the whole tensor or over whole
+blocks, so the mantissas have the same bits as on one device. But tiles, splits and blocks of the contracted
+index start at the beginning of each shard, and a split contraction adds its parts in another order. So a
+result differs from one device's by the rounding of float32 sums, and with operands in blocks, by that of
+mantissas whose exponents are aligned with others'. It has the same bits if no contracted axis is split, the
+output's shards begin at tiles and the plans have as many splits. The axes of vmap have independent problems,
+so splitting them changes no bits.
 
 The rule lives in this process. So an exported program runs contractions replicated, and JAX's persistent
 compilation cache finds a partitioned program only in the process that compiled it. Do not set
@@ -22,13 +28,19 @@ key does not include its padding.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import numpy as np
 from jax import lax
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
+from jax.experimental.custom_partitioning import (
+    ArrayMapping,
+    CompoundFactor,
+    SdyShardingRule,
+    custom_partitioning,
+)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dfpjax import _compat
@@ -40,6 +52,7 @@ Compute = Callable[..., jax.Array]
 """(contraction, lhs, lhs_exponent, rhs, rhs_exponent) -> out."""
 
 Labels = tuple[int, ...]
+Shape = tuple[int, ...]
 
 _NO_MESH = jax.sharding.AbstractMesh((), ())
 
@@ -51,25 +64,18 @@ def partitioned(
     lhs's and of rhs's blocks, or None for each."""
     labels = _labels(contraction, operands, blocks)
     units = _units(contraction, operands, blocks, len(devices))
-    whole_labels = {label for label, unit in units.items() if unit == 0}
-
-    def sharding(mesh: Mesh, labels: Labels, split) -> NamedSharding:
-        return NamedSharding(mesh, PartitionSpec(*(split.get(label) for label in labels)))
+    shapes = [x.shape for x in operands]
+    counting = sharded_blocks.counting(*labels[:2], shapes[0], blocks[0])
+    counting |= sharded_blocks.counting(*labels[2:], shapes[2], blocks[1])
 
     def partition(_, operands, out):
         # The output first: where the tensors disagree, its sharding decides.
         mesh, split = _split(devices, [contraction.out, *labels], [out, *operands], units)
-        out_sharding = sharding(mesh, contraction.out, split)
+        out_sharding = _sharding(mesh, contraction.out, split)
         local = replace(contraction, out_shape=out_sharding.shard_shape(out.shape))
         summed = tuple(axis for label in split if label not in contraction.out for axis in split[label])
-        parts = {label: math.prod(mesh.shape[axis] for axis in axes) for label, axes in split.items()}
-        whole_lhs, whole_rhs = operands[0].shape, operands[2].shape
-        of_exponents = {
-            **split,
-            **sharded_blocks.exponent_splits(*labels[:2], whole_lhs, blocks[0], split),
-            **sharded_blocks.exponent_splits(*labels[2:], whole_rhs, blocks[1], split),
-        }
-        shardings = tuple(sharding(mesh, tensor, of_exponents) for tensor in labels)
+        parts = _parts(mesh, split)
+        shardings = tuple(_sharding(mesh, tensor, split, counting) for tensor in labels)
 
         def shard(*operands):
             # JAX traces it while XLA compiles, in whatever mesh the caller has set. That mesh is no concern
@@ -77,10 +83,10 @@ def partitioned(
             with jax.sharding.use_abstract_mesh(_NO_MESH):
                 lhs, lhs_exponent, rhs, rhs_exponent = operands
                 lhs_exponent = sharded_blocks.own(
-                    lhs_exponent, contraction.lhs, whole_lhs, blocks[0], split, parts
+                    lhs_exponent, contraction.lhs, shapes[0], blocks[0], split, parts
                 )
                 rhs_exponent = sharded_blocks.own(
-                    rhs_exponent, contraction.rhs, whole_rhs, blocks[1], split, parts
+                    rhs_exponent, contraction.rhs, shapes[2], blocks[1], split, parts
                 )
                 part = compute(local, lhs, lhs_exponent, rhs, rhs_exponent)
                 return lax.psum(part, summed) if summed else part
@@ -89,7 +95,7 @@ def partitioned(
 
     def infer(_, operands, out):  # for the partitioner before Shardy
         mesh, split = _split(devices, labels, operands, units)
-        return sharding(mesh, contraction.out, split)
+        return _sharding(mesh, contraction.out, split)
 
     def whole(lhs, lhs_exponent, rhs, rhs_exponent):
         return compute(contraction, lhs, lhs_exponent, rhs, rhs_exponent)
@@ -99,9 +105,75 @@ def partitioned(
         partition,
         infer_sharding_from_operands=infer,
         decode_shardings=False,  # JAX's own fails where one axis of the mesh splits two dimensions
-        sharding_rule=_rule(contraction, labels, whole_labels),
+        sharding_rule=_rule(
+            [*zip(labels, shapes, strict=True)], [(contraction.out, contraction.out_shape)], units, counting
+        ),
     )
     return call(*operands)
+
+
+def partitioned_quantization(
+    compute: Callable, devices: tuple, blocks: Blocks, mapped: int, x: jax.Array, *more: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`compute(x, *more)`, for XLA to partition over these devices: the mantissas of a tensor in blocks as
+    integers, and the exponents. Each block is quantized by itself, as by nearest rounding.
+
+    Arguments:
+        mapped: number of x's leading axes that vmap added.
+        more: arrays of x's rank that do not vary along its other axes.
+    """
+    fresh = itertools.count(-1, -1)
+    labels = tuple(range(x.ndim))
+    outer = labels[mapped : mapped + 1] if x.ndim - mapped > 1 else (next(fresh),)
+    of_exponent = (*labels[:mapped], *outer, next(fresh), next(fresh))
+    of_more = [tuple(i if size > 1 else next(fresh) for i, size in enumerate(other.shape)) for other in more]
+    units = dict.fromkeys(labels, 1) | sharded_blocks.units(labels, x.shape, mapped, blocks)
+    units = _possible(units, dict(enumerate(x.shape)), len(devices))
+
+    counting = sharded_blocks.counting(labels, of_exponent, x.shape, blocks)
+
+    def shardings(mesh: Mesh, split):
+        return _sharding(mesh, labels, split), _sharding(mesh, of_exponent, split, counting)
+
+    def partition(_, operands, out):
+        mesh, split = _split(devices, [labels], operands[:1], units)
+
+        def shard(*operands):
+            with jax.sharding.use_abstract_mesh(_NO_MESH):
+                mantissa, exponent = compute(*operands)
+                parts = _parts(mesh, split)
+                return mantissa, sharded_blocks.together(exponent, labels, x.shape, blocks, split, parts)
+
+        of_operands = tuple(_sharding(mesh, tensor, split) for tensor in (labels, *of_more))
+        return mesh, shard, shardings(mesh, split), of_operands
+
+    def infer(_, operands, out):
+        return shardings(*_split(devices, [labels], operands[:1], units))
+
+    call = custom_partitioning(compute)
+    call.def_partition(
+        partition,
+        infer_sharding_from_operands=infer,
+        decode_shardings=False,
+        sharding_rule=_rule(
+            [*zip((labels, *of_more), (x.shape, *(other.shape for other in more)), strict=True)],
+            [(labels, x.shape), (of_exponent, x.shape[:mapped] + blocks.counts(x.shape[mapped:]))],
+            units,
+            counting,
+        ),
+    )
+    return call(x, *more)
+
+
+def _sharding(
+    mesh: Mesh, labels: Labels, split, counting: Mapping[int, int] = types.MappingProxyType({})
+) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*(split.get(counting.get(label, label)) for label in labels)))
+
+
+def _parts(mesh: Mesh, split) -> dict[int, int]:
+    """Over how many devices each label is split."""
+    return {label: math.prod(mesh.shape[axis] for axis in axes) for label, axes in split.items()}
 
 
 def _labels(contraction: Contraction, operands, blocks) -> list[Labels]:
@@ -144,29 +216,67 @@ def _units(contraction: Contraction, operands, blocks, devices: int) -> dict[int
         mapped = len(contraction.mapped_axes(labels))
         for label, unit in sharded_blocks.units(labels, x.shape, mapped, size).items():
             units[label] = math.lcm(units[label], unit)
-    indivisible = {
-        label
+    return _possible({**units, **dict.fromkeys(_windowed(contraction), 0)}, sizes, devices)
+
+
+def _possible(units: dict[int, int], sizes: dict[int, int], devices: int) -> dict[int, int]:
+    """Units that are 0 for axes of these sizes that cannot be split."""
+    return {
+        label: unit
+        if unit and sizes[label] % unit == 0 and math.gcd(sizes[label] // unit, devices) > 1
+        else 0
         for label, unit in units.items()
-        if sizes[label] % unit or math.gcd(sizes[label] // unit, devices) == 1
     }
-    return {**units, **dict.fromkeys(_windowed(contraction) | indivisible, 0)}
 
 
-def _rule(contraction: Contraction, labels: Sequence[Labels], whole: set[int]) -> SdyShardingRule:
-    """What Shardy propagates shardings by."""
+def _rule(
+    operands: Sequence[tuple[Labels, Shape]],
+    results: Sequence[tuple[Labels, Shape]],
+    units: Mapping[int, int],
+    counting: Mapping[int, int],
+) -> SdyShardingRule:
+    """What Shardy propagates shardings by.
 
-    def name(label: int) -> str:
-        return f"label_{label}" if label >= 0 else f"one_{-label}"
+    Arguments:
+        operands, results: labels and shape of each tensor.
+        units: from `_possible`.
+        counting: from `sharded_blocks.counting`, the label by which an exponent's axis of blocks is split.
+    """
+    sizes = {label: size for tensor in (*operands, *results) for label, size in zip(*tensor, strict=True)}
+    kept = {label for labels, _ in results for label in labels}
+    alone = itertools.count()
+    inferred: set[str] = set()  # factors that are a whole axis somewhere
+    given: dict[str, int] = {}
+    whole: dict[str, None] = {}
+    reduced: dict[str, None] = {}
 
-    tensors = [*labels, contraction.out]
-    order = list(dict.fromkeys(itertools.chain.from_iterable(tensors)))  # Shardy insists on it
-    contracted = {label for label in order if label >= 0} - whole - {*contraction.out}
-    *operands, out = (tuple(map(name, tensor)) for tensor in tensors)
+    def factors(label: int, size: int):
+        """An axis as one factor or as two. The second one is what is inside a unit, of which a shard has a
+        whole number."""
+        of = counting.get(label, label)
+        unit = units.get(of, 0)
+        if unit == 0:  # whole in this tensor, and no reason for others to be split or not
+            name = f"alone_{next(alone)}"
+            whole[name] = None
+            return name
+        name = f"label_{of}"
+        if of not in kept:
+            reduced[name] = None
+        steps = sizes[of] // unit
+        if steps == size:
+            inferred.add(name)
+            return name
+        inside = f"inside_{name}" if of == label else f"inside_one_{-label}"
+        whole[inside] = None
+        given.update({name: steps, inside: size // steps})
+        return CompoundFactor(name, inside)
+
+    mappings = [[tuple(map(factors, *tensor)) for tensor in tensors] for tensors in (operands, results)]
     return SdyShardingRule(
-        tuple(operands),
-        (out,),
-        reduction_factors=tuple(name(label) for label in order if label in contracted),
-        need_replication_factors=tuple(name(label) for label in order if label in whole),
+        *(tuple(ArrayMapping(*axes) for axes in tensors) for tensors in mappings),
+        reduction_factors=tuple(reduced),
+        need_replication_factors=tuple(whole),
+        **{name: size for name, size in given.items() if name not in inferred},
     )
 
 

@@ -142,23 +142,29 @@ def test_axes_that_count_rows_or_columns_of_blocks(fun, specs, shapes):
     args = [np.array(normal(i, *shape)) for i, shape in enumerate(shapes)]
     for x in args:  # every block has another exponent
         x *= 2.0 ** np.random.default_rng(0).integers(-2, 3, x.shape[:-1])[..., None].astype(np.float32)
-    actual, _ = run(in_blocks(fun), mesh_of((2, 2), ("a", "b")), specs, *args)
+    actual, moved = run(in_blocks(fun), mesh_of((2, 2), ("a", "b")), specs, *args)
+    # Nothing is gathered but exponents, four bytes for 128 elements, where an inner axis of rows is split.
+    assert moved.pop("all-gather", 0) <= sum(x.size for x in args) // 32
+    assert moved == ({"all-reduce": actual.nbytes // 2} if fun is merge else {})
     assert relative_error(actual, on_one_device(fun, *args)) < REALIGNED
 
 
 @pytest.mark.parametrize(
-    ("specs", "groups"),
+    ("specs", "groups", "expected"),
     [
-        ([P("data"), P(None, None, None, "model")], 1),  # output features
-        ([P("data", None, None, "model"), P(None, None, "model")], 1),  # input features
-        ([P("data", None, None, "model"), P(None, None, None, "model")], 2),
-        ([P("data", "model"), P()], 1),  # windows are whole
+        ([P("data"), P(None, None, None, "model")], 1, {}),  # output features
+        # Input features, the inner axis of the kernel's rows: its exponents are gathered.
+        ([P("data", None, None, "model"), P(None, None, "model")], 1,
+         {"all-reduce": 4 * 4 * 4 * 4 * 128, "all-gather": 4 * 3 * 48 * 4}),
+        ([P("data", None, None, "model"), P(None, None, None, "model")], 8, {}),
+        ([P("data", "model"), P()], 1, {"all-gather": 2 * 4 * 4 * 4 * 64 + 4 * 4 * 4 * 2}),  # mantissas
     ],
     ids=["out", "in", "groups", "window"],
-)
-def test_convolutions(specs, groups):
+)  # fmt: skip
+def test_convolutions(specs, groups, expected):
     x, w = normal(0, 8, 4, 4, 64), normal(1, 3, 3, 64 // groups, 128)
-    actual, _ = run(in_blocks(convolution(groups)), mesh_of((2, 2), ("data", "model")), specs, x, w)
+    actual, moved = run(in_blocks(convolution(groups)), mesh_of((2, 2), ("data", "model")), specs, x, w)
+    assert moved == expected
     assert relative_error(actual, on_one_device(convolution(groups), x, w)) < REALIGNED
 
 
