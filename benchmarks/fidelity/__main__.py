@@ -7,7 +7,7 @@ with float64, on random tensors of several distributions and on those of network
 VGG-16 and ViT-S/16 while they learn to tell photographs apart (they come with scikit-learn and, where it is
 installed, scikit-image), and an LSTM while it learns to predict the characters of a text. Prints Markdown
 tables; --out writes OUT.json and a chart, OUT.png. --quick, with small networks, images of 64 pixels and less
-of everything, takes less than a minute. --tensors chooses what to look at.
+of everything, takes about a minute. --tensors chooses what to look at.
 """
 
 import argparse
