@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dfpjax import _checks
 from dfpjax.insight._figures import finished, new_figure
+from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy import Rule
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class OpRecord:
 
     reason: str
     """Why, in words."""
+
+    granularity: tuple[Granularity, Granularity] | None = None
+    """Which numbers share an exponent in its left and in its right operand, as in `OpConfig`; None if it is
+    computed in float32. The table shows it beside the dtype, unless it is `"tensor"` for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,10 +167,16 @@ def _row(op: OpRecord) -> tuple[str, ...]:
         f"{_shape(op.lhs_shape)} x {_shape(op.rhs_shape)}",
         _shape(op.out_shape),
         f"{op.macs:,}",
-        op.dtype,
+        _dtype(op),
         _gradients(op),
         op.reason,
     )
+
+
+def _dtype(op: OpRecord) -> str:
+    """The dtype, and the granularity of the operands if it is not the default: one if they agree."""
+    names = dict.fromkeys(op.granularity or ())
+    return op.dtype if [*names] in ([], ["tensor"]) else f"{op.dtype} {'/'.join(names)}"
 
 
 def _label(op: OpRecord) -> str:

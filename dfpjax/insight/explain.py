@@ -8,11 +8,12 @@ from jax.extend.source_info_util import new_name_stack
 
 from dfpjax import _checks
 from dfpjax.insight._report import Dtype, FusedRecord, OpRecord, Report
+from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy import Policy
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import layer_name
 from dfpjax.policy._policy import BoundPolicy
-from dfpjax.transform._contractions import QUANTIZED, macs, operand_shapes
+from dfpjax.transform._contractions import QUANTIZED, granularities, macs, operand_shapes
 from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
 from dfpjax.transform._mixed_precision import survey_call
@@ -98,6 +99,7 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         **_dtypes_of_passes(site, verdict),
         rule=verdict.rule,
         reason=verdict.reason,
+        granularity=_granularity(site, verdict),
     )
 
 
@@ -108,6 +110,16 @@ def _own_dtype(site: Site, verdict: Verdict) -> Dtype:
     if verdict.treatment is None:
         return "float32"
     return "dfp16" if "fprop" in verdict.treatment.passes else "float32"
+
+
+def _granularity(site: Site, verdict: Verdict) -> tuple[Granularity, Granularity] | None:
+    """Which numbers share an exponent in its operands; None if it is computed in float32."""
+    if _own_dtype(site, verdict) == "float32":
+        return None
+    if verdict.treatment is not None:
+        quantizers = verdict.treatment.quantizers
+        return quantizers.lhs.granularity, quantizers.rhs.granularity
+    return granularities(site.eqn)
 
 
 def _dtypes_of_passes(site: Site, verdict: Verdict) -> dict[Pass, Dtype | None]:

@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
+from dfpjax.numbers import Blocks
+from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy._cost import Kind, Work
 
 CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
@@ -44,6 +46,24 @@ def operand_shapes(eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of lhs and rhs."""
     lhs, rhs = factors(eqn)
     return lhs.aval.shape, rhs.aval.shape
+
+
+def granularities(eqn: JaxprEqn) -> tuple[Granularity, Granularity]:
+    """Which numbers share an exponent in lhs and in rhs of an equation in dynamic fixed point."""
+    contraction, blocks = eqn.params["contraction"], eqn.params["blocks"]
+
+    def of_held(exponent: Var | Literal, labels: tuple[int, ...], blocks: Blocks | None) -> Granularity:
+        if blocks is not None:
+            return "block"
+        sizes = zip(labels, exponent.aval.shape, strict=True)
+        varies = any(size > 1 for label, size in sizes if label not in contraction.mapped)
+        return "channel" if varies else "tensor"
+
+    if eqn.primitive.name == "dfp_contract_linear":
+        rhs = of_held(eqn.invars[2], contraction.rhs, blocks)
+        return eqn.params["cotangent"].granularity, rhs
+    lhs = of_held(eqn.invars[1], contraction.lhs, blocks[0])
+    return lhs, of_held(eqn.invars[3], contraction.rhs, blocks[1])
 
 
 def macs(eqn: JaxprEqn) -> int:

@@ -13,7 +13,7 @@ from forced import FORCED, forced
 from jax import lax
 
 from dfpjax.insight import explain
-from dfpjax.policy import OpConfig, Policy, Rule, policies
+from dfpjax.policy import OpConfig, PerRole, Policy, Rule, policies
 from dfpjax.transform import mixed_precision
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -262,6 +262,43 @@ def test_table():
     assert total.split()[:6] == ["total", "0", "of", "2", "operations", "37,024"]
     assert "0.00% dfp16" in total
     assert str(explain(jnp.sin, X)).splitlines()[-1].startswith("total  0 of 0 operations")
+
+
+def test_granularity_is_shown_where_it_is_not_the_default():
+    def config(**fields):
+        return OpConfig(force=True, **fields)
+
+    of_roles = PerRole(lhs="block", rhs="tensor", cotangent="block")
+    policy = Policy(
+        rules=[
+            Rule("conv", config(granularity="channel")),
+            Rule("dense", config(granularity=of_roles)),
+        ],
+        default=config(granularity="block"),
+    )
+
+    def fun(kernel, x, w):
+        with jax.named_scope("conv"):
+            y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+        with jax.named_scope("dense"):
+            y = y @ w
+        return (y @ w.T).sum()
+
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 3, 4, 8), (2, 4, 4, 4), (8, 8))]
+    gradient = jax.grad(fun, (0, 2))
+    for function in (gradient, mixed_precision(gradient, policy)):
+        report = explain(function, *args, policy=policy)
+        lines = str(report).splitlines()[2:-2]
+        shown = [re.search(r"dfp16 (\S+) ", line)[1] for line in lines]
+        assert shown[:3] == ["channel", "block/tensor", "block"]
+        assert [op.granularity for op in report.ops[:3]] == [
+            ("channel", "channel"), ("block", "tensor"), ("block", "block")
+        ]  # fmt: skip
+        assert {shown[3], shown[-1]} == {"block", "channel"}
+    default = explain(gradient, *args, policy=FORCED)
+    assert {op.granularity for op in default.ops} == {("tensor", "tensor")}
+    assert not re.search("tensor|block", str(default))
+    assert {op.granularity for op in explain(gradient, *args, policy=Policy(default=None)).ops} == {None}
 
 
 def test_to_dicts_is_plain_data():
