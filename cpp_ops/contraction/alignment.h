@@ -16,7 +16,7 @@
 
 namespace dfpjax {
 
-inline constexpr int32_t kNarrowRange = 4;
+inline constexpr int32_t kNarrowRange = 6;
 inline constexpr int32_t kAbsent = -(1 << 20);      // the exponent of padding
 inline constexpr int32_t kNotFiniteFrom = 1 << 19;  // and more: a NaN or an infinity
 inline constexpr int32_t kLeastCounted = -148;      // exponents below do not count in a range
@@ -67,10 +67,17 @@ inline int shift_to(int32_t common, int32_t exponent) {
 // column modulo kThresholdLanes].
 inline constexpr int kThresholdLanes = 64;
 struct Thresholds {
-  std::array<uint16_t, kBlock> of_k[2];               // of A and of B
-  std::array<uint16_t, 6 * kThresholdLanes> of_lane;  // repeated, so runs may start anywhere
+  std::array<std::array<uint16_t, kBlock>, 2> of_k;    // of A and of B
+  std::array<uint16_t, 6 * kThresholdLanes> of_lane;   // repeated, so runs may start anywhere
+  std::array<uint32_t, 6 * kThresholdLanes> of_lanes;  // each twice in a word
 };
 extern const Thresholds kThresholds;
+
+// How mantissas are rounded where they are shifted right.
+struct Dithering {
+  const uint16_t* of_k;  // null to round to nearest, ties to even
+  int64_t first_lane;    // of the first row or column
+};
 
 }  // namespace dfpjax
 

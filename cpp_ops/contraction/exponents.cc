@@ -29,8 +29,9 @@ Run part_of(const Run& run, int64_t skipped, int64_t length) {
 
 }  // namespace
 
-Exponents::Exponents(const Grid& grid, const int32_t* data, int64_t base, const std::vector<Dim>& k,
-                     int64_t Dim::* stride, const std::vector<Window>* windows)
+Exponents::Exponents(const Grid& grid, const int32_t* data, int64_t base,
+                     const std::vector<Dim>& points, int64_t Dim::* stride,
+                     const std::vector<Window>* windows)
     : grid_(grid),
       data_(data),
       base_(base),
@@ -40,7 +41,7 @@ Exponents::Exponents(const Grid& grid, const int32_t* data, int64_t base, const 
       row_shift_(log2_of(grid.block_rows)),
       column_shift_(log2_of(grid.block_columns)),
       whole_rows_(true) {
-  for (const Dim& d : k) {
+  for (const Dim& d : points) {
     int64_t step = d.*stride;
     if (windows != nullptr && d.window >= 0)
       step = d.coef * (*windows)[static_cast<size_t>(d.window)].stride_a;
@@ -102,7 +103,7 @@ int Exponents::cut(const int16_t* operand, const Bounds& bounds, const Point& po
   return static_cast<int>(out - first);
 }
 
-int Exponents::cut_runs(int64_t origin, const Run* runs, int count, Run* out) const {
+int Exponents::cut_runs(int64_t origin, const Run* runs, int count, bool segments, Run* out) const {
   Run* const first = out;
   for (int i = 0; i < count; ++i) {
     const Run& run = runs[i];
@@ -112,7 +113,7 @@ int Exponents::cut_runs(int64_t origin, const Run* runs, int count, Run* out) co
       int64_t length = std::min(grid_.block_columns - (column & (grid_.block_columns - 1)),
                                 grid_.columns - column);
       length = whole_rows_ ? std::min(length, run.length - at) : 1;
-      // All elements of a piece exist, or none.
+      if (segments) length = std::min(length, kSegment - (run.start + at) % kSegment);
       if (run.window >= 0) length = std::min(length, run.unit - (run.phase + at) % run.unit);
       *out++ = part_of(run, at, length);
       at += length;
@@ -152,15 +153,18 @@ void Exponents::lookup(int64_t origin, const Bounds& bounds, const Point* points
   struct Start {
     int64_t row, column;
   };
-  std::vector<Start> starts(static_cast<size_t>(run_count));
+  Start few[32];
+  std::vector<Start> many(run_count > 32 ? static_cast<size_t>(run_count) : 0);
+  Start* const starts = run_count > 32 ? many.data() : few;
   int64_t column = 0;
   const int64_t origin_row = floor_row(base_ + origin, &column);
   for (int r = 0; r < run_count; ++r) {
-    Start& start = starts[static_cast<size_t>(r)];
+    Start& start = starts[r];
     start.row = floor_row(base_ + origin + runs[r].offset, &start.column) - origin_row;
     start.column >>= column_shift_;
   }
   Place at{0, 0, 0};
+  const int32_t* exponents = nullptr;
   int64_t known = -1;  // the row, over all outer indices, that `at` is
   int64_t last_offset = 0, row = 0;
   for (int k = 0; k < count; ++k) {
@@ -181,7 +185,7 @@ void Exponents::lookup(int64_t origin, const Bounds& bounds, const Point* points
           continue;
         }
       }
-      const Start& start = starts[static_cast<size_t>(r)];
+      const Start& start = starts[r];
       const int64_t wanted = row + start.row;
       if (wanted != known) {
         at.row += wanted - known;
@@ -190,8 +194,9 @@ void Exponents::lookup(int64_t origin, const Bounds& bounds, const Point* points
           at.row = wanted - at.outer * rows_;
         }
         known = wanted;
+        exponents = data_ + row_index(at);
       }
-      *out++ = data_[row_index(at) + start.column];
+      *out++ = exponents[start.column];
     }
   }
 }

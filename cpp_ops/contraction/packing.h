@@ -44,13 +44,13 @@ class PackingSpace {
   // For operands in blocks.
   std::vector<Piece> pieces;
   std::vector<Run> cut_runs;
+  std::vector<int> cut_counts;
   std::vector<int32_t> exponents;
   std::vector<int8_t> shifts;
 
   // Fills `exponents` with those of cut runs, and makes room for as many shifts.
-  void look_up(const Exponents& of, int64_t origin, const Bounds& bounds, const Point* at, int k,
-               const Run* cut, int count);
-  PairShifts pair_shifts(const Exponents& of, size_t operand, int64_t first_lane) const;
+  void look_up(const Exponents& of, int64_t origin, const Bounds& bounds, const Point* at,
+               int count, const Run* cut, int cut_count);
 };
 
 // The memory that a later packing call will read. It is fetched into the second-level cache bit by
@@ -124,10 +124,13 @@ class PackerA {
                     PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
   void pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
                     PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
-  // Packs the rows of a tile, in blocks. Returns false if all of it can be used in place.
-  bool pack_aligned_rows(int64_t m, int rows, const Point* points, const Run* runs, int run_count,
-                         int length, PackingSpace* space, int16_t* out, int64_t stride,
+  // Packs k-block i of the rows of a tile, in blocks. Returns false if it needs no shifts and is
+  // used in place.
+  bool pack_aligned_rows(const Point& origin, int64_t m, int rows, const Point* points, int64_t i,
+                         PackingSpace* space, int16_t* out, int64_t stride,
                          TileExponents* exponents) const;
+  bool pack_cut_rows(int64_t m, int rows, const Point* points, int64_t i, PackingSpace* space,
+                     int16_t* out, int64_t stride, TileExponents* exponents) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;
@@ -166,6 +169,9 @@ class PackerB {
  private:
   void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
                     PackingSpace* space, int32_t* out, PanelExponents* exponents) const;
+  void align_panel_along_k(int64_t origin, int64_t n, int64_t columns, int runs,
+                           PackingSpace* space, int16_t* rows, int64_t stride,
+                           PanelExponents* exponents) const;
   // Packs the columns of runs along n, which are `width` words apart for each two k.
   void pack_runs(int64_t origin, int64_t k, int runs, int64_t width, int padding,
                  PackingSpace* space, int32_t* out, PanelExponents* exponents, int64_t panel_stride,

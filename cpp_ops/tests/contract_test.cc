@@ -43,10 +43,15 @@ struct PartCode {
   std::vector<Window> windows;
 };
 
-std::vector<int64_t> encode(const std::vector<PartCode>& parts) {
-  std::vector<int64_t> code = {2, 0, static_cast<int64_t>(parts.size())};
+std::vector<int64_t> encode(const std::vector<PartCode>& parts,
+                            const std::vector<Grid>& grids = {}) {
+  std::vector<int64_t> code;
   const auto put = [&](std::initializer_list<int64_t> values) { code.insert(code.end(), values); };
   const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
+  put({2, size(grids)});
+  for (const Grid& grid : grids)
+    put({grid.outer, grid.columns, grid.block_rows, grid.block_columns, grid.dithered});
+  put({size(parts)});
   for (const PartCode& p : parts) {
     put({p.mode, p.base_a, p.base_b, p.base_c, p.blocks_per_split});
     put({size(p.g), size(p.m), size(p.n), size(p.k), size(p.windows)});
@@ -111,10 +116,12 @@ struct Case {
   std::vector<PartCode> parts;
   int64_t a, b, c;  // buffer sizes
   int64_t exponents_a = 1, exponents_b = 1;
+  std::vector<Grid> grids = {};  // of A and B, if they are in blocks
+  uint32_t spread = 5;           // of the exponents
 };
 
 void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int chain = 0) {
-  const std::vector<int64_t> code = encode(t.parts);
+  const std::vector<int64_t> code = encode(t.parts, t.grids);
   std::vector<Part> parts;
   const BufferSizes sizes{t.a, t.b, t.c, t.exponents_a, t.exponents_b};
   const std::string error =
@@ -124,8 +131,12 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
   }
   const std::vector<int16_t> a = make_data(t.a, kind, random), b = make_data(t.b, kind, random);
   std::vector<int32_t> ea(t.exponents_a), eb(t.exponents_b);
-  for (int32_t& e : ea) e = exponent + static_cast<int32_t>((*random)() % 5);
-  for (int32_t& e : eb) e = -20 + static_cast<int32_t>((*random)() % 5);
+  for (int32_t& e : ea) e = exponent + static_cast<int32_t>((*random)() % t.spread);
+  for (int32_t& e : eb) e = -20 + static_cast<int32_t>((*random)() % t.spread);
+  if (t.spread > 20)  // a few are not finite
+    for (auto* exponents : {&ea, &eb})
+      for (int32_t& e : *exponents)
+        if ((*random)() % 300 == 0) e = 1 << 20;
   const float missing = -12345.0f;
   std::vector<float> expected(t.c, missing);
   const ReferenceCounts wanted =
@@ -175,6 +186,22 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
       fail(t.name + what);
     }
   }
+}
+
+// The same with operands in blocks, whose rows have these numbers of columns.
+Case in_blocks(Case t, int64_t columns_a, int64_t columns_b, bool dithered, uint32_t spread) {
+  t.name += " in blocks of rows of " + std::to_string(columns_a) + " and " +
+            std::to_string(columns_b) + ", spread " + std::to_string(spread);
+  for (PartCode& p : t.parts) p.mode = 0;
+  t.grids = {{columns_a * 9, columns_a, 4, 32, dithered}, {columns_b * 40, columns_b, 8, 16, true}};
+  const auto blocks = [](const Grid& grid, int64_t size) {
+    return (size + grid.outer - 1) / grid.outer * grid.block_row_count() *
+           grid.block_column_count();
+  };
+  t.exponents_a = blocks(t.grids[0], t.a);
+  t.exponents_b = blocks(t.grids[1], t.b);
+  t.spread = spread;
+  return t;
 }
 
 // C[g,m,n] = A[g,m,k] B[g,k,n]; `ta` and `tb` store the operands transposed, `tc` the result.
@@ -486,6 +513,25 @@ void run_test(bool quick) {
   cases.push_back(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 9));
   cases.push_back(with_lane_exponents(depthwise({2, 6, 5, 300, 300, 3, 1, 1, 1}, 1)));
   cases.push_back(with_lane_exponents(depthwise({1, 30, 30, 7, 7, 25, 1, 0, 1}, 1)));
+
+  // In blocks: rows that are those of the operands, and rows that are not.
+  const size_t count = cases.size();
+  for (size_t i = 0; i < count; ++i) {
+    if (cases[i].exponents_a + cases[i].exponents_b > 2) continue;
+    const auto rows_of = [](const std::vector<Dim>& dims, int64_t Dim::* stride) {
+      int64_t columns = 40;
+      for (const Dim& d : dims)
+        if (d.*stride == 1 && d.extent > 1) columns = d.extent;
+      return columns;
+    };
+    const PartCode& p = cases[i].parts[0];
+    std::vector<Dim> dims = p.k;
+    for (const auto* more : {&p.g, &p.m, &p.n}) dims.insert(dims.end(), more->begin(), more->end());
+    const bool odd = i % 3 == 0;
+    cases.push_back(in_blocks(cases[i], odd ? 37 : rows_of(dims, &Dim::stride_a),
+                              odd ? 50 : rows_of(dims, &Dim::stride_b), i % 2 == 0,
+                              i % 4 < 2 ? 5 : 60));
+  }
 
   if (quick) {  // every way to cut a part, on each path
     for (size_t i = 0; i < cases.size(); i += 3)

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <limits>
 
+#include "tests/reference_alignment.h"
+
 namespace dfpjax {
 namespace {
 
@@ -36,16 +38,24 @@ Position start(const Part& p, int64_t g) {
   return at;
 }
 
-int32_t element_a(const Part& p, const Operands& x, Position at) {
-  for (size_t w = 0; w < p.windows.size(); ++w) {
-    if (at.coord[w] < 0 || at.coord[w] >= p.windows[w].size) return 0;
-    at.a += at.coord[w] * p.windows[w].stride_a;
-  }
-  return x.a[at.a];
+// The exponent of the element at an offset.
+int32_t exponent_at(const Grid& grid, const int32_t* exponents, int64_t offset) {
+  const int64_t outer = offset / grid.outer, row = offset % grid.outer / grid.columns;
+  const int64_t column = offset % grid.columns;
+  return exponents[(outer * grid.block_row_count() + row / grid.block_rows) *
+                       grid.block_column_count() +
+                   column / grid.block_columns];
 }
 
-// Elements of one operand for one g: [rows][K].
-using Matrix = std::vector<std::vector<int32_t>>;
+// Sets an element of A, unless it is padding.
+void element_a(const Part& p, const Operands& x, Position at, int32_t* value, int32_t* exponent) {
+  for (size_t w = 0; w < p.windows.size(); ++w) {
+    if (at.coord[w] < 0 || at.coord[w] >= p.windows[w].size) return;
+    at.a += at.coord[w] * p.windows[w].stride_a;
+  }
+  *value = x.a[at.a];
+  if (p.in_blocks) *exponent = exponent_at(p.grid_a, x.ea, at.a);
+}
 
 int64_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1, int64_t length) {
   int64_t best = 0;
@@ -82,19 +92,26 @@ float scale(float total, int64_t e) {
 void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
                ReferenceCounts* counts) {
   Matrix a(p.M, std::vector<int32_t>(p.K)), b(p.N, std::vector<int32_t>(p.K));
+  Matrix ea(p.M, std::vector<int32_t>(p.K, kNothing)), eb(p.N, std::vector<int32_t>(p.K, kNothing));
   for (int64_t k = 0; k < p.K; ++k) {
     Position at = start(p, g);
     at.add(p.k, k);
     for (int64_t m = 0; m < p.M; ++m) {
       Position row = at;
       row.add(p.m, m);
-      a[m][k] = element_a(p, x, row);
+      element_a(p, x, row, &a[m][k], &ea[m][k]);
     }
     for (int64_t n = 0; n < p.N; ++n) {
       Position column = at;
       column.add(p.n, n);
       b[n][k] = x.b[column.b];
+      if (p.in_blocks) eb[n][k] = exponent_at(p.grid_b, x.eb, column.b);
     }
+  }
+  AlignedRows rows, columns;
+  if (p.in_blocks) {
+    rows = align_rows(&a, ea, kTileRows, false, p.grid_a.dithered);
+    columns = align_rows(&b, eb, kPanelColumns, true, p.grid_b.dithered);
   }
   // Sums in lanes do not begin anew with each block of k.
   const bool in_lanes = p.mode == Mode::kLanes && fixed_chain == 0;
@@ -103,21 +120,23 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
       const int64_t m1 = std::min<int64_t>(m0 + kTileRows, p.M);
       const int64_t n1 = std::min<int64_t>(n0 + kPanelColumns, p.N);
       const int64_t split = p.blocks_per_split * kBlock;
-      std::vector<float> totals((m1 - m0) * (n1 - n0));
+      std::vector<std::vector<RunningSum>> splits;
       for (int64_t s0 = 0; s0 < p.K; s0 += split) {
-        std::vector<float> sums(totals.size());
+        std::vector<RunningSum> sums((m1 - m0) * (n1 - n0));
         for (int64_t k0 = s0; k0 < std::min(s0 + split, p.K); k0 += kBlock) {
           const int64_t k1 = std::min<int64_t>(k0 + kBlock, p.K);
-          const int64_t chain = fixed_chain > 0 ? fixed_chain
-                                : p.mode == Mode::kLanes
-                                    ? 2
-                                    : chain_length(a, m0, m1, b, n0, n1, k0, k1);
+          int64_t chain = fixed_chain > 0          ? fixed_chain
+                          : p.mode == Mode::kLanes ? 2
+                                                   : chain_length(a, m0, m1, b, n0, n1, k0, k1);
+          const int64_t block = k0 / kBlock, tile = m0 / kTileRows, panel = n0 / kPanelColumns;
+          const bool wide = p.in_blocks && (rows.wide[tile][block] || columns.wide[panel][block]);
+          if (wide) chain = std::min<int64_t>(chain, kSegment);
           const auto index = static_cast<size_t>(std::log2(kBlock / chain));
           counts->lengths[index] += (m1 - m0) * (n1 - n0) * (k1 - k0);
           for (int64_t m = m0; m < m1; ++m)
             for (int64_t n = n0; n < n1; ++n) {
-              float& sum_of_cells = sums[(m - m0) * (n1 - n0) + n - n0];
-              float cell = in_lanes ? sum_of_cells : 0;
+              RunningSum& running = sums[(m - m0) * (n1 - n0) + n - n0];
+              float cell = in_lanes ? running.total : 0;
               for (int64_t c = k0; c < k1; c += chain) {
                 int64_t sum = 0;
                 for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
@@ -130,20 +149,30 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
                                             std::numeric_limits<int32_t>::max());
                 }
                 cell += static_cast<float>(sum);
+                const int64_t end = std::min(c + chain, k1);
+                if (!p.in_blocks || (end < k1 && !(wide && end % kSegment == 0))) continue;
+                const int64_t segment = (end - 1) / kSegment;
+                running.add(cell, rows.exponents[m][segment], columns.exponents[n][segment]);
+                cell = 0;
               }
-              sum_of_cells = in_lanes ? cell : sum_of_cells + cell;
+              if (p.in_blocks && columns.lost[n][block])
+                running.total = std::numeric_limits<float>::quiet_NaN();
+              if (!p.in_blocks) running.total = in_lanes ? cell : running.total + cell;
             }
         }
-        for (size_t i = 0; i < sums.size(); ++i)
-          totals[i] = s0 == 0 ? sums[i] : totals[i] + sums[i];
+        splits.push_back(sums);
       }
       for (int64_t m = m0; m < m1; ++m)
         for (int64_t n = n0; n < n1; ++n) {
           Position at = start(p, g);
           at.add(p.m, m);
           at.add(p.n, n);
-          x.c[at.c] =
-              scale(totals[(m - m0) * (n1 - n0) + n - n0], int64_t{x.ea[at.ea]} + x.eb[at.eb]);
+          std::vector<RunningSum> parts;
+          for (const auto& sums : splits) parts.push_back(sums[(m - m0) * (n1 - n0) + n - n0]);
+          const RunningSum sum = combined(parts);
+          const int64_t exponent =
+              p.in_blocks ? sum.exponent() : int64_t{x.ea[at.ea]} + x.eb[at.eb];
+          x.c[at.c] = std::isnan(sum.total) ? sum.total : scale(sum.total, exponent);
         }
     }
 }

@@ -49,43 +49,63 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
   }
 }
 
-// Shifts mantissas right. May write up to kSlack elements beyond the end, as `copy` does.
+// A mantissa, shifted right by 1 to 15 bits and rounded.
+inline int16_t shifted_to_nearest(int16_t x, int shift) {
+  const int down = x >> shift, rest = x & ((1 << shift) - 1);
+  return static_cast<int16_t>(down + (rest + (down & 1) > (1 << (shift - 1)) ? 1 : 0));
+}
+inline int16_t shifted_dithered(int16_t x, int threshold, int shift) {
+  const int sum = x + (threshold >> (16 - shift));
+  return static_cast<int16_t>((sum > INT16_MAX ? INT16_MAX : sum) >> shift);
+}
+
+// Shifts mantissas with consecutive k right. `of_k` are the thresholds of these k, or null. May
+// write up to kSlack elements beyond the end, as `copy` does.
 template <class S>
-void shift_right(const int16_t* from, int n, int shift, ShiftRounding rounding, int16_t* to) {
+inline void shift_along_k(const int16_t* from, int n, int shift, const uint16_t* of_k,
+                          uint16_t of_lane, int16_t* to) {
   constexpr int kWidth = 2 * S::kLanes;
   if (shift == 0) return copy<S>(from, n, to);
-  if (shift >= 16) return fill_zero(to, n);
+  if (shift >= kNegligibleShift) return fill_zero(to, n);
   int i = 0;
-  if (rounding.thresholds == nullptr) {
+  if (of_k == nullptr) {
     for (; i + kWidth <= n; i += kWidth)
       S::store(to + i, S::shift_to_nearest(S::load(from + i), shift));
-    for (; i < n; ++i) {
-      const int down = from[i] >> shift, rest = from[i] & ((1 << shift) - 1);
-      to[i] = static_cast<int16_t>(down + (rest + (down & 1) > (1 << (shift - 1)) ? 1 : 0));
-    }
+    for (; i < n; ++i) to[i] = shifted_to_nearest(from[i], shift);
     return;
   }
   for (; i + kWidth <= n; i += kWidth)
-    S::store(to + i, S::shift_dithered(S::load(from + i), S::load(rounding.thresholds + i),
-                                       rounding.other, shift));
-  for (; i < n; ++i) {
-    const int threshold = (rounding.thresholds[i] ^ rounding.other) >> (16 - shift);
-    const int sum = from[i] + threshold;
-    to[i] = static_cast<int16_t>((sum > INT16_MAX ? INT16_MAX : sum) >> shift);
+    S::store(to + i, S::shift_dithered(S::load(from + i), S::load(of_k + i), of_lane, shift));
+  for (; i < n; ++i) to[i] = shifted_dithered(from[i], of_k[i] ^ of_lane, shift);
+}
+
+template <class S>
+void pack_pieces(const Piece* pieces, int count, const Dithering& dithering, int64_t lane,
+                 int16_t* out) {
+  const uint16_t of_lane = kThresholds.of_lane[static_cast<size_t>(lane % kThresholdLanes)];
+  for (int i = 0; i < count; ++i) {
+    const Piece& piece = pieces[i];
+    const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + piece.start;
+    shift_along_k<S>(piece.from, piece.length, piece.shift, of_k, of_lane, out + piece.start);
   }
 }
 
 template <class S>
-void pack_pieces(const Piece* pieces, int count, ShiftRounding rounding, int16_t* out) {
-  for (int i = 0; i < count; ++i) {
-    const Piece& piece = pieces[i];
-    if (piece.from == nullptr) {
-      fill_zero(out + piece.start, piece.length);
-      continue;
+void pack_shifted_rows(const int16_t* base, const Point* points, int rows, const Run* runs,
+                       int run_count, const int8_t* shifts, const Dithering& dithering,
+                       int16_t* out, int64_t stride) {
+  const int64_t length =
+      run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  for (int r = 0; r < rows; ++r, out += stride) {
+    const int16_t* const point = base + points[r].offset;
+    const int64_t lane = (dithering.first_lane + r) % kThresholdLanes;
+    const uint16_t of_lane = kThresholds.of_lane[static_cast<size_t>(lane)];
+    for (int i = 0; i < run_count; ++i) {
+      const Run& run = runs[i];
+      const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + run.start;
+      shift_along_k<S>(point + run.offset, run.length, *shifts++, of_k, of_lane, out + run.start);
     }
-    ShiftRounding own = rounding;
-    if (own.thresholds != nullptr) own.thresholds += piece.start;
-    shift_right<S>(piece.from, piece.length, piece.shift, own, out + piece.start);
+    fill_zero(out + length, static_cast<int>(stride - length));
   }
 }
 
@@ -97,12 +117,10 @@ inline void prefetch(const int16_t* from, int n) {
   for (int i = 0; i < n; i += 32) __builtin_prefetch(from + i);
 }
 
-template <class S, bool kShifted>
-inline __attribute__((always_inline)) void pack_words(const int16_t* base, const Bounds& bounds,
-                                                      const Point* points, int k, const Run* runs,
-                                                      int run_count, const PairShifts& shifts,
-                                                      const int16_t* zeros, int16_t* edge,
-                                                      int32_t* out, int64_t stride, int padding) {
+template <class S>
+void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
+                int64_t stride, int padding) {
   const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
   for (int pair = 0; pair < k; pair += 2, out += stride) {
@@ -120,28 +138,6 @@ inline __attribute__((always_inline)) void pack_words(const int16_t* base, const
         prefetch(base + points[ahead + 1].offset + run.offset, run.length);
       }
       const int16_t* source[2] = {zeros, zeros};
-      const int8_t* shift = kShifted ? shifts.shifts + pair * run_count + i : nullptr;
-      if (kShifted && (shift[0] != 0 || (count == 2 && shift[run_count] != 0))) {
-        const int room = run.length + kSlack;
-        for (int half = 0; half < count; ++half, shift += run_count) {
-          const Point& point = points[pair + half];
-          const Valid valid = whole ? Valid{0, run.length} : valid_part(bounds, point, run);
-          if (*shift >= 16 || valid.low == valid.high) continue;
-          int16_t* const shifted = edge + half * room;
-          ShiftRounding rounding{nullptr, 0};
-          if (shifts.lanes != nullptr)
-            rounding = {
-                shifts.lanes + (shifts.first_lane + run.start) % kThresholdLanes + valid.low,
-                shifts.of_k[pair + half]};
-          fill_zero(shifted, valid.low);
-          shift_right<S>(base + point.offset + run.offset + valid.low, valid.high - valid.low,
-                         *shift, rounding, shifted + valid.low);
-          fill_zero(shifted + valid.high, run.length - valid.high);
-          source[half] = shifted;
-        }
-        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
-        continue;
-      }
       if (whole) {
         for (int half = 0; half < count; ++half)
           source[half] = base + points[pair + half].offset + run.offset;
@@ -166,21 +162,73 @@ inline __attribute__((always_inline)) void pack_words(const int16_t* base, const
   }
 }
 
+// Interleaves mantissas with two consecutive k, shifted right by up to 15 bits each.
 template <class S>
-void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
-                const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
-                int64_t stride, int padding) {
-  pack_words<S, false>(base, bounds, points, k, runs, run_count, {}, zeros, edge, out, stride,
-                       padding);
+inline __attribute__((always_inline)) void interleave_shifted(const int16_t* x, const int16_t* y,
+                                                              int n, int shift_x, int shift_y,
+                                                              const uint16_t* of_k, int64_t lane,
+                                                              bool exact, int32_t* out) {
+  int i = 0;
+  if (of_k == nullptr) {
+    for (; i + S::kLanes <= n; i += S::kLanes)
+      S::store(out + i, S::pair_to_nearest(x + i, y + i, shift_x, shift_y));
+  } else {
+    for (; i + S::kLanes <= n; i += S::kLanes)
+      S::store(out + i, S::pair_dithered(x + i, y + i, shift_x, shift_y, of_k[0], of_k[1],
+                                         static_cast<size_t>(lane + i)));
+  }
+  if (i == n) return;
+  const auto one = [&](int16_t value, int shift, int half, int at) {
+    if (shift == 0) return value;
+    if (of_k == nullptr) return shifted_to_nearest(value, shift);
+    return shifted_dithered(value, of_k[half] ^ kThresholds.of_lane[static_cast<size_t>(lane + at)],
+                            shift);
+  };
+  int16_t rest[2][S::kLanes + kSlack];
+  for (int j = 0; i + j < n; ++j) {
+    rest[0][j] = one(x[i + j], shift_x, 0, i + j);
+    rest[1][j] = one(y[i + j], shift_y, 1, i + j);
+  }
+  S::interleave_tail(rest[0], rest[1], n - i, exact, out + i);
 }
 
 template <class S>
-void pack_shifted_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
-                        const Run* runs, int run_count, const PairShifts& shifts,
-                        const int16_t* zeros, int16_t* edge, int32_t* out, int64_t stride,
-                        int padding) {
-  pack_words<S, true>(base, bounds, points, k, runs, run_count, shifts, zeros, edge, out, stride,
-                      padding);
+void pack_shifted_pairs(const int16_t* base, const Point* points, int k, const Run* runs,
+                        int run_count, const int8_t* shifts, const Dithering& dithering,
+                        const int16_t* zeros, int32_t* out, int64_t stride, int padding) {
+  const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
+  for (int pair = 0; pair < k; pair += 2, out += stride) {
+    const bool both = pair + 1 < k, exact = pair + 2 >= k;
+    const int ahead = pair + kPrefetchPairs * 2;
+    const int8_t* shift = shifts + pair * run_count;
+    for (int i = 0; i < run_count; ++i) {
+      const Run& run = runs[i];
+      if (ahead + 1 < k) {
+        __builtin_prefetch(base + points[ahead].offset + run.offset);
+        __builtin_prefetch(base + points[ahead + 1].offset + run.offset);
+      }
+      int x_shift = shift[i], y_shift = both ? shift[run_count + i] : kNegligibleShift;
+      const int16_t* x = base + points[pair].offset + run.offset;
+      const int16_t* y = both ? base + points[pair + 1].offset + run.offset : zeros;
+      if (x_shift >= kNegligibleShift) {
+        x = zeros;
+        x_shift = 0;
+      }
+      if (y_shift >= kNegligibleShift) {
+        y = zeros;
+        y_shift = 0;
+      }
+      if ((x_shift | y_shift) == 0) {
+        interleave<S>(x, y, run.length, exact, out + run.start);
+        continue;
+      }
+      const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + pair;
+      interleave_shifted<S>(x, y, run.length, x_shift, y_shift, of_k,
+                            (dithering.first_lane + run.start) % kThresholdLanes, exact,
+                            out + run.start);
+    }
+    for (int i = 0; i < padding; ++i) out[length + i] = 0;
+  }
 }
 
 template <class S>

@@ -80,6 +80,29 @@ struct Portable {
     });
   }
 
+  // The words of `pair_words`, with each half shifted right by a number of bits from 0 to 15.
+  static I pair_to_nearest(const int16_t* x, const int16_t* y, int shift_x, int shift_y) {
+    const auto one = [](int value, int shift) {
+      const int down = value >> shift, rest = value & ((1 << shift) - 1);
+      return shift == 0 ? value : down + (rest + (down & 1) > (1 << (shift - 1)) ? 1 : 0);
+    };
+    return map([&](int i) {
+      return join_words(static_cast<int16_t>(one(x[i], shift_x)),
+                        static_cast<int16_t>(one(y[i], shift_y)));
+    });
+  }
+  static I pair_dithered(const int16_t* x, const int16_t* y, int shift_x, int shift_y,
+                         uint16_t of_x, uint16_t of_y, size_t lane) {
+    const auto one = [](int value, int threshold, int shift) {
+      return std::min(value + (threshold >> (16 - shift)), 32767) >> shift;
+    };
+    return map([&](int i) {
+      const int of_lane = kThresholds.of_lane[lane + static_cast<size_t>(i)];
+      return join_words(static_cast<int16_t>(one(x[i], of_lane ^ of_x, shift_x)),
+                        static_cast<int16_t>(one(y[i], of_lane ^ of_y, shift_y)));
+    });
+  }
+
   static F to_float(I x) {
     F r;
     for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<float>(x.v[i]);

@@ -53,6 +53,16 @@ struct Avx2 {
     return _mm256_sra_epi16(_mm256_adds_epi16(x, added), _mm_cvtsi32_si128(shift));
   }
 
+  // The words of `pair_words`, with each half shifted right by a number of bits from 0 to 15.
+  static I pair_to_nearest(const int16_t* x, const int16_t* y, int shift_x, int shift_y) {
+    return join(half_to_nearest(x, shift_x), half_to_nearest(y, shift_y));
+  }
+  static I pair_dithered(const int16_t* x, const int16_t* y, int shift_x, int shift_y,
+                         uint16_t of_x, uint16_t of_y, size_t lane) {
+    const __m128i of_lane = load_half(&kThresholds.of_lane[lane]);
+    return join(half_dithered(x, shift_x, of_lane, of_x), half_dithered(y, shift_y, of_lane, of_y));
+  }
+
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm256_loadu_ps(p); }
   static void store_float(float* p, F x) { _mm256_storeu_ps(p, x); }
@@ -97,9 +107,7 @@ struct Avx2 {
 
   // Words with x[i] in the low half and y[i] in the high half.
   static I pair_words(const int16_t* x, const int16_t* y) {
-    const I low = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-    const I high = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(y)));
-    return _mm256_or_si256(low, _mm256_slli_epi32(high, 16));
+    return join(load_half(x), load_half(y));
   }
   static void interleave_tail(const int16_t* x, const int16_t* y, int n, bool, int32_t* out) {
     for (int i = 0; i < n; ++i) out[i] = join_words(x[i], y[i]);
@@ -141,6 +149,28 @@ struct Avx2 {
   }
 
  private:
+  static __m128i load_half(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+  }
+  static I join(__m128i low, __m128i high) {
+    return _mm256_or_si256(_mm256_cvtepu16_epi32(low),
+                           _mm256_slli_epi32(_mm256_cvtepu16_epi32(high), 16));
+  }
+  static __m128i half_to_nearest(const int16_t* p, int shift) {
+    const __m128i x = load_half(p);
+    if (shift == 0) return x;
+    const __m128i down = _mm_sra_epi16(x, _mm_cvtsi32_si128(shift));
+    const __m128i rest = _mm_and_si128(x, _mm_set1_epi16(static_cast<int16_t>((1 << shift) - 1)));
+    const __m128i odd = _mm_and_si128(down, _mm_set1_epi16(1));
+    const __m128i up = _mm_cmpgt_epi16(_mm_adds_epi16(rest, odd),
+                                       _mm_set1_epi16(static_cast<int16_t>(1 << (shift - 1))));
+    return _mm_sub_epi16(down, up);
+  }
+  static __m128i half_dithered(const int16_t* p, int shift, __m128i of_lane, uint16_t of_k) {
+    const __m128i thresholds = _mm_xor_si128(of_lane, _mm_set1_epi16(static_cast<int16_t>(of_k)));
+    const __m128i added = _mm_srl_epi16(thresholds, _mm_cvtsi32_si128(16 - shift));
+    return _mm_sra_epi16(_mm_adds_epi16(load_half(p), added), _mm_cvtsi32_si128(shift));
+  }
   static I raise(int level, I sums, I* maxima) {
     maxima[level] = max(maxima[level], sums);
     return sums;

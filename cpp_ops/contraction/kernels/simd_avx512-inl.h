@@ -59,6 +59,26 @@ struct Avx512 {
     return _mm512_sra_epi16(_mm512_adds_epi16(x, added), _mm_cvtsi32_si128(shift));
   }
 
+  // The words of `pair_words`, with each half shifted right by a number of bits from 0 to 15.
+  static I pair_to_nearest(const int16_t* x, const int16_t* y, int shift_x, int shift_y) {
+    const I words = pair_words(x, y);
+    const auto low_bits = [](int shift) { return (1 << shift) - 1; };
+    // Nothing is more than the largest number, so a shift of 0 does not round up.
+    const auto half = [](int shift) { return shift == 0 ? INT16_MAX : 1 << (shift - 1); };
+    const I down = _mm512_srav_epi16(words, both(shift_x, shift_y));
+    const I rest = _mm512_and_si512(words, both(low_bits(shift_x), low_bits(shift_y)));
+    const I odd = _mm512_and_si512(down, _mm512_set1_epi16(1));
+    const __mmask32 up =
+        _mm512_cmpgt_epi16_mask(_mm512_adds_epi16(rest, odd), both(half(shift_x), half(shift_y)));
+    return _mm512_mask_add_epi16(down, up, down, _mm512_set1_epi16(1));
+  }
+  static I pair_dithered(const int16_t* x, const int16_t* y, int shift_x, int shift_y,
+                         uint16_t of_x, uint16_t of_y, size_t lane) {
+    const I thresholds = _mm512_xor_si512(load(&kThresholds.of_lanes[lane]), both(of_x, of_y));
+    const I added = _mm512_srlv_epi16(thresholds, both(16 - shift_x, 16 - shift_y));
+    return _mm512_srav_epi16(_mm512_adds_epi16(pair_words(x, y), added), both(shift_x, shift_y));
+  }
+
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static F load_float(const float* p) { return _mm512_loadu_ps(p); }
   static void store_float(float* p, F x) { _mm512_storeu_ps(p, x); }
@@ -145,6 +165,10 @@ struct Avx512 {
   }
 
  private:
+  // Words with these halves.
+  static I both(int low, int high) {
+    return _mm512_set1_epi32(join_words(static_cast<int16_t>(low), static_cast<int16_t>(high)));
+  }
   static I raise(int level, I sums, I* maxima) {
     maxima[level] = max(maxima[level], sums);
     return sums;

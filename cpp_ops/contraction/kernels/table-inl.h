@@ -8,7 +8,9 @@
 
 template <class S>
 constexpr ContractionKernels make_table() {
-  return {cell<S>,      pack_rows<S>,  pack_pairs<S>,  pack_pieces<S>,  pack_shifted_pairs<S>,
-          transpose<S>, norms_rows<S>, norms_pairs<S>, lanes<S, false>, lanes<S, true>,
-          combine<S>,   peak_dot<S>,   peak_fma<S>};
+  return {cell<S>,         pack_rows<S>,         pack_pairs<S>,
+          pack_pieces<S>,  pack_shifted_rows<S>, pack_shifted_pairs<S>,
+          transpose<S>,    norms_rows<S>,        norms_pairs<S>,
+          lanes<S, false>, lanes<S, true>,       combine<S>,
+          peak_dot<S>,     peak_fma<S>};
 }

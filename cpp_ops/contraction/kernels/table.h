@@ -55,30 +55,12 @@ inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads ar
 // The number of elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;
 
-// How mantissas are rounded where they are shifted right: to nearest, ties to even, if
-// `thresholds` is null. Otherwise thresholds[i] ^ other is the threshold of element i, of which the
-// highest bits are added before the shift.
-struct ShiftRounding {
-  const uint16_t* thresholds;
-  uint16_t other;
-};
-
 // Elements [start, start + length) of a packed row: zeros if `from` is null, or the elements there,
 // shifted right.
 struct Piece {
   const int16_t* from;
   int32_t exponent;
   int16_t start, length, shift;
-};
-
-// The shifts of words of two k: those of run r at index k are shifts[k * runs + r], and at least
-// 16 makes zeros. If `lanes` is not null, mantissas are dithered: the thresholds of row i are
-// lanes[(first_lane + i) % kThresholdLanes], those of index k are of_k[k].
-struct PairShifts {
-  const int8_t* shifts;
-  const uint16_t* lanes;
-  int64_t first_lane;
-  const uint16_t* of_k;
 };
 
 struct ContractionKernels {
@@ -94,14 +76,17 @@ struct ContractionKernels {
   void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                      const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
                      int32_t* out, int64_t stride, int padding);
-  // Packs one row of k from its pieces. The thresholds of `rounding` are those of its elements.
-  void (*pack_pieces)(const Piece* pieces, int count, ShiftRounding rounding, int16_t* out);
-  // pack_pairs with mantissas shifted right. `edge` is twice as long as the longest run, and
-  // kSlack.
-  void (*pack_shifted_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
-                             const Run* runs, int run_count, const PairShifts& shifts,
-                             const int16_t* zeros, int16_t* edge, int32_t* out, int64_t stride,
-                             int padding);
+  // Packs one row of k from its pieces. `lane` is that of the row.
+  void (*pack_pieces)(const Piece* pieces, int count, const Dithering& dithering, int64_t lane,
+                      int16_t* out);
+  // pack_rows and pack_pairs with mantissas shifted right: those of run r at point p by
+  // shifts[p * run_count + r]. A shift of kNegligibleShift stands for zeros, which are not read.
+  void (*pack_shifted_rows)(const int16_t* base, const Point* points, int rows, const Run* runs,
+                            int run_count, const int8_t* shifts, const Dithering& dithering,
+                            int16_t* out, int64_t stride);
+  void (*pack_shifted_pairs)(const int16_t* base, const Point* points, int k, const Run* runs,
+                             int run_count, const int8_t* shifts, const Dithering& dithering,
+                             const int16_t* zeros, int32_t* out, int64_t stride, int padding);
   // Transposes words [16 rows][pairs] to [pairs][16 columns]. Rows of the input are `stride`
   // elements apart, rows of the output `out_stride` words.
   void (*transpose)(const int16_t* rows, int64_t stride, int pairs, int32_t* out,

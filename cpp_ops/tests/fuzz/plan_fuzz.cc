@@ -73,10 +73,22 @@ int64_t dense(Bytes* in, std::vector<Dim*> dims, int64_t Dim::* stride, bool kee
   return size;
 }
 
+// Writes the number of grids, and grids of small blocks.
+void put_grids(Bytes* in, bool in_blocks, std::vector<int64_t>* code) {
+  code->push_back(in_blocks ? 2 : 0);
+  for (int i = 0; in_blocks && i < 2; ++i) {
+    const int64_t columns = in->between(1, 70), rows = in->between(1, 9);
+    code->insert(code->end(), {rows * columns, columns, int64_t{1} << in->below(4),
+                               int64_t{1} << in->below(7), in->below(2)});
+    if (in->one_in(40)) code->back() = in->number();
+  }
+}
+
 // Writes a part that is likely to be accepted; its outputs begin at *base_c.
-void put_part(Bytes* in, int64_t* base_c, bool* disjoint, std::vector<int64_t>* code) {
+void put_part(Bytes* in, bool in_blocks, int64_t* base_c, bool* disjoint,
+              std::vector<int64_t>* code) {
   constexpr int64_t kExtents[] = {1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 32, 64, 65, 100, 256, 300, 0};
-  const bool lanes = in->one_in(4);
+  const bool lanes = in->one_in(4) && !in_blocks;
   std::vector<Dim> g(static_cast<size_t>(lanes ? in->between(1, 2) : in->below(3)));
   std::vector<Dim> m(static_cast<size_t>(in->below(3))), n(static_cast<size_t>(in->below(3)));
   std::vector<Dim> k(static_cast<size_t>(in->below(4)));
@@ -116,9 +128,9 @@ void put_part(Bytes* in, int64_t* base_c, bool* disjoint, std::vector<int64_t>* 
   for (Dim* d : refer({&n, &k}))
     if (in->one_in(4)) d->stride_b = in->between(-3, 20);
   for (Dim* d : refer({&g, &m}))
-    if (in->one_in(3)) d->exp_a = in->between(-1, 3);
+    if (!in_blocks && in->one_in(3)) d->exp_a = in->between(-1, 3);
   for (Dim* d : refer({&g, &n}))
-    if (in->one_in(3)) d->exp_b = in->between(-1, 3);
+    if (!in_blocks && in->one_in(3)) d->exp_b = in->between(-1, 3);
   if (in->one_in(20)) {
     for (Dim* d : refer({&g, &m, &n})) d->stride_c = in->number();
     *disjoint = false;
@@ -234,7 +246,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace dfpjax;
   Bytes in(data, size);
   std::vector<int64_t> code;
-  bool disjoint = true;
+  bool disjoint = true, in_blocks = false;
   int64_t outputs = 0;
   if (in.one_in(8)) {
     code = arbitrary_code(&in);
@@ -242,8 +254,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     disjoint = false;
   } else {
     const int64_t parts = in.between(1, 2);
-    code = {2, 0, parts};
-    for (int64_t i = 0; i < parts; ++i) put_part(&in, &outputs, &disjoint, &code);
+    code = {2};
+    in_blocks = in.one_in(2);
+    put_grids(&in, in_blocks, &code);
+    code.push_back(parts);
+    for (int64_t i = 0; i < parts; ++i) put_part(&in, in_blocks, &outputs, &disjoint, &code);
     if (in.one_in(30)) code[static_cast<size_t>(in.below(200)) % code.size()] = in.number();
   }
   if (outputs > kMostElements) return 0;

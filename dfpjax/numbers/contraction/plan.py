@@ -16,9 +16,8 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from dfpjax.numbers.contraction.contraction import Contraction, Shape
+from dfpjax.numbers.contraction.grid import Grid, make_grid
 from dfpjax.numbers.format.blocks import Blocks
 
 ENCODING_VERSION = 2
@@ -43,7 +42,7 @@ SEGMENT = 32
 """Contracted elements of a segment of a block. Mantissas with exponents of their own are aligned within a
 block, or within its segments if their exponents are far apart."""
 SEGMENTS = BLOCK // SEGMENT
-NARROW_RANGE = 4
+NARROW_RANGE = 6
 """The largest difference between the exponents of a row of a tile, or of a panel, for which mantissas are
 aligned within the whole block."""
 
@@ -81,34 +80,6 @@ class Bounds:
     size: int
     a: int
     offset: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Where the exponents of an operand in blocks lie: a function of an element's offset in memory.
-
-    The operand is rows of `columns` elements, in groups of `outer` elements that no block crosses.
-    """
-
-    outer: int
-    columns: int
-    block_rows: int
-    block_columns: int
-    dithered: bool
-    """How mantissas are rounded where they are aligned. To nearest if the operand is contiguous along the
-    contracted index. Otherwise with thresholds that differ from element to element, so that the sum of many
-    small ones is right, though each is small beside the largest one that it meets."""
-
-    def _encode(self) -> tuple[int, ...]:
-        return self.outer, self.columns, self.block_rows, self.block_columns, int(self.dithered)
-
-    def index(self, offset: np.ndarray) -> np.ndarray:
-        """The index of the exponent of the element at each offset."""
-        rows = self.outer // self.columns
-        outer, inside = np.divmod(offset, self.outer)
-        row, column = np.divmod(inside, self.columns)
-        block_rows, block_columns = -(-rows // self.block_rows), -(-self.columns // self.block_columns)
-        return (outer * block_rows + row // self.block_rows) * block_columns + column // self.block_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +124,7 @@ class Plan:
         return (
             ENCODING_VERSION,
             len(self.grids or ()),
-            *itertools.chain.from_iterable(grid._encode() for grid in self.grids or ()),
+            *itertools.chain.from_iterable(grid.encode() for grid in self.grids or ()),
             len(self.parts),
             *itertools.chain.from_iterable(p._encode() for p in self.parts),
         )
@@ -189,8 +160,8 @@ def make_plan(
     if any(blocks):
         swapped = contraction.swap()
         grids = (
-            _grid(contraction, lhs_shape, lhs_exponent, blocks[0]),
-            _grid(swapped, rhs_shape, rhs_exponent, blocks[1]),
+            make_grid(contraction, lhs_shape, lhs_exponent, blocks[0]),
+            make_grid(swapped, rhs_shape, rhs_exponent, blocks[1]),
         )
         lhs_exponent, rhs_exponent = (1,) * len(lhs_shape), (1,) * len(rhs_shape)
     windows = contraction.windows
@@ -200,37 +171,6 @@ def make_plan(
         _part(contraction, *operands, phase, grids is not None) for phase in itertools.product(*phases)
     )
     return Plan(swapped=False, out_shape=contraction.out_shape, grids=grids, parts=parts)
-
-
-def _grid(c: Contraction, shape: Shape, exponent: Shape, blocks: Blocks | None) -> Grid:
-    """The grid of the lhs of a contraction."""
-    mapped = len(c.mapped_axes(c.lhs))
-    example = shape[mapped:]
-    size = max(math.prod(example), 1)
-    if blocks is None:
-        shared = all(extent == 1 for extent in exponent[mapped:])
-        examples = math.prod(exponent[:mapped])
-        if not shared or examples not in (1, math.prod(shape[:mapped])):
-            raise ValueError(
-                f"an operand in blocks cannot be multiplied by one with exponents of shape {exponent}"
-            )
-        size = max(math.prod(shape), 1) if examples == 1 else size
-        return Grid(
-            outer=size, columns=size, block_rows=1, block_columns=1 << (size - 1).bit_length(), dithered=False
-        )
-    wanted = (*shape[:mapped], *blocks.counts(example))
-    if exponent != wanted:
-        raise ValueError(f"the exponents of an operand of shape {shape} must have shape {wanted}")
-    _, rows, columns = blocks.view(example)
-    innermost = next((c.lhs[axis] for axis in reversed(range(len(shape))) if shape[axis] > 1), None)
-    kept = {*c.out, *(w.lhs for w in c.windows)}
-    return Grid(
-        outer=max(rows * columns, 1),
-        columns=max(columns, 1),
-        block_rows=blocks.rows,
-        block_columns=blocks.columns,
-        dithered=innermost in kept,
-    )
 
 
 def _gathers_rhs(c: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from dfpjax.numbers.contraction.alignment import ABSENT, Aligned, align
+from dfpjax.numbers.contraction.grid import Grid
 from dfpjax.numbers.contraction.plan import (
     BLOCK,
     CERTIFIED_BELOW,
@@ -22,7 +23,6 @@ from dfpjax.numbers.contraction.plan import (
     ROW_TILE,
     SEGMENT,
     SEGMENTS,
-    Grid,
     Part,
     Plan,
 )

@@ -1,0 +1,42 @@
+// Common exponents for operands in blocks, and sums of terms with exponents of their own, in plain
+// loops.
+#ifndef DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
+#define DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "plan/plan.h"
+
+namespace dfpjax {
+
+// Values of one operand for one g: [rows][K].
+using Matrix = std::vector<std::vector<int32_t>>;
+
+inline constexpr int32_t kNothing = -(1 << 20);  // the exponent of padding
+
+struct AlignedRows {
+  Matrix exponents;                     // [rows][segments], the same for all rows of a panel
+  std::vector<std::vector<bool>> wide;  // [tiles][blocks]
+  std::vector<std::vector<bool>> lost;  // [rows][blocks], for panels: a row has a NaN
+};
+
+// Aligns mantissas with these exponents: each row by itself or, for panels, the rows of a tile
+// together.
+AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, int64_t tile, bool panels,
+                       bool dithered);
+
+struct RunningSum {
+  float total = 0;
+  int64_t base = 0;
+  bool empty = true;
+
+  void add(float term, int32_t exponent_a, int32_t exponent_b);
+  int64_t exponent() const { return empty ? 0 : base; }
+};
+
+RunningSum combined(const std::vector<RunningSum>& parts);
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
