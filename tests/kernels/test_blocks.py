@@ -119,13 +119,13 @@ def test_values(name, which):
     ("name", "which"),
     [in_tiers(name, which, quick=(name, which) in QUICK) for name in CASES for which in PASSES],
 )
-@pytest.mark.parametrize("lost", [False, True])
-def test_every_path_has_the_bits_of_the_reference(name, which, lost):
-    plan, operands, _ = problem(name, which, wide, lost=lost)
-    expected = np.asarray(reference(*operands, plan=plan))
-    assert np.isnan(expected).any() == lost or not expected.size
-    for result in everywhere(*operands, plan=plan):
-        np.testing.assert_array_equal(result, expected)
+def test_every_path_has_the_bits_of_the_reference(name, which):
+    for lost in (False, True):
+        plan, operands, _ = problem(name, which, wide, lost=lost)
+        expected = np.asarray(reference(*operands, plan=plan))
+        assert np.isnan(expected).any() == lost
+        for result in everywhere(*operands, plan=plan):
+            np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize(
