@@ -53,12 +53,12 @@ def _quantize(x: jax.Array, *more: jax.Array, devices: tuple, native_code: bool,
     if not devices:
         return quantize(x, *more)
 
-    def compute(*operands):
-        mantissa, exponent = quantize(*operands)
+    def compute(x):
+        mantissa, exponent = quantize(x)
         return to_integers(mantissa), exponent
 
     mapped = len(params["mapped_axes"])
-    mantissa, exponent = partitioned_quantization(compute, devices, params["blocks"], mapped, x, *more)
+    mantissa, exponent = partitioned_quantization(compute, devices, params["blocks"], mapped, x)
     return from_integers(mantissa), exponent
 
 
@@ -70,7 +70,8 @@ def _lower(ctx, *operands, on_cpu: bool, **params):
     devices = ()
     if _compat.is_partitioned(ctx):
         # Stochastic rounding depends on an element's index in the whole tensor, which a shard does not know.
-        if params["blocks"] is not None and params["quantizer"].rounding != "stochastic":
+        random = params["quantizer"].rounding == "stochastic" or params["given"]
+        if params["blocks"] is not None and not random:
             ctx, devices = _compat.partitioned_context(ctx)
         native = native and bool(devices)
     return _quantized(ctx, *operands, devices=devices, native_code=native, **params)

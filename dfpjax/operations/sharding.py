@@ -113,56 +113,49 @@ def partitioned(
 
 
 def partitioned_quantization(
-    compute: Callable, devices: tuple, blocks: Blocks, mapped: int, x: jax.Array, *more: jax.Array
+    compute: Callable, devices: tuple, blocks: Blocks, mapped: int, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`compute(x, *more)`, for XLA to partition over these devices: the mantissas of a tensor in blocks as
-    integers, and the exponents. Each block is quantized by itself, as by nearest rounding.
+    """`compute(x)`, for XLA to partition over these devices: the mantissas of a tensor in blocks as integers,
+    and the exponents. `compute` must not depend on the place of an element.
 
     Arguments:
         mapped: number of x's leading axes that vmap added.
-        more: arrays of x's rank that do not vary along its other axes.
     """
-    fresh = itertools.count(-1, -1)
     labels = tuple(range(x.ndim))
-    outer = labels[mapped : mapped + 1] if x.ndim - mapped > 1 else (next(fresh),)
-    of_exponent = (*labels[:mapped], *outer, next(fresh), next(fresh))
-    of_more = [tuple(i if size > 1 else next(fresh) for i, size in enumerate(other.shape)) for other in more]
+    outer = labels[mapped : mapped + 1] if x.ndim - mapped > 1 else (-1,)
+    of_exponent = (*labels[:mapped], *outer, -2, -3)
     units = dict.fromkeys(labels, 1) | sharded_blocks.units(labels, x.shape, mapped, blocks)
     units = _possible(units, dict(enumerate(x.shape)), len(devices))
-
     counting = sharded_blocks.counting(labels, of_exponent, x.shape, blocks)
 
     def shardings(mesh: Mesh, split):
         return _sharding(mesh, labels, split), _sharding(mesh, of_exponent, split, counting)
 
     def partition(_, operands, out):
-        mesh, split = _split(devices, [labels], operands[:1], units)
+        mesh, split = _split(devices, [labels], operands, units)
 
-        def shard(*operands):
+        def shard(part):
             with jax.sharding.use_abstract_mesh(_NO_MESH):
-                mantissa, exponent = compute(*operands)
+                mantissa, exponent = compute(part)
                 parts = _parts(mesh, split)
                 return mantissa, sharded_blocks.together(exponent, labels, x.shape, blocks, split, parts)
 
-        of_operands = tuple(_sharding(mesh, tensor, split) for tensor in (labels, *of_more))
-        return mesh, shard, shardings(mesh, split), of_operands
+        return mesh, shard, shardings(mesh, split), (_sharding(mesh, labels, split),)
 
     def infer(_, operands, out):
-        return shardings(*_split(devices, [labels], operands[:1], units))
+        return shardings(*_split(devices, [labels], operands, units))
 
     call = custom_partitioning(compute)
+    exponent_shape = x.shape[:mapped] + blocks.counts(x.shape[mapped:])
     call.def_partition(
         partition,
         infer_sharding_from_operands=infer,
         decode_shardings=False,
         sharding_rule=_rule(
-            [*zip((labels, *of_more), (x.shape, *(other.shape for other in more)), strict=True)],
-            [(labels, x.shape), (of_exponent, x.shape[:mapped] + blocks.counts(x.shape[mapped:]))],
-            units,
-            counting,
+            [(labels, x.shape)], [(labels, x.shape), (of_exponent, exponent_shape)], units, counting
         ),
     )
-    return call(x, *more)
+    return call(x)
 
 
 def _sharding(

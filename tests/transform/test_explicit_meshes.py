@@ -196,10 +196,11 @@ def test_dimensions(fun, specs, shapes):
     "policy",
     [
         Policy(default=OpConfig(force=True, granularity="channel")),
+        Policy(default=OpConfig(force=True, granularity="block")),
         Policy(default=OpConfig(force=True, wgrad=False)),
         Policy(default=OpConfig(force=True, accumulation=dfpjax.FixedChain(length=4, pre_shift=1))),
     ],
-    ids=["channel", "passes", "fixed chain"],
+    ids=["channel", "block", "passes", "fixed chain"],
 )
 def test_policies(policy):
     mesh = mesh_of("ee")

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.sharding import AxisType
+from jax import export, lax
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_partitioning import CONV, DENSE, convolution, convolve, dense, mesh_of, product, run
+from test_partitioning import CONV, DENSE, PARTITIONED, convolution, convolve, dense, mesh_of, product, run
 from transform_helpers import normal, relative_error
 
+import dfpjax
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
 
@@ -98,7 +99,7 @@ def test_shards_that_are_no_whole_blocks_are_gathered(specs, shapes, expected):
     def fun(*args):
         mesh = mesh_of((4,), ("data",))
         split = (
-            lax.with_sharding_constraint(x, jax.NamedSharding(mesh, spec))
+            lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
             for x, spec in zip(args, specs, strict=True)
         )
         return product(*split)
@@ -206,3 +207,34 @@ def test_without_shardy():
         jax.config.update("jax_use_shardy_partitioner", shardy)
     assert set(moved) == {"all-reduce"}
     assert relative_error(actual, on_one_device(dense, *args, transform=gradients)) < REALIGNED
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "biased", "truncate", "stochastic"])
+def test_quantization_has_one_devices_bits(rounding):
+    """However the tensor is split: in whole blocks along the batch, along both axes of rows, or neither."""
+    x = np.array(normal(0, 4, 2, 8, 64))
+    x[2, 0, 5, 40], x[3, 1] = np.inf, 1e-40
+
+    def parts(x):
+        seed = 7 if rounding == "stochastic" else None
+        q = dfpjax.quantize(x, rounding=rounding, seed=seed, blocks=dfpjax.Blocks())
+        return q.mantissa, q.block_exponent
+
+    mesh, expected = mesh_of((2, 2), ("a", "b")), jax.jit(parts)(x)
+    for spec in (P("a"), P(None, "a", "b"), P("b", None, "a"), P(None, None, None, ("a", "b"))):
+        actual, _ = run(parts, mesh, [spec], x)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_exported_programs_hold_no_rule():
+    x, w = normals(WIDE)[:2]
+    mesh = mesh_of((4,), ("data",))
+    args = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, spec))
+        for a, spec in ((x, P("data")), (w, P()))
+    ]
+    fun = jax.jit(in_blocks(product))
+    exported = export.export(fun, platforms=["cpu"], disabled_checks=dfpjax.export_checks())(*args)
+    assert exported.nr_devices == 4 and PARTITIONED not in exported.mlir_module()
+    actual, _ = run(exported.call, mesh, [P("data"), P()], x, w)
+    np.testing.assert_array_equal(actual, on_one_device(product, x, w))
