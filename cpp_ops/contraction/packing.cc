@@ -24,7 +24,7 @@ PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   runs.reset(new Run[static_cast<size_t>(std::max(longest, max_blocks * kBlock))]);
   run_counts.resize(static_cast<size_t>(max_blocks));
   zeros.resize(static_cast<size_t>(longest));
-  edge.reset(new int16_t[static_cast<size_t>(2 * (longest + kSlack))]);
+  edge.reset(new int16_t[static_cast<size_t>(2 * longest + kSlack)]);
   rows.reset(new int16_t[kPanelColumns * kBlock + kSlack]);
 }
 

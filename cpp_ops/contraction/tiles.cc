@@ -86,6 +86,7 @@ Tiles::Workspace::Workspace(const Tiles& t)
       a_exponents(static_cast<size_t>(t.p_.in_blocks ? t.group_ * t.block_tiles_ : 0)),
       bases(static_cast<size_t>(
           t.p_.in_blocks ? std::max<int64_t>(t.sum_panels_, 1) * t.block_tiles_ * kTileRows : 0)),
+      factors(static_cast<size_t>(t.p_.in_blocks ? t.splits_ : 0)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
       column_offsets(kPanelColumns),
       tiles(t.block_tiles_) {}
@@ -192,7 +193,7 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
       c_n_.offsets(n, n + count, 0, at);
       float* to = contiguous_columns_ ? row + n : w->bounce[0];
       if (p_.in_blocks)
-        combine_in_blocks(partial, i, panel, to);
+        combine_in_blocks(partial, i, panel, to, w);
       else
         kernels_.combine(partial, split_stride, splits_, count, nullptr, scaling_.factor(), to);
       if (!contiguous_columns_)
@@ -203,19 +204,19 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
 }
 
 // Row `i` of G x M. The parts have bases of their own; the sum has the largest.
-void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t panel, float* to) const {
+void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t panel, float* to,
+                              Workspace* w) const {
   const int64_t rows = p_.G * p_.M, count = columns(panel);
   const auto base_of = [&](int64_t split) {
     return partial_bases_[static_cast<size_t>((split * rows + i) * panels_ + panel)];
   };
   int32_t base = kUnset;
   for (int64_t split = 0; split < splits_; ++split) base = std::max(base, base_of(split));
-  std::vector<float> factors(static_cast<size_t>(splits_));
   for (int64_t split = 0; split < splits_; ++split)
-    factors[static_cast<size_t>(split)] = term_scale(base_of(split) - base);
+    w->factors[static_cast<size_t>(split)] = term_scale(base_of(split) - base);
   const int32_t exponent = base == kUnset ? 0 : base;
   const bool normal = is_normal(exponent);
-  kernels_.combine(partial, rows * partial_stride_, splits_, count, factors.data(),
+  kernels_.combine(partial, rows * partial_stride_, splits_, count, w->factors.data(),
                    normal ? power_of_two(exponent) : 1.0f, to);
   if (!normal)
     for (int64_t j = 0; j < count; ++j) to[j] = scale_once(to[j], exponent);

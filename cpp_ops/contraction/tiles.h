@@ -40,6 +40,7 @@ class Tiles : public Job {
     std::vector<Norms> a_norms;
     std::vector<TileExponents> a_exponents;  // empty unless operands are in blocks
     std::vector<int32_t> bases;              // of running sums; likewise
+    std::vector<float> factors;              // of the splits of a row; likewise
     std::vector<int64_t> row_offsets, column_offsets;
     alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
@@ -91,7 +92,8 @@ class Tiles : public Job {
                    Workspace* w);
   void scale_rows(const Task& task, Workspace* w) const;
   void combine(int64_t low, int64_t high, Workspace* w) const;
-  void combine_in_blocks(const float* partial, int64_t row, int64_t panel, float* to) const;
+  void combine_in_blocks(const float* partial, int64_t row, int64_t panel, float* to,
+                         Workspace* w) const;
 
   int64_t task_rows(const Task& task) const {
     return std::min(task.tile_end * kTileRows, p_.M) - task.tile * kTileRows;
