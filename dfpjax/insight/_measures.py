@@ -38,7 +38,7 @@ def of_cotangent(
     It is quantized here as well; XLA removes the duplicate.
     """
     x = lax.stop_gradient(x)
-    _, shift = (None, None) if blocks else align(contraction, rhs_exponent)
+    _, shift = align(contraction, rhs_exponent, blocks)
     mantissa, exponent = quantize_operand(x, contraction, cotangent, shift)
     exponent = exponent if shift is None else exponent - shift
     return of_quantized(x, mantissa, exponent, bits=cotangent.bits, blocks=blocks_of(cotangent))

@@ -40,32 +40,36 @@ def quantize_operand(
 ):
     """Quantize a contraction's lhs (its rhs is the lhs of `contraction.swap()`). `quantize_array` documents
     the other arguments. With exponents of blocks a witness, which is of the whole tensor, is not used."""
-    in_blocks = quantizer.granularity == "block"
+    blocks = blocks_of(quantizer)
     return quantize_array(
         x,
         quantizer,
         mapped_axes=contraction.mapped_axes(contraction.lhs),
         slice_axes=contraction.slice_axes(contraction.lhs) if quantizer.granularity == "channel" else (),
-        blocks=quantizer.blocks if in_blocks else None,
+        blocks=blocks,
         shift=shift,
-        witness=None if in_blocks else witness,
+        witness=witness if blocks is None else None,
         native=native,
     )
 
 
-def align(contraction: Contraction, rhs_exponent: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def align(
+    contraction: Contraction, rhs_exponent: jax.Array, blocks: Blocks | None
+) -> tuple[jax.Array, jax.Array | None]:
     """Split rhs's exponents into those of the output and a rest that lhs takes over.
 
     Arguments:
         contraction: its lhs must have passed `map_with_exponents`.
-        rhs_exponent: int32 of rhs's rank.
+        rhs_exponent: int32 of rhs's rank, or of its blocks.
+        blocks: the size of rhs's blocks, or None. The kernels align exponents of blocks, so none are left to
+            lhs.
 
     Returns:
         (common, shift): `common` does not vary along contracted axes. `shift` has lhs's rank and contains the
         power of two by which to multiply each slice of lhs; None if all slices have the same exponent.
     """
     contracted = _contracted(contraction)
-    if all(rhs_exponent.shape[axis] == 1 for axis in contracted):
+    if blocks or all(rhs_exponent.shape[axis] == 1 for axis in contracted):
         return rhs_exponent, None
     common = jnp.max(rhs_exponent, contracted, keepdims=True)
     # A slice that is not finite turns every sum that it is part of into NaN, through `common`.

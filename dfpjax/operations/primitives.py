@@ -205,7 +205,7 @@ def _all_quantized(
     lhs, rhs, rhs_exponent, *, contraction: Contraction, cotangent: Quantizer, blocks, backend, **params
 ):
     """Operands and parameters of `contract_p` from those of `contract_linear_p`."""
-    common, shift = (rhs_exponent, None) if blocks else align(contraction, rhs_exponent)
+    common, shift = align(contraction, rhs_exponent, blocks)
     quantized = quantize_operand(lhs, contraction, cotangent, shift, native=backend == "auto")
     params |= {"contraction": contraction, "cotangent": cotangent, "backend": backend}
     return (*quantized, rhs, common), {"blocks": (blocks_of(cotangent), blocks), **params}
@@ -297,7 +297,7 @@ def _contract_linear_jvp(primals, tangents, **params):
         terms.append(contract_linear(tangents[0], rhs, rhs_exponent, **of_lhs))
     if not _is_zero(tangents[1]):
         contraction = params["contraction"]
-        _, shift = (None, None) if params["blocks"] else align(contraction, rhs_exponent)
+        _, shift = align(contraction, rhs_exponent, params["blocks"])
         native = params["backend"] == "auto"
         held, exponent = quantize_operand(lhs, contraction, params["cotangent"], shift, native=native)
         exponent = exponent if shift is None else exponent - shift

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 import dfpjax
+from dfpjax.operations.exponents import blocks_of
 
 WEIGHT_FORMATS = ("float32", "dfp16")
 
@@ -26,13 +27,8 @@ class CheckpointError(ValueError):
     """A checkpoint or weights cannot be written, read or used; the message says what to do."""
 
 
-def _default_blocks() -> dfpjax.Blocks | None:
-    """The size of the blocks in which operations read their operands by default; None for whole tensors."""
-    config = dfpjax.OpConfig()
-    return config.blocks if config.granularity == "block" else None
-
-
-DEFAULT_BLOCKS = _default_blocks()
+DEFAULT_BLOCKS = blocks_of(dfpjax.OpConfig().quantizers().rhs)
+"""The size of the blocks in which operations read their kernels by default; None for whole tensors."""
 
 
 def save_weights(
