@@ -11,7 +11,6 @@ small network, images of 64 pixels and less of everything.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES, contractions
+from benchmarks.common.records import write_record
 from benchmarks.common.timing import best_seconds
 from benchmarks.fidelity.networks import NETWORKS, captured
 from benchmarks.fidelity.precisions import (
@@ -197,8 +197,7 @@ def main(argv=None) -> list[Row]:
             "minutes": minutes,
             "rows": [vars(row) for row in rows],
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        arguments.out.with_name(f"{arguments.out.name}.json").write_text(text + "\n")
+        write_record(arguments.out, record)
     return rows
 
 

@@ -19,7 +19,6 @@ Prints every row and geometric means; --out writes OUT.json.
 
 import argparse
 import functools
-import json
 import sys
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import normal, passes
+from benchmarks.common.records import write_record
 from benchmarks.common.timing import Contenders, best_seconds
 from benchmarks.kernels.results import Row, by_suite_and_pass, rate, ratio
 from dfpjax import _native, kernels, runtime_info
@@ -165,8 +165,7 @@ def main(argv=None) -> list[Row]:
             },
             "rows": [vars(row) for row in rows],
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        arguments.out.with_name(f"{arguments.out.name}.json").write_text(text + "\n")
+        write_record(arguments.out, record)
     return rows
 
 

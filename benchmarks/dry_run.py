@@ -13,7 +13,6 @@ some twenty minutes on four cores.
 import argparse
 import dataclasses
 import functools
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ import dfpjax
 from benchmarks.common import figures
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, cpu_model
+from benchmarks.common.records import write_record
 from configs import default
 from dfpjax.training import TrainConfig
 from dfpjax.training.data import load_dataset
@@ -227,8 +227,7 @@ def write(rows: list[Row], arguments: argparse.Namespace) -> None:
         "size": arguments.size,
         "rows": [dataclasses.asdict(row) for row in rows],
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    arguments.out.with_name(f"{arguments.out.name}.json").write_text(text + "\n")
+    write_record(arguments.out, record)
     chart(rows, arguments.out.with_name(f"{arguments.out.name}.png"))
 
 

@@ -12,7 +12,6 @@ of everything, takes about a minute. --tensors chooses what to look at.
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ import jaxlib
 from benchmarks.common import shapes
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, cpu_model
+from benchmarks.common.records import write_record
 from benchmarks.fidelity import precisions, results
 from benchmarks.fidelity.networks import NETWORKS, captured
 from benchmarks.fidelity.photographs import photographs
@@ -145,8 +145,7 @@ def main(argv=None) -> list[Row]:
             "minutes": minutes,
             "rows": [vars(row) for row in rows],
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        arguments.out.with_name(f"{arguments.out.name}.json").write_text(text + "\n")
+        write_record(arguments.out, record)
         results.chart(rows, arguments.out.with_name(f"{arguments.out.name}.png"))
     return rows
 

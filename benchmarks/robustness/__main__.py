@@ -8,7 +8,6 @@ small shapes, a few seconds.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import jaxlib
 
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, cpu_model
+from benchmarks.common.records import write_record
 from benchmarks.robustness import results
 from benchmarks.robustness.depth import deep_network
 from benchmarks.robustness.nonfinite import one_nan
@@ -63,8 +63,7 @@ def main(argv=None) -> dict[str, list]:
             "width": width,
             **{name: [vars(row) for row in rows] for name, rows in measured.items()},
         }
-        text = json.dumps(record, indent=1, ensure_ascii=False)
-        arguments.out.with_name(f"{arguments.out.name}.json").write_text(text + "\n")
+        write_record(arguments.out, record)
     return measured
 
 

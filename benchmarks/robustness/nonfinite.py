@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.common.operations import PASSES
-from benchmarks.common.shapes import Dot, Einsum
 from benchmarks.fidelity.precisions import passes
-from benchmarks.robustness.precisions import COMPARED
+from benchmarks.robustness.precisions import COMPARED, products_of_tokens
 
 POISONED = ("x", "dy")
 
@@ -31,13 +30,9 @@ class NonfiniteRow:
 def one_nan(texts: int, tokens: int, channels: int, features: int, seed: int = 0) -> list[NonfiniteRow]:
     """`[texts, tokens, channels]` · `[channels, features]` with a NaN in the input or in the output's
     gradient; and the same with all texts' tokens in one axis."""
-    cases = (
-        Einsum(equation="ntc,cd->ntd", lhs=(texts, tokens, channels), rhs=(channels, features)),
-        Dot(m=texts * tokens, k=channels, n=features),
-    )
     rng = np.random.default_rng(seed)
     rows = []
-    for case in cases:
+    for case in products_of_tokens(texts, tokens, channels, features):
         for operand in POISONED:
             x, w, dy = (rng.standard_normal(s).astype(np.float32) for s in (case.lhs, case.rhs, case.out))
             token = tokens // 2

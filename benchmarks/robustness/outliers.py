@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.common.shapes import Dot, Einsum
+from benchmarks.common.shapes import Dot
 from benchmarks.fidelity.precisions import exact_passes, passes, relative_error
-from benchmarks.robustness.precisions import COMPARED
+from benchmarks.robustness.precisions import COMPARED, products_of_tokens
 
 FACTOR = 3000
 """How many times as large as the others the outlying channel is."""
@@ -83,13 +83,9 @@ class PaddingRow:
 def padding_token(texts: int, tokens: int, channels: int, features: int, seed: int = 0) -> list[PaddingRow]:
     """A product `[texts, tokens, channels]` · `[channels, features]` of normal numbers, one token of them
     `PADDING`; and the same with all texts' tokens in one axis."""
-    cases = (
-        Einsum(equation="ntc,cd->ntd", lhs=(texts, tokens, channels), rhs=(channels, features)),
-        Dot(m=texts * tokens, k=channels, n=features),
-    )
     rng = np.random.default_rng(seed)
     rows = []
-    for case in cases:
+    for case in products_of_tokens(texts, tokens, channels, features):
         x, w, dy = (rng.standard_normal(shape).astype(np.float32) for shape in (case.lhs, case.rhs, case.out))
         padding = tokens // 2
         x.reshape(-1, channels)[padding] = PADDING

@@ -1,4 +1,4 @@
-"""The precisions that `benchmarks.robustness` compares, and the product of two matrices in each."""
+"""The precisions that `benchmarks.robustness` compares, and the products that it computes in each."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common.shapes import Dot
+from benchmarks.common.shapes import Dot, Einsum
 from benchmarks.fidelity.precisions import BFLOAT16, DFP16, DFP16_BLOCKS, FLOAT32, Precision
 
 COMPARED = (FLOAT32, BFLOAT16, DFP16, DFP16_BLOCKS)
+
+
+def products_of_tokens(texts: int, tokens: int, channels: int, features: int) -> tuple[Einsum, Dot]:
+    """`[texts, tokens, channels]` · `[channels, features]`, and the same with the tokens in one axis."""
+    return (
+        Einsum(equation="ntc,cd->ntd", lhs=(texts, tokens, channels), rhs=(channels, features)),
+        Dot(m=texts * tokens, k=channels, n=features),
+    )
 
 
 @functools.cache
