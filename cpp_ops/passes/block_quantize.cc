@@ -21,9 +21,10 @@ std::string check_blocks(const BlockedShape& shape, int64_t bits) {
   if (bits < 2 || bits > 16) return "bits: must be from 2 to 16";
   if (!is_power_of_two(shape.block_rows) || shape.block_rows > 256)
     return "block: must have rows that are a power of two from 1 to 256";
-  if (!is_power_of_two(shape.block_columns) || shape.block_columns < 16 ||
-      shape.block_columns > 256)
-    return "block: must have columns that are a power of two from 16 to 256";
+  const bool has_all = shape.block_columns == std::max<int64_t>(shape.columns, 1);
+  if (!has_all && (!is_power_of_two(shape.block_columns) || shape.block_columns < 16 ||
+                   shape.block_columns > 256))
+    return "block: must have columns that are a power of two from 16 to 256, or all columns";
   return "";
 }
 

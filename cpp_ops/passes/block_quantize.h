@@ -11,7 +11,8 @@
 namespace dfpjax {
 
 // Tensors [examples][outer][rows][columns], in blocks of block_rows x block_columns numbers of one
-// [rows][columns] matrix. Blocks at the end of rows or columns may be smaller.
+// [rows][columns] matrix. Blocks at the end of rows or columns may be smaller. Either block_columns
+// is a power of two, or a block has all columns.
 struct BlockedShape {
   int64_t examples, outer, rows, columns;
   int64_t block_rows, block_columns;

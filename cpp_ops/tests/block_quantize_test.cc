@@ -122,17 +122,25 @@ void check_shapes(bool quick, std::mt19937* random) {
         for (const BlockRounding rounding : kRoundings) check(shape, x, 16, rounding);
         if (quick) return;
       }
+  for (const int64_t columns : {1, 3, 15, 30, 48, 64, 70, 129, 672})  // all of them in a block
+    for (const int64_t rows : {1, 3, 4, 9})
+      for (const int64_t block_rows : {1, 4, 256}) {
+        const BlockedShape shape{2, 3, rows, columns, block_rows, columns};
+        const Values x = numbers(shape, 1, random);
+        for (const BlockRounding rounding : kRoundings) check(shape, x, 16, rounding);
+      }
   for (const BlockedShape& shape :
        {BlockedShape{0, 3, 4, 5, 4, 32}, BlockedShape{1, 0, 4, 5, 4, 32},
         BlockedShape{1, 1, 1, 70001, 4, 32},  // one row of blocks in several pieces
         BlockedShape{1, 1, 300, 1100, 256, 256}, BlockedShape{1, 300, 7, 33, 2, 16},
-        BlockedShape{5, 1, 1, 1, 4, 32}})
+        BlockedShape{1, 1, 300, 1100, 256, 1100}, BlockedShape{2, 1, 5, 70001, 4, 70001},
+        BlockedShape{2, 2, 3, 0, 4, 1}, BlockedShape{5, 1, 1, 1, 4, 32}})
     for (const BlockRounding rounding : {BlockRounding::kNearest, BlockRounding::kSeed})
       check(shape, numbers(shape, 1, random), 16, rounding);
 }
 
-void check_numbers(std::mt19937* random) {
-  const BlockedShape shape{2, 2, 6, 45, 4, 32};
+void check_numbers(int64_t block_columns, std::mt19937* random) {
+  const BlockedShape shape{2, 2, 6, 45, 4, block_columns};
   for (const BlockRounding rounding : kRoundings) {
     for (int bits = 2; bits <= 16; ++bits) check(shape, numbers(shape, 1, random), bits, rounding);
     for (const float scale : {3e-45F, 1e-40F, 1e-38F, 1e-34F, 1e-30F, 1e30F, 2e37F})
@@ -156,11 +164,15 @@ void check_numbers(std::mt19937* random) {
   Values ties;
   for (int i = -270; i < 270; ++i) ties.push_back(static_cast<float>(i) / 4);
   for (const BlockRounding rounding : kRoundings)
-    for (int bits = 2; bits <= 9; ++bits) check({1, 1, 12, 45, 4, 32}, ties, bits, rounding);
+    for (int bits = 2; bits <= 9; ++bits)
+      check({1, 1, 12, 45, 4, block_columns}, ties, bits, rounding);
 }
 
 void check_refusals() {
   expect(check_blocks({1, 1, 1, 1, 256, 16}, 2).empty(), "good blocks are refused");
+  for (const int64_t columns : {1, 48, 672})
+    expect(check_blocks({1, 1, 1, columns, 4, columns}, 16).empty(), "all columns are refused");
+  expect(check_blocks({1, 1, 1, 0, 4, 1}, 16).empty(), "no columns are refused");
   const struct {
     int64_t rows, columns, bits;
     const char* what;
@@ -183,7 +195,7 @@ void check_refusals() {
 void run_test(bool quick) {
   std::mt19937 random(1);
   check_shapes(quick, &random);
-  check_numbers(&random);
+  for (const int64_t block_columns : {32, 45}) check_numbers(block_columns, &random);
   check_refusals();
 }
 

@@ -140,7 +140,7 @@ def quantize_blocks(
         "bits": np.int64(quantizer.bits),
         "rounding": quantizer.rounding,
         "view": np.int64([math.prod(leading), *blocks.view(example)]),
-        "block": np.int64([blocks.rows, blocks.columns]),
+        "block": np.int64(blocks.size(example)),
     }
     seeds = jnp.zeros(0, jnp.uint32) if seeds is None else seeds
     mantissa, exponent = _call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)

@@ -1,8 +1,9 @@
 """Which axes of a tensor in blocks may be split between devices, and which exponents each device holds.
 
-A shard consists of whole blocks if it has a multiple of `blocks.rows` rows and of `blocks.columns` columns in
-a stretch. Its exponents are then those of the whole tensor's blocks that it holds. Along the tensor's first
-axis and along axes that vmap added, any shard consists of whole blocks.
+A shard consists of whole blocks if it has a multiple of a block's rows and of its columns in a stretch. Its
+exponents are then those of the whole tensor's blocks that it holds. Along the tensor's first axis and along
+axes that vmap added, any shard consists of whole blocks. Where several axes count the columns, a block has
+all columns, so these axes stay whole.
 """
 
 import math
@@ -89,11 +90,12 @@ def _counting(shape, mapped: int, blocks: Blocks | None):
     if blocks is None:
         return ()
     _, _, columns = blocks.view(shape[mapped:])
+    block_rows, block_columns = blocks.size(shape[mapped:])
     first = len(shape)
     while first > mapped and math.prod(shape[first:]) != columns:
         first -= 1
     rows = range(mapped + 1, first)
     return tuple(
         (tuple(axis for axis in axes if shape[axis] > 1), size)
-        for axes, size in ((rows, blocks.rows), (range(first, len(shape)), blocks.columns))
+        for axes, size in ((rows, block_rows), (range(first, len(shape)), block_columns))
     )

@@ -103,8 +103,9 @@ def test_blocks_quantize_every_operand_of_every_pass(case):
         outer, rows, columns = blocks.view(operand.shape)
         out = np.zeros((outer, rows, columns))
         view = operand.reshape(outer, rows, columns)
-        for o, i, j in np.ndindex(outer, -(-rows // 2), -(-columns // 16)):
-            block = np.s_[o, 2 * i : 2 * i + 2, 16 * j : 16 * j + 16]
+        high, wide = blocks.size(operand.shape)
+        for o, i, j in np.ndindex(*blocks.counts(operand.shape)):
+            block = np.s_[o, high * i : high * (i + 1), wide * j : wide * (j + 1)]
             mantissa, exponent = oracle.quantize(view[block])
             out[block] = np.ldexp(mantissa.astype(np.float64), exponent)
         return out.reshape(operand.shape)

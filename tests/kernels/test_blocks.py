@@ -45,11 +45,12 @@ def block_quantize(x, blocks):
     mantissas = np.zeros((outer, rows, columns), np.int16)
     exponents = np.zeros(blocks.counts(x.shape), np.int32)
     values = x.reshape(mantissas.shape)
+    size = blocks.size(x.shape)
     for index in np.ndindex(exponents.shape):
         block = (
             index[0],
-            slice(index[1] * blocks.rows, (index[1] + 1) * blocks.rows),
-            slice(index[2] * blocks.columns, (index[2] + 1) * blocks.columns),
+            slice(index[1] * size[0], (index[1] + 1) * size[0]),
+            slice(index[2] * size[1], (index[2] + 1) * size[1]),
         )
         mantissas[block], exponents[index] = oracle.quantize(values[block])
     return mantissas.reshape(x.shape), exponents
@@ -57,7 +58,8 @@ def block_quantize(x, blocks):
 
 def dequantized(mantissas, exponents, blocks):
     _, rows, columns = blocks.view(mantissas.shape)
-    each = np.repeat(np.repeat(exponents, blocks.rows, 1), blocks.columns, 2)[:, :rows, :columns]
+    block_rows, block_columns = blocks.size(mantissas.shape)
+    each = np.repeat(np.repeat(exponents, block_rows, 1), block_columns, 2)[:, :rows, :columns]
     return np.ldexp(mantissas.astype(np.float64), each.reshape(mantissas.shape))
 
 

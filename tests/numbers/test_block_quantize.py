@@ -36,17 +36,19 @@ def reference(x, blocks, bits=16, rounding="nearest", seed=None):
     outer = x.shape[0] if x.ndim > 1 else 1
     columns = columns if x.ndim > 1 else x.size
     rows = math.prod(x.shape[1:axes])
+    merged = 1 <= axes < x.ndim - 1
+    block_rows, block_columns = blocks.rows, max(columns, 1) if merged else blocks.columns
     random = hashed(
         np.arange(x.size, dtype=np.uint32)
         ^ hashed(x.reshape(-1).view(np.uint32) if seed is None else np.full(x.size, seed, np.uint32))
     )
     flat, random = x.reshape(outer, rows, columns), random.reshape(outer, rows, columns)
     mantissa = np.zeros(flat.shape, np.int64)
-    counts = outer, -(-rows // blocks.rows), -(-columns // blocks.columns)
+    counts = outer, -(-rows // block_rows), -(-columns // block_columns)
     exponent = np.zeros(counts, np.int64)
     for o, r, c in itertools.product(*map(range, counts)):
         rows_of, columns_of = (
-            slice(i * size, (i + 1) * size) for i, size in ((r, blocks.rows), (c, blocks.columns))
+            slice(i * size, (i + 1) * size) for i, size in ((r, block_rows), (c, block_columns))
         )
         at = o, rows_of, columns_of
         if not np.isfinite(flat[at]).all():
@@ -98,7 +100,8 @@ def assert_quantized(x, blocks, bits=16, rounding="nearest", seed=None, native=T
 
 SHAPES = [
     (), (0,), (1,), (7,), (100,), (3, 5), (2, 33), (1, 0), (0, 4, 33), (2, 0, 33), (2, 9, 40), (3, 3, 5, 2),
-    (2, 3, 5, 37),
+    (2, 3, 5, 37), (2, 9, 14, 3), (2, 3, 5, 11, 3), (2, 6, 40, 1), (2, 5, 3, 0), (2, 0, 5, 3),
+    (1, 9, 2100, 3),
 ]  # fmt: skip
 
 
@@ -113,19 +116,29 @@ def test_blocks_of_other_sizes(blocks):
     assert_quantized(numbers((2, 3, 7, 67)), blocks)
 
 
+def test_a_block_of_merged_axes_has_all_columns():
+    images = (32, 224, 224, 3)
+    assert Blocks(rows=4).view(images) == (32, 224, 672) and Blocks(rows=4).size(images) == (4, 672)
+    assert Blocks(rows=4).counts(images) == (32, 56, 1)
+    for shape in ((32, 224, 32), (5, 3), (7,), ()):  # no axes are merged
+        assert Blocks(rows=4).size(shape) == (4, 32)
+
+
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("bits", [2, 7, 16])
 def test_every_rounding(bits, rounding, native):
-    assert_quantized(numbers((2, 5, 37)), Blocks(), bits, rounding, native=native)
+    for shape in ((2, 5, 37), (2, 9, 14, 3)):
+        assert_quantized(numbers(shape), Blocks(), bits, rounding, native=native)
 
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("seed", [0, 12345, 2**32 - 1])
 def test_stochastic_rounding_with_a_seed(seed, native):
-    x = numbers((2, 5, 37))
-    x[0, 0, 0] = 1e-30  # with seed 0 its random bits are 0, which round up whatever is not zero
-    assert_quantized(x, Blocks(), 16, "stochastic", np.uint32(seed), native)
+    for shape in ((2, 5, 37), (2, 9, 14, 3)):
+        x = numbers(shape)
+        x.flat[0] = 1e-30  # with seed 0 its random bits are 0, which round up whatever is not zero
+        assert_quantized(x, Blocks(), 16, "stochastic", np.uint32(seed), native)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -154,6 +167,9 @@ def test_a_block_that_is_not_finite_spoils_no_other(bad, rounding, native):
     assert_quantized(x, Blocks(), rounding=rounding, native=native)
     _, exponent = quantized(x)
     assert int((np.asarray(exponent) == NONFINITE - 14).sum()) == 2
+    x = numbers((2, 9, 14, 3))
+    x[0, 5, 13, 2] = bad
+    assert_quantized(x, Blocks(), rounding=rounding, native=native)
 
 
 # --- transformations --------------------------------------------------------------------------------

@@ -31,8 +31,9 @@ def blocked(shape, blocks=SMALL, seed=0, exponents=(-20, -8)):
 def expected_exponent(exponent, shape, blocks):
     """The exponent of each element, found by its position."""
     outer, rows, columns = blocks.view(shape)
+    block_rows, block_columns = blocks.size(shape)
     o, r, c = np.indices((outer, rows, columns))
-    return np.asarray(exponent)[o, r // blocks.rows, c // blocks.columns].reshape(shape)
+    return np.asarray(exponent)[o, r // block_rows, c // block_columns].reshape(shape)
 
 
 def exact_values(x):

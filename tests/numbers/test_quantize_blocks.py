@@ -22,8 +22,9 @@ def normal(*shape):
 def pieces(shape, blocks):
     """The elements of each block, as (index of the block, mask of `shape`)."""
     outer, rows, columns = blocks.view(shape)
+    block_rows, block_columns = blocks.size(shape)
     o, r, c = np.indices((outer, rows, columns))
-    own = np.stack([o, r // blocks.rows, c // blocks.columns], -1)
+    own = np.stack([o, r // block_rows, c // block_columns], -1)
     for index in np.ndindex(*blocks.counts(shape)):
         yield index, (own == index).all(-1).reshape(shape)
 

@@ -133,7 +133,6 @@ def merge(x, w):
         (attend, [P(None, None, ("b", "a"))] * 2, [(2, 3, 16, 32)] * 2),
         (project, [P("a"), P(None, "b")], [(2, 6, 40), (40, 8, 32)]),
         (project, [P("a"), P(None, None, "b")], [(2, 6, 40), (40, 2, 64)]),
-        (project, [P("a"), P(None, "b")], [(2, 6, 40), (40, 16, 8)]),  # the outer one of two axes of columns
         (merge, [P("a", None, "b"), P("b")], [(2, 6, 8, 32), (8, 32, 12)]),
         (merge, [P(None, "a", "b"), P("b")], [(2, 8, 8, 32), (8, 32, 12)]),  # both axes of rows
         (merge, [P(None, "a", "b"), P("b")], [(2, 2, 8, 32), (8, 32, 12)]),
@@ -150,6 +149,14 @@ def test_axes_that_count_rows_or_columns_of_blocks(fun, specs, shapes):
     assert relative_error(actual, on_one_device(fun, *args)) < REALIGNED
 
 
+def test_axes_that_count_columns_together_stay_whole():
+    """A block of (40, 16, 8) has all 128 columns."""
+    x, w = normals([(2, 6, 40), (40, 16, 8)])
+    actual, moved = run(in_blocks(project), mesh_of((2, 2), ("a", "b")), [P("a"), P(None, "b")], x, w)
+    assert moved == {"all-gather": 4 * w.size}
+    assert relative_error(actual, on_one_device(project, x, w)) < REALIGNED
+
+
 @pytest.mark.parametrize(
     ("specs", "groups", "expected"),
     [
@@ -157,7 +164,9 @@ def test_axes_that_count_rows_or_columns_of_blocks(fun, specs, shapes):
         # Input features, the inner axis of the kernel's rows: its exponents are gathered.
         ([P("data", None, None, "model"), P(None, None, "model")], 1,
          {"all-reduce": 4 * 4 * 4 * 4 * 128, "all-gather": 4 * 3 * 48 * 4}),
-        ([P("data", None, None, "model"), P(None, None, None, "model")], 8, {}),
+        # Groups of 8 and 16 features: a block has those of all groups, so they are gathered in float32.
+        ([P("data", None, None, "model"), P(None, None, None, "model")], 8,
+         {"all-gather": 4 * 4 * 4 * 4 * 64 + 4 * 3 * 3 * 8 * 128}),
         ([P("data", "model"), P()], 1, {"all-gather": 2 * 4 * 4 * 4 * 64 + 4 * 4 * 4 * 2}),  # mantissas
     ],
     ids=["out", "in", "groups", "window"],
@@ -211,19 +220,26 @@ def test_without_shardy():
 
 @pytest.mark.parametrize("rounding", ["nearest", "biased", "truncate", "stochastic"])
 def test_quantization_has_one_devices_bits(rounding):
-    """However the tensor is split: in whole blocks along the batch, along both axes of rows, or neither."""
-    x = np.array(normal(0, 4, 2, 8, 64))
-    x[2, 0, 5, 40], x[3, 1] = np.inf, 1e-40
+    """However the tensor is split: in whole blocks along the batch, along both axes of rows, or neither. Of
+    images with 3 channels a block has all columns."""
 
     def parts(x):
         seed = 7 if rounding == "stochastic" else None
         q = dfpjax.quantize(x, rounding=rounding, seed=seed, blocks=dfpjax.Blocks())
         return q.mantissa, q.block_exponent
 
-    mesh, expected = mesh_of((2, 2), ("a", "b")), jax.jit(parts)(x)
-    for spec in (P("a"), P(None, "a", "b"), P("b", None, "a"), P(None, None, None, ("a", "b"))):
-        actual, _ = run(parts, mesh, [spec], x)
-        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    mesh = mesh_of((2, 2), ("a", "b"))
+    specs = [P("a"), P(None, "a", "b"), P("b", None, "a")]
+    for shape, of_shape in (
+        ((4, 2, 8, 64), [*specs, P(None, None, None, ("a", "b"))]),
+        ((4, 8, 16, 3), specs),
+    ):
+        x = np.array(normal(0, *shape))
+        x[2, 0, 5, -1], x[3, 1] = np.inf, 1e-40
+        expected = jax.jit(parts)(x)
+        for spec in of_shape:
+            actual, _ = run(parts, mesh, [spec], x)
+            jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_exported_programs_hold_no_rule():

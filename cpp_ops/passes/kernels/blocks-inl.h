@@ -51,6 +51,11 @@ struct BlockScale {
   Ints limit;
 };
 
+inline void join(Ints* most, Floats x) {
+  const Ints bits = magnitude_bits(x);
+  *most = bits > *most ? bits : *most;
+}
+
 // The mantissas of x. `index` holds the flat indices of the numbers.
 template <BlockRounding kRounding>
 inline Shorts mantissas_of(Floats x, Words index, const BlockScale& scale, Words seed) {
@@ -127,13 +132,10 @@ template <int kColumns>
 inline void find_largest(const BlockedPart& part, Ints* most) {
   for_rows(part, [&](int64_t offset, int64_t first_block) {
     const float* const x = part.x + offset;
-    const auto join = [most](int64_t block, Floats numbers) {
-      const Ints bits = magnitude_bits(numbers), so_far = most[block];
-      most[block] = bits > so_far ? bits : so_far;
-    };
     for_vectors<kColumns>(
-        part, first_block, [&](int64_t block, int64_t c) { join(block, load_as<Floats>(x + c)); },
-        [&](int64_t block, int64_t c, int64_t n) { join(block, load_first(x + c, n)); });
+        part, first_block,
+        [&](int64_t block, int64_t c) { join(most + block, load_as<Floats>(x + c)); },
+        [&](int64_t block, int64_t c, int64_t n) { join(most + block, load_first(x + c, n)); });
   });
 }
 
@@ -154,20 +156,35 @@ inline bool set_scale(int32_t largest, int bits, int32_t* exponent, float* first
   return true;
 }
 
+// Rounds the numbers of a part.
+template <BlockRounding kRounding>
+class Rounder {
+ public:
+  explicit Rounder(const BlockedPart& part)
+      : limit_(Ints{} + ((1 << (part.bits - 1)) - 1)), seed_(Words{} + part.seed) {
+    for (int lane = 0; lane < kFloats; ++lane)
+      index_[lane] = part.index + static_cast<uint32_t>(lane);
+  }
+
+  // The mantissas of the numbers from `offset` on, scaled by both factors.
+  Shorts operator()(Floats x, int64_t offset, float first, float second) const {
+    const BlockScale scale{Floats{} + first, Floats{} + second, limit_};
+    return mantissas_of<kRounding>(x, index_ + static_cast<uint32_t>(offset), scale, seed_);
+  }
+
+ private:
+  Ints limit_;
+  Words seed_, index_;
+};
+
 template <BlockRounding kRounding, int kColumns>
 inline void round_all(const BlockedPart& part, const BlockScales& scales) {
-  const Ints limit = Ints{} + ((1 << (part.bits - 1)) - 1);
-  const Words seed = Words{} + part.seed;
-  Words lanes;
-  for (int lane = 0; lane < kFloats; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
+  const Rounder<kRounding> rounder(part);
   for_rows(part, [&](int64_t offset, int64_t first_block) {
     const float* const x = part.x + offset;
     int16_t* const out = part.mantissas + offset;
-    const Words index = lanes + (part.index + static_cast<uint32_t>(offset));
     const auto rounded = [&](int64_t block, int64_t c, Floats numbers) {
-      const BlockScale scale{Floats{} + scales.first[block], Floats{} + scales.second[block],
-                             limit};
-      return mantissas_of<kRounding>(numbers, index + static_cast<uint32_t>(c), scale, seed);
+      return rounder(numbers, offset + c, scales.first[block], scales.second[block]);
     };
     for_vectors<kColumns>(
         part, first_block,
@@ -207,11 +224,49 @@ inline void quantize_at_once(const BlockedPart& part) {
     if (scales.first[block] == 0) clear_block(part, block / column_blocks, block % column_blocks);
 }
 
+// The largest magnitude of numbers that follow each other.
+inline int32_t largest_of(const float* x, int64_t count) {
+  constexpr int kChains = 4;  // of comparisons that do not wait for each other
+  Ints most[kChains] = {};
+  int64_t i = 0;
+  for (; i + kChains * kFloats <= count; i += kChains * kFloats)
+    for (int chain = 0; chain < kChains; ++chain)
+      join(most + chain, load_as<Floats>(x + i + chain * kFloats));
+  for (; i + kFloats <= count; i += kFloats) join(most, load_as<Floats>(x + i));
+  if (i < count) join(most, load_first(x + i, count - i));
+  for (const Ints& other : most) most[0] = other > most[0] ? other : most[0];
+  return greatest_lane(most[0]);
+}
+
+// Blocks that have all columns: the numbers of each follow each other in memory.
+template <BlockRounding kRounding>
+inline void quantize_whole_rows(const BlockedPart& part) {
+  const Rounder<kRounding> rounder(part);
+  for (int64_t block = 0; block < part.row_blocks(); ++block) {
+    const int64_t start = block * part.block_rows * part.stride;
+    const int64_t end = start + part.rows_of(block) * part.stride;
+    float first, second;
+    if (!set_scale(largest_of(part.x + start, end - start), part.bits,
+                   part.exponents + block * part.exponent_stride, &first, &second)) {
+      __builtin_memset(part.mantissas + start, 0,
+                       static_cast<size_t>(end - start) * sizeof(int16_t));
+      continue;
+    }
+    int64_t i = start;
+    for (; i + kFloats <= end; i += kFloats)
+      store_as(part.mantissas + i, rounder(load_as<Floats>(part.x + i), i, first, second));
+    if (i < end)
+      store_first(part.mantissas + i, rounder(load_first(part.x + i, end - i), i, first, second),
+                  end - i);
+  }
+}
+
 // From 1 to `most`.
 inline int64_t clamped(int64_t n, int64_t most) { return n < 1 ? 1 : n < most ? n : most; }
 
 template <BlockRounding kRounding>
 inline void quantize_part(const BlockedPart& part) {
+  if (part.block_columns >= part.stride) return quantize_whole_rows<kRounding>(part);
   const int64_t block_rows = clamped(part.rows, part.block_rows);
   const int64_t across = clamped(BlockScales::kMostNumbers / (block_rows * part.block_columns),
                                  BlockScales::kMostBlocks);

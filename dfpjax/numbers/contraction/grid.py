@@ -20,6 +20,7 @@ class Grid:
     columns: int
     block_rows: int
     block_columns: int
+    """Both are powers of two. A block that has all columns may have more here than there are."""
     dithered: bool
     """How mantissas are rounded where they are aligned. To nearest if the operand is contiguous along the
     contracted index. Otherwise with thresholds that differ from element to element, so that the sum of many
@@ -59,19 +60,23 @@ def make_grid(c: Contraction, shape: Shape, exponent: Shape, blocks: Blocks | No
                 f"an operand in blocks cannot be multiplied by one with exponents of shape {exponent}"
             )
         size = max(math.prod(shape), 1) if examples == 1 else size
-        return Grid(
-            outer=size, columns=size, block_rows=1, block_columns=1 << (size - 1).bit_length(), dithered=False
-        )
+        return Grid(outer=size, columns=size, block_rows=1, block_columns=_power_of_two(size), dithered=False)
     wanted = (*shape[:mapped], *blocks.counts(example))
     if exponent != wanted:
         raise ValueError(f"the exponents of an operand of shape {shape} must have shape {wanted}")
     _, rows, columns = blocks.view(example)
+    block_rows, block_columns = blocks.size(example)
     innermost = next((c.lhs[axis] for axis in reversed(range(len(shape))) if shape[axis] > 1), None)
     kept = {*c.out, *(w.lhs for w in c.windows)}
     return Grid(
         outer=max(rows * columns, 1),
         columns=max(columns, 1),
-        block_rows=blocks.rows,
-        block_columns=blocks.columns,
+        block_rows=block_rows,
+        block_columns=_power_of_two(block_columns),
         dithered=innermost in kept,
     )
+
+
+def _power_of_two(size: int) -> int:
+    """The first power of two that is not less than a positive size."""
+    return 1 << (size - 1).bit_length()

@@ -2,8 +2,10 @@
 
 Blocks follow the tensor's memory layout. A tensor is seen as [outer, rows, columns]: `outer` is its first
 axis, `columns` are its last axes, as many as it takes to have the columns of a block, and `rows` is what lies
-between. A block is a piece of `Blocks.rows` rows and `Blocks.columns` columns of one outer index. So no block
-crosses the first axis or an axis that vmap added, and blocks depend on the tensor's shape alone.
+between. A block is a piece of `Blocks.rows` rows and `Blocks.columns` columns of one outer index. Where
+columns are several axes, it has all of them, so that every block begins with an element of the innermost axis
+(with images, a pixel). No block crosses the first axis or an axis that vmap added, and blocks depend on the
+tensor's shape alone.
 """
 
 import functools
@@ -32,7 +34,7 @@ class Blocks:
     """Rows of a block: a power of two from 1 to 256."""
 
     columns: int = 32
-    """Columns of a block: a power of two from 16 to 256."""
+    """Columns of a block: a power of two from 16 to 256. Where columns are several axes, a block has all."""
 
     def __post_init__(self):
         for name, least, most in (("rows", 1, MOST_ROWS), ("columns", LEAST_COLUMNS, MOST_COLUMNS)):
@@ -47,16 +49,30 @@ class Blocks:
         """A tensor of this shape as (outer, rows, columns). A tensor of one axis is one row."""
         if len(shape) < 2:
             return 1, 1, math.prod(shape)
-        first = len(shape) - 1
-        while first > 1 and math.prod(shape[first:]) < self.columns:
-            first -= 1
+        first = self._first_of_columns(shape)
         return shape[0], math.prod(shape[1:first]), math.prod(shape[first:])
+
+    def size(self, shape: Shape) -> tuple[int, int]:
+        """The rows and columns of a complete block of a tensor of this shape."""
+        if len(shape) < 2:
+            return self.rows, self.columns
+        first = self._first_of_columns(shape)
+        merged = first < len(shape) - 1
+        return self.rows, max(math.prod(shape[first:]), 1) if merged else self.columns
 
     def counts(self, shape: Shape) -> tuple[int, int, int]:
         """How many blocks a tensor of this shape has along each axis of its view: the shape of its
         exponent."""
         outer, rows, columns = self.view(shape)
-        return outer, -(-rows // self.rows), -(-columns // self.columns)
+        block_rows, block_columns = self.size(shape)
+        return outer, -(-rows // block_rows), -(-columns // block_columns)
+
+    def _first_of_columns(self, shape: Shape) -> int:
+        """The first of the axes that count columns, of a tensor of two axes or more."""
+        first = len(shape) - 1
+        while first > 1 and math.prod(shape[first:]) < self.columns:
+            first -= 1
+        return first
 
 
 def tiled(x: jax.Array, blocks: Blocks, mapped: int = 0) -> jax.Array:
@@ -66,16 +82,17 @@ def tiled(x: jax.Array, blocks: Blocks, mapped: int = 0) -> jax.Array:
         mapped: number of leading axes that vmap added.
 
     Returns:
-        array of shape (*mapped axes, outer, row blocks, blocks.rows, column blocks, blocks.columns).
+        array of shape (*mapped axes, outer, row blocks, rows of a block, column blocks, columns of a block).
     """
     numpy = np if isinstance(x, np.ndarray) else jnp
     leading, example = x.shape[:mapped], x.shape[mapped:]
     outer, rows, columns = blocks.view(example)
     _, row_blocks, column_blocks = blocks.counts(example)
-    missing = (row_blocks * blocks.rows - rows, column_blocks * blocks.columns - columns)
+    block_rows, block_columns = blocks.size(example)
+    missing = (row_blocks * block_rows - rows, column_blocks * block_columns - columns)
     x = x.reshape(*leading, outer, rows, columns)
     x = numpy.pad(x, [*[(0, 0)] * (mapped + 1), *((0, count) for count in missing)])
-    return x.reshape(*leading, outer, row_blocks, blocks.rows, column_blocks, blocks.columns)
+    return x.reshape(*leading, outer, row_blocks, block_rows, column_blocks, block_columns)
 
 
 def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0) -> jax.Array:
@@ -92,9 +109,10 @@ def expanded(exponent: jax.Array, shape: Shape, blocks: Blocks, mapped: int = 0)
     """
     leading, example = shape[:mapped], shape[mapped:]
     _, rows, columns = blocks.view(example)
+    block_rows, block_columns = blocks.size(example)
     numpy = np if isinstance(exponent, np.ndarray) else jnp
-    exponent = numpy.repeat(exponent, blocks.rows, axis=-2)[..., :rows, :]
-    exponent = numpy.repeat(exponent, blocks.columns, axis=-1)[..., :columns]
+    exponent = numpy.repeat(exponent, block_rows, axis=-2)[..., :rows, :]
+    exponent = numpy.repeat(exponent, block_columns, axis=-1)[..., :columns]
     return exponent.reshape(leading + example)
 
 
