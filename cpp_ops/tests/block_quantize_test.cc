@@ -116,7 +116,7 @@ void check_shapes(bool quick, std::mt19937* random) {
   for (const int64_t columns : {0, 1, 7, 16, 31, 32, 33, 70, 256, 300})
     for (const int64_t rows : {0, 1, 3, 4, 9})
       for (const auto& [block_rows, block_columns] :
-           {std::pair<int64_t, int64_t>{4, 32}, {1, 16}, {2, 64}, {256, 256}}) {
+           {std::pair<int64_t, int64_t>{8, 32}, {4, 32}, {1, 16}, {2, 64}, {256, 256}}) {
         const BlockedShape shape{2, 3, rows, columns, block_rows, block_columns};
         const Values x = numbers(shape, 1, random);
         for (const BlockRounding rounding : kRoundings) check(shape, x, 16, rounding);

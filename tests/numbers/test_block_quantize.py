@@ -128,14 +128,14 @@ def test_a_block_of_merged_axes_has_all_columns():
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("bits", [2, 7, 16])
 def test_every_rounding(bits, rounding, native):
-    for shape in ((2, 5, 37), (2, 9, 14, 3)):
+    for shape in ((2, 9, 37), (2, 9, 14, 3)):
         assert_quantized(numbers(shape), Blocks(), bits, rounding, native=native)
 
 
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("seed", [0, 12345, 2**32 - 1])
 def test_stochastic_rounding_with_a_seed(seed, native):
-    for shape in ((2, 5, 37), (2, 9, 14, 3)):
+    for shape in ((2, 9, 37), (2, 9, 14, 3)):
         x = numbers(shape)
         x.flat[0] = 1e-30  # with seed 0 its random bits are 0, which round up whatever is not zero
         assert_quantized(x, Blocks(), 16, "stochastic", np.uint32(seed), native)
@@ -145,7 +145,7 @@ def test_stochastic_rounding_with_a_seed(seed, native):
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("scale", [3e-34, 1e-38, 1e-42, 1e30])  # two are subnormal
 def test_extreme_magnitudes(scale, rounding, native):
-    x = numbers((2, 5, 37), scale)
+    x = numbers((2, 9, 37), scale)
     x[1, 2:] = x[1, 2:] * 1e6
     assert_quantized(x, Blocks(), 16, rounding, native=native)
 
@@ -181,7 +181,7 @@ def test_vmap_is_the_loop(in_axes, rounding):
     quantizer = Quantizer(rounding=rounding)
     of_seed = functools.partial(quantized, quantizer=quantizer)
     fun = of_seed if rounding == "stochastic" else lambda x, seed: of_seed(x)
-    x = np.moveaxis(numbers((3, 2, 5, 37)), 0, in_axes[0] or 0)
+    x = np.moveaxis(numbers((3, 2, 9, 37)), 0, in_axes[0] or 0)
     seeds = np.arange(3, dtype=np.uint32)
     operands = (x if in_axes[0] is not None else x[0], seeds if in_axes[1] == 0 else seeds[1])
     loop = [
@@ -204,7 +204,7 @@ def test_vmap_of_vmap_is_the_loop():
 
 
 def test_the_derivative_is_the_identity():
-    x = numbers((2, 5, 37))
+    x = numbers((2, 9, 37))
     g = np.random.default_rng(1).standard_normal(x.shape).astype(np.float32)
     quantize = functools.partial(quantize_array, quantizer=Quantizer(granularity="block"), blocks=Blocks())
     _, (tangent, _) = jax.jvp(quantize, (x,), (g,))
@@ -222,18 +222,18 @@ def test_types_on_an_explicit_mesh():
             out = jax.eval_shape(fun, jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding))
         return [(x.shape, tuple(x.sharding.spec)) for x in out]
 
-    assert types((4, 6, 40), ("x", None, "y")) == [
-        ((4, 6, 40), ("x", None, "y")),
+    assert types((4, 10, 40), ("x", None, "y")) == [
+        ((4, 10, 40), ("x", None, "y")),
         ((4, 2, 2), ("x", None, None)),
     ]
     assert types((64,), ("x",)) == [((64,), ("x",)), ((1, 1, 2), (None, None, None))]
     mapped = jax.vmap(lambda x: quantize_array(x, Quantizer(), blocks=Blocks()))
-    assert types((2, 4, 6, 40), ("y", "x", None, None), mapped)[1] == ((2, 4, 2, 2), ("y", "x", None, None))
+    assert types((2, 4, 10, 40), ("y", "x", None, None), mapped)[1] == ((2, 4, 2, 2), ("y", "x", None, None))
 
 
 def test_devices_have_their_part_of_the_batch():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
-    x = numbers((4, 5, 37))
+    x = numbers((4, 9, 37))
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     fun = functools.partial(quantized, quantizer=Quantizer(rounding="stochastic"))
     compiled = jax.jit(fun).lower(sharded).compile()
@@ -247,7 +247,7 @@ def test_devices_have_their_part_of_the_batch():
 def test_bad_blocks_are_refused():
     assert Quantizer(granularity="block", blocks=Blocks(rows=1)).blocks == Blocks(rows=1)
     with pytest.raises(
-        ValueError, match=r"blocks must be a Blocks, such as Blocks\(rows=4, .*, got \(4, 32\)"
+        ValueError, match=r"blocks must be a Blocks, such as Blocks\(rows=8, .*, got \(4, 32\)"
     ):
         Quantizer(granularity="block", blocks=(4, 32))
 

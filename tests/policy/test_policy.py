@@ -40,7 +40,7 @@ def test_config_per_role():
             {"granularity": PerRole(lhs="tensor", rhs="filter", cotangent="tensor")},
             r"OpConfig, rhs: granularity must be one of tensor, channel, block, got 'filter'",
         ),
-        ({"blocks": 4}, r"OpConfig: blocks must be a Blocks, such as Blocks\(rows=4, columns=32\), got 4"),
+        ({"blocks": 4}, r"OpConfig: blocks must be a Blocks, such as Blocks\(rows=8, columns=32\), got 4"),
         (
             {"blocks": PerRole(lhs=8, rhs=8, cotangent=8)},
             r"OpConfig, lhs: blocks must be a Blocks, such as .*, got 8",

@@ -30,7 +30,7 @@ class Blocks:
         ValueError: if a field is not a power of two in its range.
     """
 
-    rows: int = 4
+    rows: int = 8
     """Rows of a block: a power of two from 1 to 256."""
 
     columns: int = 32

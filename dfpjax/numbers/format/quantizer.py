@@ -44,7 +44,7 @@ class Quantizer:
                 )
         if not isinstance(self.blocks, Blocks):
             raise ValueError(
-                "blocks must be a Blocks, such as Blocks(rows=4, columns=32), "
+                "blocks must be a Blocks, such as Blocks(rows=8, columns=32), "
                 f"got {_checks.described(self.blocks)}"
             )
 
