@@ -24,7 +24,7 @@ PATHS = {
 }
 MULTIPLY_ADD = re.compile(r"\b(vpdpwssd|vpmaddwd)\b.*%([yz]mm)")
 VECTOR = re.compile(r"%[xyz]mm")
-KERNEL = re.compile(r"(\w+)<.*?>?(?:, (\d+))?, (\d+)>\(")  # the rows may be left out: six
+KERNEL = re.compile(r"(\w+)<.*?>?(?:, (\d+))?, (\d+)(?:, (?:true|false))?>\(")  # without rows: six
 ROWS = 6
 
 
@@ -135,12 +135,12 @@ def main(argv=None) -> None:
     loops = kernel_loops(disassemble(arguments.module))
     print(arguments.module)
     head = ("path", "kernel", "tile", "mul-adds", "loads", "broadcasts", "loads/mul-add", "stack", "other")
-    print("{:<11} {:<13} {:>4} {:>9} {:>6} {:>11} {:>14} {:>6} {:>6}".format(*head))
+    print("{:<11} {:<21} {:>4} {:>9} {:>6} {:>11} {:>14} {:>6} {:>6}".format(*head))
     for x in loops:
         if x.rows == ROWS or x.stack or arguments.all:
             ratio = (x.loads + x.broadcasts) / x.multiply_adds
             print(
-                f"{x.path:<11} {x.kernel:<13} {x.rows}×{x.columns:<2} {x.multiply_adds:>9} {x.loads:>6} "
+                f"{x.path:<11} {x.kernel:<21} {x.rows}×{x.columns:<2} {x.multiply_adds:>9} {x.loads:>6} "
                 f"{x.broadcasts:>11} {ratio:>14.2f} {x.stack:>6} {x.other:>6}"
             )
     checked = [loop for loop in loops if loop.must_not_spill]

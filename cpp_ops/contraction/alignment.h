@@ -1,14 +1,11 @@
 // Common exponents for the mantissas of operands in blocks.
 //
-// A product needs one exponent for each row of A, and one for each panel of B, within a block of k.
-// It is the largest that the row or panel meets there, and mantissas with smaller ones are shifted
-// right. Where the exponents of a row (or panel) differ by more than kNarrowRange, each segment of
-// the block has an exponent of its own. dfpjax/numbers/contraction/alignment.py defines the same in
-// plain JAX.
+// Within a segment of k, a product needs one exponent for each row of A, and one for each panel of
+// B. It is the largest that the row or panel meets there, and mantissas with smaller ones are
+// shifted right. dfpjax/numbers/contraction/alignment.py defines the same in plain JAX.
 #ifndef DFPJAX_CONTRACTION_ALIGNMENT_H_
 #define DFPJAX_CONTRACTION_ALIGNMENT_H_
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -16,52 +13,47 @@
 
 namespace dfpjax {
 
-inline constexpr int32_t kNarrowRange = 6;
 inline constexpr int32_t kAbsent = -(1 << 20);      // the exponent of padding
+inline constexpr int32_t kOfZeros = -163;           // and less: counts as kAbsent
 inline constexpr int32_t kNotFiniteFrom = 1 << 19;  // and more: a NaN or an infinity
-inline constexpr int32_t kLeastCounted = -148;      // exponents below do not count in a range
 inline constexpr int kNegligibleShift = 16;         // makes every mantissa zero
 
-// The exponents of a row of A or a panel of B, in the segments of a block of k.
-struct SegmentExponents {
-  std::array<int32_t, kSegments> at;
-  bool wide;  // not all the same
+// Running sums of operands in blocks are float32 in units of 2^base. See contraction/running.h.
+inline constexpr int32_t kUnset = -(1 << 28);  // base of an empty sum
+inline constexpr int32_t kMostAbove = 60;      // a term further above the base raises it
+inline constexpr int32_t kMostBelow = 100;     // a term further below the base counts as zero
+
+// Panels of operands in blocks are narrower than those that are packed together.
+inline constexpr int kHalves = kPanelColumns / kBlocksPanelColumns;
+
+// Norms that certify chains within a segment, of 32, 16, 8 and 4 products. See `Norms`.
+inline constexpr int kSegmentNorms = 4;
+struct SegmentNorms {
+  alignas(32) float chunk[kSegmentNorms][kSegments];
 };
 
-struct TileExponents {
-  std::array<SegmentExponents, kTileRows> rows;
-  bool wide;  // of any row
+// A tile of A in a block of k, in blocks. Rows that do not exist are absent, but rows 6 and 7
+// repeat 4 and 5, as the kernel for narrow panels needs it.
+inline constexpr int kSegmentRows = 8;
+struct TileSegments {
+  alignas(32) int32_t exponents[kSegments][kSegmentRows];
+  // By how much the exponent of a row falls from the segment before, and the exponent of the last
+  // segment. What is absent has the exponent of the segment before.
+  alignas(32) float steps[kSegments][kSegmentRows];
+  alignas(32) int32_t units[kSegmentRows];
+  int32_t range;  // the largest difference of a row's exponents
+  SegmentNorms norms;
+  uint64_t not_finite;  // one bit for each row that has an element that is not finite
 };
 
-struct PanelExponents {
-  SegmentExponents shared;
-  uint64_t not_finite;  // one bit for each column that has an element that is not finite
+// A panel of kBlocksPanelColumns columns of B in a block of k.
+struct PanelSegments {
+  alignas(32) int32_t exponents[kSegments];
+  float steps[kSegments];  // these three as above
+  int32_t unit, range;
+  SegmentNorms norms;
+  uint64_t not_finite;  // one bit for each column
 };
-
-// Collects the exponents that a row or panel meets.
-class ExponentRange {
- public:
-  ExponentRange() { most_.fill(kAbsent); }
-  void add(int segment, int32_t exponent) {
-    most_[static_cast<size_t>(segment)] = std::max(most_[static_cast<size_t>(segment)], exponent);
-    if (exponent >= kLeastCounted) least_ = std::min(least_, exponent);
-  }
-  SegmentExponents exponents() const {
-    const int32_t most = *std::max_element(most_.begin(), most_.end());
-    SegmentExponents result{most_, least_ < kNotFiniteFrom && most - least_ > kNarrowRange};
-    if (!result.wide) result.at.fill(most);
-    return result;
-  }
-
- private:
-  std::array<int32_t, kSegments> most_;
-  int32_t least_ = kNotFiniteFrom;
-};
-
-// The shift of mantissas with this exponent.
-inline int shift_to(int32_t common, int32_t exponent) {
-  return exponent == kAbsent ? kNegligibleShift : std::min(common - exponent, kNegligibleShift);
-}
 
 // Thresholds of dithering: that of an element is of_k[its index in the block] ^ of_lane[its row or
 // column modulo kThresholdLanes].

@@ -11,9 +11,8 @@ namespace dfpjax {
 
 // The longest chain, in words of two k, whose int32 sums cannot overflow (by Cauchy-Schwarz).
 inline int chain_pairs(const Norms& row, const Norms& column) {
-  constexpr float kLimit = 70367670435840.0f;  // 2^46 - 2^30
   for (int i = 0; i < kNorms; ++i)
-    if (static_cast<float>(row.chunk[i]) * static_cast<float>(column.chunk[i]) < kLimit)
+    if (static_cast<float>(row.chunk[i]) * static_cast<float>(column.chunk[i]) < kCertifiedBelow)
       return kBlock / 2 >> i;
   return 1;
 }

@@ -14,47 +14,69 @@ namespace dfpjax {
 
 class Exponents {
  public:
+  static constexpr int64_t kLongestCut = 4 * kThresholdLanes;
+
   // `base` is the offset of the addresses that the calls below are given; `points` are the
   // dimensions of the points that they are given.
   Exponents(const Grid& grid, const int32_t* data, int64_t base, const std::vector<Dim>& points,
-            int64_t Dim::* stride, const std::vector<Window>* windows);
+            int64_t Dim::* stride, const std::vector<Window>* windows,
+            const ContractionKernels& kernels);
 
   bool dithered() const { return grid_.dithered; }
-  // Whether points differ by whole rows of the operand, so runs can be cut for all of them.
-  bool whole_rows() const { return whole_rows_; }
 
-  // Cuts a packed row of k, of `length` elements, into pieces with one exponent each, inside of
-  // segments. Writes at most length pieces and returns their number. `operand` is where the offsets
-  // of points and runs begin.
-  int cut(const int16_t* operand, const Bounds& bounds, const Point& point, const Run* runs,
-          int run_count, int length, Piece* out) const;
+  // How runs are cut: as little as the layout allows; where the coordinate of a window changes,
+  // too; or into single elements.
+  enum class Cut { kRuns, kUnits, kElements };
+  // Cuts runs so that, at any point, each has one exponent, if look_up() agrees. If `piece` is not
+  // 0, runs are cut at its multiples, too. Writes at most as many runs as there are elements, and
+  // returns their number. `origin` is the point to which all others add.
+  int cut_runs(int64_t origin, const Run* runs, int count, int64_t piece, Cut how, Run* out) const;
 
-  // Cuts runs so that, at any point, each has one exponent, and all of its elements exist or none.
-  // Runs along k (`segments`) are cut at segments, too. Writes at most as many runs as there are
-  // elements, and returns their number. `origin` is the point to which all others add.
-  int cut_runs(int64_t origin, const Run* runs, int count, bool segments, Run* out) const;
-
-  // The exponents that cut runs have at points, [points][runs]; kAbsent where a run has no
-  // elements. `origin` is the one that was given to cut_runs.
-  void lookup(int64_t origin, const Bounds& bounds, const Point* points, int count, const Run* runs,
-              int run_count, int32_t* out) const;
+  // Points whose rows follow each other at a constant step.
+  struct Stretch {
+    int32_t start, count, step;
+    int32_t first, row;  // of the first point: the first exponent of its group, and its row there
+  };
+  struct Space {
+    std::vector<Stretch> stretches;
+    std::vector<int32_t> first, row, column;
+    std::vector<int> borders;  // points at which some elements do not exist
+    std::vector<int> partial;  // of these, with some elements of the run
+  };
+  // Finds the rows of points, for any number of calls of look_up() with the same points.
+  void find(const Point* points, int count, Space* space) const;
+  // Writes the exponent of cut run r at point i to out[r * stride + i]; kAbsent if the run has no
+  // elements there. May write up to kLookUpSlack numbers beyond the last. Returns false if runs
+  // must be cut more: if the elements of one have several exponents or if, with `each_alone`, some
+  // exist and others do not where it matters to the common exponent of a segment of points.
+  bool look_up(const Bounds& bounds, const Point* points, int count, const Run* runs, int run_count,
+               Cut how, bool each_alone, int64_t stride, Space* space, int32_t* out) const;
+  static constexpr int64_t kLookUpSlack = 8;
 
  private:
+  // How exponents are found. Where all points have the same column, runs are cut at blocks. Where
+  // blocks have all columns, runs in one row are whole. Otherwise runs are cut into single
+  // elements.
+  enum class Layout { kWholeRows, kAllColumns, kElements };
+  bool in_one_row(const Run& run, int count, const Space& space) const;
   struct Place {
-    int64_t outer, row, column;
+    int64_t row, column;  // the row over all outer indices
   };
-  Place place(int64_t offset) const;
-  // The index of the exponents of a row of blocks.
-  int64_t row_index(const Place& at) const {
-    return (at.outer * block_rows_ + (at.row >> row_shift_)) * block_columns_;
-  }
-  int64_t floor_row(int64_t offset, int64_t* column) const;
+  Place place(int64_t offset) const;  // the offset may be negative
+  int32_t exponent_at(int64_t offset) const;
+  void find_rows(const Point* points, int count, Space* space) const;
+  void find_stretches(const Point* points, int count, Space* space) const;
+  void look_up_stretches(const std::vector<Stretch>& stretches, const Place& run,
+                         int64_t block_column, int32_t* out) const;
 
   const Grid grid_;
   const int32_t* const data_;
   const int64_t base_, rows_, block_rows_, block_columns_;
+  const ContractionKernels& kernels_;
   int row_shift_, column_shift_;
-  bool whole_rows_;
+  Layout layout_;
+  bool small_;        // all indices have 32 bits
+  int32_t last_ = 0;  // the index of the last exponent
 };
 
 }  // namespace dfpjax

@@ -10,28 +10,27 @@ namespace {
 
 constexpr int64_t kPairs = kBlock / 2;
 
-// Aligns the rows of cut runs along rows, each run by itself.
-void align_rows_of_pairs(const int32_t* exponents, int k, const Run* runs, int run_count,
-                         int8_t* shifts, TileExponents* tiles, int64_t tile_count) {
-  std::vector<ExponentRange> ranges(static_cast<size_t>(run_count));
-  for_changes(exponents, k, run_count, 0, run_count, [&](int i, int r) {
-    ranges[static_cast<size_t>(r)].add(i / kSegment, exponents[i * run_count + r]);
-  });
-  std::vector<SegmentExponents> of_runs;
-  for (const ExponentRange& range : ranges) of_runs.push_back(range.exponents());
-  set_shifts(
-      exponents, k, run_count, 0, run_count,
-      [&](int r) -> const SegmentExponents& { return of_runs[static_cast<size_t>(r)]; }, shifts);
-  for (int64_t t = 0; t < tile_count; ++t) tiles[t].wide = false;
-  for (int r = 0; r < run_count; ++r)
-    for (int64_t row = runs[r].start; row < runs[r].start + runs[r].length; ++row) {
-      TileExponents& tile = tiles[row / kTileRows];
-      tile.rows[static_cast<size_t>(row % kTileRows)] = of_runs[static_cast<size_t>(r)];
-      tile.wide |= of_runs[static_cast<size_t>(r)].wide;
-    }
+// Makes the exponents of tiles absent.
+void clear(TileSegments* tiles, int64_t count) {
+  for (int64_t t = 0; t < count; ++t) {
+    std::fill_n(tiles[t].exponents[0], kSegments * kSegmentRows, kAbsent);
+    tiles[t].not_finite = 0;
+  }
+}
+
+void mark_lost(TileSegments* tiles, int64_t row) {
+  tiles[row / kTileRows].not_finite |= uint64_t{1} << row % kTileRows;
 }
 
 }  // namespace
+
+void PackerA::finish(TileSegments* tiles, int64_t count) const {
+  for (int64_t t = 0; t < count; ++t) {
+    // The kernel for narrow panels reads rows 4 and 5 twice.
+    for (auto& of_segment : tiles[t].exponents) std::copy_n(of_segment + 4, 2, of_segment + 6);
+    kernels_.finish_tile(&tiles[t]);
+  }
+}
 
 PackerA::PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
                  const ContractionKernels& kernels, bool norms)
@@ -45,7 +44,7 @@ PackerA::PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
       exponents_(part.in_blocks ? std::make_unique<Exponents>(
                                       part.grid_a, exponents, part.base_a,
                                       k_.run_extent() >= m_.run_extent() ? part.m : part.k,
-                                      &Dim::stride_a, &part.windows)
+                                      &Dim::stride_a, &part.windows, kernels)
                                 : nullptr),
       wants_norms_(norms),
       source_(k_.run_extent() >= m_.run_extent() ? Source::kAlongK : Source::kAlongM) {
@@ -101,36 +100,63 @@ void PackerA::pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t
                            int64_t stride) const {
   const int64_t width = pair_stride(rows), tiles = ceil_div(rows, kTileRows);
   const Run* runs = space->runs.get();
-  int run_count = m_.runs(m, m + rows, space->runs.get());
-  if (exponents_ != nullptr) {
-    if (space->cut_runs.size() < static_cast<size_t>(rows))
-      space->cut_runs.resize(static_cast<size_t>(rows));
-    run_count = exponents_->cut_runs(origin.offset, runs, run_count, false, space->cut_runs.data());
-    runs = space->cut_runs.data();
-  }
+  const int run_count = m_.runs(m, m + rows, space->runs.get());
   for (int64_t i = 0; i < count; ++i, out += kPairs * width) {
     const int64_t k0 = (block + i) * kBlock;
     const int k = static_cast<int>(block_size(block + i));
     const TilesOfA here = to.at(i * stride);
     const Point* points = space->points.get();
     k_.points(k0, k0 + k, origin, space->points.get());
-    const int padding = static_cast<int>(width - rows);
+    const int padding = static_cast<int>(width - rows), pairs = static_cast<int>(ceil_div(k, 2));
     if (exponents_ == nullptr) {
       kernels_.pack_pairs(base_, bounds_, points, k, runs, run_count, space->zeros.data(),
                           space->edge.get(), out, width, padding);
+      if (wants_norms_)
+        kernels_.norms_pairs(out, width, static_cast<int>(rows), pairs, kTileRows, here.norms);
     } else {
-      space->look_up(*exponents_, origin.offset, bounds_, points, k, runs, run_count);
-      align_rows_of_pairs(space->exponents.data(), k, runs, run_count, space->shifts.data(),
-                          here.exponents, tiles);
-      kernels_.pack_shifted_pairs(base_, points, k, runs, run_count, space->shifts.data(),
-                                  dithering_of(*exponents_, 0, m), space->zeros.data(), out, width,
-                                  padding);
+      const int cut_count = align_runs(origin, rows, k, run_count, space, here.segments);
+      kernels_.pack_shifted_pairs(base_, bounds_, points, k, runs, run_count,
+                                  {space->cut_runs.data(), cut_count, space->shifts.data(), kBlock},
+                                  dithering_of(*exponents_, 0, m), space->zeros.data(),
+                                  space->edge.get(), out, width, padding);
+      if (wants_norms_)
+        kernels_.segment_norms_pairs(out, width, static_cast<int>(rows), pairs, kTileRows,
+                                     &here.segments->norms, sizeof(TileSegments));
     }
-    if (wants_norms_)
-      kernels_.norms_pairs(out, width, static_cast<int>(rows), ceil_div(k, 2), kTileRows,
-                           here.norms);
     for (int64_t t = 0; t < tiles; ++t) here.packed[t] = {out + t * kTileRows, 1, width};
   }
+}
+
+int PackerA::align_runs(const Point& origin, int64_t rows, int k, int run_count,
+                        PackingSpace* space, TileSegments* tiles) const {
+  const int64_t tile_count = ceil_div(rows, kTileRows);
+  exponents_->find(space->points.get(), k, &space->points_space);
+  const int cut_count = space->look_up(*exponents_, origin.offset, bounds_, k, kBlock,
+                                       space->runs.get(), run_count, 0, true, 0);
+  const Run* const runs = space->cut_runs.data();
+  clear(tiles, tile_count);
+  const int segments = static_cast<int>(ceil_div(k, kSegment));
+  TileSegments* tile = tiles;
+  int in_tile = 0;  // runs cover the rows in their order
+  for (int r = 0; r < cut_count; ++r) {
+    int32_t* const own = space->exponents.data() + r * kBlock;
+    int8_t* const shifts = space->shifts.data() + r * kBlock;
+    int32_t common[kSegments];
+    if (kernels_.align_points(own, k, common, shifts) >= kNotFiniteFrom) {
+      take_finite(own, k, [&](int64_t) {
+        for (int64_t i = 0; i < runs[r].length; ++i) mark_lost(tiles, runs[r].start + i);
+      });
+      kernels_.align_points(own, k, common, shifts);
+    }
+    for (int64_t i = 0; i < runs[r].length; ++i) {
+      for (int s = 0; s < segments; ++s) tile->exponents[s][in_tile] = common[s];
+      if (++in_tile < kTileRows) continue;
+      in_tile = 0;
+      ++tile;
+    }
+  }
+  finish(tiles, tile_count);
+  return cut_count;
 }
 
 void PackerA::preview(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t count,
@@ -149,19 +175,21 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
                            int64_t stride) const {
   const bool in_place = source_ == Source::kInPlace, aligned = exponents_ != nullptr;
   const int16_t* in = base_ + origin.offset + m * row_step_;
+  if (!in_place || aligned) m_.points(m, m + rows, origin, space->points.get());
+  if (aligned) exponents_->find(space->points.get(), static_cast<int>(rows), &space->points_space);
+  space->cut_firsts.assign(1, 0);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t k0 = (block + i) * kBlock, k = block_size(block + i);
-    const Run* const runs = &space->runs[static_cast<size_t>(i * kBlock)];
-    const int run_count = k_.runs(k0, k0 + k, &space->runs[static_cast<size_t>(i * kBlock)]);
+    Run* const runs = &space->runs[static_cast<size_t>(i * kBlock)];
+    const int run_count = k_.runs(k0, k0 + k, runs);
     space->run_counts[static_cast<size_t>(i)] = run_count;
-    if (!aligned || !exponents_->whole_rows()) continue;
-    const auto room = static_cast<size_t>(count * kBlock);
-    if (space->cut_runs.size() < room) space->cut_runs.resize(room);
-    if (space->cut_counts.size() < room) space->cut_counts.resize(room);
-    space->cut_counts[static_cast<size_t>(i)] = exponents_->cut_runs(
-        origin.offset, runs, run_count, true, &space->cut_runs[static_cast<size_t>(i * kBlock)]);
+    if (!aligned) continue;
+    const int64_t first = space->cut_firsts.back();
+    space->cut_firsts.push_back(first + space->look_up(*exponents_, origin.offset, bounds_,
+                                                       static_cast<int>(rows), rows, runs,
+                                                       run_count, kSegment, false, first));
+    align_rows(rows, i, space, to.segments + i * stride);
   }
-  if (!in_place || aligned) m_.points(m, m + rows, origin, space->points.get());
   // Tile by tile, so the tile is in the first-level cache when its norms are taken. The blocks of a
   // tile go together, since they are neighbours in memory.
   for (int64_t row = 0, t = 0; row < rows; row += kTileRows, ++t) {
@@ -173,87 +201,63 @@ void PackerA::pack_along_k(const Point& origin, int64_t m, int64_t rows, int64_t
       int16_t* const copy = reinterpret_cast<int16_t*>(out + i * block_words(rows)) + row * width;
       const Run* runs = &space->runs[static_cast<size_t>(i * kBlock)];
       const int run_count = space->run_counts[static_cast<size_t>(i)];
-      bool copied = !in_place;
-      if (aligned)
-        copied = pack_aligned_rows(origin, m + row, tile_rows, points, i, space, copy, width,
-                                   here.exponents);
-      else if (copied)
+      const bool shifted = aligned && space->shifted[static_cast<size_t>(i)];
+      if (shifted) {
+        const auto first = space->cut_firsts[static_cast<size_t>(i)];
+        const auto end = space->cut_firsts[static_cast<size_t>(i + 1)];
+        kernels_.pack_shifted_rows(base_, bounds_, points, tile_rows, runs, run_count,
+                                   {space->cut_runs.data() + first, static_cast<int>(end - first),
+                                    space->shifts.data() + first * rows + row, rows},
+                                   dithering_of(*exponents_, 0, m + row), copy, width);
+      } else if (!in_place) {
         kernels_.pack_rows(base_, bounds_, points, tile_rows, runs, run_count, copy, width);
-      *here.packed = copied ? PackedA{reinterpret_cast<const int32_t*>(copy), width / 2, 1}
-                            : PackedA{reinterpret_cast<const int32_t*>(in + row * row_step_ +
-                                                                       (block + i) * kBlock),
-                                      row_step_ / 2, 1};
+      }
+      *here.packed = shifted || !in_place
+                         ? PackedA{reinterpret_cast<const int32_t*>(copy), width / 2, 1}
+                         : PackedA{reinterpret_cast<const int32_t*>(in + row * row_step_ +
+                                                                    (block + i) * kBlock),
+                                   row_step_ / 2, 1};
       if (!wants_norms_) continue;
-      kernels_.norms_rows(reinterpret_cast<const int16_t*>(here.packed->words),
-                          here.packed->row_stride * 2, tile_rows, static_cast<int>(width),
-                          here.norms);
+      const auto* words = reinterpret_cast<const int16_t*>(here.packed->words);
+      const int64_t step = here.packed->row_stride * 2;
+      if (aligned)
+        kernels_.segment_norms_rows(words, step, tile_rows, static_cast<int>(width),
+                                    &here.segments->norms);
+      else
+        kernels_.norms_rows(words, step, tile_rows, static_cast<int>(width), here.norms);
     }
   }
 }
 
-bool PackerA::pack_aligned_rows(const Point& origin, int64_t m, int rows, const Point* points,
-                                int64_t i, PackingSpace* space, int16_t* out, int64_t stride,
-                                TileExponents* exponents) const {
-  if (!exponents_->whole_rows())
-    return pack_cut_rows(m, rows, points, i, space, out, stride, exponents);
-  const Run* const cut = &space->cut_runs[static_cast<size_t>(i * kBlock)];
-  const int count = space->cut_counts[static_cast<size_t>(i)];
-  space->look_up(*exponents_, origin.offset, bounds_, points, rows, cut, count);
+void PackerA::align_rows(int64_t rows, int64_t i, PackingSpace* space, TileSegments* tiles) const {
+  const int64_t first = space->cut_firsts[static_cast<size_t>(i)];
+  const auto count = static_cast<int>(space->cut_firsts[static_cast<size_t>(i + 1)] - first);
+  const Run* const cut = space->cut_runs.data() + first;
+  const int size = static_cast<int>(rows);
+  int32_t* const own = space->exponents.data() + first * rows;
+  const int64_t tile_count = ceil_div(rows, kTileRows);
+  clear(tiles, tile_count);
+  space->common.assign(static_cast<size_t>(kSegments * rows), kAbsent);
   bool shifted = false;
-  exponents->wide = false;
-  for (int r = 0; r < rows; ++r) {
-    const int32_t* own = space->exponents.data() + r * count;
-    int8_t* shifts = space->shifts.data() + r * count;
-    SegmentExponents& of_row = exponents->rows[static_cast<size_t>(r)];
-    if (r > 0 && std::equal(own, own + count, own - count)) {  // of the same blocks
-      of_row = exponents->rows[static_cast<size_t>(r - 1)];
-      std::copy(shifts - count, shifts, shifts);
-      continue;
-    }
-    ExponentRange range;
-    for (int j = 0; j < count; ++j) range.add(segment_of(cut[j]), own[j]);
-    of_row = range.exponents();
-    exponents->wide |= of_row.wide;
-    for (int j = 0; j < count; ++j) {
-      shifts[j] =
-          static_cast<int8_t>(shift_to(of_row.at[static_cast<size_t>(segment_of(cut[j]))], own[j]));
-      shifted |= shifts[j] != 0;
-    }
+  for (int r = 0; r < count; ++r) {
+    int32_t* const most = &space->common[static_cast<size_t>(segment_of(cut[r]) * rows)];
+    if (kernels_.largest_exponent(own + r * rows, size) >= kNotFiniteFrom)
+      take_finite(own + r * rows, rows, [&](int64_t row) { mark_lost(tiles, row); });
+    kernels_.raise_exponents(own + r * rows, size, most);
   }
-  if (!shifted && source_ == Source::kInPlace) return false;
-  if (shifted)
-    kernels_.pack_shifted_rows(base_, points, rows, cut, count, space->shifts.data(),
-                               dithering_of(*exponents_, 0, m), out, stride);
-  else
-    kernels_.pack_rows(base_, bounds_, points, rows, &space->runs[static_cast<size_t>(i * kBlock)],
-                       space->run_counts[static_cast<size_t>(i)], out, stride);
-  return true;
-}
-
-// For rows in which blocks begin at different places.
-bool PackerA::pack_cut_rows(int64_t m, int rows, const Point* points, int64_t i,
-                            PackingSpace* space, int16_t* out, int64_t stride,
-                            TileExponents* exponents) const {
-  if (space->pieces.empty()) space->pieces.resize(kTileRows * kBlock);
-  const Run* const runs = &space->runs[static_cast<size_t>(i * kBlock)];
-  const int run_count = space->run_counts[static_cast<size_t>(i)];
-  int counts[kTileRows];
-  bool shifted = source_ != Source::kInPlace;
-  exponents->wide = false;
-  for (int r = 0; r < rows; ++r) {
-    Piece* pieces = &space->pieces[static_cast<size_t>(r * kBlock)];
-    counts[r] = exponents_->cut(base_, bounds_, points[r], runs, run_count,
-                                static_cast<int>(stride), pieces);
-    const SegmentExponents of_row = exponents_of(pieces, counts[r]);
-    exponents->rows[static_cast<size_t>(r)] = of_row;
-    exponents->wide |= of_row.wide;
-    shifted |= set_shifts(of_row, pieces, counts[r]);
+  for (int s = 0; s < kSegments; ++s) {
+    const int32_t* most = &space->common[static_cast<size_t>(s * rows)];
+    for (int64_t t = 0; t < tile_count; ++t, most += kTileRows)
+      std::copy_n(most, std::min<int64_t>(kTileRows, rows - t * kTileRows), tiles[t].exponents[s]);
   }
-  if (!shifted) return false;
-  for (int r = 0; r < rows; ++r)
-    kernels_.pack_pieces(&space->pieces[static_cast<size_t>(r * kBlock)], counts[r],
-                         dithering_of(*exponents_, 0, 0), m + r, out + r * stride);
-  return true;
+  finish(tiles, tile_count);
+  if (space->shifted.size() <= static_cast<size_t>(i))
+    space->shifted.resize(static_cast<size_t>(i + 1));
+  for (int r = 0; r < count; ++r)
+    shifted |=
+        kernels_.shifts_to(&space->common[static_cast<size_t>(segment_of(cut[r]) * rows)], false,
+                           own + r * rows, size, space->shifts.data() + (first + r) * rows);
+  space->shifted[static_cast<size_t>(i)] = shifted;
 }
 
 }  // namespace dfpjax

@@ -9,6 +9,21 @@ namespace {
 
 constexpr Bounds kNoBounds{};
 
+// The panel, and a column in it, of column j of the panels that are packed together.
+PanelSegments& panel_of(PanelsInBlocks* segments, int64_t j) {
+  return segments->of[j / kBlocksPanelColumns];
+}
+void mark_lost(PanelsInBlocks* segments, int64_t j) {
+  panel_of(segments, j).not_finite |= uint64_t{1} << j % kBlocksPanelColumns;
+}
+
+void clear(PanelsInBlocks* segments) {
+  for (PanelSegments& panel : segments->of) {
+    std::fill_n(panel.exponents, kSegments, kAbsent);
+    panel.not_finite = 0;
+  }
+}
+
 }  // namespace
 
 PackerB::PackerB(const Part& part, const int16_t* b, const int32_t* exponents,
@@ -21,7 +36,7 @@ PackerB::PackerB(const Part& part, const int16_t* b, const int32_t* exponents,
       exponents_(part.in_blocks ? std::make_unique<Exponents>(
                                       part.grid_b, exponents, part.base_b,
                                       k_.run_extent() > n_.run_extent() ? part.n : part.k,
-                                      &Dim::stride_b, nullptr)
+                                      &Dim::stride_b, nullptr, kernels)
                                 : nullptr),
       wants_norms_(norms),
       along_k_(k_.run_extent() > n_.run_extent()) {}
@@ -49,58 +64,43 @@ void PackerB::pack_words(int64_t g, int64_t n, int64_t columns, int64_t k0, int6
                       static_cast<int>(width - columns));
 }
 
-// Packs the columns of a panel, in blocks, as rows of k.
-void PackerB::align_panel_along_k(int64_t origin, int64_t n, int64_t columns, int runs,
-                                  PackingSpace* space, int16_t* rows, int64_t stride,
-                                  PanelExponents* exponents) const {
-  ExponentRange range;
-  exponents->not_finite = 0;
-  const auto add = [&](int64_t column, int segment, int32_t* exponent) {
-    if (*exponent < kNotFiniteFrom) return range.add(segment, *exponent);
-    exponents->not_finite |= uint64_t{1} << column;
-    *exponent = kAbsent;
-  };
+// Packs the columns of panels in blocks as rows of k.
+void PackerB::pack_aligned_rows(int64_t origin, int64_t n, int64_t columns, int runs,
+                                PackingSpace* space, int16_t* rows, int64_t stride,
+                                PanelsInBlocks* segments) const {
   const Point* const points = space->points.get();
-  if (exponents_->whole_rows()) {
-    if (space->cut_runs.size() < kBlock) space->cut_runs.resize(kBlock);
-    const Run* const cut = space->cut_runs.data();
-    const int count =
-        exponents_->cut_runs(origin, space->runs.get(), runs, true, space->cut_runs.data());
-    space->look_up(*exponents_, origin, kNoBounds, points, static_cast<int>(columns), cut, count);
-    int32_t* own = space->exponents.data();
-    for (int64_t j = 0; j < columns; ++j, own += count)
-      for (int i = 0; i < count; ++i) add(j, segment_of(cut[i]), own + i);
-    exponents->shared = range.exponents();
-    own = space->exponents.data();
-    int8_t* shift = space->shifts.data();
-    for (int64_t j = 0; j < columns; ++j)
-      for (int i = 0; i < count; ++i)
-        *shift++ = static_cast<int8_t>(
-            shift_to(exponents->shared.at[static_cast<size_t>(segment_of(cut[i]))], *own++));
-    kernels_.pack_shifted_rows(base_, points, static_cast<int>(columns), cut, count,
-                               space->shifts.data(), dithering_of(*exponents_, 1, n), rows, stride);
-    return;
+  const int size = static_cast<int>(columns);
+  exponents_->find(points, size, &space->points_space);
+  const int count = space->look_up(*exponents_, origin, kNoBounds, size, columns, space->runs.get(),
+                                   runs, kSegment, false, 0);
+  const Run* const cut = space->cut_runs.data();
+  clear(segments);
+  for (int r = 0; r < count; ++r) {
+    int32_t* const own = space->exponents.data() + r * columns;
+    if (kernels_.largest_exponent(own, size) >= kNotFiniteFrom)
+      take_finite(own, columns, [&](int64_t j) { mark_lost(segments, j); });
+    for (int64_t j = 0; j < columns; j += kBlocksPanelColumns) {
+      int32_t& common = panel_of(segments, j).exponents[segment_of(cut[r])];
+      const auto part = static_cast<int>(std::min<int64_t>(kBlocksPanelColumns, columns - j));
+      common = std::max(common, kernels_.largest_exponent(own + j, part));
+    }
   }
-  if (space->pieces.size() < kPanelColumns * kBlock) space->pieces.resize(kPanelColumns * kBlock);
-  int counts[kPanelColumns];
-  for (int64_t j = 0; j < columns; ++j) {
-    Piece* pieces = &space->pieces[static_cast<size_t>(j * kBlock)];
-    counts[j] = exponents_->cut(base_, kNoBounds, points[j], space->runs.get(), runs,
-                                static_cast<int>(stride), pieces);
-    for (int i = 0; i < counts[j]; ++i) add(j, pieces[i].start / kSegment, &pieces[i].exponent);
-  }
-  exponents->shared = range.exponents();
-  for (int64_t j = 0; j < columns; ++j) {
-    Piece* pieces = &space->pieces[static_cast<size_t>(j * kBlock)];
-    set_shifts(exponents->shared, pieces, counts[j]);
-    kernels_.pack_pieces(pieces, counts[j], dithering_of(*exponents_, 1, 0), n + j,
-                         rows + j * stride);
-  }
+  for (PanelSegments& panel : segments->of) kernels_.finish_panel(&panel);
+  for (int r = 0; r < count; ++r)
+    for (int64_t j = 0; j < columns; j += kBlocksPanelColumns) {
+      const auto part = static_cast<int>(std::min<int64_t>(kBlocksPanelColumns, columns - j));
+      kernels_.shifts_to(&panel_of(segments, j).exponents[segment_of(cut[r])], true,
+                         space->exponents.data() + r * columns + j, part,
+                         space->shifts.data() + r * columns + j);
+    }
+  kernels_.pack_shifted_rows(base_, kNoBounds, points, size, space->runs.get(), runs,
+                             {cut, count, space->shifts.data(), columns},
+                             dithering_of(*exponents_, 1, n), rows, stride);
 }
 
 // Packs one panel.
 void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
-                           PackingSpace* space, int32_t* out, PanelExponents* exponents) const {
+                           PackingSpace* space, int32_t* out, PanelsInBlocks* segments) const {
   n_.points(n, n + columns, Point{origin, {}}, space->points.get());
   const int runs = k_.runs(k0, k0 + k, space->runs.get());
   const int64_t stride = round_up(k, 32), width = round_up(columns, kColumnQuantum);
@@ -109,7 +109,7 @@ void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k
     kernels_.pack_rows(base_, kNoBounds, space->points.get(), static_cast<int>(columns),
                        space->runs.get(), runs, rows, stride);
   } else {
-    align_panel_along_k(origin, n, columns, runs, space, rows, stride, exponents);
+    pack_aligned_rows(origin, n, columns, runs, space, rows, stride, segments);
   }
   std::fill(rows + columns * stride, rows + width * stride, int16_t{0});
   for (int64_t column = 0; column < width; column += kColumnQuantum)
@@ -119,7 +119,7 @@ void PackerB::pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k
 
 // The runs are those of `space`, whose points are those of k.
 void PackerB::pack_runs(int64_t origin, int64_t k, int runs, int64_t width, int padding,
-                        PackingSpace* space, int32_t* out, PanelExponents* exponents,
+                        PackingSpace* space, int32_t* out, PanelsInBlocks* segments,
                         int64_t panel_stride, int64_t stride) const {
   const Point* points = space->points.get();
   const int count = static_cast<int>(k);
@@ -128,56 +128,54 @@ void PackerB::pack_runs(int64_t origin, int64_t k, int runs, int64_t width, int 
                         space->zeros.data(), space->edge.get(), out, width, padding);
     return;
   }
-  constexpr size_t kRoom = kPanelsPerPack * kPanelColumns;
-  if (space->cut_runs.size() < kRoom) space->cut_runs.resize(kRoom);
+  exponents_->find(points, count, &space->points_space);
+  const int cuts = space->look_up(*exponents_, origin, kNoBounds, count, kBlock, space->runs.get(),
+                                  runs, kBlocksPanelColumns, false, 0);
   const Run* const cut = space->cut_runs.data();
-  runs = exponents_->cut_runs(origin, space->runs.get(), runs, false, space->cut_runs.data());
-  space->look_up(*exponents_, origin, kNoBounds, points, count, cut, runs);
-  int32_t* const all = space->exponents.data();
-  for (int first = 0, last; first < runs; first = last) {  // panel by panel
-    const int64_t panel = cut[first].start / panel_stride;
-    last = first;
-    while (last < runs && cut[last].start / panel_stride == panel) ++last;
-    PanelExponents& of_panel = exponents[panel * stride];
-    of_panel.not_finite = 0;
-    ExponentRange range;
-    bool finite = true;
-    for_changes(all, count, runs, first, last, [&](int i, int r) {
-      const int32_t exponent = all[i * runs + r];
-      if (exponent < kNotFiniteFrom)
-        range.add(i / kSegment, exponent);
-      else
-        finite = false;
-    });
-    for (int i = 0; !finite && i < count; ++i)
-      for (int r = first; r < last; ++r) {
-        int32_t& exponent = all[i * runs + r];
-        if (exponent < kNotFiniteFrom) continue;
-        exponent = kAbsent;
-        const int64_t start = cut[r].start - panel * panel_stride;
-        for (int64_t column = start; column < start + cut[r].length; ++column)
-          of_panel.not_finite |= uint64_t{1} << column;
-      }
-    of_panel.shared = range.exponents();
-    set_shifts(
-        all, count, runs, first, last,
-        [&](int) -> const SegmentExponents& { return of_panel.shared; }, space->shifts.data());
+  const int64_t panels = cut[cuts - 1].start / panel_stride + 1;
+  for (int64_t p = 0; p < panels; ++p) clear(segments + p * stride);
+  const auto common_of = [&](const Run& run, int s) -> int32_t& {
+    return panel_of(segments + run.start / panel_stride * stride, run.start % panel_stride)
+        .exponents[s];
+  };
+  for (int r = 0; r < cuts; ++r) {
+    const Run& run = cut[r];
+    int32_t* const own = space->exponents.data() + r * kBlock;
+    if (kernels_.largest_exponent(own, count) >= kNotFiniteFrom)
+      take_finite(own, count, [&](int64_t) {
+        for (int64_t j = 0; j < run.length; ++j)
+          mark_lost(segments + run.start / panel_stride * stride, run.start % panel_stride + j);
+      });
+    for (int s = 0; s * kSegment < count; ++s) {
+      int32_t& common = common_of(run, s);
+      const int size = std::min(kSegment, count - s * kSegment);
+      common = std::max(common, kernels_.largest_exponent(own + s * kSegment, size));
+    }
   }
-  kernels_.pack_shifted_pairs(base_, points, count, cut, runs, space->shifts.data(),
-                              dithering_of(*exponents_, 1, 0), space->zeros.data(), out, width,
-                              padding);
+  for (int64_t p = 0; p < panels; ++p)
+    for (PanelSegments& panel : segments[p * stride].of) kernels_.finish_panel(&panel);
+  for (int r = 0; r < cuts; ++r)
+    for (int s = 0; s * kSegment < count; ++s) {
+      const int64_t at = r * kBlock + s * kSegment;
+      kernels_.shifts_to(&common_of(cut[r], s), true, space->exponents.data() + at,
+                         std::min(kSegment, count - s * kSegment), space->shifts.data() + at);
+    }
+  kernels_.pack_shifted_pairs(base_, kNoBounds, points, count, space->runs.get(), runs,
+                              {cut, cuts, space->shifts.data(), kBlock},
+                              dithering_of(*exponents_, 1, 0), space->zeros.data(),
+                              space->edge.get(), out, width, padding);
 }
 
 void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                    PackingSpace* space, int32_t* out, int64_t panel_stride, Norms* norms,
-                   PanelExponents* exponents, int64_t stride) const {
+                   PanelsInBlocks* segments, int64_t stride) const {
   const int64_t origin = g_.offset(g);
   const int64_t panels = ceil_div(columns, kPanelColumns), whole = columns / kPanelColumns;
   const auto panel_columns = [&](int64_t p) {
     return std::min<int64_t>(kPanelColumns, columns - p * kPanelColumns);
   };
   const auto of_panel = [&](int64_t p) {
-    return exponents == nullptr ? nullptr : exponents + p * stride;
+    return segments == nullptr ? nullptr : segments + p * stride;
   };
   if (along_k_) {
     for (int64_t p = 0; p < panels; ++p)
@@ -195,7 +193,7 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
         space->runs[static_cast<size_t>(runs++)].start += p * panel_stride;
     }
     if (whole > 0)
-      pack_runs(origin, k, runs, kPanelColumns, 0, space, out, exponents, panel_stride, stride);
+      pack_runs(origin, k, runs, kPanelColumns, 0, space, out, segments, panel_stride, stride);
     if (whole < panels) {
       const int64_t first = n + whole * kPanelColumns, count = panel_columns(whole);
       const int64_t width = round_up(count, kColumnQuantum);
@@ -205,10 +203,15 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
     }
   }
   if (!wants_norms_) return;
+  const int pairs = static_cast<int>(ceil_div(k, 2));
   for (int64_t p = 0; p < panels; ++p) {
     const int width = static_cast<int>(round_up(panel_columns(p), kColumnQuantum));
-    kernels_.norms_pairs(out + p * panel_stride, width, width, static_cast<int>(ceil_div(k, 2)),
-                         kPanelColumns, norms + p * stride);
+    const int32_t* words = out + p * panel_stride;
+    if (segments != nullptr)
+      kernels_.segment_norms_pairs(words, width, width, pairs, kBlocksPanelColumns,
+                                   &of_panel(p)->of[0].norms, sizeof(PanelSegments));
+    else
+      kernels_.norms_pairs(words, width, width, pairs, kPanelColumns, norms + p * stride);
   }
 }
 

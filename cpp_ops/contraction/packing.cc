@@ -28,12 +28,31 @@ PackingSpace::PackingSpace(int64_t max_rows, int64_t max_blocks) {
   rows.reset(new int16_t[kPanelColumns * kBlock + kSlack]);
 }
 
-void PackingSpace::look_up(const Exponents& of, int64_t origin, const Bounds& bounds,
-                           const Point* at, int count, const Run* cut, int cut_count) {
-  const auto size = static_cast<size_t>(count) * static_cast<size_t>(cut_count);
-  if (exponents.size() < size) exponents.resize(size);
-  if (shifts.size() < size) shifts.resize(size);
-  of.lookup(origin, bounds, at, count, cut, cut_count, exponents.data());
+void PackingSpace::make_room(int64_t cuts, int64_t count) {
+  const auto grow = [](auto* vector, int64_t size) {
+    if (vector->size() < static_cast<size_t>(size)) vector->resize(static_cast<size_t>(size));
+  };
+  grow(&cut_runs, cuts);
+  grow(&exponents, count + Exponents::kLookUpSlack);
+  grow(&shifts, count);
+}
+
+int PackingSpace::look_up(const Exponents& of, int64_t origin, const Bounds& bounds, int count,
+                          int64_t stride, const Run* from, int from_count, int64_t piece,
+                          bool each_alone, int64_t first) {
+  int64_t elements = 0;
+  for (int i = 0; i < from_count; ++i) elements += from[i].length;
+  make_room(first + elements, 0);
+  Run* const cut = cut_runs.data() + first;
+  using Cut = Exponents::Cut;
+  for (const Cut how : {Cut::kRuns, Cut::kUnits, Cut::kElements}) {
+    const int cuts = of.cut_runs(origin, from, from_count, piece, how, cut);
+    make_room(0, (first + cuts) * stride);
+    if (of.look_up(bounds, points.get(), count, cut, cuts, how, each_alone, stride, &points_space,
+                   exponents.data() + first * stride))
+      return cuts;
+  }
+  return 0;  // not reached: look_up() agrees to single elements
 }
 
 void Preview::set(const int16_t* base, const Axis& points, int64_t p0, int64_t p1, const Axis& runs,

@@ -42,15 +42,19 @@ class PackingSpace {
   std::vector<int> run_counts;
   std::vector<int16_t> zeros;
   // For operands in blocks.
-  std::vector<Piece> pieces;
   std::vector<Run> cut_runs;
-  std::vector<int> cut_counts;
-  std::vector<int32_t> exponents;
+  std::vector<int64_t> cut_firsts;  // of each k-block
+  std::vector<int32_t> exponents, common;
   std::vector<int8_t> shifts;
+  std::vector<bool> shifted;  // whether a k-block has shifts
+  Exponents::Space points_space;
 
-  // Fills `exponents` with those of cut runs, and makes room for as many shifts.
-  void look_up(const Exponents& of, int64_t origin, const Bounds& bounds, const Point* at,
-               int count, const Run* cut, int cut_count);
+  // Makes room for this many cut runs, and for exponents and shifts.
+  void make_room(int64_t cuts, int64_t count);
+  // Cuts runs, from cut run `first` on, and finds their exponents at `points`, which are those of
+  // find(). Returns the number of cut runs.
+  int look_up(const Exponents& of, int64_t origin, const Bounds& bounds, int count, int64_t stride,
+              const Run* from, int from_count, int64_t piece, bool each_alone, int64_t first);
 };
 
 // The memory that a later packing call will read. It is fetched into the second-level cache bit by
@@ -87,12 +91,18 @@ struct PackedA {
 // What packing gives for each tile and k-block of A.
 struct TilesOfA {
   PackedA* packed;
-  Norms* norms;
-  TileExponents* exponents;  // for operands in blocks
+  Norms* norms;            // unless operands are in blocks
+  TileSegments* segments;  // if they are
 
   TilesOfA at(int64_t i) const {
-    return {packed + i, norms + i, exponents == nullptr ? nullptr : exponents + i};
+    return {packed + i, norms == nullptr ? nullptr : norms + i,
+            segments == nullptr ? nullptr : segments + i};
   }
+};
+
+// The panels of B that are packed together, in blocks.
+struct PanelsInBlocks {
+  PanelSegments of[kHalves];
 };
 
 // Packs k-blocks for ranges of rows.
@@ -124,13 +134,15 @@ class PackerA {
                     PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
   void pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t block, int64_t count,
                     PackingSpace* space, int32_t* out, const TilesOfA& to, int64_t stride) const;
-  // Packs k-block i of the rows of a tile, in blocks. Returns false if it needs no shifts and is
-  // used in place.
-  bool pack_aligned_rows(const Point& origin, int64_t m, int rows, const Point* points, int64_t i,
-                         PackingSpace* space, int16_t* out, int64_t stride,
-                         TileExponents* exponents) const;
-  bool pack_cut_rows(int64_t m, int rows, const Point* points, int64_t i, PackingSpace* space,
-                     int16_t* out, int64_t stride, TileExponents* exponents) const;
+  // Finds what rows [m, m + rows) need in k-block i, in blocks: fills the exponents of tiles, and
+  // sets the shifts of the block's cut runs.
+  void align_rows(int64_t rows, int64_t i, PackingSpace* space, TileSegments* tiles) const;
+  // Does the same for runs along rows, with k points, which it cuts. Returns the number of cut
+  // runs.
+  int align_runs(const Point& origin, int64_t rows, int k, int run_count, PackingSpace* space,
+                 TileSegments* tiles) const;
+  // Sets what depends on the exponents of tiles.
+  void finish(TileSegments* tiles, int64_t count) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;
@@ -153,10 +165,10 @@ class PackerB {
   // Words that a packed block of this size takes.
   static int64_t block_words(int64_t columns, int64_t k);
   // Packs columns [n, n + columns) of B[g], at most kPanelsPerPack panels, k in [k0, k0 + k).
-  // Panels are panel_stride words apart; their norms and exponents (which are for operands in
-  // blocks) are `stride` apart.
+  // Panels are panel_stride words apart; their norms, or segments for operands in blocks, are
+  // `stride` apart.
   void pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k, PackingSpace* space,
-            int32_t* out, int64_t panel_stride, Norms* norms, PanelExponents* exponents,
+            int32_t* out, int64_t panel_stride, Norms* norms, PanelsInBlocks* segments,
             int64_t stride) const;
   // Previews a call of pack().
   void preview(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
@@ -168,13 +180,12 @@ class PackerB {
 
  private:
   void pack_along_k(int64_t origin, int64_t n, int64_t columns, int64_t k0, int64_t k,
-                    PackingSpace* space, int32_t* out, PanelExponents* exponents) const;
-  void align_panel_along_k(int64_t origin, int64_t n, int64_t columns, int runs,
-                           PackingSpace* space, int16_t* rows, int64_t stride,
-                           PanelExponents* exponents) const;
+                    PackingSpace* space, int32_t* out, PanelsInBlocks* segments) const;
+  void pack_aligned_rows(int64_t origin, int64_t n, int64_t columns, int runs, PackingSpace* space,
+                         int16_t* rows, int64_t stride, PanelsInBlocks* segments) const;
   // Packs the columns of runs along n, which are `width` words apart for each two k.
   void pack_runs(int64_t origin, int64_t k, int runs, int64_t width, int padding,
-                 PackingSpace* space, int32_t* out, PanelExponents* exponents, int64_t panel_stride,
+                 PackingSpace* space, int32_t* out, PanelsInBlocks* segments, int64_t panel_stride,
                  int64_t stride) const;
 
   const ContractionKernels& kernels_;

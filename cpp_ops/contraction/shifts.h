@@ -1,4 +1,4 @@
-// The shifts that align the mantissas of packed rows and of pairs of k.
+// Common exponents of packed rows and panels, and the shifts that align mantissas to them.
 #ifndef DFPJAX_CONTRACTION_SHIFTS_H_
 #define DFPJAX_CONTRACTION_SHIFTS_H_
 
@@ -13,51 +13,13 @@ namespace dfpjax {
 
 inline int segment_of(const Run& run) { return static_cast<int>(run.start / kSegment); }
 
-// The common exponents of a packed row.
-inline SegmentExponents exponents_of(const Piece* pieces, int count) {
-  ExponentRange range;
-  for (int i = 0; i < count; ++i) range.add(pieces[i].start / kSegment, pieces[i].exponent);
-  return range.exponents();
-}
-
-// Returns whether any piece is shifted.
-inline bool set_shifts(const SegmentExponents& common, Piece* pieces, int count) {
-  bool any = false;
-  for (int i = 0; i < count; ++i) {
-    Piece& piece = pieces[i];
-    const int32_t to = common.at[static_cast<size_t>(piece.start / kSegment)];
-    piece.shift = static_cast<int16_t>(shift_to(to, piece.exponent));
-    any |= piece.shift != 0;
-  }
-  return any;
-}
-
-// Calls add(k, r) for the exponents [k][runs] of runs [first, last), but not for a k whose
-// exponents are those of the k before in the same segment. Blocks have several rows, so most are.
+// Removes what is not finite from exponents [count]. Calls lost(i) for each.
 template <class F>
-void for_changes(const int32_t* exponents, int k, int runs, int first, int last, F add) {
-  for (int i = 0; i < k; ++i, exponents += runs) {
-    if (i % kSegment != 0 &&
-        std::equal(exponents + first, exponents + last, exponents + first - runs))
-      continue;
-    for (int r = first; r < last; ++r) add(i, r);
-  }
-}
-
-// Writes the shifts of runs [first, last) for the same arrays. `common(r)` are the exponents that
-// run r takes.
-template <class F>
-void set_shifts(const int32_t* exponents, int k, int runs, int first, int last, F common,
-                int8_t* shifts) {
-  for (int i = 0; i < k; ++i, exponents += runs, shifts += runs) {
-    if (i % kSegment != 0 &&
-        std::equal(exponents + first, exponents + last, exponents + first - runs)) {
-      std::copy(shifts + first - runs, shifts + last - runs, shifts + first);
-      continue;
-    }
-    for (int r = first; r < last; ++r)
-      shifts[r] = static_cast<int8_t>(
-          shift_to(common(r).at[static_cast<size_t>(i / kSegment)], exponents[r]));
+void take_finite(int32_t* exponents, int64_t count, F lost) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (exponents[i] < kNotFiniteFrom) continue;
+    exponents[i] = kAbsent;
+    lost(i);
   }
 }
 

@@ -8,7 +8,18 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-constexpr float kOnes[kTileRows] = {1, 1, 1, 1, 1, 1};
+
+// Whether norms allow a kLowestPair in both operands, where chains are of 2 products.
+bool may_hold_lowest_pairs(const TileSegments& a, const PanelsInBlocks& b,
+                           const SegmentChains& chains, int panels) {
+  constexpr int kShortest = kSegmentNorms - 1;
+  for (int h = 0; h < panels; ++h)
+    for (int s = 0; s < kSegments; ++s)
+      if (chains.words[h][s] == 1 && a.norms.chunk[kShortest][s] >= kLowestPairNorm &&
+          b.of[h].norms.chunk[kShortest][s] >= kLowestPairNorm)
+        return true;
+  return false;
+}
 
 }  // namespace
 
@@ -21,8 +32,8 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
   const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
   for (int64_t group = first; group < end; group += group_) {
     const int64_t count = std::min(group_, end - group);
-    TilesOfA a{w->packed_a.data(), w->a_norms.data(),
-               p_.in_blocks ? w->a_exponents.data() : nullptr};
+    TilesOfA a{w->packed_a.data(), p_.in_blocks ? nullptr : w->a_norms.data(),
+               p_.in_blocks ? w->a_segments.as<TileSegments>() : nullptr};
     if (share_a_) {
       const int64_t at = (task.g * row_blocks_ + task.row_block) * blocks_ + group;
       a = shared_tiles(at * block_tiles_);
@@ -49,11 +60,11 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
       for (int64_t i = 0; i < count; ++i) {
         const int64_t b = group + i;
         Norms b_norms[kPanelsPerPack];
-        PanelExponents b_exponents[kPanelsPerPack];
+        PanelsInBlocks b_segments[kPanelsPerPack];
         if (!share_b_) {
           pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
                        w->b.as<int32_t>(), panel_words, b_norms,
-                       p_.in_blocks ? b_exponents : nullptr, 1);
+                       p_.in_blocks ? b_segments : nullptr, 1);
           if (b + 1 < end) {
             const Block k = block(b + 1);
             pack_b_.preview(task.g, n, columns, k.k, k.size, &w->next_b);
@@ -65,10 +76,10 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
           if (preview_b_)
             preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
           PanelOfB of_b{w->b.as<int32_t>() + (p - panel) * panel_words, &b_norms[p - panel],
-                        p_.in_blocks ? &b_exponents[p - panel] : nullptr};
+                        p_.in_blocks ? &b_segments[p - panel] : nullptr};
           if (share_b_)
-            of_b = {shared_block(task.g, p, b), &shared_norms_[shared],
-                    p_.in_blocks ? &shared_exponents_[shared] : nullptr};
+            of_b = {shared_block(task.g, p, b), p_.in_blocks ? nullptr : &shared_norms_[shared],
+                    p_.in_blocks ? shared_segments_.as<PanelsInBlocks>() + shared : nullptr};
           run_panel(task, p, b, of_b, a.at(i * block_tiles_), w);
         }
       }
@@ -107,6 +118,39 @@ void Tiles::choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lo
     if (possible && may_meet(*cell, b_has_lowest_pair))
       cell->saturated = certified ? &w->exact : &w->saturated;
   }
+}
+
+// The same for a cell of operands in blocks.
+void Tiles::choose_chains(const TileSegments& a, const PanelsInBlocks& b, Lowest* b_has_lowest_pair,
+                          CellArgs* cell, SegmentChains* chains, Workspace* w) const {
+  const int panels = cell->columns > kBlocksPanelColumns ? kHalves : 1;
+  const bool certified = chains_.length == 0, checked = !chains_.bounded;
+  if (checked) kernels_.certify(a.norms, b.of, panels, chains);
+  bool safe = true;
+  if (!certified) {
+    const int32_t words = std::min(chains_.length / 2, kSegment / 2);
+    int32_t* const of_segments = chains->words[0];
+    for (int i = 0; i < panels * kSegments; ++i) safe &= !checked || of_segments[i] >= words;
+    std::fill_n(of_segments, kHalves * kSegments, words);
+    chains->shortest = std::min(words, 4);
+  }
+  cell->saturated = nullptr;
+  if (!safe)
+    cell->saturated = &w->saturated;
+  else if (chains->shortest == 1 && (!checked || may_hold_lowest_pairs(a, b, *chains, panels)) &&
+           may_meet(*cell, b_has_lowest_pair))
+    cell->saturated = certified ? &w->exact : &w->saturated;
+}
+
+// Counts multiply-adds by their chains.
+void Tiles::count_chains(const CellArgs& cell, const SegmentChains& chains, int64_t size,
+                         Workspace* w) const {
+  for (int64_t s = 0; s * kSegment < size; ++s)
+    for (int h = 0; h * kBlocksPanelColumns < cell.narrow; ++h) {
+      const int columns = std::min(kBlocksPanelColumns, cell.narrow - h * kBlocksPanelColumns);
+      w->lengths[chain_index(chains.words[h][s])] +=
+          cell.rows * columns * std::min<int64_t>(kSegment, size - s * kSegment);
+    }
 }
 
 // Whether both operands of a cell have a kLowestPair.
@@ -161,7 +205,6 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
   cell.columns = static_cast<int32_t>(round_up(columns(panel), kColumnQuantum));
   cell.in = in;
   cell.out = out;
-  cell.term_scales = kOnes;
   cell.memory = w->cell;
   cell.stream = false;
   cell.narrow = static_cast<int32_t>(columns(panel));
@@ -183,95 +226,80 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
     cell.b_quads = b_quads;
     cell.pairs = pairs;
     cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, p_.M - tile * kTileRows));
-    choose_chain(of_a.norms[local], *of_b.norms, &b_has_lowest_pair, &cell, w);
-    const TileExponents* exponents = of_a.exponents == nullptr ? nullptr : of_a.exponents + local;
-    if (exponents != nullptr && (exponents->wide || of_b.exponents->shared.wide))
-      cell.chain = std::min(cell.chain, kSegment / 2);
-    if (chains_.lengths != nullptr)
-      w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
+    CellInBlocks blocks;
+    if (p_.in_blocks) {
+      blocks.a = of_a.segments + local;
+      blocks.b = of_b.segments;
+      blocks.last = last;
+      choose_chains(*blocks.a, *blocks.b, &b_has_lowest_pair, &cell, &blocks.chains, w);
+      if (chains_.lengths != nullptr) count_chains(cell, blocks.chains, block(b).size, w);
+    } else {
+      choose_chain(of_a.norms[local], *of_b.norms, &b_has_lowest_pair, &cell, w);
+      if (chains_.lengths != nullptr)
+        w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * block(b).size;
+    }
     w->next_a.step();
     w->next_b.step();
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
     float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
     for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;
-    int32_t* bases = p_.in_blocks ? w->bases_of(sums_panel, local) : nullptr;
-    if (first && bases != nullptr) std::fill(bases, bases + kTileRows, kUnset);
+    if (p_.in_blocks) {
+      blocks.bases = w->bases_of(sums_panel, local);
+      blocks.running = first ? nullptr : sums;
+      if (first) std::fill_n(blocks.bases->of[0], kHalves * kSegmentRows, kUnset);
+    }
     cell.final_scales = splits_ == 1 && last && scaling_.is_factor() ? final_scales : nullptr;
     if (last) {
-      finish_tile(task, panel, tile, &cell, exponents, of_b.exponents, bases, out, w);
+      finish_tile(task, panel, tile, &cell, p_.in_blocks ? &blocks : nullptr, out, w);
       continue;
     }
     for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
-    run_cell(cell, exponents, of_b.exponents, bases, w);
+    run_cell(cell, p_.in_blocks ? &blocks : nullptr, w);
   }
 }
 
-// Runs a cell, whose results are finished if it has final scales. In blocks, a cell with wide
-// exponents runs segment by segment.
-void Tiles::run_cell(const CellArgs& whole, const TileExponents* a, const PanelExponents* b,
-                     int32_t* bases, Workspace* w) const {
-  if (a == nullptr) return kernels_.cell(whole);
-  CellArgs cell = whole;
-  const int32_t segment = a->wide || b->shared.wide ? kSegment / 2 : whole.pairs;
-  float* const* const out = whole.out;
-  const float* in[kTileRows];
-  float* between[kTileRows];
-  float term_scales[kTileRows], final_scales[kTileRows];
-  bool normal = true;
-  std::copy_n(whole.in, kTileRows, in);
-  for (int i = 0; i < kTileRows; ++i) between[i] = w->segments[i];
-  cell.in = in;
-  cell.term_scales = term_scales;
-  cell.final_scales = nullptr;
-  size_t s = 0;
-  for (int32_t left = whole.pairs; left > 0; left -= segment, ++s) {
-    cell.pairs = std::min(left, segment);
-    cell.out = left > segment ? between : out;
-    for (int i = 0; i < cell.rows; ++i) {
-      const int32_t exponent =
-          exponent_of_product(a->rows[static_cast<size_t>(i)].at[s], b->shared.at[s]);
-      const Addition addition = add_term(exponent, &bases[i]);
-      term_scales[i] = addition.scale;
-      if (addition.kept == 1) continue;
-      for (int j = 0; j < cell.columns; ++j) w->rescaled[i][j] = in[i][j] * addition.kept;
-      in[i] = w->rescaled[i];
-    }
-    if (left <= segment && whole.final_scales != nullptr) {
-      for (int i = 0; i < cell.rows; ++i) {
-        const int32_t base = bases[i] == kUnset ? 0 : bases[i];
-        normal &= is_normal(base);
-        final_scales[i] = normal ? power_of_two(base) : 1.0f;
+// Runs a cell. In blocks, the last one of a sum finishes it.
+void Tiles::run_cell(const CellArgs& cell, const CellInBlocks* blocks, Workspace*) const {
+  if (blocks == nullptr) return kernels_.cell(cell);
+  BlockCellArgs args;
+  args.a = blocks->a;
+  args.b = blocks->b->of;
+  args.chains = &blocks->chains;
+  args.bases = blocks->bases->of;
+  args.running = blocks->running;
+  args.finish = splits_ == 1 && blocks->last;
+  const bool finished = kernels_.cell_in_blocks(cell, args);
+  const uint64_t lost_rows = args.a->not_finite;
+  for (int h = 0; h * kBlocksPanelColumns < cell.narrow; ++h) {
+    const uint64_t lost = args.b[h].not_finite;
+    if (finished && (lost | lost_rows) == 0) continue;
+    const int end = std::min<int>((h + 1) * kBlocksPanelColumns, cell.narrow);
+    for (int i = 0; i < cell.rows; ++i)
+      for (int j = h * kBlocksPanelColumns; j < end; ++j) {
+        float& out = cell.out[i][j];
+        const int32_t base = args.bases[h][i];
+        if (!finished) out = scale_once(out, base == kUnset ? 0 : base);
+        if ((lost_rows >> i | lost >> j % kBlocksPanelColumns) & 1)
+          out = std::numeric_limits<float>::quiet_NaN();
       }
-      if (normal) cell.final_scales = final_scales;
-    }
-    kernels_.cell(cell);
-    std::copy_n(between, kTileRows, in);
-    cell.a += segment * cell.a_pair;
-    cell.b += segment * int64_t{cell.columns};
-    if (cell.b_quads != nullptr) cell.b_quads += segment * kMostNarrow;
   }
-  if (normal && b->not_finite == 0) return;
-  for (int i = 0; i < cell.rows; ++i)
-    for (int j = 0; j < cell.narrow; ++j) {
-      if (!normal) out[i][j] = scale_once(out[i][j], bases[i] == kUnset ? 0 : bases[i]);
-      if (b->not_finite >> j & 1) out[i][j] = std::numeric_limits<float>::quiet_NaN();
-    }
 }
 
 // Runs the last cell of a tile. The microkernel writes the outputs in place if it can.
 void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell,
-                        const TileExponents* a, const PanelExponents* b, int32_t* bases,
-                        float** out, Workspace* w) {
+                        const CellInBlocks* blocks, float** out, Workspace* w) {
   const int rows = cell->rows;
   const int64_t* offsets = &w->row_offsets[static_cast<size_t>((tile - task.tile) * kTileRows)];
   const int64_t n = panel * kPanelColumns, count = columns(panel);
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
     for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
-    run_cell(*cell, a, b, bases, w);
-    if (bases != nullptr)
+    run_cell(*cell, blocks, w);
+    if (blocks != nullptr)
       for (int i = 0; i < rows; ++i)
-        partial_bases_[static_cast<size_t>((row + i) * panels_ + panel)] = bases[i];
+        for (int h = 0; h < kHalves; ++h)
+          partial_bases_[static_cast<size_t>(((row + i) * panels_ + panel) * kHalves + h)] =
+              blocks->bases->of[h][i];
     return;
   }
   if (contiguous_columns_ && cell->columns == count) {
@@ -281,10 +309,10 @@ void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs*
       address |= reinterpret_cast<uintptr_t>(out[i]);
     }
     cell->stream = stream_ && address % 64 == 0;
-    return run_cell(*cell, a, b, bases, w);
+    return run_cell(*cell, blocks, w);
   }
   for (int i = 0; i < rows; ++i) out[i] = w->bounce[i];
-  run_cell(*cell, a, b, bases, w);
+  run_cell(*cell, blocks, w);
   for (int i = 0; i < rows; ++i) {
     float* row = c_ + offsets[i];
     if (contiguous_columns_) {

@@ -50,14 +50,16 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
   partial_stride_ = round_up(p_.N, kColumnQuantum);
   if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M, partial_stride_});
   if (splits_ > 1 && p_.in_blocks)
-    partial_bases_.resize(static_cast<size_t>(splits_ * p_.G * p_.M * panels_));
+    partial_bases_.resize(static_cast<size_t>(splits_ * p_.G * p_.M * panels_ * kHalves));
   share_a_ = blocking.share_a;
   if (share_a_) {
     const int64_t count = p_.G * row_blocks_ * blocks_;
     shared_a_ = Scratch::array<int32_t>({count, a_words_});
     shared_packed_.resize(static_cast<size_t>(count * block_tiles_));
-    shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
-    if (p_.in_blocks) shared_a_exponents_.resize(static_cast<size_t>(count * block_tiles_));
+    if (p_.in_blocks)
+      shared_a_segments_ = Scratch::array<TileSegments>({count, block_tiles_});
+    else
+      shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
   }
   share_b_ = blocking.share_b;
   if (share_b_) {
@@ -65,8 +67,11 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
     shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
                           blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
     shared_b_ = Scratch::array<int32_t>({p_.G, shared_group_words_});
-    shared_norms_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
-    if (p_.in_blocks) shared_exponents_.resize(static_cast<size_t>(p_.G * panels_ * blocks_));
+    const int64_t count = p_.G * panels_ * blocks_;
+    if (p_.in_blocks)
+      shared_segments_ = Scratch::array<PanelsInBlocks>({count});
+    else
+      shared_norms_.resize(static_cast<size_t>(count));
     preview_b_ = shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
   }
   sum_panels_ = split_blocks == 1       ? 0
@@ -82,10 +87,10 @@ Tiles::Workspace::Workspace(const Tiles& t)
       b(Scratch::array<int32_t>({kPanelsPerPack, PackerB::block_words(kPanelColumns, kBlock)})),
       sums(Scratch::array<float>({t.sum_panels_, t.block_tiles_, kTileRows, kPanelColumns})),
       packed_a(static_cast<size_t>(t.group_ * t.block_tiles_)),
-      a_norms(static_cast<size_t>(t.group_ * t.block_tiles_)),
-      a_exponents(static_cast<size_t>(t.p_.in_blocks ? t.group_ * t.block_tiles_ : 0)),
+      a_norms(static_cast<size_t>(t.p_.in_blocks ? 0 : t.group_ * t.block_tiles_)),
+      a_segments(Scratch::array<TileSegments>({t.p_.in_blocks ? t.group_ : 0, t.block_tiles_})),
       bases(static_cast<size_t>(
-          t.p_.in_blocks ? std::max<int64_t>(t.sum_panels_, 1) * t.block_tiles_ * kTileRows : 0)),
+          t.p_.in_blocks ? std::max<int64_t>(t.sum_panels_, 1) * t.block_tiles_ : 0)),
       factors(static_cast<size_t>(t.p_.in_blocks ? t.splits_ : 0)),
       row_offsets(static_cast<size_t>(t.block_tiles_ * kTileRows)),
       column_offsets(kPanelColumns),
@@ -174,8 +179,8 @@ void Tiles::pack_b(int64_t index, PackingSpace* space) {
     const int64_t p = first / kPanelColumns;
     const auto at = static_cast<size_t>(norms + p * blocks_);
     pack_b_.pack(g, n + first, count, k.k, k.size, space, shared_block(g, panel + p, b),
-                 shared_panel_words_, &shared_norms_[at],
-                 p_.in_blocks ? &shared_exponents_[at] : nullptr, blocks_);
+                 shared_panel_words_, p_.in_blocks ? nullptr : &shared_norms_[at],
+                 p_.in_blocks ? shared_segments_.as<PanelsInBlocks>() + at : nullptr, blocks_);
     first += count;
   }
 }
@@ -193,7 +198,9 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
       c_n_.offsets(n, n + count, 0, at);
       float* to = contiguous_columns_ ? row + n : w->bounce[0];
       if (p_.in_blocks)
-        combine_in_blocks(partial, i, panel, to, w);
+        for (int64_t j = 0; j < count; j += kBlocksPanelColumns)
+          combine_in_blocks(partial + j, i, panel * kHalves + j / kBlocksPanelColumns,
+                            std::min<int64_t>(kBlocksPanelColumns, count - j), to + j, w);
       else
         kernels_.combine(partial, split_stride, splits_, count, nullptr, scaling_.factor(), to);
       if (!contiguous_columns_)
@@ -203,17 +210,18 @@ void Tiles::combine(int64_t low, int64_t high, Workspace* w) const {
   }
 }
 
-// Row `i` of G x M. The parts have bases of their own; the sum has the largest.
-void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t panel, float* to,
-                              Workspace* w) const {
-  const int64_t rows = p_.G * p_.M, count = columns(panel);
+// Columns of a panel of 32 in row `i` of G x M. The parts have bases of their own; the sum has the
+// largest.
+void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t half, int64_t count,
+                              float* to, Workspace* w) const {
+  const int64_t rows = p_.G * p_.M;
   const auto base_of = [&](int64_t split) {
-    return partial_bases_[static_cast<size_t>((split * rows + i) * panels_ + panel)];
+    return partial_bases_[static_cast<size_t>((split * rows + i) * panels_ * kHalves + half)];
   };
   int32_t base = kUnset;
   for (int64_t split = 0; split < splits_; ++split) base = std::max(base, base_of(split));
   for (int64_t split = 0; split < splits_; ++split)
-    w->factors[static_cast<size_t>(split)] = term_scale(base_of(split) - base);
+    w->factors[static_cast<size_t>(split)] = factor_of(base_of(split), base);
   const int32_t exponent = base == kUnset ? 0 : base;
   const bool normal = is_normal(exponent);
   kernels_.combine(partial, rows * partial_stride_, splits_, count, w->factors.data(),

@@ -25,6 +25,10 @@ class Tiles : public Job {
   void enlist(std::vector<Stage>* stages) override;
 
  private:
+  // The bases of a tile's running sums, for each panel of 32 columns and row.
+  struct TileBases {
+    alignas(32) int32_t of[kHalves][kSegmentRows];
+  };
   struct Task {
     int64_t g, split, row_block;
     int64_t tile, tile_end;    // rows, in tiles
@@ -37,25 +41,21 @@ class Tiles : public Job {
     Preview next_a, next_b;
     Scratch a, b, sums;
     std::vector<PackedA> packed_a;
-    std::vector<Norms> a_norms;
-    std::vector<TileExponents> a_exponents;  // empty unless operands are in blocks
-    std::vector<int32_t> bases;              // of running sums; likewise
-    std::vector<float> factors;              // of the splits of a row; likewise
+    std::vector<Norms> a_norms;    // empty if operands are in blocks
+    Scratch a_segments;            // TileSegments, if they are
+    std::vector<TileBases> bases;  // of running sums; likewise
+    std::vector<float> factors;    // of the splits of a row; likewise
     std::vector<int64_t> row_offsets, column_offsets;
     alignas(64) int32_t b_quads[kMostNarrow * kBlock / 2];
     alignas(64) float bounce[kTileRows][kPanelColumns];
     alignas(64) float cell[kTileRows * kPanelColumns];
-    // Sums between segments, and sums in units of a higher base.
-    alignas(64) float segments[kTileRows][kPanelColumns];
-    alignas(64) float rescaled[kTileRows][kPanelColumns];
 
     // Running sums of a panel and tile, both counted from the first of the task.
     float* sums_of(int64_t panel, int64_t tile) const {
       return sums.as<float>() + (panel * tiles + tile) * kTileRows * kPanelColumns;
     }
-    // Their bases, one for each row.
-    int32_t* bases_of(int64_t panel, int64_t tile) {
-      return &bases[static_cast<size_t>((panel * tiles + tile) * kTileRows)];
+    TileBases* bases_of(int64_t panel, int64_t tile) {
+      return &bases[static_cast<size_t>(panel * tiles + tile)];
     }
     int64_t tiles;                        // in a panel of sums
     int64_t saturated = 0;                // chains in the task
@@ -70,7 +70,17 @@ class Tiles : public Job {
   struct PanelOfB {
     const int32_t* words;
     const Norms* norms;
-    const PanelExponents* exponents;  // null unless operands are in blocks
+    const PanelsInBlocks* segments;  // null unless operands are in blocks
+  };
+
+  // What a cell of operands in blocks has besides CellArgs.
+  struct CellInBlocks {
+    const TileSegments* a;
+    const PanelsInBlocks* b;
+    SegmentChains chains;
+    TileBases* bases;
+    float* running;  // as in BlockCellArgs
+    bool last;       // of the blocks of k in a split
   };
 
   Task task(int64_t index) const;
@@ -79,8 +89,11 @@ class Tiles : public Job {
   void run_task(const Task& task, const Task* next, Workspace* w);
   void run_panel(const Task& task, int64_t panel, int64_t block, const PanelOfB& b,
                  const TilesOfA& a, Workspace* w);
-  void run_cell(const CellArgs& whole, const TileExponents* a, const PanelExponents* b,
-                int32_t* bases, Workspace* w) const;
+  void run_cell(const CellArgs& cell, const CellInBlocks* blocks, Workspace* w) const;
+  void choose_chains(const TileSegments& a, const PanelsInBlocks& b, Lowest* b_has_lowest_pair,
+                     CellArgs* cell, SegmentChains* chains, Workspace* w) const;
+  void count_chains(const CellArgs& cell, const SegmentChains& chains, int64_t size,
+                    Workspace* w) const;
   void choose_chain(const Norms& row, const Norms& column, Lowest* b_has_lowest_pair,
                     CellArgs* cell, Workspace* w) const;
   bool may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const;
@@ -88,11 +101,10 @@ class Tiles : public Job {
   void preview_shared(const Task& task, int64_t panel, int64_t block, Workspace* w) const;
   void fetch_outputs(const Task& task, int64_t panel, int64_t tile, const Workspace& w) const;
   void finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs* cell,
-                   const TileExponents* a, const PanelExponents* b, int32_t* bases, float** out,
-                   Workspace* w);
+                   const CellInBlocks* blocks, float** out, Workspace* w);
   void scale_rows(const Task& task, Workspace* w) const;
   void combine(int64_t low, int64_t high, Workspace* w) const;
-  void combine_in_blocks(const float* partial, int64_t row, int64_t panel, float* to,
+  void combine_in_blocks(const float* partial, int64_t row, int64_t half, int64_t count, float* to,
                          Workspace* w) const;
 
   int64_t task_rows(const Task& task) const {
@@ -105,8 +117,8 @@ class Tiles : public Job {
     return std::min<int64_t>(kPanelColumns, p_.N - panel * kPanelColumns);
   }
   TilesOfA shared_tiles(int64_t index) {
-    const TilesOfA all{shared_packed_.data(), shared_a_norms_.data(),
-                       p_.in_blocks ? shared_a_exponents_.data() : nullptr};
+    const TilesOfA all{shared_packed_.data(), p_.in_blocks ? nullptr : shared_a_norms_.data(),
+                       p_.in_blocks ? shared_a_segments_.as<TileSegments>() : nullptr};
     return all.at(index);
   }
   int32_t* shared_block(int64_t g, int64_t panel, int64_t block) const {
@@ -136,18 +148,18 @@ class Tiles : public Job {
   bool share_a_;
   Scratch shared_a_;
   std::vector<PackedA> shared_packed_;
-  std::vector<Norms> shared_a_norms_;
-  std::vector<TileExponents> shared_a_exponents_;
+  std::vector<Norms> shared_a_norms_;  // unless operands are in blocks
+  Scratch shared_a_segments_;          // TileSegments, if they are
 
   bool share_b_, preview_b_ = false;
   int64_t shared_panel_words_ = 0, shared_group_words_ = 0;
   Scratch shared_b_;
-  std::vector<Norms> shared_norms_;
-  std::vector<PanelExponents> shared_exponents_;
+  std::vector<Norms> shared_norms_;  // unless operands are in blocks
+  Scratch shared_segments_;          // PanelsInBlocks, if they are
 
   int64_t partial_stride_;  // of one row of partial sums
   Scratch partial_;
-  std::vector<int32_t> partial_bases_;  // [split][G][M][panels], if operands are in blocks
+  std::vector<int32_t> partial_bases_;  // [split][G][M][panels][kHalves], for operands in blocks
 
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // one for each worker
 };

@@ -32,3 +32,16 @@ template <class V, class T>
 inline void store_as(T* p, V v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
+
+// Eight numbers, whatever the path's vectors are.
+using Eight = int32_t __attribute__((vector_size(32)));
+using EightFloats = float __attribute__((vector_size(32)));
+
+inline Eight eight(int32_t x) { return Eight{x, x, x, x, x, x, x, x}; }
+inline Eight larger(Eight a, Eight b) { return a > b ? a : b; }
+// Whether any lane of a comparison is true.
+inline bool any(Eight mask) {
+  int64_t parts[4];
+  __builtin_memcpy(parts, &mask, sizeof mask);
+  return ((parts[0] | parts[1]) | (parts[2] | parts[3])) != 0;
+}

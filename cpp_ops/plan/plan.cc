@@ -102,9 +102,9 @@ std::string decode_grid(Decoder* in, int64_t size, int64_t exponents, Grid* grid
   if (!power_of_two(grid->block_rows) || !power_of_two(grid->block_columns) ||
       grid->block_rows > kMaxExtent || grid->block_columns > 2 * kMaxExtent)
     return "a grid has blocks that are not powers of two";
-  const int64_t outers = (size + grid->outer - 1) / grid->outer;
+  grid->outers = (size + grid->outer - 1) / grid->outer;
   int64_t count;
-  if (__builtin_mul_overflow(outers, grid->block_row_count(), &count) ||
+  if (__builtin_mul_overflow(grid->outers, grid->block_row_count(), &count) ||
       __builtin_mul_overflow(count, grid->block_column_count(), &count) || count > exponents)
     return "a grid has more blocks than there are exponents";
   return "";

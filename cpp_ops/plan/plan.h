@@ -14,6 +14,7 @@ namespace dfpjax {
 // The tiles for which a chain length is certified. The arithmetic fixes them, not the machine.
 inline constexpr int kTileRows = 6;
 inline constexpr int kPanelColumns = 64;
+inline constexpr int kBlocksPanelColumns = 32;  // if the operands are in blocks
 inline constexpr int kBlock = 256;
 
 // A segment of a block of k. See contraction/alignment.h.
@@ -46,6 +47,7 @@ struct Grid {
   int64_t outer, columns;
   int64_t block_rows, block_columns;  // powers of two
   bool dithered;                      // how mantissas are rounded where they are aligned
+  int64_t outers = 0;                 // groups; decode_plan counts them
 
   int64_t rows() const { return outer / columns; }
   int64_t block_row_count() const { return (rows() + block_rows - 1) / block_rows; }

@@ -1,6 +1,7 @@
 #include "tests/reference.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -73,14 +74,26 @@ int64_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1,
   return best;
 }
 
+// The longest certified chain, at most `longest`.
 int64_t chain_length(const Matrix& a, int64_t m0, int64_t m1, const Matrix& b, int64_t n0,
-                     int64_t n1, int64_t k0, int64_t k1) {
-  for (int64_t length : {256, 128, 64, 32, 16, 8, 4}) {
+                     int64_t n1, int64_t k0, int64_t k1, int64_t longest) {
+  for (int64_t length = longest; length > 2; length /= 2) {
     const auto rows = static_cast<float>(norm(a, m0, m1, k0, k1, length));
     const auto columns = static_cast<float>(norm(b, n0, n1, k0, k1, length));
     if (rows * columns < 70367670435840.0f) return length;
   }
   return 2;
+}
+
+// The sum of a chain. Sums of fixed chains are saturated to an int32, which is counted.
+float converted(int64_t sum, int64_t chain, int fixed_chain, int64_t* saturated) {
+  // Two products stay exact, even if both are (-32768)^2, which exceeds an int32.
+  const bool exact = fixed_chain == 0 && chain == 2;
+  if (exact || sum == static_cast<int32_t>(sum)) return static_cast<float>(sum);
+  if (fixed_chain == 0) std::abort();  // the certificate is wrong
+  ++*saturated;
+  using Limits = std::numeric_limits<int32_t>;
+  return static_cast<float>(std::clamp<int64_t>(sum, Limits::min(), Limits::max()));
 }
 
 float scale(float total, int64_t e) {
@@ -110,54 +123,54 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
   }
   AlignedRows rows, columns;
   if (p.in_blocks) {
-    rows = align_rows(&a, ea, kTileRows, false, p.grid_a.dithered);
-    columns = align_rows(&b, eb, kPanelColumns, true, p.grid_b.dithered);
+    rows = align_rows(&a, ea, false, p.grid_a.dithered);
+    columns = align_rows(&b, eb, true, p.grid_b.dithered);
   }
+  const int64_t panel = p.in_blocks ? kBlocksPanelColumns : kPanelColumns;
+  // The stretches of a block have chain lengths of their own.
+  const int64_t stretch = p.in_blocks ? kSegment : kBlock;
   // Sums in lanes do not begin anew with each block of k.
   const bool in_lanes = p.mode == Mode::kLanes && fixed_chain == 0;
   for (int64_t m0 = 0; m0 < p.M; m0 += kTileRows)
-    for (int64_t n0 = 0; n0 < p.N; n0 += kPanelColumns) {
+    for (int64_t n0 = 0; n0 < p.N; n0 += panel) {
       const int64_t m1 = std::min<int64_t>(m0 + kTileRows, p.M);
-      const int64_t n1 = std::min<int64_t>(n0 + kPanelColumns, p.N);
+      const int64_t n1 = std::min<int64_t>(n0 + panel, p.N);
       const int64_t split = p.blocks_per_split * kBlock;
       std::vector<std::vector<RunningSum>> splits;
       for (int64_t s0 = 0; s0 < p.K; s0 += split) {
         std::vector<RunningSum> sums((m1 - m0) * (n1 - n0));
         for (int64_t k0 = s0; k0 < std::min(s0 + split, p.K); k0 += kBlock) {
-          const int64_t k1 = std::min<int64_t>(k0 + kBlock, p.K);
-          int64_t chain = fixed_chain > 0          ? fixed_chain
-                          : p.mode == Mode::kLanes ? 2
-                                                   : chain_length(a, m0, m1, b, n0, n1, k0, k1);
-          const int64_t block = k0 / kBlock, tile = m0 / kTileRows, panel = n0 / kPanelColumns;
-          const bool wide = p.in_blocks && (rows.wide[tile][block] || columns.wide[panel][block]);
-          if (wide) chain = std::min<int64_t>(chain, kSegment);
-          const auto index = static_cast<size_t>(std::log2(kBlock / chain));
-          counts->lengths[index] += (m1 - m0) * (n1 - n0) * (k1 - k0);
+          const int64_t block = k0 / kBlock, k1 = std::min<int64_t>(k0 + kBlock, p.K);
+          std::vector<int64_t> chains;  // of each stretch
+          for (int64_t t0 = k0; t0 < k1; t0 += stretch) {
+            const int64_t t1 = std::min(t0 + stretch, k1);
+            chains.push_back(fixed_chain > 0 ? std::min<int64_t>(fixed_chain, stretch)
+                             : in_lanes      ? 2
+                                             : chain_length(a, m0, m1, b, n0, n1, t0, t1, stretch));
+            const auto index = static_cast<size_t>(std::log2(kBlock / chains.back()));
+            counts->lengths[index] += (m1 - m0) * (n1 - n0) * (t1 - t0);
+          }
           for (int64_t m = m0; m < m1; ++m)
             for (int64_t n = n0; n < n1; ++n) {
               RunningSum& running = sums[(m - m0) * (n1 - n0) + n - n0];
+              std::array<float, kSegments> factors{1};
+              if (p.in_blocks)
+                factors = running.factors(&rows.exponents[m][block * kSegments],
+                                          &columns.exponents[n][block * kSegments]);
               float cell = in_lanes ? running.total : 0;
-              for (int64_t c = k0; c < k1; c += chain) {
-                int64_t sum = 0;
-                for (int64_t k = c; k < std::min(c + chain, k1); ++k) sum += a[m][k] * b[n][k];
-                if (fixed_chain == 0 && chain == 2) {
-                  // Two products stay exact, even if both are (-32768)^2, which exceeds an int32.
-                } else if (sum != static_cast<int32_t>(sum)) {
-                  if (fixed_chain == 0) std::abort();  // the certificate is wrong
-                  ++counts->saturated;
-                  sum = std::clamp<int64_t>(sum, std::numeric_limits<int32_t>::min(),
-                                            std::numeric_limits<int32_t>::max());
+              for (size_t t = 0; t < chains.size(); ++t) {
+                const int64_t t0 = k0 + static_cast<int64_t>(t) * stretch;
+                const int64_t t1 = std::min(t0 + stretch, k1);
+                for (int64_t c = t0; c < t1; c += chains[t]) {
+                  int64_t sum = 0;
+                  for (int64_t k = c; k < std::min(c + chains[t], t1); ++k)
+                    sum += a[m][k] * b[n][k];
+                  cell += factors[t] * converted(sum, chains[t], fixed_chain, &counts->saturated);
                 }
-                cell += static_cast<float>(sum);
-                const int64_t end = std::min(c + chain, k1);
-                if (!p.in_blocks || (end < k1 && !(wide && end % kSegment == 0))) continue;
-                const int64_t segment = (end - 1) / kSegment;
-                running.add(cell, rows.exponents[m][segment], columns.exponents[n][segment]);
-                cell = 0;
               }
-              if (p.in_blocks && columns.lost[n][block])
+              running.total = in_lanes ? cell : running.total + cell;
+              if (p.in_blocks && (rows.lost[m][block] || columns.lost[n][block]))
                 running.total = std::numeric_limits<float>::quiet_NaN();
-              if (!p.in_blocks) running.total = in_lanes ? cell : running.total + cell;
             }
         }
         splits.push_back(sums);

@@ -8,6 +8,7 @@ namespace dfpjax {
 namespace {
 
 constexpr int32_t kNaN = 1 << 19;
+constexpr int32_t kOfZeros = -163;  // and less: no exponent
 
 uint32_t hash(uint32_t x) {
   x = (x ^ (x >> 16)) * 0x7FEB352Du;
@@ -30,68 +31,66 @@ int32_t shifted(int32_t mantissa, int64_t shift, bool dithered, bool panels, int
 
 }  // namespace
 
-AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, int64_t tile, bool panels,
-                       bool dithered) {
+AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, bool dithered) {
   const auto rows = static_cast<int64_t>(mantissas->size());
   const int64_t size = rows == 0 ? 0 : static_cast<int64_t>(exponents[0].size());
   const int64_t blocks = (size + kBlock - 1) / kBlock;
   AlignedRows result;
   result.exponents.assign(rows, std::vector<int32_t>(blocks * kSegments, kNothing));
   result.lost.assign(rows, std::vector<bool>(blocks));
-  result.wide.assign((rows + tile - 1) / tile, std::vector<bool>(blocks));
-  const int64_t step = panels ? tile : 1;
+  const int64_t step = panels ? kBlocksPanelColumns : 1;
   for (int64_t r0 = 0; r0 < rows; r0 += step)
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t r1 = std::min(r0 + step, rows), k0 = block * kBlock;
-      const int64_t k1 = std::min<int64_t>(k0 + kBlock, size);
-      std::vector<int32_t> most(kSegments, kNothing);
-      int32_t least = kNaN, largest = kNothing;
+    for (int64_t k0 = 0; k0 < size; k0 += kSegment) {
+      const int64_t r1 = std::min(r0 + step, rows), k1 = std::min<int64_t>(k0 + kSegment, size);
+      int32_t largest = kNothing;
       for (int64_t r = r0; r < r1; ++r)
-        for (int64_t k = k0; k < k1; ++k) {
-          const int32_t e = exponents[r][k];
-          if (panels && e >= kNaN) {
-            result.lost[r][block] = true;
-            continue;
-          }
-          int32_t& of_segment = most[(k - k0) / kSegment];
-          of_segment = std::max(of_segment, e);
-          largest = std::max(largest, e);
-          if (e > -149) least = std::min(least, e);
-        }
-      const bool wide = least < kNaN && largest - least > 6;
-      if (wide) result.wide[r0 / tile][block] = true;
+        for (int64_t k = k0; k < k1; ++k)
+          if (exponents[r][k] >= kNaN)
+            result.lost[r][k0 / kBlock] = true;
+          else if (exponents[r][k] > kOfZeros)
+            largest = std::max(largest, exponents[r][k]);
       for (int64_t r = r0; r < r1; ++r) {
-        for (int64_t segment = 0; segment < kSegments; ++segment)
-          result.exponents[r][block * kSegments + segment] = wide ? most[segment] : largest;
+        result.exponents[r][k0 / kSegment] = largest;
         for (int64_t k = k0; k < k1; ++k) {
           const int32_t e = exponents[r][k];
-          const int64_t to = result.exponents[r][k / kSegment];
-          const bool gone = e == kNothing || (panels && e >= kNaN);
+          const bool absent = e <= kOfZeros || e >= kNaN;
           int32_t& m = (*mantissas)[r][k];
-          m = gone ? 0 : shifted(m, to - e, dithered, panels, r, k);
+          m = absent ? 0 : shifted(m, int64_t{largest} - e, dithered, panels, r, k);
         }
       }
     }
   return result;
 }
 
-void RunningSum::add(float term, int32_t exponent_a, int32_t exponent_b) {
-  if (exponent_a == kNothing || exponent_b == kNothing) return;
-  const int64_t exponent = int64_t{exponent_a} + exponent_b;
-  if (exponent >= kNaN) {
-    total = std::numeric_limits<float>::quiet_NaN();
-    return;
+std::array<float, kSegments> RunningSum::factors(const int32_t* exponents_a,
+                                                 const int32_t* exponents_b) {
+  std::array<int64_t, kSegments> exponents{};
+  std::array<float, kSegments> result{};
+  int64_t top = 0;
+  bool any = false;
+  const auto absent = [&](int s) {
+    return exponents_a[s] == kNothing || exponents_b[s] == kNothing;
+  };
+  for (int s = 0; s < kSegments; ++s) {
+    if (absent(s)) continue;
+    exponents[s] = int64_t{exponents_a[s]} + exponents_b[s];
+    top = any ? std::max(top, exponents[s]) : exponents[s];
+    any = true;
   }
-  if (empty) base = exponent;
-  empty = false;
-  const int64_t above = exponent - base;
-  if (above > 60) {
+  if (!any) return result;
+  if (empty) {
+    base = top;
+    empty = false;
+  } else if (top > base + 60) {
+    const int64_t above = top - base;
     total = above > 100 ? 0 * total : std::ldexp(total, static_cast<int>(-above));
-    base = exponent;
-    total += term;
-  } else {
-    total += above < -100 ? 0.0f : std::ldexp(term, static_cast<int>(above));
+    base = top;
   }
+  for (int s = 0; s < kSegments; ++s) {
+    const int64_t above = exponents[s] - base;
+    if (!absent(s) && above >= -100) result[s] = std::ldexp(1.0f, static_cast<int>(above));
+  }
+  return result;
 }
 
 RunningSum combined(const std::vector<RunningSum>& parts) {

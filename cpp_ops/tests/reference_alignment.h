@@ -3,6 +3,7 @@
 #ifndef DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
 #define DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -17,21 +18,21 @@ inline constexpr int32_t kNothing = -(1 << 20);  // the exponent of padding
 
 struct AlignedRows {
   Matrix exponents;                     // [rows][segments], the same for all rows of a panel
-  std::vector<std::vector<bool>> wide;  // [tiles][blocks]
-  std::vector<std::vector<bool>> lost;  // [rows][blocks], for panels: a row has a NaN
+  std::vector<std::vector<bool>> lost;  // [rows][blocks]: an element is not finite
 };
 
-// Aligns mantissas with these exponents: each row by itself or, for panels, the rows of a tile
+// Aligns mantissas with these exponents: each row by itself or, for panels, the rows of a panel
 // together.
-AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, int64_t tile, bool panels,
-                       bool dithered);
+AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, bool dithered);
 
 struct RunningSum {
   float total = 0;
   int64_t base = 0;
   bool empty = true;
 
-  void add(float term, int32_t exponent_a, int32_t exponent_b);
+  // Sets or raises the base for a cell whose segments have these exponents. Returns what to
+  // multiply the sums of each segment by.
+  std::array<float, kSegments> factors(const int32_t* exponents_a, const int32_t* exponents_b);
   int64_t exponent() const { return empty ? 0 : base; }
 };
 

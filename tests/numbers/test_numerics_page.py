@@ -1,5 +1,7 @@
 """docs/numerics.md: what it says of the code, and the bits that follow from it."""
 
+import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -42,13 +44,14 @@ def test_its_examples_of_blocks():
         f"k into blocks of {plan.BLOCK}",
         f"L = {', '.join(map(str, plan.CHAINS[:-1]))} for which",
         f"floor((x² + y²) / 2^{plan.NORM_SHIFT}) + 1",
-        f"differ by more than {plan.NARROW_RANGE} within the block of k",
-        f"each of its *segments* of {plan.SEGMENT}",
-        f"The range counts the exponents of −{-1 - scaling.MIN_FLOAT_EXPONENT} and more alone",
+        f"If an operand is in blocks, panels have {plan.BLOCKS_COLUMN_TILE} columns",
+        f"has {plan.SEGMENTS} *segments* of {plan.SEGMENT} k",
+        f"takes a length of its own, at most {plan.SEGMENT}, by",
         f"modulo {alignment.LANES}",
         f"A shift by {alignment.NEGLIGIBLE_SHIFT} or more gives zero",
-        f"If e is more than {running.MOST_ABOVE} above the base",
-        f"If e is more than {running.MOST_BELOW} below the base",
+        f"is more than {running.MOST_ABOVE} above the base",
+        f"or by 0 if top is more than {running.MOST_BELOW} above",
+        f"or by 0 if e is more than {running.MOST_BELOW} below the base",
         f"E = −{-scaling.MIN_FLOAT_EXPONENT} − (P − 2)",
         f"E = 2^{scaling.NONFINITE_EXPONENT.bit_length() - 1} − (P − 2)",
         f"of 2^{scaling.NONFINITE_THRESHOLD.bit_length() - 1} or more means NaN",
@@ -58,6 +61,7 @@ def test_its_constants_are_those_of_the_code(statement):
     assert statement in ONE_LINE
 
 
+@functools.cache
 def hashed(x):
     x = np.uint32([x])  # an array wraps without a warning
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
@@ -73,78 +77,106 @@ def shift(m, s, threshold):
     return min(m + (threshold >> (16 - s)), 32767) >> s
 
 
-def aligned(m, e, is_b):
-    """Rows [rows, k] of a block of k: aligned mantissas, the exponents [rows, segments], and whether segments
-    of some row have exponents of their own. A's rows are contiguous in k, B's columns are not."""
-    k = m.shape[1]
-    starts = range(0, k, 32)
-    target = np.zeros((len(m), len(starts)), int)
-    wide = False
-    for group in [range(len(m))] if is_b else [[row] for row in range(len(m))]:
-        counted = [x for row in group for x in e[row] if x >= -148]
-        apart = bool(counted) and max(e[row].max() for row in group) - min(counted) > 4
-        wide |= apart
-        for i, start in enumerate(starts):
-            part = slice(start, start + 32) if apart else slice(None)
-            target[group, i] = max(e[row, part].max() for row in group)
+def aligned(m, e, is_b, row, k):
+    """The aligned mantissas [rows, ks] of a segment, and the exponent of each row, −∞ if it has none.
+
+    row and k are the first row, and the first index in the block of k. A's rows are contiguous in k, and B's
+    columns are not.
+    """
+    finite = (e < 2**19) & (e > -163)
+    common = np.where(finite, e, -np.inf).max(axis=None if is_b else 1, keepdims=True)
+    common = np.broadcast_to(common, (len(m), 1))[:, 0]
     out = np.zeros_like(m)
-    for row, column in np.ndindex(m.shape):
-        threshold = (hashed(column + 256) >> 16) ^ (hashed(512 + row % 64) >> 16) if is_b else None
-        out[row, column] = shift(
-            int(m[row, column]), int(target[row, column // 32] - e[row, column]), threshold
-        )
-    return out, target, wide
+    for i, j in np.argwhere(finite):
+        threshold = (hashed(256 + k + j) >> 16) ^ (hashed(512 + (row + i) % 64) >> 16) if is_b else None
+        out[i, j] = shift(int(m[i, j]), int(common[i] - e[i, j]), threshold)
+    return out, common
 
 
 def norm(m, length):
-    padded = np.zeros((len(m), 256), np.int64)
+    padded = np.zeros((len(m), 32), np.int64)
     padded[:, : m.shape[1]] = m
     pairs = (padded**2).reshape(len(m), -1, 2).sum(-1) // 256 + 1
     return np.float32(pairs.reshape(len(m), -1, length // 2).sum(-1).max())
 
 
+def chain_sums(a, b):
+    """The chain sums of a segment of a cell, [chains, rows, columns]."""
+    lengths = (32, 16, 8, 4, 2)
+    chain = next(n for n in lengths if n == 2 or norm(a, n) * norm(b, n) < 2.0**46 - 2.0**30)
+    return [np.float32(a[:, k : k + chain] @ b[:, k : k + chain].T) for k in range(0, a.shape[1], chain)]
+
+
+def add_cell(total, base, segments):
+    """Add a cell to running sums float32[rows, columns], whose bases are [rows], −∞ if they are not set.
+    segments are pairs of chain sums and of exponents, [rows]."""
+    top = np.max([e for _, e in segments], axis=0)
+    for i in np.flatnonzero((top > -np.inf) & (top > base + 60)):
+        total[i] *= np.float32(2.0 ** (base[i] - top[i]) if top[i] - base[i] <= 100 else 0)
+        base[i] = top[i]
+    cell = np.zeros_like(total)
+    for sums, e in segments:
+        there = (e > -np.inf) & (e >= base - 100)
+        factor = np.float32([2.0 ** (x - y) if z else 0 for x, y, z in zip(e, base, there, strict=True)])
+        for x in sums:
+            cell += x * factor[:, None]
+    total += cell
+
+
 def product_by_the_page(a, ea, b, eb):
-    """Σ_k a[m, k] · b[n, k] for mantissas and exponents, one panel and one split, as the page says."""
+    """Σ_k a[m, k] · b[n, k] for mantissas and exponents, in one split, as the page says."""
     out = np.zeros((len(a), len(b)), np.float32)
-    base = np.zeros(len(a), int)
-    for start in range(0, a.shape[1], 256):
-        block = slice(start, start + 256)
-        mb, tb, wide_b = aligned(b[:, block], eb[:, block], True)
-        for first in range(0, len(a), 6):
-            tile = slice(first, first + 6)
-            ma, ta, wide_a = aligned(a[tile, block], ea[tile, block], False)
-            chain = next(n for n in plan.CHAINS if n == 2 or norm(ma, n) * norm(mb, n) < 2.0**46 - 2.0**30)
-            wide = wide_a or wide_b
-            chain = min(chain, 32) if wide else chain
-            step = 32 if wide else 256
-            for segment in range(0, ma.shape[1], step):
-                for i, row in enumerate(range(first, first + len(ma))):
-                    term = np.zeros(len(b), np.float32)
-                    for k in range(segment, min(segment + step, ma.shape[1]), chain):
-                        part = slice(k, min(k + chain, segment + step))
-                        term += np.float32(mb[:, part].astype(np.int64) @ ma[i, part])
-                    e = int(ta[i, segment // 32] + tb[0, segment // 32])
-                    if start == segment == 0:
-                        base[row] = e
-                    assert -100 <= e - base[row] <= 60
-                    out[row] += term * np.float32(2.0) ** (e - base[row])
-    return np.ldexp(out, base[:, None])
+    for m, n in itertools.product(range(0, len(a), 6), range(0, len(b), 32)):
+        rows, columns = slice(m, m + 6), slice(n, n + 32)
+        total = out[rows, columns]
+        base = np.full(len(total), -np.inf)
+        for start in range(0, a.shape[1], 256):
+            segments = []
+            for k in range(start, min(start + 256, a.shape[1]), 32):
+                part = slice(k, k + 32)
+                of_a, e_a = aligned(a[rows, part], ea[rows, part], False, m, k - start)
+                of_b, e_b = aligned(b[columns, part], eb[columns, part], True, n, k - start)
+                segments.append((chain_sums(of_a, of_b), e_a + e_b[0]))
+            add_cell(total, base, segments)
+            block = slice(start, start + 256)
+            total[(ea[rows, block] >= 2**19).any(axis=1)] = np.nan
+            total[:, (eb[columns, block] >= 2**19).any(axis=1)] = np.nan
+        exponent = np.where(base > -np.inf, base, 0).astype(int)
+        out[rows, columns] = np.ldexp(total.astype(np.float64), exponent[:, None])
+    return out
 
 
-@pytest.mark.parametrize("spread", [1, 6], ids=["narrow", "wide"])
-def test_the_kernels_bits_follow_from_the_page(spread):
-    """A dot product whose left operand is contiguous along k, and whose right one is not."""
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("spread", "blocks_of_k"),
+    [(1, (0, 0, 0)), (6, (0, 4, 8)), (6, (0, 75, -45)), (6, (-60, 60, 0))],
+    ids=["narrow", "wide", "far", "farther"],
+)
+def test_the_bits_of_both_backends_follow_from_the_page(backend, spread, blocks_of_k):
+    """A dot product whose left operand is contiguous along k, and whose right one is not. The arguments are
+    powers of two: how far rows are apart, and the scale of each block of k. One column has terms in the first
+    block alone, and one in the last. They show what becomes of them where the block between raises the base.
+    """
     rng = np.random.default_rng(spread)
 
     def operand(*shape):
         scales = np.exp2(rng.integers(-spread, spread + 1, (*shape[:-1], 1)))
         return (rng.standard_normal(shape) * scales).astype(np.float32)
 
-    x, w = operand(13, 300) * np.exp2(np.arange(300) // 100 * spread).astype(np.float32), operand(300, 40)
-    policy = Policy(default=OpConfig(force=True, granularity="block"))
-    actual = jax.jit(mixed_precision(jnp.dot, policy))(x, w)
-    a, b = (dfpjax.quantize(z, blocks=Blocks()) for z in (x, w))
+    k = np.arange(600)
+    x, w = operand(13, 600) * np.exp2(np.take(blocks_of_k, k // 256)).astype(np.float32), operand(600, 90)
+    w[32:64] = 0  # a whole segment
+    w[256:, 40] = w[:512, 41] = 0
+    x[3, 300] = np.inf
+    w[599, 89] = np.nan
+    blocks = Blocks(columns=16)
+    policy = Policy(default=OpConfig(force=True, granularity="block", blocks=blocks))
+    actual = jax.jit(mixed_precision(jnp.dot, policy, backend=backend))(x, w)
+    a, b = (dfpjax.quantize(z, blocks=blocks) for z in (x, w))
     mantissas = [np.asarray(z.mantissa, np.int64) for z in (a, b)]
     exponents = [np.asarray(z.exponent) for z in (a, b)]
     expected = product_by_the_page(mantissas[0], exponents[0], mantissas[1].T, exponents[1].T)
+    lost = np.zeros(expected.shape, bool)
+    lost[3] = lost[:, 80:] = True
+    np.testing.assert_array_equal(np.isnan(expected), lost)
     np.testing.assert_array_equal(actual, expected)

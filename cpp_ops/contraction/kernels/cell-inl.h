@@ -24,14 +24,14 @@ inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a
   }
 }
 
-// Adds the sum of a cell's chains to row i of the running sums, from `column` on.
+// Adds the sum of a cell's chains to row i of the running sums, from `column` on, and multiplies
+// the result by the row's number in `last`, if that is not null.
 template <class S>
-inline __attribute__((always_inline)) void store_output(const CellArgs& t, int i, int column,
-                                                        typename S::F total) {
-  const typename S::F term = S::mul_float(total, S::broadcast_float(t.term_scales[i]));
-  typename S::F sum = S::add_float(S::load_float(t.in[i] + column), term);
-  if (t.final_scales != nullptr) {
-    sum = S::mul_float(sum, S::broadcast_float(t.final_scales[i]));
+inline __attribute__((always_inline)) void store_output(const CellArgs& t, const float* last, int i,
+                                                        int column, typename S::F total) {
+  typename S::F sum = S::add_float(S::load_float(t.in[i] + column), total);
+  if (last != nullptr) {
+    sum = S::mul_float(sum, S::broadcast_float(last[i]));
     if (t.stream) return S::stream_float(t.out[i] + column, sum);
   }
   S::store_float(t.out[i] + column, sum);
@@ -51,7 +51,7 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < NV; ++j)
-        store_output<S>(t, i, column + j * S::kLanes, S::to_float(sum[i][j]));
+        store_output<S>(t, t.final_scales, i, column + j * S::kLanes, S::to_float(sum[i][j]));
     return;
   }
   // A local array would go to registers, which are taken.
@@ -74,7 +74,7 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   }
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NV; ++j)
-      store_output<S>(t, i, column + j * S::kLanes,
+      store_output<S>(t, t.final_scales, i, column + j * S::kLanes,
                       S::load_float(totals + i * kPanelColumns + j * S::kLanes));
 }
 
@@ -103,7 +103,8 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
 #pragma GCC unroll 6
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store_output<S>(t, i, column + j * S::kLanes, total[i][j]);
+    for (int j = 0; j < NV; ++j)
+      store_output<S>(t, t.final_scales, i, column + j * S::kLanes, total[i][j]);
 }
 
 // Walks the cell in strips of kStripVectors vectors; the last strip may be narrower.
@@ -163,7 +164,7 @@ __attribute__((noinline)) void narrow_cell(const CellArgs& t) {
   for (int h = 0; h < 2; ++h) S::store_float(sums[h], total[h]);
   for (int i = 0; i < kTileRows; ++i)
     for (int j = 0; j < t.narrow; ++j) {
-      const float sum = t.in[i][j] + sums[i / 4][4 * j + i % 4] * t.term_scales[i];
+      const float sum = t.in[i][j] + sums[i / 4][4 * j + i % 4];
       t.out[i][j] = t.final_scales != nullptr ? sum * t.final_scales[i] : sum;
     }
 }
@@ -193,11 +194,16 @@ __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
       *t.saturated += saturated;
     }
     for (int j = 0; j < t.columns; ++j) {
-      const float sum = t.in[i][j] + total[j] * t.term_scales[i];
+      const float sum = t.in[i][j] + total[j];
       t.out[i][j] = t.final_scales != nullptr ? sum * t.final_scales[i] : sum;
     }
   }
 }
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
 
 template <class S>
 void cell(const CellArgs& t) {

@@ -1,7 +1,5 @@
 // Norms that certify chain lengths. Included as isa/common-inl.h describes.
 
-inline int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
-
 // S::squares rounds down and loses less than one unit per pair. One more unit per pair makes the
 // norm an upper bound.
 inline Norms round_up_norms(Norms norms) {

@@ -24,6 +24,25 @@ inline __attribute__((always_inline)) void interleave(const int16_t* x, const in
   if (i < n) S::interleave_tail(x + i, y + i, n - i, exact, out + i);
 }
 
+// Packs one row. `whole` says that all elements exist.
+template <class S>
+inline void pack_row(const int16_t* base, const Bounds& bounds, const Point& row, bool whole,
+                     const Run* runs, int run_count, int16_t* out) {
+  const int16_t* const point = base + row.offset;
+  for (int i = 0; i < run_count; ++i) {
+    const Run& run = runs[i];
+    int16_t* const to = out + run.start;
+    if (whole) {
+      copy<S>(point + run.offset, run.length, to);
+      continue;
+    }
+    const Valid valid = valid_part(bounds, row, run);
+    fill_zero(to, valid.low);
+    copy<S>(point + run.offset + valid.low, valid.high - valid.low, to + valid.low);
+    fill_zero(to + valid.high, run.length - valid.high);
+  }
+}
+
 template <class S>
 void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
                const Run* runs, int run_count, int16_t* out, int64_t stride) {
@@ -31,20 +50,7 @@ void pack_rows(const int16_t* base, const Bounds& bounds, const Point* points, i
       run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
   for (int r = 0; r < rows; ++r, out += stride) {
-    const int16_t* const point = base + points[r].offset;
-    const bool whole = inside(bounds, points[r], reach);
-    for (int i = 0; i < run_count; ++i) {
-      const Run& run = runs[i];
-      int16_t* const to = out + run.start;
-      if (whole) {
-        copy<S>(point + run.offset, run.length, to);
-        continue;
-      }
-      const Valid valid = valid_part(bounds, points[r], run);
-      fill_zero(to, valid.low);
-      copy<S>(point + run.offset + valid.low, valid.high - valid.low, to + valid.low);
-      fill_zero(to + valid.high, run.length - valid.high);
-    }
+    pack_row<S>(base, bounds, points[r], inside(bounds, points[r], reach), runs, run_count, out);
     fill_zero(out + length, static_cast<int>(stride - length));
   }
 }
@@ -80,30 +86,35 @@ inline void shift_along_k(const int16_t* from, int n, int shift, const uint16_t*
 }
 
 template <class S>
-void pack_pieces(const Piece* pieces, int count, const Dithering& dithering, int64_t lane,
-                 int16_t* out) {
-  const uint16_t of_lane = kThresholds.of_lane[static_cast<size_t>(lane % kThresholdLanes)];
-  for (int i = 0; i < count; ++i) {
-    const Piece& piece = pieces[i];
-    const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + piece.start;
-    shift_along_k<S>(piece.from, piece.length, piece.shift, of_k, of_lane, out + piece.start);
-  }
-}
-
-template <class S>
-void pack_shifted_rows(const int16_t* base, const Point* points, int rows, const Run* runs,
-                       int run_count, const int8_t* shifts, const Dithering& dithering,
-                       int16_t* out, int64_t stride) {
+void pack_shifted_rows(const int16_t* base, const Bounds& bounds, const Point* points, int rows,
+                       const Run* runs, int run_count, const CutRuns& cut,
+                       const Dithering& dithering, int16_t* out, int64_t stride) {
   const int64_t length =
       run_count == 0 ? 0 : runs[run_count - 1].start + runs[run_count - 1].length;
+  const Reach reach = reach_of(bounds, runs, run_count);
   for (int r = 0; r < rows; ++r, out += stride) {
     const int16_t* const point = base + points[r].offset;
+    const bool whole = inside(bounds, points[r], reach);
+    int any = 0;
+    for (int i = 0; i < cut.count; ++i) any |= cut.shifts[i * cut.stride + r];
+    if (any == 0) {
+      pack_row<S>(base, bounds, points[r], whole, runs, run_count, out);
+      fill_zero(out + length, static_cast<int>(stride - length));
+      continue;
+    }
     const int64_t lane = (dithering.first_lane + r) % kThresholdLanes;
     const uint16_t of_lane = kThresholds.of_lane[static_cast<size_t>(lane)];
-    for (int i = 0; i < run_count; ++i) {
-      const Run& run = runs[i];
-      const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + run.start;
-      shift_along_k<S>(point + run.offset, run.length, *shifts++, of_k, of_lane, out + run.start);
+    for (int i = 0; i < cut.count; ++i) {
+      const Run& run = cut.runs[i];
+      const int shift = cut.shifts[i * cut.stride + r];
+      Valid valid{0, run.length};
+      if (!whole && shift < kNegligibleShift) valid = valid_part(bounds, points[r], run);
+      const int64_t start = run.start + valid.low;
+      const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + start;
+      fill_zero(out + run.start, valid.low);
+      shift_along_k<S>(point + run.offset + valid.low, valid.high - valid.low, shift, of_k, of_lane,
+                       out + start);
+      fill_zero(out + run.start + valid.high, run.length - valid.high);
     }
     fill_zero(out + length, static_cast<int>(stride - length));
   }
@@ -117,47 +128,66 @@ inline void prefetch(const int16_t* from, int n) {
   for (int i = 0; i < n; i += 32) __builtin_prefetch(from + i);
 }
 
+// What packing words of two k has for all pairs.
+struct Pairs {
+  const int16_t* base;
+  const Bounds& bounds;
+  const Point* points;
+  int k;
+  const int16_t* zeros;
+  int16_t* edge;
+};
+
+// Finds the elements of a run at point `k`, in `edge` if not all of them exist.
+template <class S>
+inline const int16_t* elements(const Pairs& p, int k, const Run& run, int16_t* edge) {
+  const Point& point = p.points[k];
+  const Valid valid = valid_part(p.bounds, point, run);
+  if (valid.low == valid.high) return p.zeros;
+  const int16_t* const from = p.base + point.offset + run.offset;
+  if (valid.low == 0 && valid.high == run.length) return from;
+  fill_zero(edge, valid.low);
+  copy<S>(from + valid.low, valid.high - valid.low, edge + valid.low);
+  fill_zero(edge + valid.high, run.length - valid.high);
+  return edge;
+}
+
+inline void prefetch_ahead(const Pairs& p, int pair, const Run& run) {
+  const int ahead = pair + kPrefetchPairs * 2;
+  if (p.bounds.count > 0 || ahead + 1 >= p.k) return;
+  prefetch(p.base + p.points[ahead].offset + run.offset, run.length);
+  prefetch(p.base + p.points[ahead + 1].offset + run.offset, run.length);
+}
+
+// Words after a run belong to a later run or pair and are overwritten. Words after the last pair
+// may not be, so they are `exact`.
+template <class S>
+inline __attribute__((always_inline)) void pack_pair(const Pairs& p, int pair, const Reach& reach,
+                                                     const Run* runs, int run_count, int32_t* out) {
+  const int count = p.k - pair < 2 ? 1 : 2;
+  const bool whole = inside(p.bounds, p.points[pair], reach) &&
+                     inside(p.bounds, p.points[pair + count - 1], reach);
+  const bool exact = pair + 2 >= p.k;
+  for (int i = 0; i < run_count; ++i) {
+    const Run& run = runs[i];
+    prefetch_ahead(p, pair, run);
+    const int16_t* source[2] = {p.zeros, p.zeros};
+    for (int half = 0; half < count; ++half)
+      source[half] = whole ? p.base + p.points[pair + half].offset + run.offset
+                           : elements<S>(p, pair + half, run, p.edge + half * run.length);
+    interleave<S>(source[0], source[1], run.length, exact, out + run.start);
+  }
+}
+
 template <class S>
 void pack_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                 const Run* runs, int run_count, const int16_t* zeros, int16_t* edge, int32_t* out,
                 int64_t stride, int padding) {
   const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
   const Reach reach = reach_of(bounds, runs, run_count);
+  const Pairs pairs{base, bounds, points, k, zeros, edge};
   for (int pair = 0; pair < k; pair += 2, out += stride) {
-    const int count = k - pair < 2 ? 1 : 2;
-    const bool whole =
-        inside(bounds, points[pair], reach) && inside(bounds, points[pair + count - 1], reach);
-    // Words after a run belong to a later run or pair and are overwritten. Words after the last
-    // pair may not be.
-    const bool exact = pair + 2 >= k;
-    const int ahead = pair + kPrefetchPairs * 2;
-    for (int i = 0; i < run_count; ++i) {
-      const Run& run = runs[i];
-      if (bounds.count == 0 && ahead + 1 < k) {
-        prefetch(base + points[ahead].offset + run.offset, run.length);
-        prefetch(base + points[ahead + 1].offset + run.offset, run.length);
-      }
-      const int16_t* source[2] = {zeros, zeros};
-      if (whole) {
-        for (int half = 0; half < count; ++half)
-          source[half] = base + points[pair + half].offset + run.offset;
-        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
-        continue;
-      }
-      for (int half = 0; half < count; ++half) {
-        const Point& point = points[pair + half];
-        const Valid valid = valid_part(bounds, point, run);
-        if (valid.low == valid.high) continue;
-        source[half] = base + point.offset + run.offset;
-        if (valid.low == 0 && valid.high == run.length) continue;
-        int16_t* padded = edge + half * run.length;
-        fill_zero(padded, valid.low);
-        copy<S>(source[half] + valid.low, valid.high - valid.low, padded + valid.low);
-        fill_zero(padded + valid.high, run.length - valid.high);
-        source[half] = padded;
-      }
-      interleave<S>(source[0], source[1], run.length, exact, out + run.start);
-    }
+    pack_pair<S>(pairs, pair, reach, runs, run_count, out);
     for (int i = 0; i < padding; ++i) out[length + i] = 0;
   }
 }
@@ -193,41 +223,46 @@ inline __attribute__((always_inline)) void interleave_shifted(const int16_t* x, 
 }
 
 template <class S>
-void pack_shifted_pairs(const int16_t* base, const Point* points, int k, const Run* runs,
-                        int run_count, const int8_t* shifts, const Dithering& dithering,
-                        const int16_t* zeros, int32_t* out, int64_t stride, int padding) {
+void pack_shifted_pairs(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                        const Run* runs, int run_count, const CutRuns& cut,
+                        const Dithering& dithering, const int16_t* zeros, int16_t* edge,
+                        int32_t* out, int64_t stride, int padding) {
   const int64_t length = runs[run_count - 1].start + runs[run_count - 1].length;
+  const Reach reach = reach_of(bounds, runs, run_count);
+  const Pairs pairs{base, bounds, points, k, zeros, edge};
+  int8_t any[kBlock] = {};
+  for (int i = 0; i < cut.count; ++i)
+    for (int j = 0; j < k; ++j) any[j] |= cut.shifts[i * cut.stride + j];
   for (int pair = 0; pair < k; pair += 2, out += stride) {
-    const bool both = pair + 1 < k, exact = pair + 2 >= k;
-    const int ahead = pair + kPrefetchPairs * 2;
-    const int8_t* shift = shifts + pair * run_count;
-    for (int i = 0; i < run_count; ++i) {
-      const Run& run = runs[i];
-      if (ahead + 1 < k) {
-        __builtin_prefetch(base + points[ahead].offset + run.offset);
-        __builtin_prefetch(base + points[ahead + 1].offset + run.offset);
-      }
-      int x_shift = shift[i], y_shift = both ? shift[run_count + i] : kNegligibleShift;
-      const int16_t* x = base + points[pair].offset + run.offset;
-      const int16_t* y = both ? base + points[pair + 1].offset + run.offset : zeros;
-      if (x_shift >= kNegligibleShift) {
-        x = zeros;
-        x_shift = 0;
-      }
-      if (y_shift >= kNegligibleShift) {
-        y = zeros;
-        y_shift = 0;
-      }
-      if ((x_shift | y_shift) == 0) {
-        interleave<S>(x, y, run.length, exact, out + run.start);
-        continue;
-      }
-      const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + pair;
-      interleave_shifted<S>(x, y, run.length, x_shift, y_shift, of_k,
-                            (dithering.first_lane + run.start) % kThresholdLanes, exact,
-                            out + run.start);
-    }
     for (int i = 0; i < padding; ++i) out[length + i] = 0;
+    const bool both = pair + 1 < k;
+    if ((any[pair] | (both ? any[pair + 1] : 0)) == 0) {
+      pack_pair<S>(pairs, pair, reach, runs, run_count, out);
+      continue;
+    }
+    const uint16_t* of_k = dithering.of_k == nullptr ? nullptr : dithering.of_k + pair;
+    const bool exact = pair + 2 >= k;
+    const bool whole = inside(bounds, points[pair], reach) &&
+                       inside(bounds, points[both ? pair + 1 : pair], reach);
+    for (int i = 0; i < cut.count; ++i) {
+      const Run& run = cut.runs[i];
+      prefetch_ahead(pairs, pair, run);
+      const int8_t* const wanted = cut.shifts + i * cut.stride + pair;
+      const int16_t* source[2] = {zeros, zeros};
+      int shift[2] = {0, 0};
+      for (int half = 0; half < (both ? 2 : 1); ++half) {
+        if (wanted[half] >= kNegligibleShift) continue;
+        shift[half] = wanted[half];
+        source[half] = whole ? base + points[pair + half].offset + run.offset
+                             : elements<S>(pairs, pair + half, run, edge + half * run.length);
+      }
+      if ((shift[0] | shift[1]) == 0)
+        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
+      else
+        interleave_shifted<S>(source[0], source[1], run.length, shift[0], shift[1], of_k,
+                              (dithering.first_lane + run.start) % kThresholdLanes, exact,
+                              out + run.start);
+    }
   }
 }
 

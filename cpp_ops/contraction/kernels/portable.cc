@@ -132,6 +132,39 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
   }
 
+  // What add_scaled multiplies by, made of exponents.
+  static EightFloats scales(Eight exponents) {
+    const Eight bits = (larger(exponents, eight(-127)) + 127) << 23;
+    return load_as<EightFloats>(&bits);
+  }
+  static F scale_at(const float* scale) { return broadcast_float(*scale); }
+  // total + sum * scale. The product is exact.
+  static F add_scaled(F total, I sum, F scale) {
+    return add_float(total, mul_float(to_float(sum), scale));
+  }
+  static constexpr bool kScalesTotals = false;  // add_scaled takes no longer than an addition
+
+  // Norms of segments, from vectors of 8 sums over 2 elements: two for each segment.
+  struct SegmentMaxima {
+    int32_t of[kSegmentNorms][kSegments];
+  };
+  static constexpr int kSquares = 16;  // vectors of a row
+  static void raise_segments(const I* pairs, SegmentMaxima* most) {
+    int32_t sum[kBlock / 2];
+    std::memcpy(sum, pairs, sizeof sum);
+    int count = kBlock / 4;
+    for (int level = kSegmentNorms - 1; level >= 0; --level, count /= 2)
+      for (int i = 0; i < count; ++i) {
+        sum[i] = sum[2 * i] + sum[2 * i + 1];
+        int32_t& of_segment = most->of[level][i / (count / kSegments)];
+        of_segment = std::max(of_segment, sum[i]);
+      }
+  }
+  // Writes the largest norms of each segment, of 32, 16, 8 and 4 elements.
+  static void store_segments(const SegmentMaxima& most, int32_t* out) {
+    std::memcpy(out, most.of, sizeof most.of);
+  }
+
   // Takes a row as 16 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
   // 16 elements and returns the sums over 16.
   struct Sums16 {

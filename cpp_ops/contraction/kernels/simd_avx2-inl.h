@@ -74,6 +74,61 @@ struct Avx2 {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }
 
+  // What add_scaled multiplies by, made of exponents.
+  static EightFloats scales(Eight exponents) {
+    const Eight bits = (larger(exponents, eight(-127)) + 127) << 23;
+    return load_as<EightFloats>(&bits);
+  }
+  // One scale, as add_scaled takes it. GCC 12 would hold those of all rows in registers, of which
+  // there are none.
+  static F scale_at(const float* scale) {
+    F factor;
+    asm volatile("vbroadcastss %1, %0" : "=x"(factor) : "m"(*scale));
+    return factor;
+  }
+  // total + sum * scale. The product is exact.
+  static F add_scaled(F total, I sum, F scale) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, total);
+  }
+  static constexpr bool kScalesTotals = false;  // add_scaled takes no longer than an addition
+
+  // Norms of segments, from vectors of 8 sums over 2 elements: two for each segment.
+  struct SegmentMaxima {
+    I of4[8], of8[4], of16[2], of32;
+  };
+  static constexpr int kSquares = 16;  // vectors of a row
+  static void raise_segments(const I* pairs, SegmentMaxima* most) {
+    I x[8], y[4], z[2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      x[i] = _mm256_hadd_epi32(pairs[2 * i], pairs[2 * i + 1]);
+      most->of4[i] = max(most->of4[i], x[i]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      // The 128-bit lanes have chunks 0 and 2, and 1 and 3, of two segments.
+      y[i] = _mm256_hadd_epi32(x[2 * i], x[2 * i + 1]);
+      most->of8[i] = max(most->of8[i], y[i]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      z[i] = add(_mm256_permute2x128_si256(y[2 * i], y[2 * i + 1], 0x20),
+                 _mm256_permute2x128_si256(y[2 * i], y[2 * i + 1], 0x31));
+      most->of16[i] = max(most->of16[i], z[i]);
+    }
+    most->of32 = max(most->of32, _mm256_hadd_epi32(z[0], z[1]));
+  }
+  // Writes the largest norms of each segment, of 32, 16, 8 and 4 elements.
+  static void store_segments(const SegmentMaxima& most, int32_t* out) {
+    I x[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) x[i] = max_neighbours(most.of4[2 * i], most.of4[2 * i + 1]);
+    store_segments(most.of32, out);
+    store_segments(max_neighbours(most.of16[0], most.of16[1]), out + kSegments);
+    store_segments_of_lanes(most.of8, out + 2 * kSegments);
+    store_segments_of_lanes(x, out + 3 * kSegments);
+  }
+
   // Takes a row as 16 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
   // 16 elements and returns the sums over 16.
   struct Sums16 {
@@ -149,6 +204,21 @@ struct Avx2 {
   }
 
  private:
+  static I max_neighbours(I x, I y) {
+    const __m256 a = _mm256_castsi256_ps(x), b = _mm256_castsi256_ps(y);
+    return max(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)),
+               _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)));
+  }
+  // The segments are in the order 0 1 4 5 2 3 6 7.
+  static void store_segments(I x, int32_t* out) { store(out, _mm256_permute4x64_epi64(x, 0xd8)); }
+  static void store_segments_of_lanes(const I* y, int32_t* out) {
+    I z[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      z[i] = max(_mm256_permute2x128_si256(y[2 * i], y[2 * i + 1], 0x20),
+                 _mm256_permute2x128_si256(y[2 * i], y[2 * i + 1], 0x31));
+    store_segments(max_neighbours(z[0], z[1]), out);
+  }
   static __m128i load_half(const void* p) {
     return _mm_loadu_si128(static_cast<const __m128i*>(p));
   }

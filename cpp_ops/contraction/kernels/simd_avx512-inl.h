@@ -90,6 +90,60 @@ struct Avx512 {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }
 
+  // What add_scaled multiplies by, made of exponents.
+  static EightFloats scales(Eight exponents) {
+    return __builtin_convertvector(exponents, EightFloats);
+  }
+  // total + sum * 2^e, where e is in `scale`. The product is exact.
+  static F add_scaled(F total, I sum, F scale) {
+    return _mm512_add_ps(total, _mm512_scalef_ps(_mm512_cvtepi32_ps(sum), scale));
+  }
+  // The same with one scale in memory. GCC 12 would hold it in a register, of which there is none.
+  static const float* scale_at(const float* scale) { return scale; }
+  static F add_scaled(F total, I sum, const float* scale) {
+    return _mm512_add_ps(total, scaled(_mm512_cvtepi32_ps(sum), scale));
+  }
+  // x * 2^e.
+  static F scaled(F x, const float* e) {
+    asm("vscalefps %1%{1to16%}, %0, %0" : "+v"(x) : "m"(*e));
+    return x;
+  }
+  static constexpr bool kScalesTotals = true;
+  // Repeats four numbers four times.
+  static F broadcast_quad_float(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
+
+  // Norms of segments, from vectors of 16 sums over 2 elements: one for each segment.
+  struct SegmentMaxima {
+    I of4[4], of8[2], of16, of32;
+  };
+  static constexpr int kSquares = 8;  // vectors of a row
+  static void raise_segments(const I* pairs, SegmentMaxima* most) {
+    I x[4], y[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      x[i] = add_neighbours(pairs[2 * i], pairs[2 * i + 1]);
+      most->of4[i] = max(most->of4[i], x[i]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      // 128-bit lane c has chunk c of four segments.
+      y[i] = add_neighbours(x[2 * i], x[2 * i + 1]);
+      most->of8[i] = max(most->of8[i], y[i]);
+    }
+    const I z = add_lanes(y[0], y[1]);
+    most->of16 = max(most->of16, z);
+    most->of32 = max(most->of32, add(z, swap_lanes(z)));
+  }
+  // Writes the largest norms of each segment, of 32, 16, 8 and 4 elements.
+  static void store_segments(const SegmentMaxima& most, int32_t* out) {
+    const I* x = most.of4;
+    store_segments(most.of32, out);
+    store_segments(max(most.of16, swap_lanes(most.of16)), out + kSegments);
+    store_segments_of_lanes(most.of8[0], most.of8[1], out + 2 * kSegments);
+    store_segments_of_lanes(max_neighbours(x[0], x[1]), max_neighbours(x[2], x[3]),
+                            out + 3 * kSegments);
+  }
+
   // Takes a row as 8 vectors of sums over 2 elements. Raises the maxima to its sums over 4, 8 and
   // 16 elements and returns the sums over 16.
   using Sums16 = I;
@@ -165,6 +219,21 @@ struct Avx512 {
   }
 
  private:
+  static I max_neighbours(I x, I y) {
+    const __m512 a = _mm512_castsi512_ps(x), b = _mm512_castsi512_ps(y);
+    return max(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)),
+               _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)));
+  }
+  static I swap_lanes(I x) { return _mm512_shuffle_i32x4(x, x, 0xb1); }
+  // Lanes 0 and 2.
+  static void store_segments(I x, int32_t* out) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_castsi512_si256(_mm512_shuffle_i32x4(x, x, 0x08)));
+  }
+  static void store_segments_of_lanes(I x, I y, int32_t* out) {
+    const I z = max(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
+    store_segments(max(z, swap_lanes(z)), out);
+  }
   // Words with these halves.
   static I both(int low, int high) {
     return _mm512_set1_epi32(join_words(static_cast<int16_t>(low), static_cast<int16_t>(high)));

@@ -16,14 +16,15 @@ namespace dfpjax {
 // length, Norms has the largest norm of the aligned chunks of this length in the rows (or columns)
 // of a tile.
 inline constexpr int kNormShift = 8;
+inline constexpr float kCertifiedBelow = 70367670435840.0f;  // products of norms: 2^46 - 2^30
 inline constexpr int kNorms = 7;
 struct Norms {
   int32_t chunk[kNorms];
 };
 inline constexpr int kChainLengths = kNorms + 1;  // chains of 2 need no norm
 
-// One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block, or a
-// segment of a k-block. Each 32-bit word holds the mantissas of two consecutive k.
+// One cell: C[rows, columns] += A[rows, k] B[k, columns] for one tile, panel and k-block. Each
+// 32-bit word holds the mantissas of two consecutive k.
 struct CellArgs {
   const int32_t* a;  // word (row, k/2) is at row * a_row + (k/2) * a_pair
   int64_t a_row, a_pair;
@@ -36,35 +37,69 @@ struct CellArgs {
   // (k/2, column) is at (k/2) / 4 * 4 * kMostNarrow + column * 4 + (k/2) % 4. Words beyond the
   // columns and k are zero.
   const int32_t* b_quads;
-  int32_t narrow;          // the number of columns, if b_quads is not null
-  const float* const* in;  // running sums, a pointer per row
-  float* const* out;       // may be the same
-  // For each row. The sum of the cell's chains is multiplied by term_scales and added to `in`; if
-  // final_scales is not null, the result is multiplied by final_scales.
-  const float* term_scales;
-  const float* final_scales;
-  float* memory;  // for kTileRows * kPanelColumns numbers
-  bool stream;    // `out` is 64-byte aligned and not needed soon: bypass the caches
+  int32_t narrow;             // the number of columns, if b_quads is not null
+  const float* const* in;     // running sums, a pointer per row
+  float* const* out;          // may be the same
+  const float* final_scales;  // if not null, rows of the result are multiplied by these
+  float* memory;              // for kTileRows * kPanelColumns numbers
+  bool stream;                // `out` is 64-byte aligned and not needed soon: bypass the caches
   // Null if no sum can overflow int32. Otherwise sums are saturated, and this counts the saturated
   // ones.
   int64_t* saturated;
 };
+
+// The chains of a cell of operands in blocks, in words, for each panel and segment.
+struct SegmentChains {
+  alignas(32) int32_t words[kHalves][kSegments];
+  int32_t shortest;  // the least of them, or 4 if it is more
+};
+
+// What a cell of operands in blocks has besides CellArgs (whose `chain` and `final_scales` it does
+// not use). Its columns are those of up to kHalves panels.
+struct BlockCellArgs {
+  const TileSegments* a;
+  const PanelSegments* b;  // for each panel
+  const SegmentChains* chains;
+  // For each panel and row, the base of the running sums, which the cell may raise. It then scales
+  // the running sums in place.
+  int32_t (*bases)[kSegmentRows];
+  float* running;  // these sums, in rows of kPanelColumns; null if they are zeros
+  bool finish;     // multiply the results by 2^base
+};
+
 inline constexpr int kColumnQuantum = 16;
 inline constexpr int kMostNarrow = 4;  // columns of panels for which b_quads are provided
 
 // The number of elements that packing may write beyond the end of packed rows and of `edge`.
 inline constexpr int kSlack = 32;
 
-// Elements [start, start + length) of a packed row: zeros if `from` is null, or the elements there,
-// shifted right.
-struct Piece {
-  const int16_t* from;
-  int32_t exponent;
-  int16_t start, length, shift;
+// Runs whose elements are shifted right together: those of run r at point p by shifts[r * stride +
+// p]. A shift of kNegligibleShift stands for zeros, which are not read.
+struct CutRuns {
+  const Run* runs;
+  int count;
+  const int8_t* shifts;
+  int64_t stride;
+};
+
+// The rows of points in the grid of an operand in blocks, and the place of a run relative to them.
+struct Places {
+  const int32_t *first, *row, *column;  // `first` is the first exponent of the point's group
+  int32_t columns, rows, row_shift, block_columns, outer_step, last;
+};
+struct RunPlace {
+  int32_t row, column, column_block;
 };
 
 struct ContractionKernels {
   void (*cell)(const CellArgs& args);
+  // Returns false if it did not finish the results because a base is out of a float32's range.
+  bool (*cell_in_blocks)(const CellArgs& args, const BlockCellArgs& blocks);
+  // Set what depends on the exponents.
+  void (*finish_tile)(TileSegments* tile);
+  void (*finish_panel)(PanelSegments* panel);
+  // The longest chains, of up to 32 products, whose int32 sums cannot overflow.
+  void (*certify)(const SegmentNorms& a, const PanelSegments* b, int panels, SegmentChains* chains);
 
   // Packs rows of k to out[row * stride + j], j in [0, stride). Elements beyond the runs and in the
   // padding of A are zero. Points are rows; runs go along k.
@@ -76,17 +111,15 @@ struct ContractionKernels {
   void (*pack_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
                      const Run* runs, int run_count, const int16_t* zeros, int16_t* edge,
                      int32_t* out, int64_t stride, int padding);
-  // Packs one row of k from its pieces. `lane` is that of the row.
-  void (*pack_pieces)(const Piece* pieces, int count, const Dithering& dithering, int64_t lane,
-                      int16_t* out);
-  // pack_rows and pack_pairs with mantissas shifted right: those of run r at point p by
-  // shifts[p * run_count + r]. A shift of kNegligibleShift stands for zeros, which are not read.
-  void (*pack_shifted_rows)(const int16_t* base, const Point* points, int rows, const Run* runs,
-                            int run_count, const int8_t* shifts, const Dithering& dithering,
-                            int16_t* out, int64_t stride);
-  void (*pack_shifted_pairs)(const int16_t* base, const Point* points, int k, const Run* runs,
-                             int run_count, const int8_t* shifts, const Dithering& dithering,
-                             const int16_t* zeros, int32_t* out, int64_t stride, int padding);
+  // pack_rows and pack_pairs with mantissas shifted right. The cut runs cover the same elements as
+  // the runs.
+  void (*pack_shifted_rows)(const int16_t* base, const Bounds& bounds, const Point* points,
+                            int rows, const Run* runs, int run_count, const CutRuns& cut,
+                            const Dithering& dithering, int16_t* out, int64_t stride);
+  void (*pack_shifted_pairs)(const int16_t* base, const Bounds& bounds, const Point* points, int k,
+                             const Run* runs, int run_count, const CutRuns& cut,
+                             const Dithering& dithering, const int16_t* zeros, int16_t* edge,
+                             int32_t* out, int64_t stride, int padding);
   // Transposes words [16 rows][pairs] to [pairs][16 columns]. Rows of the input are `stride`
   // elements apart, rows of the output `out_stride` words.
   void (*transpose)(const int16_t* rows, int64_t stride, int pairs, int32_t* out,
@@ -98,6 +131,25 @@ struct ContractionKernels {
   // `count` rounded up to 16, and the words from `count` up to there are zero.
   void (*norms_pairs)(const int32_t* words, int64_t stride, int count, int pairs, int group,
                       Norms* out);
+  // The same for segments. The norms of groups are `out_step` bytes apart.
+  void (*segment_norms_rows)(const int16_t* rows, int64_t stride, int count, int k,
+                             SegmentNorms* out);
+  void (*segment_norms_pairs)(const int32_t* words, int64_t stride, int count, int pairs, int group,
+                              SegmentNorms* out, int64_t out_step);
+
+  // The exponents of a run at many points.
+  void (*look_up)(const int32_t* exponents, const Places& places, const RunPlace& run, int count,
+                  int32_t* out);
+  // Takes the exponents of a run at points k, and finds the common ones of the segments, and the
+  // shifts to these, as shifts_to does. Returns the largest exponent.
+  int32_t (*align_points)(const int32_t* from, int k, int32_t* common, int8_t* shifts);
+  // most[i] = max(most[i], from[i]). Returns the largest of `from`, or kAbsent.
+  int32_t (*raise_exponents)(const int32_t* from, int count, int32_t* most);
+  int32_t (*largest_exponent)(const int32_t* from, int count);
+  // The shifts to `common` (one number if `shared`), kNegligibleShift for what is absent. Returns
+  // whether any is not zero.
+  bool (*shifts_to)(const int32_t* common, bool shared, const int32_t* from, int count,
+                    int8_t* out);
 
   // Adds the products of aligned pairs of k, in ascending order, to sums[lane], or to zero if
   // `first`. `a` has one pointer for each k, none of them null. `b` has words [(k+1)/2][b_stride],

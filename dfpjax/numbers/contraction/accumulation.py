@@ -32,7 +32,7 @@ class FixedChain:
     """
 
     length: int
-    """Products in a chain: a power of two from 2 to 256."""
+    """Products in a chain: a power of two from 2 to 256. Chains of operands in blocks have at most 32."""
     pre_shift: int = 0
     """Bits to take away from the mantissas of all operands, cotangents included. Operands are quantized
     directly to the fewer bits, so a value is rounded once; no shift rounds it again."""

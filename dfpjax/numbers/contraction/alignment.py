@@ -1,11 +1,10 @@
 """How the mantissas of an operand in blocks are brought to common exponents, in plain JAX.
 
 A product needs one exponent for each row of A, and one for each panel of B (the columns of a tile), within a
-block of the contracted index. It is the largest exponent that the row or panel meets there. Mantissas with
-smaller exponents are shifted right. If the exponents of a row or panel differ by more than `NARROW_RANGE`,
-each of its segments has an exponent of its own.
+segment of the contracted index. It is the largest exponent that the row or panel meets there. Mantissas with
+smaller exponents are shifted right.
 
-An element that is not finite makes its row of A, or its column of B, NaN.
+An element that is not finite takes no part. It makes its row of A, or its column of B, NaN.
 """
 
 from dataclasses import dataclass
@@ -14,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpjax.numbers.contraction.plan import NARROW_RANGE, SEGMENT, SEGMENTS
+from dfpjax.numbers.contraction.plan import SEGMENT, SEGMENTS
 from dfpjax.numbers.format.rounding import hash_bits
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT, NONFINITE_THRESHOLD
 
 ABSENT = -(1 << 20)
-"""Exponent of padding, and of a row or panel of padding."""
+"""Exponent of padding, and of a segment in which a row or panel has no element."""
+
+OF_ZEROS = MIN_FLOAT_EXPONENT - 14
+"""The exponent that quantization to 16 bits gives zeros. This and smaller ones count as `ABSENT`."""
 
 NEGLIGIBLE_SHIFT = 16
 """A mantissa that is shifted so far becomes zero."""
@@ -37,10 +39,8 @@ class Aligned:
     """int32[g, tiles, rows, blocks, 256]."""
     exponent: jax.Array
     """int32[g, tiles, rows, blocks, segments] for A, int32[g, tiles, 1, blocks, segments] for B."""
-    wide: jax.Array
-    """bool[g, tiles, blocks]: whether segments of some row have exponents of their own."""
     lost: jax.Array
-    """bool[g, tiles, rows, blocks]: whether a row, or a column, of B has an element that is not finite."""
+    """bool[g, tiles, rows, blocks]: whether a row of A, or column of B, has an element that is not finite."""
 
 
 def align(mantissas: jax.Array, exponent: jax.Array, *, panels: bool, dithered: bool) -> Aligned:
@@ -53,31 +53,13 @@ def align(mantissas: jax.Array, exponent: jax.Array, *, panels: bool, dithered: 
         dithered: how to round, as `Grid.dithered` says.
     """
     not_finite = exponent >= NONFINITE_THRESHOLD
-    lost = not_finite.any(axis=-1)
-    if panels:
-        exponent = jnp.where(not_finite, ABSENT, exponent)
-    else:
-        lost = jnp.zeros_like(lost)
+    exponent = jnp.where(not_finite | (exponent <= OF_ZEROS), ABSENT, exponent)
     segments = exponent.reshape(*exponent.shape[:-1], SEGMENTS, SEGMENT)
-    counted = segments > MIN_FLOAT_EXPONENT  # those of zeros, and of numbers near the least, do not count
-    shared = (2, 5) if panels else (5,)
-    largest = segments.max(axis=shared, keepdims=True)
-    least = jnp.where(counted, segments, NONFINITE_THRESHOLD).min(axis=shared, keepdims=True)
-    whole = largest.max(axis=4, keepdims=True)
-    least = least.min(axis=4, keepdims=True)
-    wide = (least < NONFINITE_THRESHOLD) & (whole - least > NARROW_RANGE)
-    target = jnp.where(wide, largest, whole)
-    shift = jnp.where(segments == ABSENT, NEGLIGIBLE_SHIFT, target - segments)
-    x = mantissas.reshape(segments.shape)
-    if panels:
-        x = jnp.where(not_finite.reshape(segments.shape), 0, x)
-    thresholds = _thresholds(x.shape, panels) if dithered else None
-    return Aligned(
-        shifted(x, jnp.broadcast_to(shift, x.shape), thresholds).reshape(mantissas.shape),
-        target[..., 0],
-        wide.any(axis=(2, 4, 5)),
-        lost,
-    )
+    largest = segments.max(axis=(2, 5) if panels else 5, keepdims=True)
+    shift = jnp.where(segments == ABSENT, NEGLIGIBLE_SHIFT, largest - segments)
+    thresholds = _thresholds(segments.shape, panels) if dithered else None
+    aligned = shifted(mantissas.reshape(segments.shape), shift, thresholds)
+    return Aligned(aligned.reshape(mantissas.shape), largest[..., 0], not_finite.any(axis=-1))
 
 
 def shifted(x: jax.Array, shift: jax.Array, thresholds: jax.Array | None) -> jax.Array:

@@ -25,12 +25,15 @@ ENCODING_VERSION = 2
 ROW_TILE = 6
 """Rows of a tile, the unit for which the chain length is certified."""
 COLUMN_TILE = 64
-"""Columns of a tile."""
+"""Columns of a panel, unless an operand is in blocks."""
+BLOCKS_COLUMN_TILE = 32
+"""Columns of a panel if an operand is in blocks."""
 BLOCK = 256
 """Contracted elements of a block. Chains do not cross blocks."""
 CHAINS = (256, 128, 64, 32, 16, 8, 4, 2)
 """Chain lengths in descending order; a tile takes the first certified one. Length 2 is safe for any data. A
-tile's norm for a length is the largest sum of squares over its rows and the aligned chains of that length."""
+tile's norm for a length is the largest sum of squares over its rows and the aligned chains of that length. If
+an operand is in blocks, this holds for each segment, with lengths up to `SEGMENT`."""
 NORM_SHIFT = 8
 """A norm sums floor((x² + y²) / 2^NORM_SHIFT) + 1 over pairs of neighbours. The norm of a whole block fits an
 int32."""
@@ -39,12 +42,9 @@ CERTIFIED_BELOW = float(2**46 - 2**30)
 margin for float32."""
 
 SEGMENT = 32
-"""Contracted elements of a segment of a block. Mantissas with exponents of their own are aligned within a
-block, or within its segments if their exponents are far apart."""
+"""Contracted elements of a segment of a block. If an operand is in blocks, mantissas are aligned within
+segments, and each segment has a chain length of its own."""
 SEGMENTS = BLOCK // SEGMENT
-NARROW_RANGE = 6
-"""The largest difference between the exponents of a row of a tile, or of a panel, for which mantissas are
-aligned within the whole block."""
 
 _SPLIT_UNITS = 32
 _SPLITS_MULTIPLE = 16

@@ -16,6 +16,7 @@ from dfpjax.numbers.contraction.alignment import ABSENT, Aligned, align
 from dfpjax.numbers.contraction.grid import Grid
 from dfpjax.numbers.contraction.plan import (
     BLOCK,
+    BLOCKS_COLUMN_TILE,
     CERTIFIED_BELOW,
     CHAINS,
     COLUMN_TILE,
@@ -82,7 +83,7 @@ def run_plan_fixed_chain(
 
     Arguments:
         plan, a, b, exponent_a, exponent_b: as for `run_plan`.
-        length: products in a chain, one of `CHAINS`.
+        length: products in a chain, one of `CHAINS`. Chains of operands in blocks have at most `SEGMENT`.
         examples: number of examples in the plan's outermost index: the size of the vmap, or 1.
 
     Returns:
@@ -176,10 +177,9 @@ def _tiled(x: jax.Array, rows: int, padding: int = 0) -> jax.Array:
     return x.reshape(g, -1, rows, -(-k // BLOCK), BLOCK)
 
 
-def _aligned(elements: _Elements, values, grid: Grid | None, exponent, *, rows: int) -> Aligned:
+def _aligned(elements: _Elements, values, grid: Grid | None, exponent, *, rows: int, panels: bool) -> Aligned:
     """The tiles of an operand, with exponents that are zero unless it is in blocks."""
     mantissas = _tiled(elements.take(values), rows)
-    panels = rows == COLUMN_TILE
     if grid is not None:
         exponent = _tiled(elements.take(exponent, ABSENT, grid.index), rows, ABSENT)
         return align(mantissas, exponent, panels=panels, dithered=grid.dithered)
@@ -187,7 +187,6 @@ def _aligned(elements: _Elements, values, grid: Grid | None, exponent, *, rows: 
     return Aligned(
         mantissas,
         jnp.zeros((g, tiles, 1 if panels else rows, blocks, SEGMENTS), jnp.int32),
-        jnp.zeros((g, tiles, blocks), bool),
         jnp.zeros((g, tiles, rows, blocks), bool),
     )
 
@@ -204,15 +203,17 @@ def _sum(
     counts = jnp.zeros(g, jnp.int32) if length else jnp.zeros((g, len(CHAINS)), jnp.float32)
     if k == 0:
         return jnp.zeros((g, m, n), jnp.float32), jnp.zeros((g, m, n), jnp.int32), counts
-    macs = np.einsum("k,m,n->kmn", _extents(k, BLOCK), _extents(m, ROW_TILE), _extents(n, COLUMN_TILE))
+    columns, stretch = (COLUMN_TILE, BLOCK) if grids is None else (BLOCKS_COLUMN_TILE, SEGMENT)
+    of_k = _extents(k, stretch, BLOCK).reshape(-1, BLOCK // stretch)
+    macs = np.einsum("bk,m,n->bkmn", of_k, _extents(m, ROW_TILE), _extents(n, columns))
     grid_a, grid_b = grids or (None, None)
     of_a, of_b = exponents or (None, None)
-    tiles_a = _aligned(elements_a, a, grid_a, of_a, rows=ROW_TILE)
-    tiles_b = _aligned(elements_b, b, grid_b, of_b, rows=COLUMN_TILE)
+    tiles_a = _aligned(elements_a, a, grid_a, of_a, rows=ROW_TILE, panels=False)
+    tiles_b = _aligned(elements_b, b, grid_b, of_b, rows=columns, panels=True)
 
-    shape = (g, -(-m // ROW_TILE) * ROW_TILE, -(-n // COLUMN_TILE) * COLUMN_TILE)
+    rows, panels = -(-m // ROW_TILE) * ROW_TILE, -(-n // columns)
     nothing = Running(
-        jnp.zeros(shape, jnp.float32), jnp.full((*shape[:2], shape[2] // COLUMN_TILE), UNSET, jnp.int32)
+        jnp.zeros((g, rows, panels * columns), jnp.float32), jnp.full((g, rows, panels), UNSET, jnp.int32)
     )
     blocks = jax.tree.map(lambda x: jnp.moveaxis(x, -2 if x.ndim == 5 else -1, 0), (tiles_a, tiles_b))
     partials = []
@@ -225,73 +226,66 @@ def _sum(
         )
         partials.append(partial)
     total, exponent = combined(partials)
-    exponent = jnp.repeat(exponent, COLUMN_TILE, axis=2)
+    exponent = jnp.repeat(exponent, columns, axis=2)
     return total[:, :m, :n], exponent[:, :m, :n], counts
 
 
-def _extents(size: int, step: int) -> np.ndarray:
-    """Extents of the tiles or blocks that divide an axis."""
-    starts = np.arange(0, size, step)
-    return np.minimum(starts + step, size) - starts
+def _extents(size: int, step: int, whole: int = 1) -> np.ndarray:
+    """Extents of the pieces of an axis that is filled up to a multiple of `whole`. The last may be empty."""
+    starts = np.arange(0, -(-size // whole) * whole, step)
+    return np.clip(size - starts, 0, step)
 
 
 def _add_block(part: Part, length: int, sums, a: Aligned, b: Aligned, macs: jax.Array):
     """Add one block's chain sums to the running sums, and to the counts its products, or with chains of a
     given length its saturated chains.
 
-    The mantissas of a are int32[g, row tiles, 6, 256], those of b int32[g, column tiles, 64, 256]. macs is
-    float32[row tiles, column tiles], the number of multiply-accumulates in each tile.
+    The mantissas of a are int32[g, row tiles, 6, 256], those of b int32[g, column tiles, columns, 256]. macs
+    is float32[stretches, row tiles, column tiles], the number of multiply-accumulates in each tile, for each
+    stretch of the block. Stretches have chain lengths of their own.
     """
     running, counts = sums
-    g = a.mantissas.shape[0]
-    wide = a.wide[:, :, None] | b.wide[:, None]
-    if length:
-        chain, sum_chains = jnp.full(wide.shape, length), _saturated
+    g, _, columns, _ = b.mantissas.shape
+    stretches = macs.shape[0]
+    if length or part.lanes:
+        chain = jnp.full((stretches, g, *macs.shape[1:]), min(length or CHAINS[-1], BLOCK // stretches))
     else:
-        chain, sum_chains = _chain_length(a.mantissas, b.mantissas), _exact
-        chain = jnp.full_like(chain, CHAINS[-1]) if part.lanes else chain
-    chain = jnp.where(wide, jnp.minimum(chain, SEGMENT), chain)
+        chain = _chain_length(a.mantissas, b.mantissas, stretches)
     if not length:
-        counts = counts + jnp.where(chain[..., None] == np.array(CHAINS), macs[..., None], 0).sum(axis=(1, 2))
+        of_length = chain[..., None] == np.array(CHAINS)
+        counts = counts + jnp.where(of_length, macs[:, None, ..., None], 0).sum(axis=(0, 2, 3))
+    sum_chains = _saturated if length else _exact
 
-    def of_tiles(x):
-        return jnp.repeat(jnp.repeat(x, ROW_TILE, axis=1), COLUMN_TILE, axis=2)
-
-    chain, wide = of_tiles(chain), of_tiles(wide)
     pairs = [
         jnp.moveaxis(x.mantissas.reshape(g, -1, SEGMENTS, SEGMENT // 2, 2), (2, 3), (0, 1)) for x in (a, b)
     ]
-    exponents = [jnp.moveaxis(x.exponent.reshape(g, -1, SEGMENTS), 2, 0) for x in (a, b)]
+    of_a, of_b = (jnp.moveaxis(x.exponent.reshape(g, -1, SEGMENTS), 2, 0) for x in (a, b))
+    of_a, of_b = of_a[:, :, :, None], of_b[:, :, None]
+    running, factors = running.rebased(jnp.where((of_a == ABSENT) | (of_b == ABSENT), ABSENT, of_a + of_b))
 
     def add_segment(sums, segment):
-        running, total, saturated, chains = sums
-        index, a, b, exponent_a, exponent_b = segment
+        index, a, b, chain, factor = segment
+        chain = jnp.repeat(jnp.repeat(chain, ROW_TILE, axis=1), columns, axis=2)
+        factor = jnp.repeat(factor, columns, axis=2)
 
         def add_pair(sums, pair):
             total, saturated, chains = sums
             position, a, b = pair
             ends = (index * SEGMENT + position) % chain == 0
-            total, saturated, chains = sum_chains(total, saturated, chains, ends, a, b)
-            return (total, saturated, chains), None
+            value, saturated, chains = sum_chains(saturated, chains, ends, a, b)
+            return (jnp.where(ends, total + value * factor, total), saturated, chains), None
 
-        positions = jnp.arange(2, SEGMENT + 1, 2)
-        (total, saturated, chains), _ = lax.scan(add_pair, (total, saturated, chains), (positions, a, b))
-        ends = wide | (index == SEGMENTS - 1)
-        exponent = exponent_a[:, :, None] + exponent_b[:, None, :]
-        exponent = jnp.where(
-            (exponent_a == ABSENT)[:, :, None] | (exponent_b == ABSENT)[:, None], ABSENT, exponent
-        )
-        running = running.plus(total, exponent, ends)
-        return (running, jnp.where(ends, 0, total), saturated, chains), None
+        sums, _ = lax.scan(add_pair, sums, (jnp.arange(2, SEGMENT + 1, 2), a, b))
+        return sums, None
 
     zero = jnp.zeros(running.total.shape, jnp.float32)
-    total = zero
-    if part.lanes and not length:  # these sums do not begin anew with each block
-        running, total = Running(zero, running.base), running.total
-    start = (running, total, jnp.zeros(g, jnp.int32), _no_chain(zero))
-    (running, _, saturated, _), _ = lax.scan(add_segment, start, (jnp.arange(SEGMENTS), *pairs, *exponents))
-    lost = b.lost.reshape(g, 1, -1)
-    running = Running(jnp.where(lost, jnp.nan, running.total), running.base)
+    goes_on = part.lanes and not length  # these sums do not begin anew with each block
+    start = (running.total if goes_on else zero, jnp.zeros(g, jnp.int32), _no_chain(zero))
+    segments = (jnp.arange(SEGMENTS), *pairs, jnp.repeat(chain, SEGMENTS // stretches, axis=0), factors)
+    (total, saturated, _), _ = lax.scan(add_segment, start, segments)
+    total = total if goes_on else running.total + total
+    lost = a.lost.reshape(g, -1, 1) | b.lost.reshape(g, 1, -1)
+    running = Running(jnp.where(lost, jnp.nan, total), running.base)
     return running, counts + saturated if length else counts
 
 
@@ -303,17 +297,17 @@ def _pair_sums(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("gmk,gnk->gmn", a, b, preferred_element_type=jnp.int32)
 
 
-def _exact(total, saturated, chains, ends, a, b):
-    """Add a pair of products to the chains, and the chains that end to the total."""
+def _exact(saturated, chains, ends, a, b):
+    """Add a pair of products to the chains. Returns their sums as float32, the number of saturated ones, and
+    the chains that go on."""
     exact = chains[0] + _pair_sums(a, b)
     # If all four mantissas of a chain of 2 are −32768 (which `quantize` never gives), the sum 2³¹ wraps to
     # −2³¹. No other chain sums to −2³¹.
     value = jnp.where(exact == np.iinfo(np.int32).min, 2.0**31, exact.astype(jnp.float32))
-    total = jnp.where(ends, total + value, total)
-    return total, saturated, (jnp.where(ends, 0, exact), chains[1])
+    return value, saturated, (jnp.where(ends, 0, exact), chains[1])
 
 
-def _saturated(total, saturated, chains, ends, a, b):
+def _saturated(saturated, chains, ends, a, b):
     """The same with sums that are saturated to int32 at the end of a chain, which is counted.
 
     A's mantissas are split into two bytes, high · 2^8 + low, so that the sums of 256 products with either
@@ -326,24 +320,29 @@ def _saturated(total, saturated, chains, ends, a, b):
     limits = np.iinfo(np.int32)
     exact = jnp.where(above, limits.max, jnp.where(below, limits.min, exact))
     saturated = saturated + (ends & (above | below)).sum(axis=(1, 2), dtype=jnp.int32)
-    total = jnp.where(ends, total + exact.astype(jnp.float32), total)
-    return total, saturated, (jnp.where(ends, 0, low), jnp.where(ends, 0, high))
+    chains = jnp.where(ends, 0, low), jnp.where(ends, 0, high)
+    return exact.astype(jnp.float32), saturated, chains
 
 
-def _chain_length(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The longest certified chain of each tile: int32[g, row tiles, column tiles]."""
-    product = _norms(a)[:, :, None, :] * _norms(b)[:, None, :, :]
+def _chain_length(a: jax.Array, b: jax.Array, stretches: int) -> jax.Array:
+    """The longest certified chain of each tile: int32[stretches, g, row tiles, column tiles]."""
+    lengths = [n for n in CHAINS if n <= BLOCK // stretches]
+    norms_a, norms_b = (
+        jnp.stack([_norms(x, n, stretches) for n in lengths], axis=-1).astype(jnp.float32)
+        for x in (_squares(a), _squares(b))
+    )
+    product = norms_a[:, :, :, None] * norms_b[:, :, None]
     certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # chains of 2 cannot overflow
-    return jnp.asarray(CHAINS)[jnp.argmax(certified, axis=-1)]  # the first is the longest
+    return jnp.asarray(lengths)[jnp.argmax(certified, axis=-1)]  # the first is the longest
 
 
-def _norms(x: jax.Array) -> jax.Array:
-    """Norm of each tile for every chain length, as defined at `CHAINS`: float32[g, tiles, len(CHAINS)]."""
+def _squares(x: jax.Array) -> jax.Array:
+    """The terms of a norm, as defined at `NORM_SHIFT`: int32[g, tiles, rows, pairs]."""
     pairs = (x * x).astype(jnp.uint32).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.uint32)
-    squares = (pairs >> NORM_SHIFT).astype(jnp.int32) + 1
-    return jnp.stack([_largest_sum(squares, n // 2) for n in CHAINS], axis=-1).astype(jnp.float32)
+    return (pairs >> NORM_SHIFT).astype(jnp.int32) + 1
 
 
-def _largest_sum(squares: jax.Array, length: int) -> jax.Array:
-    sums = squares.reshape(*squares.shape[:3], -1, length).sum(axis=-1, dtype=jnp.int32)
-    return sums.max(axis=(2, 3))
+def _norms(squares: jax.Array, length: int, stretches: int) -> jax.Array:
+    """The norm of each tile for a chain length, as defined at `CHAINS`: int32[stretches, g, tiles]."""
+    sums = squares.reshape(*squares.shape[:3], stretches, -1, length // 2).sum(axis=-1, dtype=jnp.int32)
+    return jnp.moveaxis(sums.max(axis=(2, 4)), -1, 0)

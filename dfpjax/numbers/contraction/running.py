@@ -1,8 +1,8 @@
 """Running sums whose terms have exponents of their own.
 
-A running sum is float32 in units of 2^base, where the base is the exponent of its first term. Terms are
-multiplied by a power of two, exactly. If a term's exponent is far above the base, the base is raised, so
-that nothing overflows, whatever the exponents are.
+A running sum is float32 in units of 2^base, where the base is the largest exponent in its first cell. Terms
+are multiplied by a power of two, exactly. If an exponent is far above the base, the base is raised, so that
+nothing overflows, whatever the exponents are.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from dfpjax.numbers.contraction.alignment import ABSENT
-from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, power_of_two
+from dfpjax.numbers.format.scaling import power_of_two
 
 UNSET = -(1 << 28)
 """Base of an empty sum."""
 
 MOST_ABOVE = 60
-"""A term with an exponent of more than this above the base raises the base."""
+"""A cell with an exponent of more than this above the base raises the base."""
 
 MOST_BELOW = 100
 """A term with an exponent of more than this below the base counts as zero."""
@@ -33,25 +33,21 @@ class Running:
     base: jax.Array
     """int32[g, m, column tiles]; `UNSET` for an empty sum."""
 
-    def plus(self, terms: jax.Array, exponent: jax.Array, ends: jax.Array) -> "Running":
-        """The sums with terms · 2^exponent added where `ends`.
+    def rebased(self, exponents: jax.Array) -> tuple["Running", jax.Array]:
+        """The sums, with bases that suit terms with these exponents, and the factors that bring the terms to
+        these bases.
 
         Arguments:
-            terms: float32[g, m, n].
-            exponent: int32[g, m, column tiles]; `ABSENT` where the terms are zero, and at least
-                `NONFINITE_THRESHOLD` where the sums become NaN.
-            ends: bool of the shape of `terms`, the same for all columns of a tile.
+            exponents: int32[segments, g, m, column tiles]; `ABSENT` where the terms are zero.
         """
+        top = exponents.max(axis=0)
+        above = top - self.base  # far more than MOST_BELOW if the base is UNSET; the sum is then 0 or NaN
+        raised = (top > ABSENT) & (above > MOST_ABOVE)
+        base = jnp.where(raised, top, self.base)
+        kept = jnp.where(raised, _factor(-above), 1.0)
         columns = self.total.shape[2] // self.base.shape[2]
-        adds = ends[:, :, ::columns] & (exponent > ABSENT)
-        not_finite = exponent >= NONFINITE_THRESHOLD
-        above = exponent - jnp.where(self.base == UNSET, exponent, self.base)
-        raised = above > MOST_ABOVE
-        base = jnp.where(adds & ~not_finite & ((self.base == UNSET) | raised), exponent, self.base)
-        kept = jnp.where(adds & raised & ~not_finite, _factor(-above), 1.0)
-        factor = jnp.where(not_finite, jnp.nan, _factor(jnp.where(raised, 0, above)))
-        kept, factor, adds = (jnp.repeat(x, columns, axis=2) for x in (kept, factor, adds))
-        return Running(jnp.where(adds, self.total * kept + terms * factor, self.total), base)
+        factors = jnp.where(exponents > ABSENT, _factor(exponents - base), 0.0)
+        return Running(self.total * jnp.repeat(kept, columns, axis=2), base), factors
 
 
 def _factor(exponent: jax.Array) -> jax.Array:
