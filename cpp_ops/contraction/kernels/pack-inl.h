@@ -244,22 +244,26 @@ void pack_shifted_pairs(const int16_t* base, const Bounds& bounds, const Point* 
     const bool exact = pair + 2 >= k;
     const bool whole = inside(bounds, points[pair], reach) &&
                        inside(bounds, points[both ? pair + 1 : pair], reach);
+    const int16_t* const first = base + points[pair].offset;
+    const int16_t* const second = base + points[both ? pair + 1 : pair].offset;
     for (int i = 0; i < cut.count; ++i) {
       const Run& run = cut.runs[i];
       prefetch_ahead(pairs, pair, run);
       const int8_t* const wanted = cut.shifts + i * cut.stride + pair;
-      const int16_t* source[2] = {zeros, zeros};
-      int shift[2] = {0, 0};
-      for (int half = 0; half < (both ? 2 : 1); ++half) {
-        if (wanted[half] >= kNegligibleShift) continue;
-        shift[half] = wanted[half];
-        source[half] = whole ? base + points[pair + half].offset + run.offset
-                             : elements<S>(pairs, pair + half, run, edge + half * run.length);
+      const int shift_x = wanted[0], shift_y = both ? wanted[1] : kNegligibleShift;
+      const int16_t *x = first + run.offset, *y = second + run.offset;
+      if (!whole) {
+        if (shift_x < kNegligibleShift) x = elements<S>(pairs, pair, run, edge);
+        if (shift_y < kNegligibleShift) y = elements<S>(pairs, pair + 1, run, edge + run.length);
       }
-      if ((shift[0] | shift[1]) == 0)
-        interleave<S>(source[0], source[1], run.length, exact, out + run.start);
+      // Zeros need no shift.
+      x = shift_x < kNegligibleShift ? x : zeros;
+      y = shift_y < kNegligibleShift ? y : zeros;
+      static_assert(kNegligibleShift == 16);
+      if (((shift_x | shift_y) & 15) == 0)
+        interleave<S>(x, y, run.length, exact, out + run.start);
       else
-        interleave_shifted<S>(source[0], source[1], run.length, shift[0], shift[1], of_k,
+        interleave_shifted<S>(x, y, run.length, shift_x & 15, shift_y & 15, of_k,
                               (dithering.first_lane + run.start) % kThresholdLanes, exact,
                               out + run.start);
     }
