@@ -254,12 +254,12 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
       continue;
     }
     for (int i = 0; i < kTileRows; ++i) out[i] = sums + i * kPanelColumns;
-    run_cell(cell, p_.in_blocks ? &blocks : nullptr, w);
+    run_cell(cell, p_.in_blocks ? &blocks : nullptr);
   }
 }
 
 // Runs a cell. In blocks, the last one of a sum finishes it.
-void Tiles::run_cell(const CellArgs& cell, const CellInBlocks* blocks, Workspace*) const {
+void Tiles::run_cell(const CellArgs& cell, const CellInBlocks* blocks) const {
   if (blocks == nullptr) return kernels_.cell(cell);
   BlockCellArgs args;
   args.a = blocks->a;
@@ -294,7 +294,7 @@ void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs*
   if (splits_ > 1) {
     const int64_t row = (task.split * p_.G + task.g) * p_.M + tile * kTileRows;
     for (int i = 0; i < rows; ++i) out[i] = partial_.as<float>() + (row + i) * partial_stride_ + n;
-    run_cell(*cell, blocks, w);
+    run_cell(*cell, blocks);
     if (blocks != nullptr)
       for (int i = 0; i < rows; ++i)
         for (int h = 0; h < kHalves; ++h)
@@ -309,10 +309,10 @@ void Tiles::finish_tile(const Task& task, int64_t panel, int64_t tile, CellArgs*
       address |= reinterpret_cast<uintptr_t>(out[i]);
     }
     cell->stream = stream_ && address % 64 == 0;
-    return run_cell(*cell, blocks, w);
+    return run_cell(*cell, blocks);
   }
   for (int i = 0; i < rows; ++i) out[i] = w->bounce[i];
-  run_cell(*cell, blocks, w);
+  run_cell(*cell, blocks);
   for (int i = 0; i < rows; ++i) {
     float* row = c_ + offsets[i];
     if (contiguous_columns_) {

@@ -89,7 +89,7 @@ class Tiles : public Job {
   void run_task(const Task& task, const Task* next, Workspace* w);
   void run_panel(const Task& task, int64_t panel, int64_t block, const PanelOfB& b,
                  const TilesOfA& a, Workspace* w);
-  void run_cell(const CellArgs& cell, const CellInBlocks* blocks, Workspace* w) const;
+  void run_cell(const CellArgs& cell, const CellInBlocks* blocks) const;
   void choose_chains(const TileSegments& a, const PanelsInBlocks& b, Lowest* b_has_lowest_pair,
                      CellArgs* cell, SegmentChains* chains, Workspace* w) const;
   void count_chains(const CellArgs& cell, const SegmentChains& chains, int64_t size,
