@@ -24,6 +24,18 @@ inline __attribute__((always_inline)) void add_chain(const int32_t* a, int64_t a
   }
 }
 
+// Computes the sums of the next chain of `left` words, of up to `chain`, and goes on behind it.
+template <class S, int MR, int NV>
+inline __attribute__((always_inline)) void take_chain(const CellArgs& t, int chain, int* left,
+                                                      const int32_t** a, const int32_t** b,
+                                                      typename S::I (&sum)[MR][NV]) {
+  const int words = *left < chain ? *left : chain;
+  *left -= words;
+  add_chain<S>(*a, t.a_row, t.a_pair, *b, t.columns, words, sum);
+  *a += words * t.a_pair;
+  *b += words * int64_t{t.columns};
+}
+
 // Adds the sum of a cell's chains to row i of the running sums, from `column` on, and multiplies
 // the result by the row's number in `last`, if that is not null.
 template <class S>
@@ -57,12 +69,8 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
   // A local array would go to registers, which are taken.
   float* const totals = t.memory + column;
   for (int left = t.pairs; left > 0;) {
-    const int chain = left < t.chain ? left : t.chain;
     const bool first = left == t.pairs;
-    left -= chain;
-    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
-    a += chain * t.a_pair;
-    b += chain * int64_t{t.columns};
+    take_chain<S>(t, t.chain, &left, &a, &b, sum);
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -89,12 +97,8 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) total[i][j] = S::broadcast_float(0);
   for (int left = t.pairs; left > 0;) {
-    const int chain = left < t.chain ? left : t.chain;
-    left -= chain;
     typename S::I sum[MR][NV];
-    add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
-    a += chain * t.a_pair;
-    b += chain * int64_t{t.columns};
+    take_chain<S>(t, t.chain, &left, &a, &b, sum);
 #pragma GCC unroll 6
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -134,39 +138,49 @@ void cell_rows(const CellArgs& t) {
   }
 }
 
-// For up to four columns. Each vector holds four words of k for each column, so no lane is wasted
-// on missing columns. The four sums of a column are added when a chain ends.
+// Panels of up to four columns. Each vector holds four words of k for each column, so no lane is
+// wasted on missing columns. The four sums of a column are added when a chain ends. Of the results,
+// the first vector holds rows 0 to 3 for every column, the second 4, 5, 4, 5.
 template <class S>
-__attribute__((noinline)) void narrow_cell(const CellArgs& t) {
+inline __attribute__((always_inline)) void add_narrow_chain(const CellArgs& t, int start, int end,
+                                                            typename S::I (&sums)[2]) {
   using I = typename S::I;
-  using F = typename S::F;
   static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
-  // For every column, the first of two float32 vectors holds rows 0 to 3, the second 4, 5, 4, 5.
-  F total[2] = {S::broadcast_float(0), S::broadcast_float(0)};
-  for (int start = 0; start < t.pairs; start += t.chain) {
-    const int end = start + t.chain < t.pairs ? start + t.chain : t.pairs;
-    I sum[kTileRows];
+  I sum[kTileRows];
 #pragma GCC unroll 6
-    for (int i = 0; i < kTileRows; ++i) sum[i] = S::zero();
-    for (int k = start; k < end; k += 4) {
-      const I b = S::load(t.b_quads + k * kMostNarrow);
+  for (int i = 0; i < kTileRows; ++i) sum[i] = S::zero();
+  for (int k = start; k < end; k += 4) {
+    const I b = S::load(t.b_quads + k * kMostNarrow);
 #pragma GCC unroll 6
-      for (int i = 0; i < kTileRows; ++i)
-        S::dot(sum[i], S::broadcast_quad(t.a + i * t.a_row + k), b);
-    }
-    I pairs[3];
-#pragma GCC unroll 3
-    for (int i = 0; i < 3; ++i) pairs[i] = S::add_neighbours(sum[2 * i], sum[2 * i + 1]);
-    total[0] = S::add_float(total[0], S::to_float(S::add_neighbours(pairs[0], pairs[1])));
-    total[1] = S::add_float(total[1], S::to_float(S::add_neighbours(pairs[2], pairs[2])));
+    for (int i = 0; i < kTileRows; ++i) S::dot(sum[i], S::broadcast_quad(t.a + i * t.a_row + k), b);
   }
+  I pairs[3];
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) pairs[i] = S::add_neighbours(sum[2 * i], sum[2 * i + 1]);
+  sums[0] = S::add_neighbours(pairs[0], pairs[1]);
+  sums[1] = S::add_neighbours(pairs[2], pairs[2]);
+}
+
+template <class S>
+void store_narrow(const CellArgs& t, const float* last, const typename S::F (&total)[2]) {
   alignas(64) float sums[2][S::kLanes];
   for (int h = 0; h < 2; ++h) S::store_float(sums[h], total[h]);
   for (int i = 0; i < kTileRows; ++i)
     for (int j = 0; j < t.narrow; ++j) {
       const float sum = t.in[i][j] + sums[i / 4][4 * j + i % 4];
-      t.out[i][j] = t.final_scales != nullptr ? sum * t.final_scales[i] : sum;
+      t.out[i][j] = last != nullptr ? sum * last[i] : sum;
     }
+}
+
+template <class S>
+__attribute__((noinline)) void narrow_cell(const CellArgs& t) {
+  typename S::F total[2] = {S::broadcast_float(0), S::broadcast_float(0)};
+  for (int start = 0; start < t.pairs; start += t.chain) {
+    typename S::I sums[2];
+    add_narrow_chain<S>(t, start, start + t.chain < t.pairs ? start + t.chain : t.pairs, sums);
+    for (int h = 0; h < 2; ++h) total[h] = S::add_float(total[h], S::to_float(sums[h]));
+  }
+  store_narrow<S>(t, t.final_scales, total);
 }
 
 // For chains that may overflow. Sums have 64 bits and are saturated to int32 when a chain ends. Few

@@ -18,13 +18,8 @@ void look_up(const int32_t* exponents, const Places& places, const RunPlace& run
   }
 }
 
-int32_t raise_exponents(const int32_t* from, int count, int32_t* most) {
-  int32_t largest = kAbsent;
-  for (int i = 0; i < count; ++i) {
-    most[i] = larger(most[i], from[i]);
-    largest = larger(largest, from[i]);
-  }
-  return largest;
+void raise_exponents(const int32_t* from, int count, int32_t* most) {
+  for (int i = 0; i < count; ++i) most[i] = larger(most[i], from[i]);
 }
 
 int32_t largest_exponent(const int32_t* from, int count) {

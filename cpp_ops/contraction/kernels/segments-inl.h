@@ -23,12 +23,8 @@ __attribute__((noinline)) void segments_in_registers(const CellArgs& t, const in
     }
     const int chain = *chains++;
     for (int words = left < kSegment / 2 ? left : kSegment / 2; words > 0;) {
-      const int some = words < chain ? words : chain;
-      words -= some;
       typename S::I sum[MR][NV];
-      add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, some, sum);
-      a += some * t.a_pair;
-      b += some * int64_t{t.columns};
+      take_chain<S>(t, chain, &words, &a, &b, sum);
 #pragma GCC unroll 6
       for (int i = 0; i < MR; ++i) {
         const auto of_row = S::scale_at(scale + i);
@@ -64,13 +60,9 @@ __attribute__((noinline)) void segments_in_memory(const CellArgs& t, const int32
     for (int j = 0; j < NV; ++j)
       S::store_float(totals + i * kPanelColumns + j * S::kLanes, S::broadcast_float(0));
   for (int left = t.pairs; left > 0; left -= kSegment / 2, scale += kSegmentRows, ++chains) {
-    for (int in_segment = left < kSegment / 2 ? left : kSegment / 2; in_segment > 0;) {
-      const int chain = in_segment < *chains ? in_segment : *chains;
-      in_segment -= chain;
+    for (int words = left < kSegment / 2 ? left : kSegment / 2; words > 0;) {
       typename S::I sum[MR][NV];
-      add_chain<S>(a, t.a_row, t.a_pair, b, t.columns, chain, sum);
-      a += chain * t.a_pair;
-      b += chain * int64_t{t.columns};
+      take_chain<S>(t, *chains, &words, &a, &b, sum);
 #pragma GCC unroll 6
       for (int i = 0; i < MR; ++i) {
         const auto of_row = S::scale_at(scale + i);
@@ -113,44 +105,22 @@ void panel_rows(const CellArgs& t, const int32_t* chains, bool short_chains, con
     if (column < end) run(Constant<1>{});
 }
 
-// See narrow_cell.
+// See add_narrow_chain.
 template <class S>
 __attribute__((noinline)) void narrow_segments(const CellArgs& t, const int32_t* chains,
                                                const Scales& scales, const float* last) {
-  using I = typename S::I;
-  using F = typename S::F;
-  static_assert(S::kLanes == 4 * kMostNarrow && kTileRows == 6);
-  F total[2] = {S::broadcast_float(0), S::broadcast_float(0)};
+  typename S::F total[2] = {S::broadcast_float(0), S::broadcast_float(0)};
   const float* scale = scales.of;
   for (int start = 0; start < t.pairs; start += kSegment / 2, scale += kSegmentRows, ++chains) {
     const int end = start + kSegment / 2 < t.pairs ? start + kSegment / 2 : t.pairs;
-    for (int at = start; at < end;) {
-      const int chain_end = at + *chains < end ? at + *chains : end;
-      I sum[kTileRows];
-#pragma GCC unroll 6
-      for (int i = 0; i < kTileRows; ++i) sum[i] = S::zero();
-      for (; at < chain_end; at += 4) {
-        const I b = S::load(t.b_quads + at * kMostNarrow);
-#pragma GCC unroll 6
-        for (int i = 0; i < kTileRows; ++i)
-          S::dot(sum[i], S::broadcast_quad(t.a + i * t.a_row + at), b);
-      }
-      I pairs[3];
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) pairs[i] = S::add_neighbours(sum[2 * i], sum[2 * i + 1]);
-      total[0] = S::add_scaled(total[0], S::add_neighbours(pairs[0], pairs[1]),
-                               S::broadcast_quad_float(scale));
-      total[1] = S::add_scaled(total[1], S::add_neighbours(pairs[2], pairs[2]),
-                               S::broadcast_quad_float(scale + 4));
+    for (int at = start; at < end; at += *chains) {
+      typename S::I sums[2];
+      add_narrow_chain<S>(t, at, at + *chains < end ? at + *chains : end, sums);
+      for (int h = 0; h < 2; ++h)
+        total[h] = S::add_scaled(total[h], sums[h], S::broadcast_quad_float(scale + 4 * h));
     }
   }
-  alignas(64) float sums[2][S::kLanes];
-  for (int h = 0; h < 2; ++h) S::store_float(sums[h], total[h]);
-  for (int i = 0; i < kTileRows; ++i)
-    for (int j = 0; j < t.narrow; ++j) {
-      const float sum = t.in[i][j] + sums[i / 4][4 * j + i % 4];
-      t.out[i][j] = last != nullptr ? sum * last[i] : sum;
-    }
+  store_narrow<S>(t, last, total);
 }
 
 // See saturating_cell.

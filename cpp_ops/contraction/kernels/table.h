@@ -143,8 +143,9 @@ struct ContractionKernels {
   // Takes the exponents of a run at points k, and finds the common ones of the segments, and the
   // shifts to these, as shifts_to does. Returns the largest exponent.
   int32_t (*align_points)(const int32_t* from, int k, int32_t* common, int8_t* shifts);
-  // most[i] = max(most[i], from[i]). Returns the largest of `from`, or kAbsent.
-  int32_t (*raise_exponents)(const int32_t* from, int count, int32_t* most);
+  // most[i] = max(most[i], from[i]).
+  void (*raise_exponents)(const int32_t* from, int count, int32_t* most);
+  // The largest, or kAbsent.
   int32_t (*largest_exponent)(const int32_t* from, int count);
   // The shifts to `common` (one number if `shared`), kNegligibleShift for what is absent. Returns
   // whether any is not zero.
