@@ -10,8 +10,8 @@ void finish_tile(TileSegments* tile) {
     const Eight next = own == kAbsent ? before : own;
     const Eight step = first ? eight(0) : before - next;
     store_as(tile->steps[s], __builtin_convertvector(step, EightFloats));
-    least = first | (next < least) ? next : least;
-    most = first | (next > most) ? next : most;
+    least = (first | (next < least)) ? next : least;
+    most = (first | (next > most)) ? next : most;
     before = next;
   }
   store_as(tile->units, before == kAbsent ? eight(0) : before);
@@ -87,7 +87,7 @@ __attribute__((noinline)) void set_far_scales(const TileSegments& a, const Panel
   for (int s = 0; s < kSegments; ++s) {
     const Eight sum = load_as<Eight>(a.exponents[s]) + b.exponents[s];
     above[s] = sum - base;
-    above[s] = (sum < kAbsent / 2) | (above[s] < -kMostBelow) ? eight(kNoScale) : above[s];
+    above[s] = ((sum < kAbsent / 2) | (above[s] < -kMostBelow)) ? eight(kNoScale) : above[s];
   }
 }
 
