@@ -140,7 +140,8 @@ def _to_dfp16(parameter: np.ndarray, blocks: dfpjax.Blocks | None) -> np.ndarray
     mantissa = np.asarray(quantized.mantissa)
     if blocks is None:
         return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.exponent)}
-    size = np.asarray([blocks.rows, blocks.columns], np.int32)
+    rows, _ = blocks.size(parameter.shape)
+    size = np.asarray([rows, blocks.columns], np.int32)
     return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.block_exponent), _BLOCKS: size}
 
 

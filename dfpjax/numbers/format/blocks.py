@@ -19,6 +19,8 @@ import numpy as np
 Shape = tuple[int, ...]
 
 MOST_ROWS = 256
+PIXELS = 8
+"""Rows of a block by default, where a tensor has four axes or more."""
 LEAST_COLUMNS, MOST_COLUMNS = 16, 256
 
 
@@ -30,8 +32,10 @@ class Blocks:
         ValueError: if a field is not a power of two in its range.
     """
 
-    rows: int = 8
-    """Rows of a block: a power of two from 1 to 256."""
+    rows: int | None = None
+    """Rows of a block: a power of two from 1 to 256. None stands for 8 in tensors of four axes or more, whose
+    rows are pixels and mostly like their neighbours, and for 1 in others. There rows are tokens, time steps or
+    examples, and a large one must not take precision from others."""
 
     columns: int = 32
     """Columns of a block: a power of two from 16 to 256. Where columns are several axes, a block has all."""
@@ -39,6 +43,8 @@ class Blocks:
     def __post_init__(self):
         for name, least, most in (("rows", 1, MOST_ROWS), ("columns", LEAST_COLUMNS, MOST_COLUMNS)):
             value = getattr(self, name)
+            if name == "rows" and value is None:
+                continue
             is_size = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
             if not is_size or value & (value - 1):
                 raise ValueError(
@@ -54,11 +60,12 @@ class Blocks:
 
     def size(self, shape: Shape) -> tuple[int, int]:
         """The rows and columns of a complete block of a tensor of this shape."""
+        rows = (PIXELS if len(shape) > 3 else 1) if self.rows is None else self.rows
         if len(shape) < 2:
-            return self.rows, self.columns
+            return rows, self.columns
         first = self._first_of_columns(shape)
         merged = first < len(shape) - 1
-        return self.rows, max(math.prod(shape[first:]), 1) if merged else self.columns
+        return rows, max(math.prod(shape[first:]), 1) if merged else self.columns
 
     def counts(self, shape: Shape) -> tuple[int, int, int]:
         """How many blocks a tensor of this shape has along each axis of its view: the shape of its
