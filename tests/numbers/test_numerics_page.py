@@ -77,17 +77,20 @@ def shift(m, s, threshold):
     return min(m + (threshold >> (16 - s)), 32767) >> s
 
 
+def takes_part(e):
+    return (e < 2**19) & (e > -163)
+
+
 def aligned(m, e, is_b, row, k):
     """The aligned mantissas [rows, ks] of a segment, and the exponent of each row, −∞ if it has none.
 
     row and k are the first row, and the first index in the block of k. A's rows are contiguous in k, and B's
     columns are not.
     """
-    finite = (e < 2**19) & (e > -163)
-    common = np.where(finite, e, -np.inf).max(axis=None if is_b else 1, keepdims=True)
+    common = np.where(takes_part(e), e, -np.inf).max(axis=None if is_b else 1, keepdims=True)
     common = np.broadcast_to(common, (len(m), 1))[:, 0]
     out = np.zeros_like(m)
-    for i, j in np.argwhere(finite):
+    for i, j in np.argwhere(takes_part(e)):
         threshold = (hashed(256 + k + j) >> 16) ^ (hashed(512 + (row + i) % 64) >> 16) if is_b else None
         out[i, j] = shift(int(m[i, j]), int(common[i] - e[i, j]), threshold)
     return out, common
@@ -107,20 +110,22 @@ def chain_sums(a, b):
     return [np.float32(a[:, k : k + chain] @ b[:, k : k + chain].T) for k in range(0, a.shape[1], chain)]
 
 
-def add_cell(total, base, segments):
+def add_cell(total, base, segments, *, anew=True):
     """Add a cell to running sums float32[rows, columns], whose bases are [rows], −∞ if they are not set.
-    segments are pairs of chain sums and of exponents, [rows]."""
+    segments are pairs of chain sums and of exponents, [rows]. Unless sums begin anew with each cell, chain
+    sums are added to the running sums one after the other."""
     top = np.max([e for _, e in segments], axis=0)
     for i in np.flatnonzero((top > -np.inf) & (top > base + 60)):
         total[i] *= np.float32(2.0 ** (base[i] - top[i]) if top[i] - base[i] <= 100 else 0)
         base[i] = top[i]
-    cell = np.zeros_like(total)
+    cell = np.zeros_like(total) if anew else total
     for sums, e in segments:
         there = (e > -np.inf) & (e >= base - 100)
         factor = np.float32([2.0 ** (x - y) if z else 0 for x, y, z in zip(e, base, there, strict=True)])
         for x in sums:
             cell += x * factor[:, None]
-    total += cell
+    if anew:
+        total += cell
 
 
 def product_by_the_page(a, ea, b, eb):
@@ -179,4 +184,50 @@ def test_the_bits_of_both_backends_follow_from_the_page(backend, spread, blocks_
     lost = np.zeros(expected.shape, bool)
     lost[3] = lost[:, 80:] = True
     np.testing.assert_array_equal(np.isnan(expected), lost)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def depthwise_by_the_page(a, ea, b, eb):
+    """Σ_k a[i, k] · b[i, k] for mantissas and exponents, in one split, as the page says."""
+    total, base = np.zeros((len(a), 1), np.float32), np.full(len(a), -np.inf)
+    products = (a * b).astype(np.float32)[:, :, None]
+    exponents = np.where(takes_part(ea) & takes_part(eb), ea + eb, -np.inf)
+    for start in range(0, a.shape[1], 256):
+        block = range(start, min(start + 256, a.shape[1]))
+        add_cell(total, base, [([products[:, k]], exponents[:, k]) for k in block], anew=False)
+        total[(ea[:, block] >= 2**19).any(axis=1) | (eb[:, block] >= 2**19).any(axis=1)] = np.nan
+    exponent = np.where(base > -np.inf, base, 0).astype(int)
+    return np.ldexp(total[:, 0].astype(np.float64), exponent).astype(np.float32)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("scales", [(0, 0), (0, 70), (0, 120), (120, 0), (-np.inf, 0)])
+def test_the_bits_of_a_depthwise_convolution_follow_from_the_page(backend, scales):
+    """A window of 300 taps: two blocks of k, whose weights have these scales, powers of two."""
+    rng = np.random.default_rng(7)
+    channels, taps, outputs = 40, 300, 21
+    x = rng.standard_normal((1, taps + outputs - 1, channels, 1))
+    x *= np.exp2(rng.integers(-9, 10, (1, x.shape[1], 1, 1)))
+    x[0, -1, 3] = np.inf  # in a block of 4 rows, which the last 4 windows meet
+    w = rng.standard_normal((taps, 1, channels, 1))
+    w *= np.exp2(np.repeat(scales, (256, taps - 256)) - 60).reshape(-1, 1, 1, 1)
+    x, w = x.astype(np.float32), w.astype(np.float32)
+    blocks = Blocks(rows=4, columns=32)
+    policy = Policy(default=OpConfig(force=True, granularity="block", blocks=blocks))
+    conv = functools.partial(
+        jax.lax.conv_general_dilated, window_strides=(1,), padding="VALID", feature_group_count=channels,
+        dimension_numbers=("NHC", "HIO", "NHC"),
+    )  # fmt: skip
+    actual = jax.jit(mixed_precision(conv, policy, backend=backend))(x[..., 0], w[..., 0])
+    of_x, of_w = (dfpjax.quantize(z, blocks=blocks) for z in (x, w))
+
+    def of_outputs(x, w):
+        """What the outputs meet of both operands, [outputs, taps]."""
+        windows = np.asarray(x, np.int64)[0, np.arange(outputs)[:, None] + np.arange(taps), :, 0]
+        windows = np.moveaxis(windows, 1, 2)
+        return [z.reshape(-1, taps) for z in (windows, np.broadcast_to(w[:, 0, :, 0].T, windows.shape))]
+
+    (a, b), (ea, eb) = of_outputs(of_x.mantissa, of_w.mantissa), of_outputs(of_x.exponent, of_w.exponent)
+    expected = depthwise_by_the_page(a, ea, b.astype(np.int64), eb).reshape(actual.shape)
+    assert np.isnan(expected).all(axis=-1).tolist() == [[False] * 17 + [True] * 4]
     np.testing.assert_array_equal(actual, expected)

@@ -52,14 +52,24 @@ def align(mantissas: jax.Array, exponent: jax.Array, *, panels: bool, dithered: 
         panels: whether all rows of a tile share exponents, as the columns of B do.
         dithered: how to round, as `Grid.dithered` says.
     """
-    not_finite = exponent >= NONFINITE_THRESHOLD
-    exponent = jnp.where(not_finite | (exponent <= OF_ZEROS), ABSENT, exponent)
+    exponent, not_finite = present(exponent)
     segments = exponent.reshape(*exponent.shape[:-1], SEGMENTS, SEGMENT)
     largest = segments.max(axis=(2, 5) if panels else 5, keepdims=True)
     shift = jnp.where(segments == ABSENT, NEGLIGIBLE_SHIFT, largest - segments)
     thresholds = _thresholds(segments.shape, panels) if dithered else None
     aligned = shifted(mantissas.reshape(segments.shape), shift, thresholds)
     return Aligned(aligned.reshape(mantissas.shape), largest[..., 0], not_finite.any(axis=-1))
+
+
+def present(exponent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The exponents of elements, `ABSENT` for those that take no part, and which elements are not finite."""
+    not_finite = exponent >= NONFINITE_THRESHOLD
+    return jnp.where(not_finite | (exponent <= OF_ZEROS), ABSENT, exponent), not_finite
+
+
+def product_exponents(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The exponents of products, `ABSENT` where one of the factors is."""
+    return jnp.where((a == ABSENT) | (b == ABSENT), ABSENT, a + b)
 
 
 def shifted(x: jax.Array, shift: jax.Array, thresholds: jax.Array | None) -> jax.Array:

@@ -87,7 +87,8 @@ class Part:
     """One strided contraction. A plan has several if a stride divides the output into phases."""
 
     lanes: bool
-    """Depthwise: the innermost loop of g runs along SIMD lanes, and every chain has length 2."""
+    """Depthwise: the innermost loop of g runs along SIMD lanes. Every certified chain has length 2 or, if an
+    operand is in blocks, is one product. Fixed chains have the length that is wanted."""
     base_a: int
     base_b: int
     base_c: int
@@ -167,9 +168,7 @@ def make_plan(
     windows = contraction.windows
     phases = [_phases(w, contraction, lhs_shape, rhs_shape) for w in windows]
     operands = (lhs_shape, rhs_shape, lhs_exponent, rhs_exponent)
-    parts = tuple(
-        _part(contraction, *operands, phase, grids is not None) for phase in itertools.product(*phases)
-    )
+    parts = tuple(_part(contraction, *operands, phase) for phase in itertools.product(*phases))
     return Plan(swapped=False, out_shape=contraction.out_shape, grids=grids, parts=parts)
 
 
@@ -257,7 +256,6 @@ def _part(
     lhs_exponent,
     rhs_exponent,
     phases: tuple[_Phase, ...],
-    in_blocks: bool,
 ) -> Part:
     sizes = dict(zip((*c.lhs, *c.rhs, *c.out), (*lhs_shape, *rhs_shape, *c.out_shape), strict=True))
     a = dict(zip(c.lhs, _strides(lhs_shape), strict=True))
@@ -315,7 +313,7 @@ def _part(
         elif label not in out:
             k.append(Dim(sizes[label], a[label], b[label]))
 
-    lanes = not in_blocks and _runs_in_lanes(g, n, innermost_g in c.mapped)
+    lanes = _runs_in_lanes(g, n, innermost_g in c.mapped)
     examples = math.prod(sizes[label] for label in c.mapped)
     groups = _extent(g) // max(1, examples)
     if lanes:  # the groups in the lanes share a task

@@ -5,15 +5,16 @@ it serves study, tests and portability, not speed.
 """
 
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dfpjax.numbers.contraction.alignment import ABSENT, Aligned, align
+from dfpjax.numbers.contraction.alignment import ABSENT, Aligned, align, product_exponents
+from dfpjax.numbers.contraction.elements import Elements, addresses
 from dfpjax.numbers.contraction.grid import Grid
+from dfpjax.numbers.contraction.lanes import sum_in_lanes
 from dfpjax.numbers.contraction.plan import (
     BLOCK,
     BLOCKS_COLUMN_TILE,
@@ -107,67 +108,24 @@ def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Arr
         if 0 in (*g, *m, *n):
             continue
         exponents = None if plan.grids is None else (exponent_a.ravel(), exponent_b.ravel())
-        total, exponent, count = _sum(part, plan.grids, a.ravel(), b.ravel(), exponents, length)
+        if part.lanes and plan.grids is not None and not length:
+            total, exponent, count = sum_in_lanes(part, plan.grids, a.ravel(), b.ravel(), exponents)
+        else:
+            total, exponent, count = _sum(part, plan.grids, a.ravel(), b.ravel(), exponents, length)
         counts.append(count)
         free = (*part.g, *part.m, *part.n)
         exponent = exponent.reshape(*g, *m, *n)
         if plan.grids is None:
             exponent += _take(exponent_a, free, "exponent_a") + _take(exponent_b, free, "exponent_b")
-        address = part.base_c + _addresses(free, "c")
+        address = part.base_c + addresses(free, "c")
         total = total.reshape(*g, *m, *n)
         scaled = jnp.where(jnp.isnan(total), total, scale_by_power_of_two(total, exponent))
         out = out.at[address.ravel()].set(scaled.ravel())
     return out.reshape(plan.out_shape), counts
 
 
-def _addresses(dims, field: str, offset: int = 0) -> np.ndarray:
-    """offset + Σ index · stride over nested loops: an array of the loops' shape."""
-    address = np.asarray(offset)
-    for position, dim in enumerate(dims):
-        step = np.arange(dim.extent) * getattr(dim, field)
-        address = address + step.reshape((-1,) + (1,) * (len(dims) - 1 - position))
-    return np.broadcast_to(address, tuple(d.extent for d in dims))
-
-
 def _take(exponent: jax.Array, dims, field: str) -> jax.Array:
-    return jnp.ravel(exponent)[_addresses(dims, field)]
-
-
-def _coordinates(dims, window: int, offset: int) -> np.ndarray:
-    """Coordinate in a windowed axis over nested loops: an array of the loops' shape."""
-    coordinate = np.asarray(offset)
-    for position, dim in enumerate(dims):
-        step = np.arange(dim.extent) * (dim.coef if dim.window == window else 0)
-        coordinate = coordinate + step.reshape((-1,) + (1,) * (len(dims) - 1 - position))
-    return np.broadcast_to(coordinate, tuple(d.extent for d in dims))
-
-
-@dataclass(frozen=True)
-class _Elements:
-    """The elements of an operand as a matrix [outer, rows, columns], by their addresses."""
-
-    address: np.ndarray
-    inside: np.ndarray
-    """False for padding."""
-
-    @classmethod
-    def of(cls, outer, rows, columns, field: str, base: int, bounds=()):
-        dims = (*outer, *rows, *columns)
-        address, inside = _addresses(dims, field, base), np.asarray(True)
-        for window, bound in enumerate(bounds):
-            coordinate = _coordinates(dims, window, bound.offset)
-            address = address + coordinate * bound.a
-            inside = inside & (coordinate >= 0) & (coordinate < bound.size)
-        shape = tuple(math.prod(d.extent for d in group) for group in (outer, rows, columns))
-        inside = np.broadcast_to(inside, address.shape)
-        return cls(np.where(inside, address, 0).reshape(shape), inside.reshape(shape))
-
-    def take(self, flat: jax.Array, absent: int = 0, index=None) -> jax.Array:
-        """The elements as int32, with `absent` for the padding. `index` maps addresses to those in `flat`."""
-        if 0 in self.address.shape:
-            return jnp.zeros(self.address.shape, jnp.int32)
-        address = self.address if index is None else index(self.address)
-        return jnp.where(self.inside, flat[address].astype(jnp.int32), absent)
+    return jnp.ravel(exponent)[addresses(dims, field)]
 
 
 def _tiled(x: jax.Array, rows: int, padding: int = 0) -> jax.Array:
@@ -177,7 +135,7 @@ def _tiled(x: jax.Array, rows: int, padding: int = 0) -> jax.Array:
     return x.reshape(g, -1, rows, -(-k // BLOCK), BLOCK)
 
 
-def _aligned(elements: _Elements, values, grid: Grid | None, exponent, *, rows: int, panels: bool) -> Aligned:
+def _aligned(elements: Elements, values, grid: Grid | None, exponent, *, rows: int, panels: bool) -> Aligned:
     """The tiles of an operand, with exponents that are zero unless it is in blocks."""
     mantissas = _tiled(elements.take(values), rows)
     if grid is not None:
@@ -196,8 +154,7 @@ def _sum(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Σ_k A · B as float32[g, m, n] and the power of two that it is to be multiplied by, int32 of the same
     shape; and the counts for each g as in `_run`."""
-    elements_a = _Elements.of(part.g, part.m, part.k, "a", part.base_a, part.bounds)
-    elements_b = _Elements.of(part.g, part.n, part.k, "b", part.base_b)
+    elements_a, elements_b = Elements.of_operands(part)
     g, m, k = elements_a.address.shape
     n = elements_b.address.shape[1]
     counts = jnp.zeros(g, jnp.int32) if length else jnp.zeros((g, len(CHAINS)), jnp.float32)
@@ -261,7 +218,7 @@ def _add_block(part: Part, length: int, sums, a: Aligned, b: Aligned, macs: jax.
     ]
     of_a, of_b = (jnp.moveaxis(x.exponent.reshape(g, -1, SEGMENTS), 2, 0) for x in (a, b))
     of_a, of_b = of_a[:, :, :, None], of_b[:, :, None]
-    running, factors = running.rebased(jnp.where((of_a == ABSENT) | (of_b == ABSENT), ABSENT, of_a + of_b))
+    running, factors = running.rebased(product_exponents(of_a, of_b))
 
     def add_segment(sums, segment):
         index, a, b, chain, factor = segment
