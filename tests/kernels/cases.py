@@ -73,7 +73,12 @@ CASES = {
 @functools.cache
 def contractions(name):
     """A case's contractions in fprop, dgrad and wgrad: {"fprop": (Contraction, lhs_shape, rhs_shape), …}."""
-    function, (lhs, rhs), kwargs = CASES[name]
+    return passes(*CASES[name])
+
+
+def passes(function, shapes, kwargs):
+    """The contractions of `conv` or `dot`, as `contractions` returns them."""
+    lhs, rhs = shapes
     x, w = jnp.zeros(lhs), jnp.zeros(rhs)
     found = {}
     for which, argument in (("dgrad", 0), ("wgrad", 1)):

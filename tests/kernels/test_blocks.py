@@ -1,26 +1,19 @@
 """Contractions of operands in blocks: every path against the plain-JAX reference, bit by bit, and against
 exact arithmetic."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, COMPILED_QUICKLY, contractions
-from test_native import ISAS
+from blocked import block_quantize, everywhere, exact, normal, problem, reference, wide
+from cases import CASES, contractions
 from tiers import in_tiers
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.plan import make_plan
-from dfpjax.numbers.contraction.reference import (
-    run_plan,
-    run_plan_chain_lengths,
-    run_plan_fixed_chain,
-)
+from dfpjax.numbers.contraction.reference import run_plan_chain_lengths, run_plan_fixed_chain
 from dfpjax.numbers.format.blocks import Blocks
-from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
 
 BLOCKS = Blocks()
 BOTH = (BLOCKS, BLOCKS)
@@ -29,88 +22,12 @@ PASSES = ("fprop", "dgrad", "wgrad")
 QUICK = {("3x3", "fprop"), ("3x3", "wgrad"), ("matmul_tt", "dgrad"), ("7x7_rgb", "wgrad"), ("nchw", "fprop")}
 
 
-def wide(rng, shape):
-    """Values whose blocks differ by many powers of two; some are zero."""
-    x = rng.standard_normal(shape) * np.exp(6 * rng.standard_normal(shape))
-    return np.where(rng.random(shape) < 0.2, 0, x)
-
-
-def normal(rng, shape):
-    return rng.standard_normal(shape)
-
-
-def block_quantize(x, blocks):
-    """Mantissas and exponents by the definition, in NumPy."""
-    outer, rows, columns = blocks.view(x.shape)
-    mantissas = np.zeros((outer, rows, columns), np.int16)
-    exponents = np.zeros(blocks.counts(x.shape), np.int32)
-    values = x.reshape(mantissas.shape)
-    size = blocks.size(x.shape)
-    for index in np.ndindex(exponents.shape):
-        block = (
-            index[0],
-            slice(index[1] * size[0], (index[1] + 1) * size[0]),
-            slice(index[2] * size[1], (index[2] + 1) * size[1]),
-        )
-        mantissas[block], exponents[index] = oracle.quantize(values[block])
-    return mantissas.reshape(x.shape), exponents
-
-
-def dequantized(mantissas, exponents, blocks):
-    _, rows, columns = blocks.view(mantissas.shape)
-    block_rows, block_columns = blocks.size(mantissas.shape)
-    each = np.repeat(np.repeat(exponents, block_rows, 1), block_columns, 2)[:, :rows, :columns]
-    return np.ldexp(mantissas.astype(np.float64), each.reshape(mantissas.shape))
-
-
-def problem(name, which, data, *, blocks=BOTH, lost=False, seed=0):
-    """A plan, its operands, and the values of lhs and rhs in float64."""
-    contraction, *shapes = contractions(name)[which]
-    rng = np.random.default_rng(seed)
-    operands, values = [], []
-    for shape, size in zip(shapes, blocks, strict=True):
-        x = data(rng, shape).astype(np.float32)
-        if size is None:
-            mantissas, exponent = oracle.quantize(x)
-            exponents = np.full((1,) * len(shape), exponent, np.int32)
-            values.append(np.ldexp(mantissas.astype(np.float64), exponent))
-        else:
-            mantissas, exponents = block_quantize(x, size)
-            values.append(dequantized(mantissas, exponents, size))
-            if lost:
-                exponents.reshape(-1)[rng.integers(exponents.size)] = NONFINITE_EXPONENT - 14
-        operands.append((jnp.asarray(mantissas, jnp.int16), jnp.asarray(exponents)))
-    (lhs, lhs_exponent), (rhs, rhs_exponent) = operands
-    plan = make_plan(contraction, *shapes, lhs_exponent.shape, rhs_exponent.shape, blocks)
-    if plan.swapped:
-        return plan, (rhs, lhs, rhs_exponent, lhs_exponent), values
-    return plan, (lhs, rhs, lhs_exponent, rhs_exponent), values
-
-
-@functools.partial(jax.jit, static_argnames="plan")
-def everywhere(*operands, plan):
-    run = functools.partial(kernels.contract, plan, *operands)
-    return [run(isa=isa, threads=threads) for isa in ISAS for threads in (1, 2)]
-
-
-@functools.partial(jax.jit, static_argnames="plan", compiler_options=COMPILED_QUICKLY)
-def reference(*operands, plan):
-    return run_plan(plan, *operands)
-
-
-def exact(name, which, lhs, rhs):
-    contraction, *_ = contractions(name)[which]
-    out = np.zeros(contraction.out_shape)
-    for index, products in oracle.products(contraction, lhs, rhs):
-        out[index] = products.sum(axis=-1)
-    return out
-
-
 @pytest.mark.parametrize("which", PASSES)
 @pytest.mark.parametrize("name", OF_EVERY_KIND)
 def test_values(name, which):
-    plan, operands, (lhs, rhs) = problem(name, which, normal)
-    expected = exact(name, which, lhs, rhs)
+    case = contractions(name)[which]
+    plan, operands, values = problem(case, normal, blocks=BOTH)
+    expected = exact(case[0], *values)
     results = everywhere(*operands, plan=plan)
     assert oracle.relative_error(results[0], expected) < 1.5e-4
     for result in results[1:]:
@@ -123,7 +40,7 @@ def test_values(name, which):
 )
 def test_every_path_has_the_bits_of_the_reference(name, which):
     for lost in (False, True):
-        plan, operands, _ = problem(name, which, wide, lost=lost)
+        plan, operands, _ = problem(contractions(name)[which], wide, blocks=BOTH, lost=lost)
         expected = np.asarray(reference(*operands, plan=plan))
         assert np.isnan(expected).any() == lost
         for result in everywhere(*operands, plan=plan):
@@ -140,14 +57,15 @@ def test_every_path_has_the_bits_of_the_reference(name, which):
     ],
 )
 def test_blocks_of_any_size(blocks):
-    plan, operands, (lhs, rhs) = problem("3x3_deep", "fprop", normal, blocks=blocks)
+    case = contractions("3x3_deep")["fprop"]
+    plan, operands, values = problem(case, normal, blocks=blocks)
     results = everywhere(*operands, plan=plan)
-    assert oracle.relative_error(results[0], exact("3x3_deep", "fprop", lhs, rhs)) < 2e-4
+    assert oracle.relative_error(results[0], exact(case[0], *values)) < 2e-4
     np.testing.assert_array_equal(results[0], reference(*operands, plan=plan))
 
 
 def test_counts_and_fixed_chains():
-    plan, operands, _ = problem("3x3_deep", "dgrad", wide)
+    plan, operands, _ = problem(contractions("3x3_deep")["dgrad"], wide, blocks=BOTH)
 
     @jax.jit
     def run(*operands):
