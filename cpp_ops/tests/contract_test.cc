@@ -192,7 +192,6 @@ void check(const Case& t, Data kind, int32_t exponent, std::mt19937* random, int
 Case in_blocks(Case t, int64_t columns_a, int64_t columns_b, bool dithered, uint32_t spread) {
   t.name += " in blocks of rows of " + std::to_string(columns_a) + " and " +
             std::to_string(columns_b) + ", spread " + std::to_string(spread);
-  for (PartCode& p : t.parts) p.mode = 0;
   t.grids = {{columns_a * 9, columns_a, 4, 32, dithered}, {columns_b * 40, columns_b, 8, 16, true}};
   const auto blocks = [](const Grid& grid, int64_t size) {
     return (size + grid.outer - 1) / grid.outer * grid.block_row_count() *

@@ -1,7 +1,6 @@
 #include "tests/reference.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -102,29 +101,79 @@ float scale(float total, int64_t e) {
       std::ldexp(static_cast<double>(total), static_cast<int>(std::clamp<int64_t>(e, -400, 400))));
 }
 
-void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
-               ReferenceCounts* counts) {
-  Matrix a(p.M, std::vector<int32_t>(p.K)), b(p.N, std::vector<int32_t>(p.K));
-  Matrix ea(p.M, std::vector<int32_t>(p.K, kNothing)), eb(p.N, std::vector<int32_t>(p.K, kNothing));
+// The operands for one g: mantissas, and exponents if they are in blocks.
+struct Group {
+  Matrix a, b, ea, eb;
+};
+
+Group gathered(const Part& p, const Operands& x, int64_t g) {
+  const std::vector<int32_t> zeros(p.K), nothing(p.K, kNothing);
+  Group group{Matrix(p.M, zeros), Matrix(p.N, zeros), Matrix(p.M, nothing), Matrix(p.N, nothing)};
   for (int64_t k = 0; k < p.K; ++k) {
     Position at = start(p, g);
     at.add(p.k, k);
     for (int64_t m = 0; m < p.M; ++m) {
       Position row = at;
       row.add(p.m, m);
-      element_a(p, x, row, &a[m][k], &ea[m][k]);
+      element_a(p, x, row, &group.a[m][k], &group.ea[m][k]);
     }
     for (int64_t n = 0; n < p.N; ++n) {
       Position column = at;
       column.add(p.n, n);
-      b[n][k] = x.b[column.b];
-      if (p.in_blocks) eb[n][k] = exponent_at(p.grid_b, x.eb, column.b);
+      group.b[n][k] = x.b[column.b];
+      if (p.in_blocks) group.eb[n][k] = exponent_at(p.grid_b, x.eb, column.b);
     }
   }
+  return group;
+}
+
+// Writes an output, the sum of its splits.
+void store(const Part& p, const Operands& x, int64_t g, int64_t m, int64_t n,
+           const std::vector<RunningSum>& splits) {
+  Position at = start(p, g);
+  at.add(p.m, m);
+  at.add(p.n, n);
+  const RunningSum sum = combined(splits);
+  const int64_t exponent = p.in_blocks ? sum.exponent() : int64_t{x.ea[at.ea]} + x.eb[at.eb];
+  x.c[at.c] = std::isnan(sum.total) ? sum.total : scale(sum.total, exponent);
+}
+
+// Depthwise, operands in blocks: each product has units of its own.
+void run_products(const Part& p, const Operands& x, int64_t g, ReferenceCounts* counts) {
+  const Group group = gathered(p, x, g);
+  const std::vector<int32_t>&b = group.b[0], &eb = group.eb[0];
+  for (int64_t m = 0; m < p.M; ++m) {
+    const std::vector<int32_t>&a = group.a[m], &ea = group.ea[m];
+    std::vector<RunningSum> splits;
+    for (int64_t k0 = 0; k0 < p.K; k0 += kBlock) {
+      if (k0 % (p.blocks_per_split * kBlock) == 0) splits.emplace_back();
+      RunningSum& running = splits.back();
+      std::vector<int32_t> exponents;
+      bool lost = false;
+      for (int64_t k = k0; k < std::min(k0 + kBlock, p.K); ++k) {
+        exponents.push_back(product_exponent(ea[k], eb[k]));
+        lost = lost || is_lost(ea[k]) || is_lost(eb[k]);
+      }
+      const std::vector<float> factors = running.factors(exponents);
+      for (size_t i = 0; i < factors.size(); ++i) {
+        const int64_t k = k0 + static_cast<int64_t>(i);
+        running.total += factors[i] * static_cast<float>(a[k] * b[k]);
+      }
+      if (lost) running.total = std::numeric_limits<float>::quiet_NaN();
+    }
+    store(p, x, g, m, 0, splits);
+  }
+  counts->lengths.back() += p.M * p.K;
+}
+
+void run_cells(const Part& p, const Operands& x, int64_t g, int fixed_chain,
+               ReferenceCounts* counts) {
+  Group group = gathered(p, x, g);
+  Matrix &a = group.a, &b = group.b;
   AlignedRows rows, columns;
   if (p.in_blocks) {
-    rows = align_rows(&a, ea, false, p.grid_a.dithered);
-    columns = align_rows(&b, eb, true, p.grid_b.dithered);
+    rows = align_rows(&a, group.ea, false, p.grid_a.dithered);
+    columns = align_rows(&b, group.eb, true, p.grid_b.dithered);
   }
   const int64_t panel = p.in_blocks ? kBlocksPanelColumns : kPanelColumns;
   // The stretches of a block have chain lengths of their own.
@@ -153,10 +202,14 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
           for (int64_t m = m0; m < m1; ++m)
             for (int64_t n = n0; n < n1; ++n) {
               RunningSum& running = sums[(m - m0) * (n1 - n0) + n - n0];
-              std::array<float, kSegments> factors{1};
-              if (p.in_blocks)
-                factors = running.factors(&rows.exponents[m][block * kSegments],
-                                          &columns.exponents[n][block * kSegments]);
+              std::vector<float> factors{1};
+              if (p.in_blocks) {
+                std::vector<int32_t> exponents;
+                for (int64_t s = block * kSegments; s < (block + 1) * kSegments; ++s)
+                  exponents.push_back(
+                      product_exponent(rows.exponents[m][s], columns.exponents[n][s]));
+                factors = running.factors(exponents);
+              }
               float cell = in_lanes ? running.total : 0;
               for (size_t t = 0; t < chains.size(); ++t) {
                 const int64_t t0 = k0 + static_cast<int64_t>(t) * stretch;
@@ -177,15 +230,9 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
       }
       for (int64_t m = m0; m < m1; ++m)
         for (int64_t n = n0; n < n1; ++n) {
-          Position at = start(p, g);
-          at.add(p.m, m);
-          at.add(p.n, n);
           std::vector<RunningSum> parts;
           for (const auto& sums : splits) parts.push_back(sums[(m - m0) * (n1 - n0) + n - n0]);
-          const RunningSum sum = combined(parts);
-          const int64_t exponent =
-              p.in_blocks ? sum.exponent() : int64_t{x.ea[at.ea]} + x.eb[at.eb];
-          x.c[at.c] = std::isnan(sum.total) ? sum.total : scale(sum.total, exponent);
+          store(p, x, g, m, n, parts);
         }
     }
 }
@@ -195,7 +242,11 @@ void run_group(const Part& p, const Operands& x, int64_t g, int fixed_chain,
 ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& operands, int chain) {
   ReferenceCounts counts;
   for (const Part& p : parts)
-    for (int64_t g = 0; g < p.G; ++g) run_group(p, operands, g, chain, &counts);
+    for (int64_t g = 0; g < p.G; ++g)
+      if (p.mode == Mode::kLanes && p.in_blocks && chain == 0)
+        run_products(p, operands, g, &counts);
+      else
+        run_cells(p, operands, g, chain, &counts);
   return counts;
 }
 

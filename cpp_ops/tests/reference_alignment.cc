@@ -31,6 +31,10 @@ int32_t shifted(int32_t mantissa, int64_t shift, bool dithered, bool panels, int
 
 }  // namespace
 
+bool is_lost(int32_t exponent) { return exponent >= kNaN; }
+
+bool is_absent(int32_t exponent) { return exponent <= kOfZeros || is_lost(exponent); }
+
 AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, bool dithered) {
   const auto rows = static_cast<int64_t>(mantissas->size());
   const int64_t size = rows == 0 ? 0 : static_cast<int64_t>(exponents[0].size());
@@ -45,39 +49,30 @@ AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, 
       int32_t largest = kNothing;
       for (int64_t r = r0; r < r1; ++r)
         for (int64_t k = k0; k < k1; ++k)
-          if (exponents[r][k] >= kNaN)
+          if (is_lost(exponents[r][k]))
             result.lost[r][k0 / kBlock] = true;
-          else if (exponents[r][k] > kOfZeros)
+          else if (!is_absent(exponents[r][k]))
             largest = std::max(largest, exponents[r][k]);
       for (int64_t r = r0; r < r1; ++r) {
         result.exponents[r][k0 / kSegment] = largest;
         for (int64_t k = k0; k < k1; ++k) {
           const int32_t e = exponents[r][k];
-          const bool absent = e <= kOfZeros || e >= kNaN;
           int32_t& m = (*mantissas)[r][k];
-          m = absent ? 0 : shifted(m, int64_t{largest} - e, dithered, panels, r, k);
+          m = is_absent(e) ? 0 : shifted(m, int64_t{largest} - e, dithered, panels, r, k);
         }
       }
     }
   return result;
 }
 
-std::array<float, kSegments> RunningSum::factors(const int32_t* exponents_a,
-                                                 const int32_t* exponents_b) {
-  std::array<int64_t, kSegments> exponents{};
-  std::array<float, kSegments> result{};
-  int64_t top = 0;
-  bool any = false;
-  const auto absent = [&](int s) {
-    return exponents_a[s] == kNothing || exponents_b[s] == kNothing;
-  };
-  for (int s = 0; s < kSegments; ++s) {
-    if (absent(s)) continue;
-    exponents[s] = int64_t{exponents_a[s]} + exponents_b[s];
-    top = any ? std::max(top, exponents[s]) : exponents[s];
-    any = true;
-  }
-  if (!any) return result;
+int32_t product_exponent(int32_t a, int32_t b) {
+  return is_absent(a) || is_absent(b) ? kNothing : a + b;
+}
+
+std::vector<float> RunningSum::factors(const std::vector<int32_t>& exponents) {
+  std::vector<float> result(exponents.size());
+  const int32_t top = *std::max_element(exponents.begin(), exponents.end());
+  if (top == kNothing) return result;
   if (empty) {
     base = top;
     empty = false;
@@ -86,9 +81,10 @@ std::array<float, kSegments> RunningSum::factors(const int32_t* exponents_a,
     total = above > 100 ? 0 * total : std::ldexp(total, static_cast<int>(-above));
     base = top;
   }
-  for (int s = 0; s < kSegments; ++s) {
-    const int64_t above = exponents[s] - base;
-    if (!absent(s) && above >= -100) result[s] = std::ldexp(1.0f, static_cast<int>(above));
+  for (size_t i = 0; i < exponents.size(); ++i) {
+    const int64_t above = exponents[i] - base;
+    if (exponents[i] != kNothing && above >= -100)
+      result[i] = std::ldexp(1.0f, static_cast<int>(above));
   }
   return result;
 }

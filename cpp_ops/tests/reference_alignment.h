@@ -3,7 +3,6 @@
 #ifndef DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
 #define DFPJAX_TESTS_REFERENCE_ALIGNMENT_H_
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -16,6 +15,9 @@ using Matrix = std::vector<std::vector<int32_t>>;
 
 inline constexpr int32_t kNothing = -(1 << 20);  // the exponent of padding
 
+bool is_lost(int32_t exponent);    // the element is not finite
+bool is_absent(int32_t exponent);  // the element takes no part
+
 struct AlignedRows {
   Matrix exponents;                     // [rows][segments], the same for all rows of a panel
   std::vector<std::vector<bool>> lost;  // [rows][blocks]: an element is not finite
@@ -25,14 +27,16 @@ struct AlignedRows {
 // together.
 AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, bool dithered);
 
+// The exponent of a product, kNothing if a factor has none.
+int32_t product_exponent(int32_t a, int32_t b);
+
 struct RunningSum {
   float total = 0;
   int64_t base = 0;
   bool empty = true;
 
-  // Sets or raises the base for a cell whose segments have these exponents. Returns what to
-  // multiply the sums of each segment by.
-  std::array<float, kSegments> factors(const int32_t* exponents_a, const int32_t* exponents_b);
+  // Sets or raises the base for terms with these exponents. Returns what to multiply each by.
+  std::vector<float> factors(const std::vector<int32_t>& exponents);
   int64_t exponent() const { return empty ? 0 : base; }
 };
 

@@ -88,7 +88,7 @@ void put_grids(Bytes* in, bool in_blocks, std::vector<int64_t>* code) {
 void put_part(Bytes* in, bool in_blocks, int64_t* base_c, bool* disjoint,
               std::vector<int64_t>* code) {
   constexpr int64_t kExtents[] = {1, 2, 3, 4, 5, 6, 7, 13, 16, 17, 32, 64, 65, 100, 256, 300, 0};
-  const bool lanes = in->one_in(4) && !in_blocks;
+  const bool lanes = in->one_in(4);
   std::vector<Dim> g(static_cast<size_t>(lanes ? in->between(1, 2) : in->below(3)));
   std::vector<Dim> m(static_cast<size_t>(in->below(3))), n(static_cast<size_t>(in->below(3)));
   std::vector<Dim> k(static_cast<size_t>(in->below(4)));
