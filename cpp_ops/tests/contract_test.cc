@@ -532,6 +532,13 @@ void run_test(bool quick) {
                               i % 4 < 2 ? 5 : 60));
   }
 
+  // Depthwise: columns that are the lanes, a row of pixels, or neither; the last raises units.
+  for (const Conv& v : {Conv{2, 6, 5, 70, 70, 3, 2, 1, 1}, Conv{1, 22, 21, 12, 12, 20, 1, 9, 1}})
+    for (int64_t columns : {v.in, v.in * v.width, int64_t{37}}) {
+      cases.push_back(in_blocks(depthwise(v, 1), columns, v.in, columns % 2 == 0, 60));
+      cases.push_back(in_blocks(depthwise(v, 2), columns, 37, columns % 2 == 0, 300));
+    }
+
   if (quick) {  // every way to cut a part, on each path
     for (size_t i = 0; i < cases.size(); i += 3)
       check(cases[i], kAllData[i / 3 % std::size(kAllData)], 3, &random);
@@ -550,12 +557,13 @@ void run_test(bool quick) {
   for (int64_t k : {0, 8})
     check(dot(1, 70000, 64, k, false, false, false, 1), Data::kMedium, 3, &random);
   // Scales outside of the range of normal numbers, or of all float32 numbers.
-  for (int32_t e : {-150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
+  for (int32_t e : {-190, -150, -130, -120, -110, 60, 90, 120, 300, 1 << 20})
     for (const Case& t :
          {dot(1, 9, 20, 300, false, false, false, 1), dot(1, 9, 20, 300, false, false, false, 2),
           dot(1, 9, 20, 0, false, false, false, 1), depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1),
           with_exponents(dot(1, 14, 70, 300, false, false, false, 1)),
-          with_lane_exponents(depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1))})
+          with_lane_exponents(depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1)),
+          in_blocks(depthwise({2, 6, 5, 20, 20, 3, 1, 1, 1}, 1), 20, 20, false, 60)})
       check(t, Data::kSmall, e, &random);
 }
 

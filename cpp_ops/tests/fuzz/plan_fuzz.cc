@@ -203,7 +203,9 @@ void run(Bytes* in, const std::vector<Part>& parts, const BufferSizes& sizes, bo
     }
   };
   const int64_t spread = in->one_in(4) ? 300 : 20;
+  const bool special = in->one_in(4);  // a few numbers are zero or not finite
   const std::function<int32_t()> exponent = [&]() -> int32_t {
+    if (special && random() % 20 == 0) return random() % 4 == 0 ? 1 << 20 : -163;
     return static_cast<int32_t>(random() % static_cast<uint32_t>(spread)) - 20;
   };
   const auto a = buffer(sizes.a, mantissa), b = buffer(sizes.b, mantissa);
@@ -259,7 +261,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     put_grids(&in, in_blocks, &code);
     code.push_back(parts);
     for (int64_t i = 0; i < parts; ++i) put_part(&in, in_blocks, &outputs, &disjoint, &code);
-    if (in.one_in(30)) code[static_cast<size_t>(in.below(200)) % code.size()] = in.number();
+    if (in.one_in(30)) {
+      code[static_cast<size_t>(in.below(200)) % code.size()] = in.number();
+      disjoint = false;  // it may be a stride of the outputs
+    }
   }
   if (outputs > kMostElements) return 0;
   BufferSizes sizes{kMostElements, kMostElements, outputs, kMostElements, kMostElements};
