@@ -192,7 +192,6 @@ std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs
     if (w.size < 1 || w.size > std::numeric_limits<int32_t>::max() / 2)
       return "plan: a window has a size out of range";
   if (p.in_blocks) {
-    if (p.mode == Mode::kLanes) return "plan: lanes have no blocks";
     for (const auto* dims : {&p.g, &p.m, &p.n})
       for (const Dim& d : *dims)
         if (d.exp_a != 0 || d.exp_b != 0) return "plan: a dimension strides over blocks' exponents";

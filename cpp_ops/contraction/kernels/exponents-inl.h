@@ -53,3 +53,24 @@ int32_t align_points(const int32_t* from, int k, int32_t* common, int8_t* shifts
   }
   return largest;
 }
+
+void add_exponent(int32_t other, int count, int32_t* sums, int32_t* most) {
+  for (int i = 0; i < count; ++i) {
+    sums[i] += other;
+    most[i] = larger(most[i], sums[i]);
+  }
+}
+
+void add_exponents(const int32_t* other, int count, int32_t* sums) {
+  for (int i = 0; i < count; ++i) sums[i] += other[i];
+}
+
+void scales_of(const int32_t* bases, bool shared, const int32_t* exponents, int count,
+               float* scales) {
+  const int32_t of_all = *bases;
+  for (int i = 0; i < count; ++i) {
+    const int32_t above = exponents[i] - (shared ? of_all : bases[i]);
+    const int32_t bits = above < -kMostBelow ? 0 : (above + 127) << 23;
+    __builtin_memcpy(scales + i, &bits, sizeof bits);
+  }
+}

@@ -48,6 +48,51 @@ void lanes(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k, i
   }
 }
 
+// Updates the sums of NV vectors of lanes by products that are scaled one by one.
+template <class S, int NV>
+inline __attribute__((always_inline)) void scaled_lane_vectors(const ScaledLanes& args, int lane) {
+  using F = typename S::F;
+  F sum[NV];
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j) {
+    const float* from = args.sums + lane + j * S::kLanes;
+    sum[j] = args.first ? S::broadcast_float(0)
+                        : S::mul_float(S::load_float(from), S::broadcast_float(args.before));
+  }
+  const float* scale = args.scales;
+  for (int i = 0; i < args.k; ++i, scale += args.scale_step) {
+    const int16_t *a = args.a[i] + lane, *b = args.b[i] + lane;
+    const F factor = S::broadcast_float(*scale);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) {
+      const int at = j * S::kLanes;
+      const typename S::I product = S::pair_dot(S::low_halves(a + at), S::low_halves(b + at));
+      S::fma_float(sum[j], S::to_float(product), factor);  // rounds once: scaling is exact
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < NV; ++j)
+    S::store_float(args.sums + lane + j * S::kLanes,
+                   S::mul_float(sum[j], S::broadcast_float(args.after)));
+}
+
+template <class S>
+void scaled_lanes(const ScaledLanes& args) {
+  int lane = args.lane;
+  for (; lane + 4 * S::kLanes <= args.end; lane += 4 * S::kLanes)
+    scaled_lane_vectors<S, 4>(args, lane);
+  for (; lane + 2 * S::kLanes <= args.end; lane += 2 * S::kLanes)
+    scaled_lane_vectors<S, 2>(args, lane);
+  for (; lane + S::kLanes <= args.end; lane += S::kLanes) scaled_lane_vectors<S, 1>(args, lane);
+  for (; lane < args.end; ++lane) {
+    float sum = args.first ? 0 : args.sums[lane] * args.before;
+    for (int i = 0; i < args.k; ++i)
+      sum +=
+          static_cast<float>(args.a[i][lane] * args.b[i][lane]) * args.scales[i * args.scale_step];
+    args.sums[lane] = sum * args.after;
+  }
+}
+
 template <class S, bool kScaled>
 inline __attribute__((always_inline)) void combine_parts(const float* partial, int64_t stride,
                                                          int64_t parts, int64_t count,

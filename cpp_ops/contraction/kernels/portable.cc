@@ -44,6 +44,10 @@ struct Portable {
                                   static_cast<uint32_t>(high(a.v[i]) * high(b.v[i])));
     });
   }
+  // Words with p[i] in the low half and zero in the high half.
+  static I low_halves(const int16_t* p) {
+    return map([p](int i) { return static_cast<int32_t>(static_cast<uint16_t>(p[i])); });
+  }
   // Replaces INT32_MIN by INT32_MAX.
   static I lowest_to_largest(I x) {
     return map([&](int i) { return x.v[i] == INT32_MIN ? INT32_MAX : x.v[i]; });

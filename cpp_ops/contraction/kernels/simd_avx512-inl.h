@@ -28,6 +28,10 @@ struct Avx512 {
   }
   static void dot(I& sum, I a, I b) { Dot::add(sum, a, b); }
   static I pair_dot(I a, I b) { return _mm512_madd_epi16(a, b); }
+  // Words with p[i] in the low half and zero in the high half.
+  static I low_halves(const int16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   // Replaces INT32_MIN by INT32_MAX.
   static I lowest_to_largest(I x) {

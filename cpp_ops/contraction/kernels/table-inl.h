@@ -33,6 +33,10 @@ constexpr ContractionKernels make_table() {
           shifts_to,
           lanes<S, false>,
           lanes<S, true>,
+          scaled_lanes<S>,
+          add_exponent,
+          add_exponents,
+          scales_of,
           combine<S>,
           peak_dot<S>,
           peak_fma<S>};

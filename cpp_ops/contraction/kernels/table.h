@@ -91,6 +91,17 @@ struct RunPlace {
   int32_t row, column, column_block;
 };
 
+// Lanes of operands in blocks. Each product has a scale, which the lanes share.
+struct ScaledLanes {
+  const int16_t *const *a, *const *b;  // a pointer for each k, none of them null
+  const float* scales;                 // that of k is at k * scale_step
+  int64_t scale_step;
+  int k, lane, end;     // lanes [lane, end)
+  bool first;           // start from zero, otherwise from sums * before
+  float before, after;  // powers of two; the results are multiplied by `after`
+  float* sums;          // of all lanes
+};
+
 struct ContractionKernels {
   void (*cell)(const CellArgs& args);
   // Returns false if it did not finish the results because a base is out of a float32's range.
@@ -160,6 +171,15 @@ struct ContractionKernels {
   // The same, but `b` may contain kLowestPair.
   void (*lanes_of_any)(const int16_t* const* a, const int32_t* b, int64_t b_stride, int k,
                        int lanes, bool first, float* sums);
+  // Adds products in ascending order of k, each multiplied by its scale, exactly.
+  void (*scaled_lanes)(const ScaledLanes& args);
+  // sums[i] += other (or other[i]); raises most[i].
+  void (*add_exponent)(int32_t other, int count, int32_t* sums, int32_t* most);
+  void (*add_exponents)(const int32_t* other, int count, int32_t* sums);
+  // The scales of products: 2^(exponents[i] - bases[i]), or 0 if this is more than kMostBelow
+  // below. There is only one base if `shared`.
+  void (*scales_of)(const int32_t* bases, bool shared, const int32_t* exponents, int count,
+                    float* scales);
   // out[i] = scale * ((f0 * p0[i] + f1 * p1[i]) + ...); the partial sums p0, p1, ... are `stride`
   // apart. The factors are powers of two; null stands for ones.
   void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count,
