@@ -54,7 +54,7 @@ def test_dfp16_weights_have_half_the_size_and_the_values_that_operations_read(va
     for name, layer in loaded["params"].items():
         kernel = variables["params"][name]["kernel"]
         np.testing.assert_allclose(layer["kernel"], kernel, rtol=0, atol=np.abs(kernel).max() * 2**-15)
-        once, twice = dfpjax.quantize(kernel), dfpjax.quantize(layer["kernel"])
+        once, twice = (dfpjax.quantize(x, blocks=dfpjax.Blocks()) for x in (kernel, layer["kernel"]))
         np.testing.assert_array_equal(twice.mantissa, once.mantissa)
         np.testing.assert_array_equal(layer["bias"], variables["params"][name]["bias"])
     jax.tree.map(np.testing.assert_array_equal, loaded["batch_stats"], variables["batch_stats"])

@@ -2,10 +2,10 @@
 
 Blocks follow the tensor's memory layout. A tensor is seen as [outer, rows, columns]: `outer` is its first
 axis, `columns` are its last axes, as many as it takes to have the columns of a block, and `rows` is what lies
-between. A block is a piece of `Blocks.rows` rows and `Blocks.columns` columns of one outer index. Where
-columns are several axes, it has all of them, so that every block begins with an element of the innermost axis
-(with images, a pixel). No block crosses the first axis or an axis that vmap added, and blocks depend on the
-tensor's shape alone.
+between. Last axes of extent 1 do not count. A block is a piece of `Blocks.rows` rows and `Blocks.columns`
+columns of one outer index. Where columns are several axes, it has all of them, so that every block begins
+with an element of the innermost axis (with images, a pixel). No block crosses the first axis or an axis that
+vmap added, and blocks depend on the tensor's shape alone.
 """
 
 import functools
@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 MOST_ROWS = 256
 PIXELS = 8
-"""Rows of a block by default, where a tensor has four axes or more."""
+"""Rows of a block by default in tensors of four axes or more."""
 LEAST_COLUMNS, MOST_COLUMNS = 16, 256
 
 
@@ -34,8 +34,8 @@ class Blocks:
 
     rows: int | None = None
     """Rows of a block: a power of two from 1 to 256. None stands for 8 in tensors of four axes or more, whose
-    rows are pixels and mostly like their neighbours, and for 1 in others. There rows are tokens, time steps or
-    examples, and a large one must not take precision from others."""
+    rows are pixels and mostly like their neighbours, and for 1 in others. There rows are tokens, time steps
+    or examples, and a large one must not take precision from others."""
 
     columns: int = 32
     """Columns of a block: a power of two from 16 to 256. Where columns are several axes, a block has all."""
@@ -53,6 +53,7 @@ class Blocks:
 
     def view(self, shape: Shape) -> tuple[int, int, int]:
         """A tensor of this shape as (outer, rows, columns). A tensor of one axis is one row."""
+        shape = _without_last_ones(shape)
         if len(shape) < 2:
             return 1, 1, math.prod(shape)
         first = self._first_of_columns(shape)
@@ -60,6 +61,7 @@ class Blocks:
 
     def size(self, shape: Shape) -> tuple[int, int]:
         """The rows and columns of a complete block of a tensor of this shape."""
+        shape = _without_last_ones(shape)
         rows = (PIXELS if len(shape) > 3 else 1) if self.rows is None else self.rows
         if len(shape) < 2:
             return rows, self.columns
@@ -80,6 +82,12 @@ class Blocks:
         while first > 1 and math.prod(shape[first:]) < self.columns:
             first -= 1
         return first
+
+
+def _without_last_ones(shape: Shape) -> Shape:
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def tiled(x: jax.Array, blocks: Blocks, mapped: int = 0) -> jax.Array:
