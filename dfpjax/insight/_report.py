@@ -69,7 +69,7 @@ class OpRecord:
 
     granularity: tuple[Granularity, Granularity] | None = None
     """Which numbers share an exponent in its left and in its right operand, as in `OpConfig`; None if it is
-    computed in float32. The table shows it beside the dtype, unless it is `"tensor"` for both."""
+    computed in float32. The table shows it beside the dtype, unless it is `"block"` for both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def _row(op: OpRecord) -> tuple[str, ...]:
 def _dtype(op: OpRecord) -> str:
     """The dtype, and the granularity of the operands if it is not the default: one if they agree."""
     names = dict.fromkeys(op.granularity or ())
-    return op.dtype if [*names] in ([], ["tensor"]) else f"{op.dtype} {'/'.join(names)}"
+    return op.dtype if [*names] in ([], ["block"]) else f"{op.dtype} {'/'.join(names)}"
 
 
 def _label(op: OpRecord) -> str:

@@ -78,13 +78,12 @@ class OpConfig:
     rounding: str | PerRole = "nearest"
     """`"nearest"` (ties to even), `"stochastic"`, `"biased"` or `"truncate"`."""
 
-    granularity: str | PerRole = "tensor"
-    """`"tensor"`: one exponent. `"channel"`: one exponent for each slice along the axes that the operand
-    shares with the result and that no window slides over: the output channels of a kernel, the examples of
-    an input, the free and batch axes of a dot's operand. `"block"`: one exponent for each block of the
-    tensor's memory layout. It is the most exact, and best for layouts with the channels last: depthwise
-    convolutions, and convolutions over the last axis (NCHW), are many times slower with it. `"block"`
-    excludes `"channel"` for another role."""
+    granularity: str | PerRole = "block"
+    """`"block"`: one exponent for each block of the tensor's memory layout, which is the most exact.
+    `"tensor"`: one exponent, as in the paper. `"channel"`: one exponent for each slice along the axes that
+    the operand shares with the result and that no window slides over: the output channels of a kernel, the
+    examples of an input, the free and batch axes of a dot's operand. `"channel"` and `"block"` exclude each
+    other."""
 
     blocks: Blocks | PerRole = Blocks()  # noqa: RUF009 (frozen)
     """The size of blocks. It counts only where the granularity is `"block"`."""

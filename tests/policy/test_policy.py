@@ -13,7 +13,7 @@ def operation(name="", operands=(None, None), primitive="dot_general", derived=F
 
 def test_config_gives_quantizers():
     quantizers = OpConfig(bits=12, rounding="truncate").quantizers()
-    expected = Quantizer(bits=12, rounding="truncate")
+    expected = Quantizer(bits=12, rounding="truncate", granularity="block")
     assert (quantizers.lhs, quantizers.rhs, quantizers.cotangent) == (expected, expected, expected)
 
 
