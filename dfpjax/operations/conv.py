@@ -10,7 +10,7 @@ from dfpjax import _checks
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
 from dfpjax.numbers.contraction.contraction import Contraction, Window
-from dfpjax.numbers.format.explicit import reshaped, split_axis
+from dfpjax.numbers.format.explicit import permuted, permuted_sharding, reshaped, split_axis
 from dfpjax.operations.dot import Problem, _require_float32, contract, result_type
 from dfpjax.operations.primitives import Backend
 
@@ -65,6 +65,7 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         batch_group_count=batch_group_count,
         out_sharding=out_sharding,
+        quantizers=quantizers,
     )
     return contract(problem, quantizers, accumulation, backend, witness)
 
@@ -81,9 +82,14 @@ def conv_problem(
     feature_group_count: int = 1,
     batch_group_count: int = 1,
     out_sharding: NamedSharding | PartitionSpec | None = None,
+    quantizers: Quantizers = Quantizers(),  # noqa: B008 (frozen)
 ) -> Problem:
-    """The contraction that a `conv_general_dilated` is, and its operands."""
+    """The contraction that a `conv_general_dilated` is, and its operands.
+
+    If a quantizer has blocks, its operands and result are channels-last.
+    """
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)
+    _checks.instance("conv_general_dilated", "quantizers", quantizers, Quantizers, "a Quantizers")
     spatial = lhs.ndim - 2
 
     def extents(name, value):
@@ -146,9 +152,14 @@ def conv_problem(
     rhs_labels = _labels(numbers.rhs_spec, out_feature, in_feature, [w.rhs for w in windows])
     out_labels = _labels(numbers.out_spec, batch, out_feature, [w.out for w in windows])
 
+    lhs_axes, rhs_axes, out_axes = _orders(numbers, channels_last=quantizers.have_blocks)
+    lhs, lhs_labels = lax.transpose(lhs, lhs_axes), permuted(lhs_labels, lhs_axes)
+    rhs, rhs_labels = lax.transpose(rhs, rhs_axes), permuted(rhs_labels, rhs_axes)
+    out_shape, out_labels = permuted(out.shape, out_axes), permuted(out_labels, out_axes)
+    sharding = permuted_sharding(out.sharding, out_axes)
+
     # Groups are a batch axis: split it off the axes that contain it.
     groups = max(feature_group_count, batch_group_count)
-    out_shape, sharding = out.shape, out.sharding
     if groups > 1:
         held = in_feature if feature_group_count > 1 else batch
         lhs, lhs_labels = _split(lhs, lhs_labels, held, group, groups)
@@ -158,7 +169,29 @@ def conv_problem(
     contraction = Contraction(
         lhs=lhs_labels, rhs=rhs_labels, out=out_labels, out_shape=out_shape, windows=windows
     )
-    return Problem("conv_general_dilated", lhs, rhs, contraction, sharding, out)
+    return Problem("conv_general_dilated", lhs, rhs, contraction, sharding, out, out_axes)
+
+
+def _orders(numbers: lax.ConvDimensionNumbers, *, channels_last: bool) -> list[tuple[int, ...]]:
+    """The axes of lhs, of rhs and of the result in the contraction's order.
+
+    With `channels_last`, activations whose last axis is windowed become N…C, and a kernel whose windowed axes
+    are not the outermost becomes …IO. No window then slides along the columns of blocks.
+    """
+    ndim = len(numbers.out_spec)
+    spatial = range(2, ndim)
+    batch, feature = numbers.lhs_spec[:2]
+    # Indices in the specs of lhs, rhs and out.
+    if batch < feature:
+        orders = (0, *spatial, 1), (*spatial, 1, 0), (0, *spatial, 1)
+    else:  # JAX's wgrad: lhs and rhs are activations whose batch is contracted, the result is the kernel's
+        orders = (1, *spatial, 0), (1, *spatial, 0), (*spatial, 0, 1)
+    return [
+        permuted(spec, order)
+        if channels_last and max(spec[2:], default=0) > order.index(ndim - 1)  # windowed axes lie further in
+        else tuple(range(ndim))
+        for spec, order in zip(numbers, orders, strict=True)
+    ]
 
 
 def _labels(spec: Sequence[int], first: int, second: int, spatial: Sequence[int]) -> tuple[int, ...]:

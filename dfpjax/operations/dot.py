@@ -14,7 +14,7 @@ from dfpjax import _checks
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, pre_shifted
 from dfpjax.numbers.contraction.contraction import Contraction
-from dfpjax.numbers.format.explicit import reshaped
+from dfpjax.numbers.format.explicit import permuted, permuted_sharding, reshaped
 from dfpjax.operations import primitives
 from dfpjax.operations.exponents import blocks_of, quantize_operand
 from dfpjax.operations.primitives import Backend
@@ -68,6 +68,19 @@ class Problem(NamedTuple):
     """The sharding of the contraction's result."""
     out: jax.core.ShapedArray
     """The result's type in JAX; the contraction's result may have more axes."""
+    axes: tuple[int, ...]
+    """The result's axes in the contraction's order."""
+
+    def result(self, contracted: jax.Array) -> jax.Array:
+        """The operation's result, given the contraction's."""
+        sharding = permuted_sharding(self.out.sharding, self.axes)
+        merged = reshaped(contracted, permuted(self.out.shape, self.axes), sharding)
+        return jax.lax.transpose(merged, tuple(map(self.axes.index, range(merged.ndim))))
+
+    def cotangent(self, of_result: jax.Array) -> jax.Array:
+        """The cotangent of the contraction's result, given that of the operation's."""
+        of_result = jax.lax.transpose(of_result, self.axes)
+        return reshaped(of_result, self.contraction.out_shape, self.sharding)
 
 
 def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, out_sharding=None) -> Problem:
@@ -80,7 +93,7 @@ def dot_problem(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers, out_shardi
 
     out = result_type(multiply, lhs, rhs, out_sharding)
     contraction = dot_contraction(lhs.ndim, rhs.ndim, dimension_numbers, out.shape)
-    return Problem("dot_general", lhs, rhs, contraction, out.sharding, out)
+    return Problem("dot_general", lhs, rhs, contraction, out.sharding, out, tuple(range(out.ndim)))
 
 
 def _dimension_numbers(numbers):
@@ -129,7 +142,7 @@ def contract(
 ) -> jax.Array:
     """Quantize both operands and contract them. A witness has any shape and belongs to lhs."""
     operands, params = quantized(problem, quantizers, accumulation, backend, witness)
-    return reshaped(primitives.contract(*operands, **params), problem.out.shape, problem.out.sharding)
+    return problem.result(primitives.contract(*operands, **params))
 
 
 def quantized(

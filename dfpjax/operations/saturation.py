@@ -7,7 +7,7 @@ import jax
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
-from dfpjax.numbers.format.explicit import cotangent_sharding, reshaped
+from dfpjax.numbers.format.explicit import cotangent_sharding
 from dfpjax.operations import primitives
 from dfpjax.operations.conv import conv_general_dilated, conv_problem
 from dfpjax.operations.dot import _require_float32, dot_general, dot_problem, quantized
@@ -58,6 +58,8 @@ def saturated_chains(
             "saturated_chains: operation must be conv_general_dilated or dot_general of dfpjax.operations, "
             f"got {operation!r}"
         )
+    if operation is conv_general_dilated:
+        parameters["quantizers"] = quantizers
     problem = _PROBLEMS[operation](lhs, rhs, **parameters)
     operands, params = quantized(problem, quantizers, accumulation, backend)
     fprop = primitives.saturated_chains(primitives.contract_p, *operands, **params)
@@ -69,7 +71,7 @@ def saturated_chains(
             f"saturated_chains: cotangent must have the result's shape {problem.out.shape}, "
             f"got {cotangent.shape}"
         )
-    cotangent = reshaped(cotangent, problem.contraction.out_shape, problem.sharding)
+    cotangent = problem.cotangent(cotangent)
     of_lhs, of_rhs = primitives.linear_parts(**params)
 
     def gradient(linear, held, params):

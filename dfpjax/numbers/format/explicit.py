@@ -61,6 +61,16 @@ def split_axis(sharding: NamedSharding, axis: int, leading: int) -> NamedShardin
     return sharding.update(spec=sharding.spec.update(partitions=entries))
 
 
+def permuted(values: Sequence, axes: Sequence[int]) -> tuple:
+    """What belongs to each axis of a tensor, after `lax.transpose(tensor, axes)`."""
+    return tuple(values[axis] for axis in axes)
+
+
+def permuted_sharding(sharding: NamedSharding, axes: Sequence[int]) -> NamedSharding:
+    """The sharding of an array after `lax.transpose(array, axes)`."""
+    return sharding.update(spec=sharding.spec.update(partitions=permuted(partitions(sharding), axes)))
+
+
 def cotangent_sharding(linear, otherwise: NamedSharding) -> NamedSharding:
     """The sharding of the cotangent of a linear operand.
 

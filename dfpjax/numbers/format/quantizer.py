@@ -71,3 +71,8 @@ class Quantizers:
                 f'got "block" for {" and ".join(roles["block"])}, "channel" for '
                 f'{" and ".join(roles["channel"])}; choose one of the two for all roles that are not "tensor"'
             )
+
+    @property
+    def have_blocks(self) -> bool:
+        """Whether the granularity of one of them is `block`."""
+        return any(getattr(self, field.name).granularity == "block" for field in fields(self))
