@@ -3,10 +3,11 @@
     python -m benchmarks.kernels --out results/kernels
 
 For each shape and each of fprop, dgrad and wgrad: the DFP16 kernel alone (packing and certification
-included), the same with the quantization of both operands, XLA in float32, and PyTorch (oneDNN) in float32
-where an interpreter that has it is found: this one, or the one named by --torch-python. Prints every row
-and a summary; --out writes OUT.json and a bar chart for each suite, OUT_SUITE.png. All contenders have the
-same allocator settings (--allocator). Without --suite all suites run, some 15 minutes on four cores.
+included) with exponents of blocks, the same with the quantization of both operands, the kernel with one
+exponent per tensor, XLA in float32, and PyTorch (oneDNN) in float32 where an interpreter that has it is
+found: this one, or the one named by --torch-python. Prints every row and a summary; --out writes OUT.json
+and a bar chart for each suite, OUT_SUITE.png. All contenders have the same allocator settings
+(--allocator). Without --suite all suites run, some 15 minutes on four cores.
 
     python -m benchmarks.kernels --suite resnet50 --threads 1,4
 

@@ -20,8 +20,11 @@ from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 
-KERNEL, QUANTIZED, XLA, ONEDNN = "dfp16 kernel", "dfp16 + quantize", "XLA f32", "oneDNN f32"
+KERNEL, QUANTIZED, ONE_EXPONENT = "dfp16 kernel", "dfp16 + quantize", "one exponent"
+XLA, ONEDNN = "XLA f32", "oneDNN f32"
 
+BLOCKS = Blocks()
+"""Those of the library's default, of all contenders but `ONE_EXPONENT`."""
 
 quantize = functools.partial(quantize_array, quantizer=Quantizer())
 
@@ -42,33 +45,30 @@ def contract(contraction, threads: int, blocks: Blocks | None = None):
 
 
 def ours(lhs_shape, rhs_shape, contraction) -> Contenders:
-    """The kernel alone, and the kernel with quantization of both operands, on normally distributed data."""
-    run = contract(contraction, threads=0)
-    kernel, whole = jax.jit(run), jax.jit(lambda x, y: run(*quantize(x), *quantize(y)))
+    """The kernel alone, the kernel with quantization of both operands, and the kernel with one exponent per
+    tensor, on normally distributed data."""
     x, y = normal(lhs_shape), normal(rhs_shape)
-    quantized = (*jax.jit(quantize)(x), *jax.jit(quantize)(y))
+    run, prepare = contract(contraction, 0, BLOCKS), functools.partial(quantize, blocks=BLOCKS)
+    whole = jax.jit(lambda x, y: run(*prepare(x), *prepare(y)))
     return {
-        KERNEL: lambda: kernel(*quantized).block_until_ready(),
+        KERNEL: kernel(contraction, x, y, BLOCKS),
         QUANTIZED: lambda: whole(x, y).block_until_ready(),
+        ONE_EXPONENT: kernel(contraction, x, y, None),
     }
 
 
 def kernel_on_threads(lhs_shape, rhs_shape, contraction, threads: list[int]) -> Contenders:
     """The kernel alone, for each number of threads."""
-    quantized = (*jax.jit(quantize)(normal(lhs_shape)), *jax.jit(quantize)(normal(rhs_shape)))
-
-    def call(count):
-        kernel = jax.jit(contract(contraction, count))
-        return lambda: kernel(*quantized).block_until_ready()
-
-    return {str(count): call(count) for count in threads}
+    x, y = normal(lhs_shape), normal(rhs_shape)
+    return {str(count): kernel(contraction, x, y, BLOCKS, count) for count in threads}
 
 
-def kernel(contraction, lhs, rhs, blocks: Blocks | None) -> Callable[[], object]:
-    """The kernel alone, on those float32 operands, quantized with blocks of that size or none."""
+def kernel(contraction, lhs, rhs, blocks: Blocks | None, threads: int = 0) -> Callable[[], object]:
+    """The kernel alone, on those float32 operands, quantized with blocks of that size or none, on at most so
+    many threads (0: all)."""
     prepare = jax.jit(functools.partial(quantize, blocks=blocks))
     quantized = (*prepare(lhs), *prepare(rhs))
-    run = jax.jit(contract(contraction, 0, blocks))
+    run = jax.jit(contract(contraction, threads, blocks))
     return lambda: run(*quantized).block_until_ready()
 
 
