@@ -3,9 +3,10 @@
 from dfpjax.policy import OpConfig, Policy, Rule
 
 
-def forced(*rules: Rule) -> Policy:
+def forced(*rules: Rule, **fields: object) -> Policy:
     """A policy that runs every operation in dynamic fixed point unless a rule keeps it in float32."""
-    return Policy(rules=rules, default=OpConfig(force=True))
+    return Policy(rules=rules, default=OpConfig(force=True, **fields))
 
 
 FORCED = forced()
+TENSOR_WIDE = forced(granularity="tensor")

@@ -1,19 +1,21 @@
-"""Programs with batch normalization and pooling that are large enough to be fused."""
+"""Programs with batch normalization and pooling that are large enough to be fused.
+
+Tensors have one exponent here, because such an exponent may be fused as well."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from forced import FORCED
+from forced import TENSOR_WIDE
 from jax import lax
 from transform_helpers import normal
 
 from dfpjax import explain
-from dfpjax.policy import OpConfig, Policy
+from dfpjax.policy import Policy
 from dfpjax.transform import mixed_precision
 
-UNFUSED = Policy(default=OpConfig(force=True), fuse=False)
+UNFUSED = Policy(default=TENSOR_WIDE.default, fuse=False)
 ROWS = (0, 1, 2)
 LARGE = (4, 64, 64, 64)  # 2^20 numbers, the least for which sums are fused
 SUM_TOLERANCE = 1e-4  # relative; XLA's float32 sums of so many numbers err by up to 4e-5 in JAX 0.10.1
@@ -24,7 +26,7 @@ STATISTICS, NORMALIZATION, BIAS = "channel statistics", "normalization", "bias"
 RECTIFIED, SUM = "rectified normalization", "rectified sum"
 EXPONENT = "exponent from statistics"
 
-fused = functools.partial(mixed_precision, policy=FORCED)
+fused = functools.partial(mixed_precision, policy=TENSOR_WIDE)
 unfused = functools.partial(mixed_precision, policy=UNFUSED)
 
 
@@ -86,7 +88,7 @@ def loss(params, x):
     return jnp.mean(jnp.square(network(params, x)))
 
 
-def kinds(fun, *args, policy=FORCED):
+def kinds(fun, *args, policy=TENSOR_WIDE):
     return [record.kind for record in explain(fun, *args, policy=policy).fused]
 
 

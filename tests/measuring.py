@@ -8,7 +8,9 @@ from forced import FORCED
 from transform_helpers import normal
 
 import dfpjax
+from dfpjax import Blocks
 from dfpjax.insight import OperandStatistics, Statistics
+from dfpjax.numbers.format.blocks import tiled
 
 
 def dense(name, w, x):
@@ -30,15 +32,18 @@ X = normal(2, 7, 6)
 
 
 def expected(x, bits=16) -> dict:
-    """The statistics of an array, in float64."""
-    m, exponent = oracle.quantize(x, bits)
+    """The statistics of an array in blocks, in float64."""
+    blocks = np.moveaxis(tiled(np.asarray(x), Blocks()), 2, 3)
+    blocks = blocks.reshape(-1, *blocks.shape[-2:])
+    m, exponent = (np.stack(part) for part in zip(*(oracle.quantize(b, bits) for b in blocks), strict=True))
+    lost = blocks.astype(np.float64) - m * 2.0 ** exponent[:, None, None]
     x = np.asarray(x, np.float64)
     return {
-        "exponent": exponent,
+        "exponent": exponent.max(),
         "rms_over_max": np.sqrt(np.mean(x**2)) / np.abs(x).max(),
-        "sqnr_db": 10 * np.log10(np.sum(x**2) / np.sum((x - m * 2.0**exponent) ** 2)),
-        "zeros": np.mean(m[x != 0] == 0),
-        "clamped": np.mean(np.abs(m) == 2 ** (bits - 1) - 1),
+        "sqnr_db": 10 * np.log10(np.sum(x**2) / np.sum(lost**2)),
+        "zeros": np.mean(m[blocks != 0] == 0),
+        "clamped": np.sum(np.abs(m) == 2 ** (bits - 1) - 1) / x.size,
     }
 
 

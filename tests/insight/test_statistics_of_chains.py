@@ -1,4 +1,5 @@
-"""The statistics of `with_statistics` on the chains in which products are summed."""
+"""The statistics of `with_statistics` on the chains in which products are summed. Chains are longest where
+tensors have one exponent."""
 
 import json
 import re
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from forced import FORCED, forced
+from forced import FORCED, TENSOR_WIDE, forced
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -57,7 +58,7 @@ def one_share(length):
 
 
 def saturating(length=256):
-    return Policy(default=OpConfig(accumulation=FixedChain(length, saturate=True), force=True))
+    return forced(granularity="tensor", accumulation=FixedChain(length, saturate=True))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def saturating(length=256):
     ids=["jit", "without jit"],
 )
 def test_every_pass_has_the_lengths_of_its_chains(transform, params, x):
-    fun = transform(dfpjax.with_statistics(jax.value_and_grad(loss), FORCED))
+    fun = transform(dfpjax.with_statistics(jax.value_and_grad(loss), TENSOR_WIDE))
     _, statistics = fun(params, x)
     first = statistics["first"].chains
     np.testing.assert_allclose(first.fprop, shares(x, params["first"]), rtol=1e-6)
@@ -86,7 +87,7 @@ def test_the_kernels_run_no_more_often():
         targets = re.findall(r'custom_call_target="(dfpjax_\w+)"', program)
         return [sum(target.startswith("dfpjax_quantize") == of for target in targets) for of in (True, False)]
 
-    for policy in (FORCED, saturating()):
+    for policy in (TENSOR_WIDE, saturating()):
         assert runs(dfpjax.mixed_precision(gradient, policy)) == [3, 3]  # quantizations and contractions
         assert runs(dfpjax.with_statistics(gradient, policy)) == [3, 3]
 
@@ -121,7 +122,7 @@ def scanned(x, ws):
     return lax.scan(body, x, ws)[0]
 
 
-@pytest.mark.parametrize(("policy", "field"), [(FORCED, "chains"), (saturating(), "saturated")])
+@pytest.mark.parametrize(("policy", "field"), [(TENSOR_WIDE, "chains"), (saturating(), "saturated")])
 def test_a_scan_stacks_them(policy, field):
     x = np.abs(normal(0, 64, 64))
     ws = np.abs(normal(1, 3, 64, 64)) * (normal(2, 3, 64, 64) > np.array([-9, 2, 9])[:, None, None])
@@ -135,19 +136,19 @@ def test_a_scan_stacks_them(policy, field):
     assert np.any(np.asarray(actual)[0] != np.asarray(actual)[2])
 
 
-@pytest.mark.parametrize("policy", [FORCED, saturating()])
+@pytest.mark.parametrize("policy", [TENSOR_WIDE, saturating()])
 def test_a_branch_that_is_not_taken(policy):
     def fun(taken, w, x):
         return lax.cond(taken, lambda x: dense("layer", w, x), lambda x: x[:, :8], x)
 
     _, statistics = dfpjax.with_statistics(fun, policy)(False, normal(0, 64, 8), normal(1, 9, 64))
     layer = statistics["layer"]
-    assert layer.saturated.fprop == -1 if policy is not FORCED else np.isnan(layer.chains.fprop).all()
+    assert layer.saturated.fprop == -1 if policy is not TENSOR_WIDE else np.isnan(layer.chains.fprop).all()
 
 
 def test_what_vmap_adds_inside_is_one_operation():
     xs = np.stack([X, np.ones_like(X), 0 * X])
-    fun = jax.vmap(dfpjax.mixed_precision(lambda x, w: dense("layer", w, x), FORCED), (0, None))
+    fun = jax.vmap(dfpjax.mixed_precision(lambda x, w: dense("layer", w, x), TENSOR_WIDE), (0, None))
     _, statistics = jax.jit(dfpjax.with_statistics(fun, Policy(default=None)))(xs, PARAMS["first"])
     each = [shares(x, PARAMS["first"]) for x in xs]
     np.testing.assert_allclose(statistics["layer"].chains.fprop, np.mean(each, axis=0), rtol=1e-6)
@@ -176,13 +177,13 @@ def test_a_sum_of_counts_does_not_wrap():
 
 def test_vmap_outside_gives_each_example_its_own():
     xs = np.stack([X, np.ones_like(X), 0 * X])
-    fun = dfpjax.with_statistics(lambda w, x: dense("layer", w, x), FORCED)
+    fun = dfpjax.with_statistics(lambda w, x: dense("layer", w, x), TENSOR_WIDE)
     _, statistics = jax.jit(jax.vmap(fun, (None, 0)))(PARAMS["first"], xs)
     for actual, x in zip(statistics["layer"].chains.fprop, xs, strict=True):
         np.testing.assert_allclose(actual, shares(x, PARAMS["first"]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("policy", [FORCED, saturating()])
+@pytest.mark.parametrize("policy", [TENSOR_WIDE, saturating()])
 def test_records_have_plain_keys(policy):
     history = dfpjax.History()
     _, statistics = dfpjax.with_statistics(scanned, policy)(
@@ -192,7 +193,7 @@ def test_records_have_plain_keys(policy):
     json.dumps(records)
     first, second = (r for r in records if r["operand"] == "input")
     assert (first["layer"], second["layer"]) == ("layer[0]", "layer[1]")
-    if policy is FORCED:
+    if policy is TENSOR_WIDE:
         lengths = (256, 128, 64, 32, 16, 8, 4, 2)
         full_scale = shares(np.ones((20, 64)), np.ones((64, 64)))
         assert [first[f"fprop chain {n}"] for n in lengths] == full_scale.tolist() != one_share(256)
@@ -212,6 +213,6 @@ def test_a_partitioned_program_has_the_lengths_of_the_whole_operation():
     def layer(w, x):
         return dense("first", w, x)
 
-    output, statistics = jax.jit(dfpjax.with_statistics(layer, FORCED))(w, x)
-    np.testing.assert_array_equal(output, jax.jit(dfpjax.mixed_precision(layer, FORCED))(w, x))
+    output, statistics = jax.jit(dfpjax.with_statistics(layer, TENSOR_WIDE))(w, x)
+    np.testing.assert_array_equal(output, jax.jit(dfpjax.mixed_precision(layer, TENSOR_WIDE))(w, x))
     np.testing.assert_allclose(statistics["first"].chains.fprop, shares(X, PARAMS["first"]), rtol=1e-6)

@@ -1,5 +1,7 @@
 """`with_statistics`: the result of `mixed_precision`, and statistics of its operations' operands."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,27 +213,31 @@ def test_shadow_errors(bits):
     policy = Policy(default=OpConfig(bits=bits, force=True))
     statistics = measured(jax.value_and_grad(loss), PARAMS, X, policy=policy, jit=bits == 8, shadow=True)
     w, v = PARAMS["first"], PARAMS["second"]
+    fprop, dgrad, wgrad = "mk,kn->mn", "mn,kn->mk", "mn,mk->nk"
 
     @jax.jit
     def products(x):
-        """The operations of a step, each with its operands and its result."""
+        """The operations of a step, each with its operands and its result. Blocks follow the
+        layout, so none is transposed, and sums are those that JAX derives."""
         operands = []
 
-        def dfp(a, b):
-            operands.append((a, b, dfpjax.mixed_precision(jnp.matmul, policy)(a, b)))
+        def dfp(subscripts, a, b):
+            product = dfpjax.mixed_precision(functools.partial(jnp.einsum, subscripts), policy)
+            operands.append((a, b, product(a, b)))
             return operands[-1][-1]
 
-        hidden = jnp.tanh(dfp(x, w))
-        of_out = 2 * dfp(hidden, v)
-        of_hidden = dfp(of_out, v.T) * (1 - hidden**2)
-        dfp(hidden.T, of_out), dfp(x.T, of_hidden)
+        hidden = jnp.tanh(dfp(fprop, x, w))
+        of_out = 2 * dfp(fprop, hidden, v)
+        of_hidden = dfp(dgrad, of_out, v) * (1 - hidden**2)
+        dfp(wgrad, of_out, hidden), dfp(wgrad, of_hidden, x)
         return operands
 
-    def error(a, b, out):
-        exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    def error(subscripts, operands):
+        a, b, out = operands
+        exact = np.einsum(subscripts, np.asarray(a, np.float64), np.asarray(b, np.float64))
         return np.linalg.norm(out - exact) / np.linalg.norm(exact)
 
-    errors = [error(*product) for product in products(X)]
+    errors = list(map(error, (fprop, fprop, dgrad, wgrad, wgrad), products(X)))
     first, second = statistics["first"], statistics["second"]
     rtol = {16: 0.03, 8: 1e-3}[bits]  # float32's own error is about 1e-7
     actual = first.error, second.error, second.dgrad_error, second.wgrad_error, first.wgrad_error

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import FORCED
+from forced import TENSOR_WIDE
 from fusing import (
     BIAS,
     EXPONENT,
@@ -51,7 +51,7 @@ from dfpjax.transform._trace import Arguments
 
 
 def test_what_a_network_has():
-    report = explain(network, PARAMS, X, policy=FORCED)
+    report = explain(network, PARAMS, X, policy=TENSOR_WIDE)
     found = [(record.kind, record.name.rsplit("/")[-1], record.shape) for record in report.fused]
     assert found == [
         ("channel statistics", "norm", LARGE),
@@ -192,9 +192,10 @@ def test_what_is_used_elsewhere_is_still_computed():
 @pytest.mark.parametrize(
     "config",
     [
+        OpConfig(force=True),  # an exponent for each block
         OpConfig(force=True, granularity="channel"),
-        OpConfig(force=True, dgrad=False),
-        OpConfig(force=True, wgrad=False),
+        OpConfig(force=True, granularity="tensor", dgrad=False),
+        OpConfig(force=True, granularity="tensor", wgrad=False),
     ],
 )
 def test_operations_that_need_the_operand_itself_have_no_witness(config):
@@ -303,7 +304,7 @@ def test_vmap_of_the_fused_program():
 
 @pytest.mark.optimized
 def test_statistics_change_no_bit():
-    out, _ = jax.jit(dfpjax.with_statistics(small_network, policy=FORCED))(PARAMS, X)
+    out, _ = jax.jit(dfpjax.with_statistics(small_network, policy=TENSOR_WIDE))(PARAMS, X)
     np.testing.assert_array_equal(out, jax.jit(fused(small_network))(PARAMS, X))
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import FORCED
+from forced import TENSOR_WIDE
 from fusing import RECTIFIED, STATISTICS, SUM, UNFUSED, batch_norm, moments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,7 +37,7 @@ def batch_normalized(x):
     return batch_norm(x, OF_CHANNELS[1], OF_CHANNELS[2])
 
 
-def rewritten(fun, *args, policy=FORCED):
+def rewritten(fun, *args, policy=TENSOR_WIDE):
     """The rewritten program; tensors of any size are fused."""
     traced, body = survey_call(fun, Arguments.of(args, {}))
     jaxpr = Rewriter(body.bind(policy), "auto", ANY_SIZE).rewrite(body)
@@ -47,7 +47,7 @@ def rewritten(fun, *args, policy=FORCED):
 
 def kinds(fun, *args):
     _, body = survey_call(fun, Arguments.of(args, {}))
-    fusions = fusions_of(body, body.bind(FORCED), ANY_SIZE)
+    fusions = fusions_of(body, body.bind(TENSOR_WIDE), ANY_SIZE)
     return sorted(found.kind for found in fusions.passes.values())
 
 
@@ -55,7 +55,7 @@ def assert_as_unfused(fun, *args):
     """Compare values and gradients with those of the unfused program."""
     # Without jit, JAX compiles each operation once per shape and reuses it in all programs.
     (actual, back), (expected, back_unfused) = (
-        jax.vjp(rewritten(fun, *args, policy=policy), *args) for policy in (FORCED, UNFUSED)
+        jax.vjp(rewritten(fun, *args, policy=policy), *args) for policy in (TENSOR_WIDE, UNFUSED)
     )
     assert relative_error(actual, expected) < 1e-3
     cotangents = [normal(9, *y.shape) for y in expected]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import FORCED
+from forced import TENSOR_WIDE
 from fusing import (
     BIAS,
     EXPONENT,
@@ -233,7 +233,7 @@ def assert_step(actual, expected):
 
 
 def test_what_a_residual_network_has():
-    report = explain(network, PARAMS, X, policy=FORCED)
+    report = explain(network, PARAMS, X, policy=TENSOR_WIDE)
     assert [(record.kind, record.name.rsplit("/")[-1]) for record in report.fused] == [
         (STATISTICS, "norm"), (RECTIFIED, "norm"), (EXPONENT, "second"),
         (STATISTICS, "sum"), (SUM, "sum"), (EXPONENT, "third"),

@@ -1,4 +1,4 @@
-"""Operations that XLA partitions over several devices: their collectives and their values."""
+"""Operations on tensors with one exponent that XLA partitions over several devices: collectives and values."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import FORCED
+from forced import TENSOR_WIDE
 from jax import export, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,7 +18,7 @@ from transform_helpers import normal, relative_error
 import dfpjax
 from dfpjax.transform import mixed_precision
 
-forced = functools.partial(mixed_precision, policy=FORCED)
+forced = functools.partial(mixed_precision, policy=TENSOR_WIDE)
 NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 WIDTHS = {"f32": 4, "s32": 4, "s16": 2, "pred": 1}
 PARTITIONED, NATIVE = "CustomSPMDPartitioning", "dfpjax_contract_v1"

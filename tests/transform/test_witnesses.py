@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import FORCED
+from forced import TENSOR_WIDE
 from fusing import (
     BIAS,
     EXPONENT,
@@ -50,7 +50,7 @@ def measured():
 
     @jax.jit
     def run(x, scale, shift, w):
-        (hidden, out), statistics = dfpjax.with_statistics(rectified, policy=FORCED)(x, scale, shift, w)
+        (hidden, out), statistics = dfpjax.with_statistics(rectified, policy=TENSOR_WIDE)(x, scale, shift, w)
         return hidden, out, statistics["op"].input.exponent
 
     return run
@@ -103,7 +103,7 @@ def measured_sum():
 
     @jax.jit
     def run(*args):
-        (hidden, out), statistics = dfpjax.with_statistics(rectified_sum, policy=FORCED)(*args)
+        (hidden, out), statistics = dfpjax.with_statistics(rectified_sum, policy=TENSOR_WIDE)(*args)
         return hidden, out, statistics["op"].input.exponent
 
     return run
@@ -165,7 +165,7 @@ def test_what_follows_a_rectified_sum_has_its_witness_too():
 
     args = random(*LARGE), ONES, ZEROS, OTHER, -3 * ONES, WEIGHTS
     assert kinds(fun, *args)[-3:] == [SUM, BIAS, EXPONENT]
-    (hidden, _), statistics = jax.jit(dfpjax.with_statistics(fun, policy=FORCED))(*args)
+    (hidden, _), statistics = jax.jit(dfpjax.with_statistics(fun, policy=TENSOR_WIDE))(*args)
     assert statistics["op"].input.exponent == exponent_of(hidden)
 
 
