@@ -7,6 +7,10 @@ import numpy as np
 from flax import linen
 from jax.extend.core import jaxprs_in_params
 
+REALIGNED = 3e-4
+"""How far results in blocks may be from each other where programs align mantissas differently: where a split
+puts other exponents beside each other, or where an operand is A in one program and B in the other."""
+
 
 def equations(jaxpr):
     """All equations of a jaxpr and of the jaxprs inside it."""

@@ -79,6 +79,13 @@ def test_every_pass_has_the_lengths_of_its_chains(transform, params, x):
     assert [layer.saturated for layer in statistics.values()] == [NOTHING] * 2
 
 
+def test_chains_of_blocks_end_with_their_segments():
+    _, statistics = jax.jit(dfpjax.with_statistics(jax.value_and_grad(loss), FORCED))(PARAMS, X)
+    for chains in (statistics["first"].chains.fprop, *statistics["second"].chains):
+        assert not chains[:3].any()  # 256, 128 and 64
+        np.testing.assert_allclose(np.sum(chains), 1, rtol=1e-6)
+
+
 def test_the_kernels_run_no_more_often():
     gradient = jax.value_and_grad(lambda w, x: jnp.sum(dense("layer", w, x) ** 2), (0, 1))
 

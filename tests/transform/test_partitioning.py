@@ -1,4 +1,5 @@
-"""Operations on tensors with one exponent that XLA partitions over several devices: collectives and values."""
+"""Operations on tensors with one exponent that XLA partitions over several devices: their collectives and
+their values."""
 
 import contextlib
 import functools

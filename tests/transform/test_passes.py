@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from forced import FORCED
 from jax import lax
-from transform_helpers import equations, floats, normal, quantized, relative_error, variables_of
+from transform_helpers import REALIGNED, equations, floats, normal, quantized, relative_error, variables_of
 
 from dfpjax import explain
 from dfpjax.policy import OpConfig, PerRole, Policy, Rule
@@ -68,8 +68,9 @@ def test_each_pass_is_that_of_float32_or_of_dfp16_to_the_bit(name):
             np.testing.assert_array_equal(got, one_of[on], err_msg=str(switches))
 
 
+@pytest.mark.parametrize(("granularity", "tolerance"), [("tensor", 1e-6), ("block", REALIGNED)])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_transforming_a_gradient_or_differentiating_is_one(name):
+def test_transforming_a_gradient_or_differentiating_is_one(name, granularity, tolerance):
     fun, args = PROGRAMS[name]
     loss = lambda fun: lambda *args: jnp.sum(jnp.sin(fun(*args)))  # noqa: E731
     gradient = jax.grad(loss(fun), (0, 1))
@@ -80,14 +81,14 @@ def test_transforming_a_gradient_or_differentiating_is_one(name):
     def run(*args):
         return [
             (
-                jax.grad(loss(mixed_precision(fun, switched(*switches))), (0, 1))(*args),
-                mixed_precision(gradient, switched(*switches))(*args),
+                jax.grad(loss(mixed_precision(fun, policy)), (0, 1))(*args),
+                mixed_precision(gradient, policy)(*args),
             )
-            for switches in cases
+            for policy in (switched(*switches, granularity=granularity) for switches in cases)
         ]
 
     for switches, (inside, outside) in zip(cases, run(*args), strict=True):
-        assert relative_error(outside, inside) < 1e-6, switches
+        assert relative_error(outside, inside) < tolerance, switches
     for switches in SWITCHES:
         # The switches say which passes stay in float32.
         report = explain(gradient, *args, policy=switched(*switches))

@@ -73,7 +73,7 @@ def residuals(fun, *args) -> list[str]:
 def types(lines: list[str]) -> Counter:
     """How often each type occurs among the residuals, without exponents."""
     found = Counter(line.split(" ")[0] for line in lines)
-    return Counter({kind: count for kind, count in found.items() if not re.fullmatch(r"i32\[[1,]*\]", kind)})
+    return Counter({kind: count for kind, count in found.items() if not kind.startswith("i32[")})
 
 
 def float32(kinds: Counter) -> Counter:

@@ -10,7 +10,7 @@ from jax import export, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_partitioning import CONV, DENSE, PARTITIONED, convolution, convolve, dense, mesh_of, product, run
-from transform_helpers import normal, relative_error
+from transform_helpers import REALIGNED, normal, relative_error
 
 import dfpjax
 from dfpjax.policy import OpConfig, Policy
@@ -20,9 +20,6 @@ IN_BLOCKS = Policy(default=OpConfig(force=True, granularity="block"))
 in_blocks = functools.partial(mixed_precision, policy=IN_BLOCKS)
 WIDE = [(48, 128), (128, 256), (256, 128)]
 """Shards of these are whole blocks, and start at the beginning of a tile."""
-
-REALIGNED = 3e-4
-"""How far results may be from one device's where a split puts other exponents beside each other."""
 
 
 def gradients(fun):
