@@ -21,7 +21,7 @@ from conformance.transformations import (
     Transformation,
     arguments,
 )
-from dfpjax import mixed_precision
+from dfpjax import Policy, mixed_precision
 
 TOLERANCE = {0: 1e-3, 1: 3e-3, 2: 2e-2}
 """Largest relative error against float32, by the order of the derivative."""
@@ -31,9 +31,6 @@ Outcome = Literal["values", "jaxpr", "n/a", "not run"]
 
 def _identity(fun):
     return fun
-
-
-MIXED = partial(mixed_precision, policy=FORCED)
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,12 @@ class Row:
     """A program around a kind of operation, under every transformation."""
 
     subject: Subject
+    policy: Policy = FORCED
 
     @cached_property
     def ours(self) -> Version:
         # One object per function, as in a program, so all its transformations share the trace.
-        return Version(self.subject, cache(MIXED))
+        return Version(self.subject, cache(partial(mixed_precision, policy=self.policy)))
 
     @cached_property
     def float32(self) -> Version:

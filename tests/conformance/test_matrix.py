@@ -28,6 +28,7 @@ jaxprs. The tier `slow` has the rest. `_checks` says how, and in which tier, eac
 """
 
 import pytest
+from forced import TENSOR_WIDE
 
 from conformance.kinds import CONV, DENSE, KINDS
 from conformance.matrix import Row
@@ -100,6 +101,15 @@ def _check(name: str, kind: str, tier: str, record_property):
     record_property("conformance", {"program": name, "kind": kind, "outcomes": outcomes})
     if errors:
         raise ExceptionGroup(f"{len(errors)} cells of {name!r} around {kind!r}", errors)
+
+
+@pytest.mark.parametrize("kind", [DENSE.name, pytest.param(CONV.name, marks=pytest.mark.slow)])
+def test_one_exponent_for_a_tensor(kind):
+    """The matrix has the default, an exponent for each block."""
+    row = Row(Subject(PROGRAMS["plain"], KINDS[kind]), TENSOR_WIDE)
+    for transformation in TRANSFORMATIONS.values():
+        if transformation.everywhere:
+            row.check(transformation, values=True)
 
 
 def test_the_tiers_together_check_every_cell():

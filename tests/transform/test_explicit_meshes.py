@@ -195,12 +195,12 @@ def test_dimensions(fun, specs, shapes):
 @pytest.mark.parametrize(
     "policy",
     [
+        Policy(default=OpConfig(force=True, granularity="tensor")),
         Policy(default=OpConfig(force=True, granularity="channel")),
-        Policy(default=OpConfig(force=True, granularity="block")),
         Policy(default=OpConfig(force=True, wgrad=False)),
         Policy(default=OpConfig(force=True, accumulation=dfpjax.FixedChain(length=4, pre_shift=1))),
     ],
-    ids=["channel", "block", "passes", "fixed chain"],
+    ids=["tensor", "channel", "passes", "fixed chain"],
 )
 def test_policies(policy):
     mesh = mesh_of("ee")

@@ -99,6 +99,7 @@ def test_the_gradient_of_the_transformed():
 @pytest.mark.parametrize(
     "config",
     [
+        OpConfig(force=True, granularity="tensor"),
         OpConfig(force=True, granularity="channel"),
         OpConfig(force=True, granularity=PerRole(lhs="channel", rhs="channel", cotangent="tensor")),
         OpConfig(force=True, rounding="stochastic"),

@@ -135,8 +135,10 @@ def test_granularity_and_accumulation_reach_the_operations():
     chain = FixedChain(256, 2, saturate=True)
     errors = {}
     for name, fields in {
-        "tensor": {}, "channel": {"granularity": "channel"}, "chain": {"accumulation": chain},
-    }.items():  # fmt: skip
+        "tensor": {"granularity": "tensor"},
+        "channel": {"granularity": "channel"},
+        "chain": {"accumulation": chain},
+    }.items():
         policy = Policy(default=OpConfig(force=True, **fields))
         transformed = mixed_precision(jnp.matmul, policy)
         errors[name] = np.abs(transformed(x, w) / exact - 1)[-1, -1]
