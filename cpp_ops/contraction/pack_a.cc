@@ -10,26 +10,17 @@ namespace {
 
 constexpr int64_t kPairs = kBlock / 2;
 
-// Makes the exponents of tiles absent.
-void clear(TileSegments* tiles, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) {
-    std::fill_n(tiles[t].exponents[0], kSegments * kSegmentRows, kAbsent);
-    tiles[t].not_finite = 0;
-  }
-}
-
 void mark_lost(TileSegments* tiles, int64_t row) {
   tiles[row / kTileRows].not_finite |= uint64_t{1} << row % kTileRows;
 }
 
 }  // namespace
 
-void PackerA::finish(TileSegments* tiles, int64_t count) const {
-  for (int64_t t = 0; t < count; ++t) {
-    // The kernel for narrow panels reads rows 4 and 5 twice.
-    for (auto& of_segment : tiles[t].exponents) std::copy_n(of_segment + 4, 2, of_segment + 6);
-    kernels_.finish_tile(&tiles[t]);
-  }
+void PackerA::finish(const int32_t* common, int64_t stride, int64_t rows,
+                     TileSegments* tiles) const {
+  for (int64_t row = 0; row < rows; row += kTileRows)
+    kernels_.finish_tile(common + row, stride,
+                         static_cast<int>(std::min<int64_t>(kTileRows, rows - row)), tiles++);
 }
 
 PackerA::PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
@@ -129,15 +120,14 @@ void PackerA::pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t
 
 int PackerA::align_runs(const Point& origin, int64_t rows, int k, int run_count,
                         PackingSpace* space, TileSegments* tiles) const {
-  const int64_t tile_count = ceil_div(rows, kTileRows);
   exponents_->find(space->points.get(), k, &space->points_space);
   const int cut_count = space->look_up(*exponents_, origin.offset, bounds_, k, kBlock,
                                        space->runs.get(), run_count, 0, true, 0);
   const Run* const runs = space->cut_runs.data();
-  clear(tiles, tile_count);
+  for (int64_t t = 0; t < ceil_div(rows, kTileRows); ++t) tiles[t].not_finite = 0;
   const int segments = static_cast<int>(ceil_div(k, kSegment));
-  TileSegments* tile = tiles;
-  int in_tile = 0;  // runs cover the rows in their order
+  const int64_t stride = space->make_common(rows);
+  int32_t* of_rows = space->common.data();
   for (int r = 0; r < cut_count; ++r) {
     int32_t* const own = space->exponents.data() + r * kBlock;
     int8_t* const shifts = space->shifts.data() + r * kBlock;
@@ -148,14 +138,10 @@ int PackerA::align_runs(const Point& origin, int64_t rows, int k, int run_count,
       });
       kernels_.align_points(own, k, common, shifts);
     }
-    for (int64_t i = 0; i < runs[r].length; ++i) {
-      for (int s = 0; s < segments; ++s) tile->exponents[s][in_tile] = common[s];
-      if (++in_tile < kTileRows) continue;
-      in_tile = 0;
-      ++tile;
-    }
+    for (int s = 0; s < segments; ++s) std::fill_n(of_rows + s * stride, runs[r].length, common[s]);
+    of_rows += runs[r].length;  // runs cover the rows in their order
   }
-  finish(tiles, tile_count);
+  finish(space->common.data(), stride, rows, tiles);
   return cut_count;
 }
 
@@ -235,28 +221,24 @@ void PackerA::align_rows(int64_t rows, int64_t i, PackingSpace* space, TileSegme
   const Run* const cut = space->cut_runs.data() + first;
   const int size = static_cast<int>(rows);
   int32_t* const own = space->exponents.data() + first * rows;
-  const int64_t tile_count = ceil_div(rows, kTileRows);
-  clear(tiles, tile_count);
-  space->common.assign(static_cast<size_t>(kSegments * rows), kAbsent);
-  bool shifted = false;
-  for (int r = 0; r < count; ++r) {
-    int32_t* const most = &space->common[static_cast<size_t>(segment_of(cut[r]) * rows)];
-    if (kernels_.largest_exponent(own + r * rows, size) >= kNotFiniteFrom)
-      take_finite(own + r * rows, rows, [&](int64_t row) { mark_lost(tiles, row); });
-    kernels_.raise_exponents(own + r * rows, size, most);
-  }
-  for (int s = 0; s < kSegments; ++s) {
-    const int32_t* most = &space->common[static_cast<size_t>(s * rows)];
-    for (int64_t t = 0; t < tile_count; ++t, most += kTileRows)
-      std::copy_n(most, std::min<int64_t>(kTileRows, rows - t * kTileRows), tiles[t].exponents[s]);
-  }
-  finish(tiles, tile_count);
   if (space->shifted.size() <= static_cast<size_t>(i))
     space->shifted.resize(static_cast<size_t>(i + 1));
+  space->shifted[static_cast<size_t>(i)] = false;
+  for (int64_t t = 0; t < ceil_div(rows, kTileRows); ++t) tiles[t].not_finite = 0;
   for (int r = 0; r < count; ++r)
-    shifted |=
-        kernels_.shifts_to(&space->common[static_cast<size_t>(segment_of(cut[r]) * rows)], false,
-                           own + r * rows, size, space->shifts.data() + (first + r) * rows);
+    if (kernels_.largest_exponent(own + r * rows, size) >= kNotFiniteFrom)
+      take_finite(own + r * rows, rows, [&](int64_t row) { mark_lost(tiles, row); });
+  const int64_t stride = space->make_common(rows);
+  int32_t* const common = space->common.data();
+  for (int r = 0; r < count; ++r)
+    kernels_.raise_exponents(own + r * rows, size, common + segment_of(cut[r]) * stride);
+  finish(common, stride, rows, tiles);
+  // Mantissas stay as they are where each segment has one run.
+  if (segment_of(cut[count - 1]) == count - 1) return;
+  bool shifted = false;
+  for (int r = 0; r < count; ++r)
+    shifted |= kernels_.shifts_to(common + segment_of(cut[r]) * stride, false, own + r * rows, size,
+                                  space->shifts.data() + (first + r) * rows);
   space->shifted[static_cast<size_t>(i)] = shifted;
 }
 

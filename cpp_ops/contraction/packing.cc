@@ -37,6 +37,12 @@ void PackingSpace::make_room(int64_t cuts, int64_t count) {
   grow(&shifts, count);
 }
 
+int64_t PackingSpace::make_common(int64_t rows) {
+  const int64_t stride = rows + kSegmentRows;  // a tile reads beyond the last row
+  common.assign(static_cast<size_t>(kSegments * stride), kAbsent);
+  return stride;
+}
+
 int PackingSpace::look_up(const Exponents& of, int64_t origin, const Bounds& bounds, int count,
                           int64_t stride, const Run* from, int from_count, int64_t piece,
                           bool each_alone, int64_t first) {

@@ -44,11 +44,14 @@ class PackingSpace {
   // For operands in blocks.
   std::vector<Run> cut_runs;
   std::vector<int64_t> cut_firsts;  // of each k-block
-  std::vector<int32_t> exponents, common;
+  std::vector<int32_t> exponents;
+  std::vector<int32_t> common;  // [segment][row]
   std::vector<int8_t> shifts;
   std::vector<bool> shifted;  // whether a k-block has shifts
   Exponents::Space points_space;
 
+  // Makes room for the common exponents of so many rows, all absent, and returns their stride.
+  int64_t make_common(int64_t rows);
   // Makes room for this many cut runs, and for exponents and shifts.
   void make_room(int64_t cuts, int64_t count);
   // Cuts runs, from cut run `first` on, and finds their exponents at `points`, which are those of
@@ -141,8 +144,8 @@ class PackerA {
   // runs.
   int align_runs(const Point& origin, int64_t rows, int k, int run_count, PackingSpace* space,
                  TileSegments* tiles) const;
-  // Sets what depends on the exponents of tiles.
-  void finish(TileSegments* tiles, int64_t count) const;
+  // Sets the exponents of the tiles of `rows` rows, given [segment][row].
+  void finish(const int32_t* common, int64_t stride, int64_t rows, TileSegments* tiles) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;

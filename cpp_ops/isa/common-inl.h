@@ -41,7 +41,11 @@ inline Eight eight(int32_t x) { return Eight{x, x, x, x, x, x, x, x}; }
 inline Eight larger(Eight a, Eight b) { return a > b ? a : b; }
 // Whether any lane of a comparison is true.
 inline bool any(Eight mask) {
-  int64_t parts[4];
-  __builtin_memcpy(parts, &mask, sizeof mask);
+  using Parts = long long __attribute__((vector_size(32)));
+  const auto parts = reinterpret_cast<Parts>(mask);
+#if defined(__AVX__)
+  return !__builtin_ia32_ptestz256(parts, parts);
+#else
   return ((parts[0] | parts[1]) | (parts[2] | parts[3])) != 0;
+#endif
 }

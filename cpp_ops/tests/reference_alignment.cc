@@ -58,7 +58,10 @@ AlignedRows align_rows(Matrix* mantissas, const Matrix& exponents, bool panels, 
         for (int64_t k = k0; k < k1; ++k) {
           const int32_t e = exponents[r][k];
           int32_t& m = (*mantissas)[r][k];
-          m = is_absent(e) ? 0 : shifted(m, int64_t{largest} - e, dithered, panels, r, k);
+          if (!is_absent(e))
+            m = shifted(m, int64_t{largest} - e, dithered, panels, r, k);
+          else if (largest != kNothing)
+            m = 0;
         }
       }
     }

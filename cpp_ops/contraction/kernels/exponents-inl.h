@@ -29,7 +29,8 @@ int32_t largest_exponent(const int32_t* from, int count) {
 }
 
 inline int32_t shift_to_common(int32_t common, int32_t exponent) {
-  return exponent == kAbsent ? kNegligibleShift : smaller(common - exponent, kNegligibleShift);
+  // What is absent, but not everything with it, is far below.
+  return smaller(common - exponent, kNegligibleShift);
 }
 
 bool shifts_to(const int32_t* common, bool shared, const int32_t* from, int count, int8_t* out) {

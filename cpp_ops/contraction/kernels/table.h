@@ -106,8 +106,10 @@ struct ContractionKernels {
   void (*cell)(const CellArgs& args);
   // Returns false if it did not finish the results because a base is out of a float32's range.
   bool (*cell_in_blocks)(const CellArgs& args, const BlockCellArgs& blocks);
-  // Set what depends on the exponents.
-  void (*finish_tile)(TileSegments* tile);
+  // Sets the exponents of a tile of up to kTileRows rows, those of segment s at from[s * stride],
+  // and what depends on them. Reads kSegmentRows numbers for each segment.
+  void (*finish_tile)(const int32_t* from, int64_t stride, int rows, TileSegments* tile);
+  // Sets what depends on the exponents.
   void (*finish_panel)(PanelSegments* panel);
   // The longest chains, of up to 32 products, whose int32 sums cannot overflow.
   void (*certify)(const SegmentNorms& a, const PanelSegments* b, int panels, SegmentChains* chains);
@@ -158,8 +160,8 @@ struct ContractionKernels {
   void (*raise_exponents)(const int32_t* from, int count, int32_t* most);
   // The largest, or kAbsent.
   int32_t (*largest_exponent)(const int32_t* from, int count);
-  // The shifts to `common` (one number if `shared`), kNegligibleShift for what is absent. Returns
-  // whether any is not zero.
+  // The shifts to `common` (one number if `shared`), which is at least as high. Returns whether any
+  // is not zero.
   bool (*shifts_to)(const int32_t* common, bool shared, const int32_t* from, int count,
                     int8_t* out);
 

@@ -55,7 +55,7 @@ def align(mantissas: jax.Array, exponent: jax.Array, *, panels: bool, dithered: 
     exponent, not_finite = present(exponent)
     segments = exponent.reshape(*exponent.shape[:-1], SEGMENTS, SEGMENT)
     largest = segments.max(axis=(2, 5) if panels else 5, keepdims=True)
-    shift = jnp.where(segments == ABSENT, NEGLIGIBLE_SHIFT, largest - segments)
+    shift = largest - segments  # negligible for what is absent, unless the whole segment is
     thresholds = _thresholds(segments.shape, panels) if dithered else None
     aligned = shifted(mantissas.reshape(segments.shape), shift, thresholds)
     return Aligned(aligned.reshape(mantissas.shape), largest[..., 0], not_finite.any(axis=-1))
