@@ -6,13 +6,14 @@ import pytest
 from dfpjax.training.precision import with_precision
 
 
-def _dot(x: jax.Array, w: jax.Array) -> jax.Array:
-    return x @ w
+def _dot(w: jax.Array, x: jax.Array) -> jax.Array:
+    return w @ x
 
 
 def _rounding_errors(precision: str, w: jax.Array) -> np.ndarray:
-    """The quantization errors of `w`. The identity matrix is exact and selects every element."""
-    product = jax.jit(with_precision(_dot, precision))(jnp.eye(len(w)), w)
+    """The quantization errors of `w`. The identity matrix is exact and selects every element. On the left,
+    each segment of a row is a block, so no mantissa is shifted."""
+    product = jax.jit(with_precision(_dot, precision))(w, jnp.eye(len(w)))
     return np.ravel(product.astype(np.float64) - np.asarray(w, np.float64))
 
 
