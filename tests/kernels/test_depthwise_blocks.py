@@ -128,14 +128,14 @@ def test_channels_of_any_scale_are_exact(which):
 
 
 def test_what_is_not_finite_stays_in_its_outputs():
-    """An element makes NaN the outputs whose windows meet its block, a pixel."""
+    """An element makes NaN the outputs whose windows meet its block, 32 channels of a pixel."""
     x, w = np.ones((1, 12, 12, 64), np.float32), np.ones((3, 3, 1, 64), np.float32)
     x[0, 5, 6, 40] = np.inf
     policy = Policy(default=OpConfig(force=True, granularity="block", blocks=ONE_ROW))
     *_, kwargs = depthwise(x.shape, (3, 3))
     run = jax.jit(mixed_precision(lambda x, w: jax.lax.conv_general_dilated(x, w, **kwargs), policy))
     lost = np.zeros((1, 10, 10, 64), bool)
-    lost[0, 3:6, 4:7] = True
+    lost[0, 3:6, 4:7, 32:] = True
     np.testing.assert_array_equal(run(x, w), np.where(lost, np.nan, 9))
 
 
