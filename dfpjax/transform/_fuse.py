@@ -3,8 +3,8 @@
 - The sum and the sum of squares of each channel of a tensor (batch statistics) are computed together, with
   the least and the greatest value.
 - Such a tensor may be normalized, shifted or rectified and then become an operation's left operand. All of
-  this is monotonic, so the same steps take the extremes to the operand's extremes. These are its *witness*:
-  the operand's exponent follows from it, without a pass over the operand.
+  this is monotonic, so the same steps take the extremes to the operand's extremes. These are its *witness*.
+  If the operand has one exponent, it follows from the witness, without a pass over the operand.
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
 - A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
