@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conformance.kinds import CONV, DENSE
-from conformance.matrix import MIXED
 from conformance.programs import PROGRAMS
 from conformance.transformations import Subject, arguments, grad
+from forced import FORCED
 from transform_helpers import relative_error
 
 from dfpjax.transform import mixed_precision
 
+mixed = functools.partial(mixed_precision, policy=FORCED)
 MODES = {
     "strict dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
@@ -52,7 +53,7 @@ SUBJECTS = [("residual_net", CONV), (QUICK, DENSE), ("custom_vjp", DENSE), ("cus
 def test_gradients(mode, subject):
     args = arguments(subject.kind, "wx")
     expected = float32_gradients(subject)
-    transformed = grad(MIXED(subject.f)), MIXED(grad(subject.f))
+    transformed = grad(mixed(subject.f)), mixed(grad(subject.f))
     with MODES[mode]():
         for actual in jax.jit(lambda *args: [fun(*args) for fun in transformed])(*args):
             assert jax.tree.map(jax.typeof, actual) == jax.tree.map(jax.typeof, expected)
@@ -61,7 +62,7 @@ def test_gradients(mode, subject):
 
 def test_nans_are_found():
     w, x = jnp.full((6, 6), jnp.nan), jnp.ones((4, 6))
-    product = MIXED(lambda w, x: x @ w)
+    product = mixed(lambda w, x: x @ w)
     assert np.isnan(product(w, x)).all()
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan"):
         product(w, x)
@@ -73,7 +74,7 @@ def test_integers_stay_exact_among_floats():
 
     i, j = (jnp.arange(12, dtype=jnp.int32).reshape(shape) * 1_000_003 for shape in ((3, 4), (4, 3)))
     args = *arguments(DENSE, "wx"), i, j
-    transformed = mixed_precision(fun, MIXED.keywords["policy"])
+    transformed = mixed(fun)
     _, product = transformed(*args)
     np.testing.assert_array_equal(product, i @ j)
     assert product.dtype == jnp.int32
