@@ -3,10 +3,10 @@
 python examples/residuals.py [linen|nnx]
 
 In DFP16 the operands of convolutions and dot products are kept as int16 mantissas (`dfp16[...]`), with an
-int32 exponent for each block, in place of float32 arrays. Everything else is kept as without dfpjax: here a mask for
-each `relu` (`bool[...]`) and the output, which the loss squares (`f32[64,512]`). The float32 arrays from
-`broadcast_in_dim` are the zeros that a `relu` passes back where its input was negative. JAX lists them in
-both cases; XLA treats them as a constant, and no memory holds them.
+int32 exponent for each block, in place of float32 arrays. Everything else is kept as without dfpjax: here a
+mask for each `relu` (`bool[...]`) and the output, which the loss squares (`f32[64,512]`). The float32
+arrays from `broadcast_in_dim` are the zeros that a `relu` passes back where its input was negative. JAX
+lists them in both cases; XLA treats them as a constant, and no memory holds them.
 
 Nothing is computed, only traced.
 """
