@@ -16,10 +16,10 @@ void mark_lost(TileSegments* tiles, int64_t row) {
 
 }  // namespace
 
-void PackerA::finish(const int32_t* common, int64_t stride, int64_t rows,
+void PackerA::finish(const int32_t* common, int64_t stride, int segments, int64_t rows,
                      TileSegments* tiles) const {
   for (int64_t row = 0; row < rows; row += kTileRows)
-    kernels_.finish_tile(common + row, stride,
+    kernels_.finish_tile(common + row, stride, segments,
                          static_cast<int>(std::min<int64_t>(kTileRows, rows - row)), tiles++);
 }
 
@@ -141,7 +141,7 @@ int PackerA::align_runs(const Point& origin, int64_t rows, int k, int run_count,
     for (int s = 0; s < segments; ++s) std::fill_n(of_rows + s * stride, runs[r].length, common[s]);
     of_rows += runs[r].length;  // runs cover the rows in their order
   }
-  finish(space->common.data(), stride, rows, tiles);
+  finish(space->common.data(), stride, segments, rows, tiles);
   return cut_count;
 }
 
@@ -228,13 +228,14 @@ void PackerA::align_rows(int64_t rows, int64_t i, PackingSpace* space, TileSegme
   for (int r = 0; r < count; ++r)
     if (kernels_.largest_exponent(own + r * rows, size) >= kNotFiniteFrom)
       take_finite(own + r * rows, rows, [&](int64_t row) { mark_lost(tiles, row); });
+  // Where each segment has one run, its exponents are the common ones, and nothing is shifted.
+  const int segments = segment_of(cut[count - 1]) + 1;
+  if (segments == count) return finish(own, rows, segments, rows, tiles);
   const int64_t stride = space->make_common(rows);
   int32_t* const common = space->common.data();
   for (int r = 0; r < count; ++r)
     kernels_.raise_exponents(own + r * rows, size, common + segment_of(cut[r]) * stride);
-  finish(common, stride, rows, tiles);
-  // Mantissas stay as they are where each segment has one run.
-  if (segment_of(cut[count - 1]) == count - 1) return;
+  finish(common, stride, segments, rows, tiles);
   bool shifted = false;
   for (int r = 0; r < count; ++r)
     shifted |= kernels_.shifts_to(common + segment_of(cut[r]) * stride, false, own + r * rows, size,

@@ -144,8 +144,10 @@ class PackerA {
   // runs.
   int align_runs(const Point& origin, int64_t rows, int k, int run_count, PackingSpace* space,
                  TileSegments* tiles) const;
-  // Sets the exponents of the tiles of `rows` rows, given [segment][row].
-  void finish(const int32_t* common, int64_t stride, int64_t rows, TileSegments* tiles) const;
+  // Sets the exponents of the tiles of `rows` rows, given [segment][row]. Reads kSegmentRows
+  // numbers for each tile.
+  void finish(const int32_t* common, int64_t stride, int segments, int64_t rows,
+              TileSegments* tiles) const;
 
   const ContractionKernels& kernels_;
   const int16_t* base_;

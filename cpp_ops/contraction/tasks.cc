@@ -246,7 +246,6 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
     if (p_.in_blocks) {
       blocks.bases = w->bases_of(sums_panel, local);
       blocks.running = first ? nullptr : sums;
-      if (first) std::fill_n(blocks.bases->of[0], kHalves * kSegmentRows, kUnset);
     }
     cell.final_scales = splits_ == 1 && last && scaling_.is_factor() ? final_scales : nullptr;
     if (last) {

@@ -1,14 +1,16 @@
 // The chains of a cell of operands in blocks, and what their sums are multiplied by. Included as
 // isa/common-inl.h describes.
 
-void finish_tile(const int32_t* from, int64_t stride, int rows, TileSegments* tile) {
+void finish_tile(const int32_t* from, int64_t stride, int segments, int rows, TileSegments* tile) {
   const Eight exists = Eight{0, 1, 2, 3, 4, 5, 4, 5} < rows;
   Eight before = eight(kAbsent), least = eight(0), most = least;
   for (int s = 0; s < kSegments; ++s) {
-    // The kernel for narrow panels reads rows 4 and 5 twice.
-    const auto found = load_as<Eight>(from + s * stride);
-    const Eight repeated = __builtin_shufflevector(found, found, 0, 1, 2, 3, 4, 5, 4, 5);
-    const Eight own = exists ? repeated : eight(kAbsent);
+    Eight own = eight(kAbsent);
+    if (s < segments) {
+      // The kernel for narrow panels reads rows 4 and 5 twice.
+      const auto found = load_as<Eight>(from + s * stride);
+      own = exists ? __builtin_shufflevector(found, found, 0, 1, 2, 3, 4, 5, 4, 5) : own;
+    }
     store_as(tile->exponents[s], own);
     const Eight first = before == kAbsent;
     const Eight next = own == kAbsent ? before : own;
@@ -102,7 +104,7 @@ inline bool set_scales(const BlockCellArgs& t, int panel, int rows, bool stepwis
   int32_t* const bases = t.bases[panel];
   const TileSegments& a = *t.a;
   const PanelSegments& b = t.b[panel];
-  const Eight base = load_as<Eight>(bases);
+  const Eight base = t.running == nullptr ? eight(kUnset) : load_as<Eight>(bases);
   Eight top = eight(2 * kAbsent);
 #pragma GCC unroll 8
   for (int s = 0; s < kCount; ++s)

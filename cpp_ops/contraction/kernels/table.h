@@ -60,8 +60,8 @@ struct BlockCellArgs {
   const TileSegments* a;
   const PanelSegments* b;  // for each panel
   const SegmentChains* chains;
-  // For each panel and row, the base of the running sums, which the cell may raise. It then scales
-  // the running sums in place.
+  // For each panel and row, the base of the running sums, if there are any. The cell may raise it,
+  // and then scales the running sums in place.
   int32_t (*bases)[kSegmentRows];
   float* running;  // these sums, in rows of kPanelColumns; null if they are zeros
   bool finish;     // multiply the results by 2^base
@@ -108,7 +108,8 @@ struct ContractionKernels {
   bool (*cell_in_blocks)(const CellArgs& args, const BlockCellArgs& blocks);
   // Sets the exponents of a tile of up to kTileRows rows, those of segment s at from[s * stride],
   // and what depends on them. Reads kSegmentRows numbers for each segment.
-  void (*finish_tile)(const int32_t* from, int64_t stride, int rows, TileSegments* tile);
+  void (*finish_tile)(const int32_t* from, int64_t stride, int segments, int rows,
+                      TileSegments* tile);
   // Sets what depends on the exponents.
   void (*finish_panel)(PanelSegments* panel);
   // The longest chains, of up to 32 products, whose int32 sums cannot overflow.
