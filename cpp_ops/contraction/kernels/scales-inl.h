@@ -9,7 +9,8 @@ void finish_tile(const int32_t* from, int64_t stride, int segments, int rows, Ti
     if (s < segments) {
       // The kernel for narrow panels reads rows 4 and 5 twice.
       const auto found = load_as<Eight>(from + s * stride);
-      own = exists ? __builtin_shufflevector(found, found, 0, 1, 2, 3, 4, 5, 4, 5) : own;
+      const Eight repeated = __builtin_shufflevector(found, found, 0, 1, 2, 3, 4, 5, 4, 5);
+      own = exists ? repeated : own;
     }
     store_as(tile->exponents[s], own);
     const Eight first = before == kAbsent;
