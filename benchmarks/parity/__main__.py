@@ -5,100 +5,80 @@
 Every network is trained with the same seeds and the same recipe in float32, in DFP16 with rounding to
 nearest and with stochastic rounding, and in bfloat16: small forms of ResNet, VGG, GoogLeNet and AlexNet and
 a vision transformer on scikit-learn's digits, an LSTM on the help texts that come with Python, and a GAN on
-the digits. DFP16 is forced on every operation, however small. Prints Markdown tables; --out writes OUT.json,
-after every run, and the training curves, OUT.png. What OUT.json has already is not run again, so an
-interrupted benchmark goes on where it was. Takes some 45 minutes on four cores; --only, --seeds and --quick
-make it less, and --show shows what is there.
+the digits. DFP16 is forced on every operation, however small. There are 15 seeds, and 10 more of a network
+for which 15 do not decide whether DFP16 is worse. Prints Markdown tables; --out writes OUT.json, after every
+run, and the training curves, OUT.png. What OUT.json has already is not run again, so an interrupted benchmark
+goes on where it was. Takes an hour on two cores; --only, --seeds and --quick make it less, and --show shows
+what is there.
+
+--validate trains the candidates for recipes instead, in float32, and shows the results on the validation
+split.
 """
 
 import argparse
-import dataclasses
-import json
-import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
-import jax
-import jaxlib
-import tensorflow_datasets as tfds
-
 from benchmarks.common.arguments import prepare_output
-from benchmarks.common.environment import CORES, cpu_model
-from benchmarks.parity import results
-from benchmarks.parity.gan import gan_task
-from benchmarks.parity.tasks import PRECISIONS, Run, Share, Task, classifiers
-from benchmarks.parity.text import text_task
-from dfpjax import runtime_info
+from benchmarks.common.environment import CORES
+from benchmarks.parity import recipes, results, validation
+from benchmarks.parity.recipes import NAMES
+from benchmarks.parity.record import Record
+from benchmarks.parity.tasks import PRECISIONS, Run
+from benchmarks.parity.workers import Job, run_all
 
-NAMES = ("resnet", "vgg", "googlenet", "alexnet", "vit", "lstm", "gan")
-
-
-def tasks(*, quick: bool) -> list[Task]:
-    """All of them, in the order of `NAMES`."""
-    return [*classifiers(quick=quick), text_task(quick=quick), gan_task(quick=quick)]
+SEEDS, MORE_SEEDS = list(range(15)), list(range(15, 25))
+"""Of every network, and of one for which the first do not decide."""
 
 
-class Record:
-    """All runs so far, kept in a file if there is one.
-
-    Raises:
-        ValueError: if the file holds runs of other recipes.
-    """
-
-    def __init__(self, path: Path | None, recipes: dict[str, str]):
-        self.runs: list[Run] = []
-        self.shares: dict[str, Share] = {}
-        self._path = path
-        self._recipes = recipes
-        if path is None or not path.exists():
-            return
-        content = json.loads(path.read_text())
-        if other := [name for name, recipe in content["recipes"].items() if recipe != recipes.get(name)]:
-            raise ValueError(
-                f"{path} has runs of other recipes for {', '.join(other)}; give another --out or delete it"
-            )
-        self.runs = [Run(**run) for run in content["runs"]]
-        self.shares = {name: Share(**share) for name, share in content["shares"].items()}
-
-    def missing(self, task: Task, precision: str, seeds: list[int]) -> list[int]:
-        """Those of the seeds without a run."""
-        done = {run.seed for run in self.runs if (run.task, run.precision) == (task.name, precision)}
-        return [seed for seed in seeds if seed not in done]
-
-    def add(self, run: Run) -> None:
-        """A run is over."""
-        self.runs.append(run)
-        values = ", ".join(f"{name} {curve[-1]:.4f}" for name, curve in run.curves.items() if curve)
-        state = " (diverged)" if run.diverged else ""
-        print(f"{run.task} {run.precision} seed {run.seed}{state}: {values}, {run.seconds:.0f} s", flush=True)
-        self.write()
-
-    def write(self) -> None:
-        """The file is complete at any time: an interruption leaves the one before."""
-        if self._path is None:
-            return
-        content = {
-            "cpu": cpu_model(),
-            "cores": CORES,
-            "isa": runtime_info().isa,
-            "versions": {"jax": jax.__version__, "jaxlib": jaxlib.__version__},
-            "recipes": {name: self._recipes[name] for name in dict.fromkeys(run.task for run in self.runs)},
-            "shares": {name: dataclasses.asdict(share) for name, share in self.shares.items()},
-            "runs": [dataclasses.asdict(run) for run in self.runs],
-        }
-        beside = self._path.with_suffix(".part")
-        beside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        beside.replace(self._path)
+def jobs(names: Iterable[str], precisions: tuple[str, ...], seeds: list[int], *, quick: bool) -> list[Job]:
+    """The trainings of these networks, precision by precision."""
+    return [
+        Job(
+            name=name,
+            network=name,
+            recipe=recipes.recipe(name, quick=quick),
+            precision=precision,
+            seeds=seeds,
+            test=True,
+        )
+        for precision in precisions
+        for name in names
+    ]
 
 
-def measure(task: Task, seeds: list[int], record: Record) -> None:
-    """The runs of a task that are missing, and its share of DFP16."""
-    if task.name not in record.shares:
-        record.shares[task.name] = task.share("dfp16_forced")
-        record.write()
-    for precision in PRECISIONS:
-        if missing := record.missing(task, precision, seeds):
-            task.train(precision, missing, record.add)
+def undecided(names: Iterable[str], runs: list[Run]) -> list[str]:
+    """The networks whose first seeds, all run, do not tell whether DFP16, rounded to nearest, is worse."""
+    of_first = [run for run in runs if run.seed in SEEDS]
+    found = []
+    for name in names:
+        task = recipes.task(name, recipes.recipe(name))
+        test = results.paired_test(of_first, task, "dfp16_forced", next(iter(task.measures)))
+        if test and len(test.differences) == len(SEEDS) and test.verdict == "undecided":
+            found.append(name)
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Trains what is missing, float32 and DFP16 first, because these decide how many seeds there are."""
+    names, record = arguments.only, arguments.record
+    for name in names:
+        if name not in record.shares:
+            record.shares[name] = recipes.task(name, recipes.recipe(name)).share("dfp16_forced")
+    record.write()
+
+    def train(precisions: tuple[str, ...]) -> None:
+        more = [] if arguments.seeds or arguments.quick else undecided(names, record.runs)
+        every = [
+            *jobs(names, precisions, arguments.seeds or SEEDS, quick=arguments.quick),
+            *jobs(more, precisions, MORE_SEEDS, quick=arguments.quick),
+        ]
+        run_all(record.missing(every), arguments.processes, record.add)
+
+    train(PRECISIONS[:2])
+    train(PRECISIONS[:2])  # those that the first seeds did not decide
+    train(PRECISIONS)
 
 
 def _names(text: str) -> list[str]:
@@ -118,24 +98,37 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def _processes(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError("give the number of processes, 1 or more")
+    return int(text)
+
+
 def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", type=_names, default=NAMES, help=f"of {','.join(NAMES)} (default: all)")
-    parser.add_argument("--seeds", type=_seeds, help="such as 0,1 (default: 5 of resnet, 3 of the others)")
+    parser.add_argument("--seeds", type=_seeds, help="such as 0,1 (default: 0 to 14, or to 24 if undecided)")
+    parser.add_argument(
+        "--processes", type=_processes, default=CORES, help="trainings at a time (default: one for each core)"
+    )
     parser.add_argument("--quick", action="store_true", help="next to no training: does it work?")
+    parser.add_argument("--validate", action="store_true", help="try recipes on the validation split")
     parser.add_argument("--show", action="store_true", help="train nothing: show what OUT.json has")
-    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png")
+    parser.add_argument("--out", type=Path, help="write OUT.json and OUT.png; with --validate OUT.json alone")
     arguments = parser.parse_args(argv)
     if arguments.show and not arguments.out:
         parser.error("--show needs --out, the results to show")
-    prepare_output(parser, arguments.out, draws="curves")
-    arguments.tasks = [task for task in tasks(quick=arguments.quick) if task.name in arguments.only]
+    prepare_output(parser, arguments.out, draws=None if arguments.validate else "curves")
     path = arguments.out and arguments.out.with_name(f"{arguments.out.name}.json")
-    recipes = {task.name: task.recipe for task in tasks(quick=arguments.quick)}
+    arguments.tasks = [recipes.task(name, recipes.recipe(name, quick=arguments.quick)) for name in NAMES]
     try:
-        arguments.record = Record(path, recipes)
+        arguments.record = (
+            validation.record_of(path)
+            if arguments.validate
+            else Record(path, {task.name: task.recipe for task in arguments.tasks})
+        )
     except ValueError as error:
         parser.error(f"--out: {error}")
     return arguments
@@ -143,17 +136,23 @@ def parse(argv) -> argparse.Namespace:
 
 def main(argv=None) -> list[Run]:
     arguments = parse(argv)
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
     start = time.perf_counter()
-    for task in () if arguments.show else arguments.tasks:
-        measure(task, arguments.seeds or list(range(task.seeds)), arguments.record)
+    if not arguments.show:
+        if arguments.validate:
+            validation.validate(arguments.only, arguments.record, arguments.processes)
+        else:
+            measure(arguments)
     runs, shares = arguments.record.runs, arguments.record.shares
-    print(f"\n{results.report(runs, shares, arguments.tasks)}")
+    tasks = [task for task in arguments.tasks if task.name in arguments.only]
+    if arguments.validate:
+        report = validation.table(runs, arguments.only)
+    else:
+        report = results.report(runs, shares, tasks)
+    print(f"\n{report}")
     if not arguments.show:
         print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes")
-    if arguments.out:
-        results.figure(runs, arguments.tasks, arguments.out.with_name(f"{arguments.out.name}.png"))
+    if arguments.out and not arguments.validate:
+        results.figure(runs, tasks, arguments.out.with_name(f"{arguments.out.name}.png"))
     return runs
 
 

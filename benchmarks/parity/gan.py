@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,12 +13,13 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
-from benchmarks.parity.tasks import Run, Step, Task
+from benchmarks.parity.splits import TEST, TRAIN, VALIDATION, digits
+from benchmarks.parity.tasks import Recipe, Run, Step, Task
 from dfpjax.training.precision import model_dtype, with_precision
 
 BATCH, NOISE = 64, 32
 JUDGED = 4096  # made-up digits that are compared with the real ones
-PARTS = 10  # of a run, after each of which they are
+PARTS = 5  # of a run, after each of which they are
 
 _init = nn.initializers.normal(0.02)
 
@@ -68,19 +69,21 @@ class Game(NamedTuple):
     states: tuple[optax.OptState, optax.OptState]
 
 
-def _optimizer() -> optax.GradientTransformation:
-    return optax.adam(1e-3, b1=0.5)
+def _optimizer(rate: float) -> optax.GradientTransformation:
+    return optax.adam(rate, b1=0.5)
 
 
-def _start(seed: int) -> Game:
+def _start(tx: optax.GradientTransformation, seed: int) -> Game:
     made, judge = jax.random.split(jax.random.key(seed))
     variables = Generator().init(made, jnp.zeros((1, NOISE)), train=False)
     params = Discriminator().init(judge, jnp.zeros((1, 8, 8, 1)))["params"]
-    states = tuple(_optimizer().init(p) for p in (variables["params"], params))
+    states = tuple(tx.init(p) for p in (variables["params"], params))
     return Game(variables["params"], variables["batch_stats"], params, states)
 
 
-def update(applies: Applies, game: Game, real: jax.Array, key: jax.Array) -> tuple[Game, dict]:
+def update(
+    applies: Applies, tx: optax.GradientTransformation, game: Game, real: jax.Array, key: jax.Array
+) -> tuple[Game, dict]:
     """A step of the discriminator, then one of the generator; the losses before them beside the result."""
     noise = jax.random.normal(key, (2, BATCH, NOISE))
 
@@ -95,7 +98,7 @@ def update(applies: Applies, game: Game, real: jax.Array, key: jax.Array) -> tup
         return jnp.mean(nn.softplus(-on_real)) + jnp.mean(nn.softplus(on_fake))
 
     judge, slopes = jax.value_and_grad(judge_loss)(game.discriminator)
-    changes, judge_state = _optimizer().update(slopes, game.states[1])
+    changes, judge_state = tx.update(slopes, game.states[1])
     discriminator = optax.apply_updates(game.discriminator, changes)
 
     def maker_loss(params: dict) -> tuple[jax.Array, dict]:
@@ -103,7 +106,7 @@ def update(applies: Applies, game: Game, real: jax.Array, key: jax.Array) -> tup
         return jnp.mean(nn.softplus(-applies.discriminator({"params": discriminator}, fake))), statistics
 
     (maker, statistics), slopes = jax.value_and_grad(maker_loss, has_aux=True)(game.generator)
-    changes, maker_state = _optimizer().update(slopes, game.states[0])
+    changes, maker_state = tx.update(slopes, game.states[0])
     generator = optax.apply_updates(game.generator, changes)
     losses = {"discriminator loss": judge, "generator loss": maker}
     return Game(generator, statistics, discriminator, (maker_state, judge_state)), losses
@@ -124,20 +127,19 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 class Judge:
     """Measures the distance of generated digits from real ones, by the features of a classifier.
 
-    The features are the 64 hidden units of scikit-learn's `MLPClassifier`, trained in float64 on all the real
-    digits; `classes` says which share of the digits each is taken for.
+    The features are the 64 hidden units of scikit-learn's `MLPClassifier`, trained in float64 on the training
+    and validation splits.
     """
 
     def __init__(self) -> None:
-        from sklearn.datasets import load_digits
         from sklearn.neural_network import MLPClassifier
 
-        images, labels = load_digits(return_X_y=True)
-        self.real = (images / 8 - 1).astype(np.float32).reshape(-1, 8, 8, 1)
+        seen = [digits(split) for split in (TRAIN, VALIDATION)]
+        images, labels = (np.concatenate(parts) for parts in zip(*seen, strict=True))
         self._classifier = MLPClassifier((64,), max_iter=60, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sixty epochs are enough, whether it has converged or not
-            self._classifier.fit(self._flat(self.real), labels)
+            self._classifier.fit(self._flat(images), labels)
 
     @staticmethod
     def _flat(images: np.ndarray) -> np.ndarray:
@@ -148,9 +150,9 @@ class Judge:
         hidden = self._flat(images) @ self._classifier.coefs_[0] + self._classifier.intercepts_[0]
         return np.maximum(hidden, 0)
 
-    def distance(self, images: np.ndarray) -> float:
-        """The Fréchet distance of images' features from those of the real digits."""
-        return frechet_distance(self.features(images), self.features(self.real))
+    def distance(self, images: np.ndarray, split: str) -> float:
+        """The Fréchet distance of images' features from those of the real digits of a split."""
+        return frechet_distance(self.features(images), self.features(digits(split)[0]))
 
 
 @functools.cache
@@ -164,58 +166,57 @@ def _applies(precision: str) -> Applies:
     return Applies(*(with_precision(network.apply, precision) for network in networks))
 
 
-def _train(steps: int, precision: str, seeds: list[int], record: Callable[[Run], None]) -> None:
-    applies = _applies(precision)
-    step = jax.jit(functools.partial(update, applies), donate_argnums=0)
+def _train(recipe: Recipe, precision: str, seeds: list[int], *, test: bool) -> Iterator[Run]:
+    applies, tx, steps = _applies(precision), _optimizer(recipe.rate), recipe.length
+    step = jax.jit(functools.partial(update, applies, tx), donate_argnums=0)
     make = jax.jit(functools.partial(applies.generator, train=False))
+    images, _ = digits(TRAIN)
     for seed in seeds:
         start = time.perf_counter()
-        game, random = jax.jit(_start)(seed), np.random.default_rng(seed)
+        game, random = jax.jit(functools.partial(_start, tx))(seed), np.random.default_rng(seed)
         key = jax.random.key(seed + 1)
         noise = jax.random.normal(jax.random.fold_in(key, steps), (JUDGED, NOISE))
         names = ("discriminator loss", "generator loss", "Fréchet distance")
         curves: dict[str, list[float]] = {name: [] for name in names}
-        finite = True
+        finite, made = True, None
         for number in range(1, steps + 1):
-            real = judge().real[random.integers(len(judge().real), size=BATCH)]
+            real = images[random.integers(len(images), size=BATCH)]
             game, losses = step(game, real, jax.random.fold_in(key, number - 1))
-            finite = finite and all(np.isfinite(float(loss)) for loss in losses.values())
+            finite = all(np.isfinite(float(loss)) for loss in losses.values())
             if not finite:
                 break
             if number * PARTS % steps < PARTS:
-                variables = {"params": game.generator, "batch_stats": game.statistics}
+                made = np.asarray(make({"params": game.generator, "batch_stats": game.statistics}, noise))
                 for name, loss in losses.items():
                     curves[name].append(float(loss))
-                curves["Fréchet distance"].append(judge().distance(np.asarray(make(variables, noise))))
-        record(
-            Run(
-                task="gan",
-                precision=precision,
-                seed=seed,
-                curves=curves,
-                seconds=time.perf_counter() - start,
-                diverged=not finite,
-            )
+                curves["Fréchet distance"].append(judge().distance(made, VALIDATION))
+        yield Run(
+            task="gan",
+            precision=precision,
+            seed=seed,
+            curves=curves,
+            test={"Fréchet distance": judge().distance(made, TEST)} if test and finite else {},
+            seconds=time.perf_counter() - start,
+            diverged=not finite,
         )
 
 
-def _step() -> tuple[Step, tuple]:
-    game = jax.eval_shape(_start, 0)
+def _step(recipe: Recipe) -> tuple[Step, tuple]:
+    tx = _optimizer(recipe.rate)
+    game = jax.eval_shape(functools.partial(_start, tx), 0)
     real = jax.ShapeDtypeStruct((BATCH, 8, 8, 1), jnp.float32)
     key = jax.eval_shape(jax.random.key, 0)
-    return functools.partial(update, _applies("float32")), (game, real, key)
+    return functools.partial(update, _applies("float32"), tx), (game, real, key)
 
 
-def gan_task(*, quick: bool) -> Task:
+def gan_task(recipe: Recipe) -> Task:
     """A small DCGAN, measured by the Fréchet distance of its digits from the real ones."""
-    steps = 2 if quick else 2000
     return Task(
         name="gan",
         title="DCGAN",
-        recipe=f"Adam, 0.001, {steps} steps",
+        recipe=f"Adam, {recipe.rate:g}, {recipe.length} steps",
         measures={"Fréchet distance": False},
-        seeds=3,
-        part=f"part of {max(steps // PARTS, 1)} steps",
-        train=functools.partial(_train, steps),
-        step=_step,
+        part=f"part of {max(recipe.length // PARTS, 1)} steps",
+        train=functools.partial(_train, recipe),
+        step=functools.partial(_step, recipe),
     )

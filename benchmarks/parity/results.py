@@ -37,8 +37,8 @@ STYLES = {
 
 
 def final(run: Run, measure: str) -> float:
-    """The last value of a measure, NaN for a run that diverged."""
-    return math.nan if run.diverged else run.curves[measure][-1]
+    """A measure on the test split after the run, NaN for one that diverged."""
+    return math.nan if run.diverged else run.test[measure]
 
 
 def values(runs: list[Run], task: Task, precision: str, measure: str) -> dict[int, float]:
@@ -118,37 +118,42 @@ def pooled_test(tests: list[Test]) -> Test | None:
     return Test(differences=differences, margin=1.0) if len(differences) > 1 else None
 
 
-def _number(value: float, measure: str, signed: bool = False) -> str:
+def number(value: float, measure: str, signed: bool = False) -> str:
+    """A value of a measure, or a difference of two, for a table."""
     sign = "+" if signed else ""
     if "accuracy" in measure:
         return f"{100 * value:{sign}.2f} %"
     return f"{value:{sign}.4g}" if "distance" in measure else f"{value:{sign}.4f}"
 
 
-def _markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
+def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
     """A table whose first columns hold words, the others numbers."""
     marks = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
 
 
 def results_table(runs: list[Run], tasks: list[Task]) -> str:
-    """Mean ± standard deviation over the seeds of every measure in every precision."""
+    """Mean ± standard deviation over the seeds of every measure in every precision.
+
+    The number of seeds is that of all precisions, or those of each.
+    """
     rows = []
     for task in tasks:
         for measure in task.measures:
-            cells = []
+            cells, counts = [], []
             for precision in PRECISIONS:
                 of_seeds = [*values(runs, task, precision, measure).values()]
+                counts.append(len(of_seeds))
                 finite = [value for value in of_seeds if math.isfinite(value)]
-                text = "" if not finite else _number(statistics.fmean(finite), measure)
+                text = "" if not finite else number(statistics.fmean(finite), measure)
                 if len(finite) > 1:
-                    text += f" ± {_number(statistics.stdev(finite), measure).removesuffix(' %')}"
+                    text += f" ± {number(statistics.stdev(finite), measure).removesuffix(' %')}"
                 if lost := len(of_seeds) - len(finite):
                     text += f" ({lost} diverged)"
                 cells.append(text)
-            seeds = len(values(runs, task, "float32", measure))
-            rows.append([task.title, task.recipe, measure, str(seeds), *cells])
-    return _markdown(["network", "recipe", "measure", "seeds", *NAMES.values()], rows, words=3)
+            seeds = str(counts[0]) if len(set(counts)) == 1 else " / ".join(map(str, counts))
+            rows.append([task.title, task.recipe, measure, seeds, *cells])
+    return markdown(["network", "recipe", "measure", "seeds", *NAMES.values()], rows, words=3)
 
 
 def tests_table(runs: list[Run], tasks: list[Task], precision: str) -> str:
@@ -165,13 +170,13 @@ def tests_table(runs: list[Run], tasks: list[Task], precision: str) -> str:
             rows.append([task.title, measure, *_test_cells(test, measure)])
     if (pooled := pooled_test(main)) is not None:
         rows.append(["all", "first measure, in deviations", *_test_cells(pooled, "")])
-    return _markdown(header, rows, words=2)
+    return markdown(header, rows, words=2)
 
 
 def _test_cells(test: Test, measure: str) -> list[str]:
     numbers = (
-        _number(test.margin, measure),
-        *(_number(value, measure, signed=True) for value in (test.mean, test.bounds[1])),
+        number(test.margin, measure),
+        *(number(value, measure, signed=True) for value in (test.mean, test.bounds[1])),
     )
     return [str(len(test.differences)), *numbers, f"{test.p:.2g}", test.verdict]
 
@@ -188,7 +193,7 @@ def shares_table(shares: dict[str, Share], tasks: list[Task]) -> str:
         for task in tasks
         if (share := shares.get(task.name))
     ]
-    return _markdown(["network", "operations in DFP16", "MACs", "of them in DFP16"], rows)
+    return markdown(["network", "operations in DFP16", "MACs", "of them in DFP16"], rows)
 
 
 def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
@@ -202,7 +207,8 @@ def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
 
 
 def figure(runs: list[Run], tasks: list[Task], path: Path) -> "Figure":
-    """The mean and range of each precision's runs: training loss and first measure, a row for each task."""
+    """Mean and range of each precision's runs, a row for each task: training loss, and first measure in
+    validation."""
     done = [task for task in tasks if any(run.task == task.name for run in runs)]
     panels = figures.new_figure(0.6 + 2.4 * len(done))
     axes = panels.subplots(len(done), 2, squeeze=False)
@@ -210,14 +216,13 @@ def figure(runs: list[Run], tasks: list[Task], path: Path) -> "Figure":
         of_task = [run for run in runs if run.task == task.name]
         losses = next(name for name in of_task[0].curves if "loss" in name)
         measure = next(iter(task.measures))
-        for axis, name in ((left, losses), (right, measure)):
+        for axis, name, title in ((left, losses, losses), (right, measure, f"validation {measure}")):
             for precision in PRECISIONS:
                 curves = [run.curves[name] for run in of_task if run.precision == precision]
                 _band(axis, curves, precision)
-            axis.set_title(f"{task.title}: {name}", loc="left", fontsize="medium")
+            axis.set_title(f"{task.title}: {title}", loc="left", fontsize="medium")
             axis.set_xlabel(task.part)
-        finals = [final(run, measure) for run in of_task]
-        _zoom(right, [value for value in finals if math.isfinite(value)])
+        _zoom(right, [run.curves[measure][-1] for run in of_task if not run.diverged])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     panels.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figures.save(panels, path)

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.parity.tasks import Run, Step, Task
+from benchmarks.parity.tasks import Recipe, Run, Step, Task
 from dfpjax.training.models import CharLSTM
 from dfpjax.training.precision import model_dtype, with_precision
 
 # Texts in a batch, and characters of each that are predicted.
 BATCH, LENGTH = 32, 64
-PARTS = 10  # of a run, after each of which the held-out text is read
+PARTS = 5  # of a run, after each of which the validation text is read
 
 
 class Corpus(NamedTuple):
@@ -25,14 +25,16 @@ class Corpus(NamedTuple):
 
     characters: int
     train: np.ndarray
+    validation: np.ndarray
     test: np.ndarray
 
 
 @functools.cache
 def corpus() -> Corpus:
-    """The help texts that come with Python, in alphabetical order; the last tenth is held out.
+    """The help texts that come with Python, in alphabetical order.
 
-    What occurs fewer than 20 times is all one character.
+    The last twentieth is the test split, the one before it the validation split. What occurs fewer than 20
+    times is all one character.
     """
     from pydoc_data.topics import topics
 
@@ -41,8 +43,8 @@ def corpus() -> Corpus:
     frequent = counts >= 20
     renumbered = np.where(frequent, np.cumsum(frequent) - 1, frequent.sum())
     codes = renumbered[codes].astype(np.int32)
-    held_out = len(codes) // 10
-    return Corpus(int(frequent.sum()) + 1, codes[:-held_out], codes[-held_out:])
+    size = len(codes) // 20
+    return Corpus(int(frequent.sum()) + 1, *np.split(codes, [-2 * size, -size]))
 
 
 def batches(text: np.ndarray, seed: int) -> Iterator[np.ndarray]:
@@ -69,9 +71,9 @@ def update(
     return optax.apply_updates(params, changes), state, loss
 
 
-def optimizer(steps: int) -> optax.GradientTransformation:
+def optimizer(steps: int, rate: float = 4e-3) -> optax.GradientTransformation:
     """Of so many training steps."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(4e-3, steps)))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(rate, steps)))
 
 
 def _pieces(text: np.ndarray) -> np.ndarray:
@@ -80,42 +82,42 @@ def _pieces(text: np.ndarray) -> np.ndarray:
     return text[np.arange(count)[:, None] * LENGTH + np.arange(LENGTH + 1)]
 
 
-def _train(steps: int, precision: str, seeds: list[int], record: Callable[[Run], None]) -> None:
-    text = corpus()
+def _train(recipe: Recipe, precision: str, seeds: list[int], *, test: bool) -> Iterator[Run]:
+    text, steps = corpus(), recipe.length
     model = CharLSTM(text.characters, dtype=model_dtype(precision))
-    apply, tx = with_precision(model.apply, precision), optimizer(steps)
+    apply, tx = with_precision(model.apply, precision), optimizer(steps, recipe.rate)
     step = jax.jit(functools.partial(update, apply, tx), donate_argnums=(0, 1))
-    test = jax.jit(functools.partial(bits, apply))
-    held_out = _pieces(text.test)
+    read = jax.jit(functools.partial(bits, apply))
     for seed in seeds:
         start = time.perf_counter()
-        params = jax.jit(model.init)(jax.random.key(seed), held_out[:1, 1:])["params"]
+        params = jax.jit(model.init)(jax.random.key(seed), _pieces(text.validation)[:1, 1:])["params"]
         state = jax.jit(tx.init)(params)
-        curves: dict[str, list[float]] = {"train loss": [], "bits per character": []}
-        losses = []
+        curves: dict[str, list[float]] = {"training loss": [], "bits per character": []}
+        losses, finite = [], True
         for number, batch in zip(range(1, steps + 1), batches(text.train, seed), strict=False):
             params, state, loss = step(params, state, batch)
             losses.append(loss)
             if number * PARTS % steps < PARTS:
-                curves["train loss"].append(float(np.mean(losses)))
-                curves["bits per character"].append(float(test(params, held_out)))
+                mean = float(np.mean(losses))
+                finite = math.isfinite(mean)
+                if not finite:
+                    break
+                curves["training loss"].append(mean)
+                curves["bits per character"].append(float(read(params, _pieces(text.validation))))
                 losses.clear()
-        diverged = not np.all(np.isfinite(curves["train loss"]))
-        seconds = time.perf_counter() - start
-        record(
-            Run(
-                task="lstm",
-                precision=precision,
-                seed=seed,
-                curves=curves,
-                seconds=seconds,
-                diverged=diverged,
-            )
+        yield Run(
+            task="lstm",
+            precision=precision,
+            seed=seed,
+            curves=curves,
+            test={"bits per character": float(read(params, _pieces(text.test)))} if test and finite else {},
+            seconds=time.perf_counter() - start,
+            diverged=not finite,
         )
 
 
-def _step() -> tuple[Step, tuple]:
-    model, tx = CharLSTM(corpus().characters), optimizer(1)
+def _step(recipe: Recipe) -> tuple[Step, tuple]:
+    model, tx = CharLSTM(corpus().characters), optimizer(recipe.length, recipe.rate)
     text = jax.ShapeDtypeStruct((BATCH, LENGTH + 1), jnp.int32)
 
     def start(text: jax.Array) -> tuple[dict, optax.OptState]:
@@ -125,16 +127,14 @@ def _step() -> tuple[Step, tuple]:
     return functools.partial(update, model.apply, tx), (*jax.eval_shape(start, text), text)
 
 
-def text_task(*, quick: bool) -> Task:
+def text_task(recipe: Recipe) -> Task:
     """The character model, measured by the bits per character of text it has not seen."""
-    steps = 2 if quick else 500
     return Task(
         name="lstm",
         title="character LSTM",
-        recipe=f"Adam, 0.004, {steps} steps",
+        recipe=f"Adam, {recipe.rate:g}, {recipe.length} steps",
         measures={"bits per character": False},
-        seeds=3,
-        part=f"part of {max(steps // PARTS, 1)} steps",
-        train=functools.partial(_train, steps),
-        step=_step,
+        part=f"part of {max(recipe.length // PARTS, 1)} steps",
+        train=functools.partial(_train, recipe),
+        step=functools.partial(_step, recipe),
     )

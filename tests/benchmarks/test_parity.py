@@ -15,23 +15,31 @@ from jax import lax
 from scipy import linalg, stats
 
 from benchmarks.parity import __main__ as parity
-from benchmarks.parity import gan, text
+from benchmarks.parity import gan, recipes, splits, text, validation, workers
+from benchmarks.parity.record import Record
 from benchmarks.parity.results import Test, paired_test, pooled_test, report
-from benchmarks.parity.tasks import PRECISIONS, Run, Task, classifiers
+from benchmarks.parity.tasks import PRECISIONS, Recipe, Run, Task
 
-ACCURACY, LOSS = "test accuracy", "test loss"
+ACCURACY, LOSS = "accuracy", "loss"
+
+
+def quick(name: str) -> Task:
+    """A network with next to no training."""
+    return recipes.task(name, recipes.recipe(name, quick=True))
 
 
 @pytest.fixture(scope="module")
 def vgg() -> Task:
-    (task,) = (task for task in classifiers(quick=True) if task.name == "vgg")
-    return task
+    return quick("vgg")
 
 
-def _runs(task: Task, precision: str, measure: str, finals: list[float]) -> list[Run]:
+def _runs(task: Task, precision: str, finals: list[float]) -> list[Run]:
+    """Runs with these results on the test split, and others in validation."""
+
     def run(seed: int, value: float) -> Run:
-        curves = {"train loss": [1.0], **{name: [value] for name in task.measures}}
-        return Run(task=task.name, precision=precision, seed=seed, curves=curves, seconds=1.0)
+        curves = {"training loss": [1.0], **{name: [value / 2] for name in task.measures}}
+        test = dict.fromkeys(task.measures, value)
+        return Run(task=task.name, precision=precision, seed=seed, curves=curves, test=test, seconds=1.0)
 
     return list(itertools.starmap(run, enumerate(finals)))
 
@@ -64,9 +72,7 @@ def test_verdicts(differences, margin, verdict):
 
 
 def test_more_is_worse_for_a_loss_and_less_for_an_accuracy(vgg):
-    runs = _runs(vgg, "float32", ACCURACY, [0.9, 0.8, 0.7]) + _runs(
-        vgg, "dfp16_forced", ACCURACY, [0.8, 0.8, 0.6]
-    )
+    runs = _runs(vgg, "float32", [0.9, 0.8, 0.7]) + _runs(vgg, "dfp16_forced", [0.8, 0.8, 0.6])
     accuracy, loss = (paired_test(runs, vgg, "dfp16_forced", measure) for measure in (ACCURACY, LOSS))
     assert accuracy.differences == pytest.approx([0.1, 0.0, 0.1])
     assert loss.differences == pytest.approx([-0.1, 0.0, -0.1])
@@ -74,7 +80,7 @@ def test_more_is_worse_for_a_loss_and_less_for_an_accuracy(vgg):
 
 
 def test_only_seeds_that_both_have_are_paired(vgg):
-    runs = _runs(vgg, "float32", LOSS, [1.0, 2.0, 3.0]) + _runs(vgg, "bfloat16", LOSS, [1.5, 2.0, 3.0])[1:]
+    runs = _runs(vgg, "float32", [1.0, 2.0, 3.0]) + _runs(vgg, "bfloat16", [1.5, 2.0, 3.0])[1:]
     assert paired_test(runs, vgg, "bfloat16", LOSS).differences == [0.0, 0.0]
     assert paired_test(runs, vgg, "dfp16_forced", LOSS) is None
 
@@ -104,16 +110,26 @@ def test_the_frechet_distance_is_that_of_its_formula():
 
 def test_the_judge_tells_digits_from_noise():
     judge = gan.judge()
-    half, rest = judge.real[::2], judge.real[1::2]
+    real, _ = splits.digits(splits.TRAIN)
+    half, rest = real[::2], real[1::2]
     noise = np.random.default_rng(0).uniform(-1, 1, size=half.shape).astype(np.float32)
     between = gan.frechet_distance(judge.features(half), judge.features(rest))
-    assert 10 * between < judge.distance(noise)
+    assert 10 * between < judge.distance(noise, splits.TRAIN)
+
+
+def test_the_digits_are_split_into_three():
+    images = [splits.digits(split)[0] for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)]
+    assert [len(part) for part in images] == [1152, 200, 445]
+    # All different images of scikit-learn's.
+    assert len(np.unique(np.concatenate(images).reshape(1797, -1), axis=0)) == 1797
+    assert min(map(np.min, images)) == -1 and max(map(np.max, images)) == 1
 
 
 def test_text_is_held_out_and_pieces_cover_it():
     corpus = text.corpus()
-    assert 0 <= min(corpus.train.min(), corpus.test.min()) <= max(corpus.train.max(), corpus.test.max())
-    assert max(corpus.train.max(), corpus.test.max()) == corpus.characters - 1
+    whole = np.concatenate([corpus.train, corpus.validation, corpus.test])
+    assert (whole.min(), whole.max()) == (0, corpus.characters - 1)
+    assert len(corpus.validation) == len(corpus.test) == len(whole) // 20
     pieces = text._pieces(corpus.test)
     np.testing.assert_array_equal(np.ravel(pieces[:, 1:]), corpus.test[1 : pieces[:, 1:].size + 1])
     first, again, other = (next(text.batches(corpus.train, seed)) for seed in (0, 0, 1))
@@ -129,38 +145,67 @@ def test_every_operation_of_a_forced_step_is_in_dfp16(vgg):
     assert share.macs == share.macs_dfp16 > 0
     assert vgg.share("dfp16").macs_dfp16 < share.macs
     assert vgg.share("bfloat16") is None
-    game = gan.gan_task(quick=True).share("dfp16_forced")
+    game = quick("gan").share("dfp16_forced")
     assert game.macs_dfp16 > 0.999 * game.macs  # all but dot products of one term
 
 
-def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path, monkeypatch):
+def _job(name: str, **changes) -> workers.Job:
+    (job,) = parity.jobs([name], ("float32",), [0, 1], quick=True)
+    return dataclasses.replace(job, **changes)
+
+
+def test_an_interrupted_benchmark_goes_on_where_it_was(vgg, tmp_path):
     path = tmp_path / "parity.json"
-    recipes = {"vgg": "as ever", "gan": "another"}
-    record = parity.Record(path, recipes)
-    (run,) = _runs(vgg, "float32", LOSS, [1.0])
+    texts = {"vgg": "as ever", "gan": "another"}
+    record = Record(path, texts)
+    (run,) = _runs(vgg, "float32", [1.0])
     record.add(run)
-    again = parity.Record(path, recipes)
+    again = Record(path, texts)
     assert again.runs == [run]
-    asked = []
-    task = dataclasses.replace(vgg, train=lambda precision, seeds, _: asked.append((precision, seeds)))
-    parity.measure(task, [0, 1], again)
-    assert asked == [("float32", [1]), *((precision, [0, 1]) for precision in PRECISIONS[1:])]
-    assert parity.Record(path, recipes).shares == {"vgg": vgg.share("dfp16_forced")}
+    both = [_job("vgg"), _job("vgg", seeds=[0]), _job("vgg", precision="bfloat16"), _job("gan")]
+    assert again.missing(both) == [_job("vgg", seeds=[1]), *both[2:]]
     # A recipe without runs may change.
-    assert parity.Record(path, recipes | {"gan": "longer"}).runs == [run]
+    assert Record(path, texts | {"gan": "longer"}).runs == [run]
     with pytest.raises(ValueError, match=r"parity\.json has runs of other recipes for vgg"):
-        parity.Record(path, recipes | {"vgg": "longer"})
+        Record(path, texts | {"vgg": "longer"})
+
+
+def test_more_seeds_where_the_first_do_not_decide(vgg):
+    base = _runs(vgg, "float32", [0.9, 0.8] * 12 + [0.9])
+    apart, equal = (_runs(vgg, "dfp16_forced", finals * 12 + [0.9]) for finals in ([0.7, 1.0], [0.9, 0.8]))
+    first = len(parity.SEEDS)
+    assert parity.undecided(["vgg", "gan"], base + apart) == ["vgg"]
+    assert parity.undecided(["vgg"], base + equal) == []
+    # The first seeds alone count, and all of them.
+    assert parity.undecided(["vgg"], base + apart[:first] + equal[first:]) == ["vgg"]
+    assert parity.undecided(["vgg"], base + apart[: first - 1]) == []
 
 
 def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
-    record = parity.Record(tmp_path / "parity.json", {"vgg": vgg.recipe})
+    record = Record(tmp_path / "parity.json", {"vgg": vgg.recipe})
     for precision in PRECISIONS:
-        for run in _runs(vgg, precision, LOSS, [0.25, 0.5]):
+        for run in _runs(vgg, precision, [0.25, 0.5]):
             record.add(run)
     parity.main(["--quick", "--show", "--out", str(tmp_path / "parity")])
     printed = capsys.readouterr().out
-    assert "| VGG | " + vgg.recipe + " | test loss | 2 | 0.3750 ± 0.1768 |" in printed
+    assert "| VGG | " + vgg.recipe + " | loss | 2 | 0.3750 ± 0.1768 |" in printed
     assert (tmp_path / "parity.png").stat().st_size > 10_000
+
+
+def test_the_recipes_are_among_the_candidates():
+    for name in recipes.NAMES:
+        assert recipes.recipe(name) in recipes.CANDIDATES[name]
+
+
+def test_candidates_are_compared_in_validation(tmp_path, capsys):
+    job, *_ = validation.jobs(["vgg"])
+    record = validation.record_of(tmp_path / "recipes.json")
+    (run,) = _runs(recipes.task("vgg", job.recipe), "float32", [0.5])
+    record.add(dataclasses.replace(run, task=job.name, test={}))
+    parity.main(["--validate", "--show", "--out", str(tmp_path / "recipes")])
+    recipe = recipes.task("vgg", job.recipe).recipe
+    assert f"| VGG | {recipe} | loss | 0.2500 | 1 |" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["recipes.json"]
 
 
 @functools.cache
@@ -188,9 +233,8 @@ def _computes_bfloat16_right() -> bool:
 def test_tasks_train(name, precision):
     if precision == "bfloat16" and not _computes_bfloat16_right():
         pytest.skip(f"JAX {jax.__version__} computes plain bfloat16 convolutions and pooling wrongly here")
-    (task,) = (task for task in parity.tasks(quick=True) if task.name == name)
-    runs = []
-    task.train(precision, [0, 1], runs.append)
+    task = quick(name)
+    runs = [*task.train(precision, [0], test=True), *task.train(precision, [1], test=False)]
     assert [(run.task, run.precision, run.seed) for run in runs] == [(name, precision, s) for s in (0, 1)]
     for run in runs:
         assert not run.diverged
@@ -198,15 +242,26 @@ def test_tasks_train(name, precision):
         assert len({len(curve) for curve in run.curves.values()}) == 1
         assert np.isfinite([*run.curves.values()]).all()
     assert runs[0].curves != runs[1].curves
+    assert set(runs[0].test) == set(task.measures) and np.isfinite([*runs[0].test.values()]).all()
+    assert runs[1].test == {}
+
+
+@pytest.mark.slow
+def test_processes_train_as_this_one_does(tmp_path):
+    """Those of the benchmark train several seeds with one thread each."""
+    arguments = ["--quick", "--only", "vgg", "--seeds", "3,4", "--processes", "2"]
+    runs = parity.main([*arguments, "--out", str(tmp_path / "parity")])
+    assert sorted((run.precision, run.seed) for run in runs) == sorted(itertools.product(PRECISIONS, (3, 4)))
+    (here,) = quick("vgg").train("dfp16_forced", [4], test=True)
+    (there,) = (run for run in runs if (run.precision, run.seed) == ("dfp16_forced", 4))
+    assert there.test == pytest.approx(here.test, rel=1e-3)
 
 
 @pytest.mark.slow
 def test_a_run_that_diverges_is_recorded_and_the_next_one_goes_on():
-    (task,) = (task for task in classifiers(quick=True) if task.name == "vgg")
-    name, settings = task.train.args
-    runs = []
-    task.train.func(name, settings | {"learning_rate": 1e30, "warmup": 0.0}, "float32", [3, 4], runs.append)
-    assert [(run.seed, run.diverged) for run in runs] == [(3, True), (4, True)]
+    task = recipes.task("vgg", Recipe(1e30, 1))
+    runs = [*task.train("float32", [3, 4], test=True)]
+    assert [(run.seed, run.diverged, run.test) for run in runs] == [(3, True, {}), (4, True, {})]
     assert "(2 diverged)" in report(runs, {}, [task])
 
 
@@ -214,6 +269,7 @@ def test_wrong_arguments_are_errors_that_say_what_to_do(capsys, tmp_path):
     (tmp_path / "parity.json").write_text(json.dumps({"recipes": {"gan": "other"}}))
     for arguments, message in (
         (["--only", "lenet"], "no network lenet; there are resnet, vgg"),
+        (["--processes", "0"], "give the number of processes, 1 or more"),
         (["--seeds", "0,a"], "give seeds as numbers from 0 up, such as 0,1,2"),
         (["--out", str(tmp_path / "parity")], "other recipes for gan"),
         (["--show"], "--show needs --out, the results to show"),
