@@ -33,7 +33,7 @@ SEEDS, MORE_SEEDS = list(range(15)), list(range(15, 25))
 
 
 def jobs(names: Iterable[str], precisions: tuple[str, ...], seeds: list[int], *, quick: bool) -> list[Job]:
-    """The trainings of these networks, precision by precision."""
+    """The trainings of these networks, network by network."""
     return [
         Job(
             name=name,
@@ -43,8 +43,8 @@ def jobs(names: Iterable[str], precisions: tuple[str, ...], seeds: list[int], *,
             seeds=seeds,
             test=True,
         )
-        for precision in precisions
         for name in names
+        for precision in precisions
     ]
 
 
@@ -78,6 +78,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
     train(PRECISIONS[:2])
     train(PRECISIONS[:2])  # those that the first seeds did not decide
+    train(PRECISIONS[:3])
     train(PRECISIONS)
 
 

@@ -23,7 +23,7 @@ from dfpjax.training.models import MODELS
 from dfpjax.training.program import Program
 from dfpjax.training.state import TrainState, train_step
 
-BATCH = 32
+BATCH = 16
 
 TITLES = {
     "resnet": ("residual network", "digits_resnet"),

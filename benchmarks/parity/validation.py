@@ -37,17 +37,28 @@ def record_of(path: Path | None) -> Record:
     return Record(path, {job.name: recipes.task(job.network, job.recipe).recipe for job in every})
 
 
+def _end(run: Run, measure: str) -> float:
+    """On the validation split after the run, NaN for one that diverged."""
+    return math.nan if run.diverged else run.curves[measure][-1]
+
+
 def table(runs: list[Run], networks: Iterable[str]) -> str:
-    """Mean of each measure on the validation split at the end of a candidate's runs."""
+    """What a candidate's runs reach on the validation split at their end, in the mean."""
     rows = []
     for job in jobs(networks):
         task = recipes.task(job.network, job.recipe)
         of_job = [run for run in runs if run.task == job.name]
-        for measure in task.measures if of_job else ():
-            ends = [math.nan if run.diverged else run.curves[measure][-1] for run in of_job]
-            mean, seconds = statistics.fmean(ends), statistics.fmean(run.seconds for run in of_job)
-            rows.append([task.title, task.recipe, measure, number(mean, measure), f"{seconds:.0f}"])
-    return markdown(["network", "recipe", "measure", "validation", "seconds"], rows, words=3)
+        if not of_job:
+            continue
+        means = (
+            number(
+                statistics.fmean(math.nan if run.diverged else run.curves[name][-1] for run in of_job), name
+            )
+            for name in task.measures
+        )
+        chosen = "chosen" if job.recipe == recipes.recipe(job.network) else ""
+        rows.append([task.title, task.recipe, ", ".join(task.measures), ", ".join(means), chosen])
+    return markdown(["network", "recipe", "measures", "validation", ""], rows, words=3)
 
 
 def validate(networks: Iterable[str], record: Record, processes: int) -> None:

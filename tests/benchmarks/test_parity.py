@@ -204,7 +204,7 @@ def test_candidates_are_compared_in_validation(tmp_path, capsys):
     record.add(dataclasses.replace(run, task=job.name, test={}))
     parity.main(["--validate", "--show", "--out", str(tmp_path / "recipes")])
     recipe = recipes.task("vgg", job.recipe).recipe
-    assert f"| VGG | {recipe} | loss | 0.2500 | 1 |" in capsys.readouterr().out
+    assert f"| VGG | {recipe} | accuracy, loss | 25.00 %, 0.2500 |" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["recipes.json"]
 
 
