@@ -59,6 +59,7 @@ def _measures(state: TrainState, dataset: Dataset, config: TrainConfig) -> dict[
 def _train(name: str, config: TrainConfig, precision: str, seeds: list[int], *, test: bool) -> Iterator[Run]:
     config = dataclasses.replace(config, precision=precision)
     dataset = load_dataset(config)
+    test_dataset = load_dataset(dataclasses.replace(config, test_split=TEST)) if test else None
     program = Program(config, dataset)
     program.compile()
     for seed in seeds:
@@ -78,15 +79,12 @@ def _train(name: str, config: TrainConfig, precision: str, seeds: list[int], *, 
                 for measure, value in _measures(state, dataset, config).items():
                     curves[measure].append(value)
                 curves["training loss"].append(totals.loss)
-        tested = {}
-        if test and finite:
-            tested = _measures(state, load_dataset(dataclasses.replace(config, test_split=TEST)), config)
         yield Run(
             task=name,
             precision=precision,
             seed=seed,
             curves=curves,
-            test=tested,
+            test=_measures(state, test_dataset, config) if test and finite else {},
             seconds=time.perf_counter() - start,
             diverged=not finite,
         )

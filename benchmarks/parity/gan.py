@@ -170,10 +170,11 @@ def _train(recipe: Recipe, precision: str, seeds: list[int], *, test: bool) -> I
     applies, tx, steps = _applies(precision), _optimizer(recipe.rate), recipe.length
     step = jax.jit(functools.partial(update, applies, tx), donate_argnums=0)
     make = jax.jit(functools.partial(applies.generator, train=False))
+    begin = jax.jit(functools.partial(_start, tx))
     images, _ = digits(TRAIN)
     for seed in seeds:
         start = time.perf_counter()
-        game, random = jax.jit(functools.partial(_start, tx))(seed), np.random.default_rng(seed)
+        game, random = begin(seed), np.random.default_rng(seed)
         key = jax.random.key(seed + 1)
         noise = jax.random.normal(jax.random.fold_in(key, steps), (JUDGED, NOISE))
         names = ("discriminator loss", "generator loss", "Fréchet distance")

@@ -87,11 +87,11 @@ def _train(recipe: Recipe, precision: str, seeds: list[int], *, test: bool) -> I
     model = CharLSTM(text.characters, dtype=model_dtype(precision))
     apply, tx = with_precision(model.apply, precision), optimizer(steps, recipe.rate)
     step = jax.jit(functools.partial(update, apply, tx), donate_argnums=(0, 1))
-    read = jax.jit(functools.partial(bits, apply))
+    read, init, begin = jax.jit(functools.partial(bits, apply)), jax.jit(model.init), jax.jit(tx.init)
     for seed in seeds:
         start = time.perf_counter()
-        params = jax.jit(model.init)(jax.random.key(seed), _pieces(text.validation)[:1, 1:])["params"]
-        state = jax.jit(tx.init)(params)
+        params = init(jax.random.key(seed), _pieces(text.validation)[:1, 1:])["params"]
+        state = begin(params)
         curves: dict[str, list[float]] = {"training loss": [], "bits per character": []}
         losses, finite = [], True
         for number, batch in zip(range(1, steps + 1), batches(text.train, seed), strict=False):

@@ -149,8 +149,8 @@ def test_every_operation_of_a_forced_step_is_in_dfp16(vgg):
     assert game.macs_dfp16 > 0.999 * game.macs  # all but dot products of one term
 
 
-def _job(name: str, **changes) -> workers.Job:
-    (job,) = parity.jobs([name], ("float32",), [0, 1], quick=True)
+def _job(network: str, **changes) -> workers.Job:
+    (job,) = parity.jobs([network], ("float32",), [0, 1], quick=True)
     return dataclasses.replace(job, **changes)
 
 
@@ -179,6 +179,37 @@ def test_more_seeds_where_the_first_do_not_decide(vgg):
     # The first seeds alone count, and all of them.
     assert parity.undecided(["vgg"], base + apart[:first] + equal[first:]) == ["vgg"]
     assert parity.undecided(["vgg"], base + apart[: first - 1]) == []
+
+
+def test_what_15_seeds_do_not_decide_is_trained_with_25_in_every_precision(vgg, monkeypatch, capsys):
+    asked = []
+    results = {"float32": [0.9, 0.8], "dfp16_forced": [0.7, 1.0]}
+
+    def run_all(jobs, processes, record):
+        assert processes == 3
+        for job in jobs:
+            asked.append((job.network, job.precision, *job.seeds))
+            both = results.get(job.precision if job.network == "vgg" else "float32", [0.9, 0.8])
+            runs = _runs(quick(job.network), job.precision, (both * 13)[: job.seeds[-1] + 1])
+            for run in runs[job.seeds[0] :]:
+                record(run)
+
+    monkeypatch.setattr(parity, "run_all", run_all)
+    parity.main(["--only", "vgg,gan", "--processes", "3"])
+    both = PRECISIONS[:2]
+    assert asked == [
+        *((name, precision, *range(15)) for name in ("vgg", "gan") for precision in both),
+        *(("vgg", precision, *range(15, 25)) for precision in both),
+        *(
+            (name, precision, *seeds)
+            for precision in PRECISIONS[2:]
+            for name, seeds in (("vgg", range(15)), ("gan", range(15)), ("vgg", range(15, 25)))
+        ),
+    ]
+    assert (
+        f"| VGG | {recipes.task('vgg', recipes.recipe('vgg')).recipe} | loss | 25 |"
+        in capsys.readouterr().out
+    )
 
 
 def test_what_is_there_can_be_shown_without_training(vgg, tmp_path, capsys):
@@ -247,14 +278,24 @@ def test_tasks_train(name, precision):
 
 
 @pytest.mark.slow
-def test_processes_train_as_this_one_does(tmp_path):
+def test_processes_train_as_this_one_does():
     """Those of the benchmark train several seeds with one thread each."""
-    arguments = ["--quick", "--only", "vgg", "--seeds", "3,4", "--processes", "2"]
-    runs = parity.main([*arguments, "--out", str(tmp_path / "parity")])
-    assert sorted((run.precision, run.seed) for run in runs) == sorted(itertools.product(PRECISIONS, (3, 4)))
+    jobs = [_job("vgg", precision="dfp16_forced", name="another name", seeds=[3, 4]), _job("gan", seeds=[3])]
+    runs = []
+    workers.run_all(jobs, 2, runs.append)
+    assert {(run.task, run.precision, run.seed) for run in runs} == {
+        *(("another name", "dfp16_forced", seed) for seed in (3, 4)),
+        ("gan", "float32", 3),
+    }
     (here,) = quick("vgg").train("dfp16_forced", [4], test=True)
     (there,) = (run for run in runs if (run.precision, run.seed) == ("dfp16_forced", 4))
     assert there.test == pytest.approx(here.test, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_an_error():
+    with pytest.raises(RuntimeError, match="training vgg in no such failed"):
+        workers.run_all([_job("vgg", precision="no such")], 1, print)
 
 
 @pytest.mark.slow
