@@ -8,8 +8,8 @@ a vision transformer on scikit-learn's digits, an LSTM on the help texts that co
 the digits. DFP16 is forced on every operation, however small. There are 15 seeds, and 10 more of a network
 for which 15 do not decide whether DFP16 is worse. Prints Markdown tables; --out writes OUT.json, after every
 run, and the training curves, OUT.png. What OUT.json has already is not run again, so an interrupted benchmark
-goes on where it was. Takes an hour on two cores; --only, --seeds and --quick make it less, and --show shows
-what is there.
+goes on where it was. Takes more than an hour on two cores; --only, --seeds and --quick make it less, and
+--show shows what is there.
 
 --validate trains the candidates for recipes instead, in float32, and shows the results on the validation
 split.
