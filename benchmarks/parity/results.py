@@ -132,16 +132,21 @@ def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
 
 
+def present(runs: list[Run]) -> list[str]:
+    """float32, and the precisions that have been run."""
+    return [name for name in PRECISIONS if name == "float32" or any(run.precision == name for run in runs)]
+
+
 def results_table(runs: list[Run], tasks: list[Task]) -> str:
     """Mean ± standard deviation over the seeds of every measure in every precision.
 
-    The number of seeds is that of all precisions, or those of each.
+    The number of seeds is that of all these precisions, or those of each.
     """
-    rows = []
+    rows, precisions = [], present(runs)
     for task in tasks:
         for measure in task.measures:
             cells, counts = [], []
-            for precision in PRECISIONS:
+            for precision in precisions:
                 of_seeds = [*values(runs, task, precision, measure).values()]
                 counts.append(len(of_seeds))
                 finite = [value for value in of_seeds if math.isfinite(value)]
@@ -153,7 +158,9 @@ def results_table(runs: list[Run], tasks: list[Task]) -> str:
                 cells.append(text)
             seeds = str(counts[0]) if len(set(counts)) == 1 else " / ".join(map(str, counts))
             rows.append([task.title, task.recipe, measure, seeds, *cells])
-    return markdown(["network", "recipe", "measure", "seeds", *NAMES.values()], rows, words=3)
+    return markdown(
+        ["network", "recipe", "measure", "seeds", *(NAMES[name] for name in precisions)], rows, words=3
+    )
 
 
 def tests_table(runs: list[Run], tasks: list[Task], precision: str) -> str:
@@ -200,7 +207,7 @@ def report(runs: list[Run], shares: dict[str, Share], tasks: list[Task]) -> str:
     """All tables, as Markdown, of the tasks that have been run."""
     tasks = [task for task in tasks if any(run.task == task.name for run in runs)]
     parts = [results_table(runs, tasks)]
-    for precision in PRECISIONS[1:]:
+    for precision in present(runs)[1:]:
         parts.append(f"{NAMES[precision]} against float32:\n\n{tests_table(runs, tasks, precision)}")
     parts.append(shares_table(shares, tasks))
     return "\n\n".join(parts)

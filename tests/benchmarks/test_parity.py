@@ -85,6 +85,13 @@ def test_only_seeds_that_both_have_are_paired(vgg):
     assert paired_test(runs, vgg, "dfp16_forced", LOSS) is None
 
 
+def test_the_tables_have_the_precisions_that_were_run_and_their_seeds(vgg):
+    shown = report(_runs(vgg, "float32", [0.5, 0.75]) + _runs(vgg, "dfp16_forced", [0.5]), {}, [vgg])
+    assert "| measure | seeds | float32 | DFP16 |\n" in shown
+    assert "| loss | 2 / 1 | 0.6250 ± 0.1768 | 0.5000 |\n" in shown
+    assert "bfloat16" not in shown
+
+
 def test_the_pooled_test_counts_in_deviations_and_leaves_out_what_has_none():
     tests = [
         Test(differences=[1.0, 2.0], margin=2.0),
