@@ -14,15 +14,6 @@ int log2_of(int64_t power) {
   return result;
 }
 
-// Whether the element at these coordinates, relative to a point, exists.
-bool inside(const Bounds& bounds, const Point& point, const int32_t* coord) {
-  bool inside = true;
-  for (int w = 0; w < bounds.count; ++w)  // as unsigned, negative ones are too large
-    inside &=
-        static_cast<uint32_t>(point.coord[w] + coord[w]) < static_cast<uint32_t>(bounds.size[w]);
-  return inside;
-}
-
 // The elements of a run from `skipped` on.
 Run part_of(const Run& run, int64_t skipped, int64_t length) {
   Run part = run;
@@ -270,7 +261,7 @@ bool Exponents::look_up(const Bounds& bounds, const Point* points, int count, co
       look_up_stretches(space->stretches, at, at.column >> column_shift_, out);
       // Runs are cut where coordinates change, so all elements exist or none.
       for (const int i : space->borders)
-        if (!inside(bounds, points[i], run.coord)) out[i] = kAbsent;
+        if (!exists(bounds, points[i], run.coord)) out[i] = kAbsent;
     } else {
       const Places places{space->first.data(),
                           space->row.data(),

@@ -71,6 +71,7 @@ LaneScales::LaneScales(const Part& part, const Part& outer, int64_t range, const
       m_(part.M),
       rows_are_points_(part.M >= part.K),
       bounds_(make_bounds(part.windows)),
+      origin_(make_origin(part.windows)),
       a_g_(outer.g, &Dim::stride_a, &part.windows),
       a_m_(part.m, &Dim::stride_a, &part.windows),
       a_k_(part.k, &Dim::stride_a, &part.windows),
@@ -79,11 +80,6 @@ LaneScales::LaneScales(const Part& part, const Part& outer, int64_t range, const
       a_(part.grid_a, operands.ea, part.base_a, all_dims(outer), &Dim::stride_a, &part.windows,
          kernels),
       b_(part.grid_b, operands.eb, part.base_b, all_dims(outer), &Dim::stride_b, nullptr, kernels) {
-  for (size_t w = 0; w < part.windows.size(); ++w) {
-    const Window& window = part.windows[w];
-    origin_.coord[w] = static_cast<int32_t>(window.offset);
-    origin_.offset += window.offset * window.stride_a;
-  }
   const int64_t lanes = part.g.back().extent;
   const Cutter of_a(outer, part.grid_a, part.base_a, lanes, &Dim::stride_a, part.windows);
   const Cutter of_b(outer, part.grid_b, part.base_b, lanes, &Dim::stride_b, {});

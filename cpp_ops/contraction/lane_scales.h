@@ -89,9 +89,9 @@ class LaneScales {
   // Whether tables have the rows of one k as neighbours, rather than the k of one row.
   const bool rows_are_points_;
   const Bounds bounds_;
+  const Point origin_;  // of A
   const Axis a_g_, a_m_, a_k_, b_g_, b_k_;
   const Exponents a_, b_;
-  Point origin_{};  // of A
   Exponents::Cut cut_a_, cut_b_;
   std::vector<Piece> pieces_;
   std::vector<size_t> firsts_;  // of each range, and the number of pieces

@@ -66,13 +66,7 @@ LaneJob::Task LaneJob::task(int64_t index) const {
 }
 
 void LaneJob::find_origin(const Task& t, Places* places) const {
-  Point& origin = places->origin;
-  origin = {};
-  for (size_t i = 0; i < p_.windows.size(); ++i) {
-    origin.coord[i] = static_cast<int32_t>(p_.windows[i].offset);
-    origin.offset += p_.windows[i].offset * p_.windows[i].stride_a;
-  }
-  a_g_.points(t.g, t.g + 1, origin, &origin);
+  a_g_.points(t.g, t.g + 1, make_origin(p_.windows), &places->origin);
 }
 
 void LaneJob::find_points(int64_t k0, int64_t k, Places* places) const {
@@ -86,15 +80,11 @@ void LaneJob::find_rows(const Task& t, int64_t low, int64_t high, Places* places
 
 void LaneJob::sources(const Task& t, int64_t i, int64_t k, const Places& places,
                       const int16_t** out) const {
-  const int windows = static_cast<int>(p_.windows.size());
   const Point& row = places.rows[static_cast<size_t>(i)];
   for (int64_t j = 0; j < k; ++j) {
     const Point& p = places.points[static_cast<size_t>(j)];
-    bool exists = true;
-    for (int w = 0; w < windows; ++w)  // as unsigned, negative ones are too large
-      exists &=
-          static_cast<uint32_t>(row.coord[w] + p.coord[w]) < static_cast<uint32_t>(bounds_.size[w]);
-    out[j] = exists ? a_ + row.offset + p.offset + t.lane : places.zeros.data();
+    out[j] =
+        exists(bounds_, row, p.coord) ? a_ + row.offset + p.offset + t.lane : places.zeros.data();
   }
 }
 

@@ -44,13 +44,18 @@ class LaneJob : public Job {
   // Adds up the splits of row m of g.
   virtual void combine(int64_t g, int64_t m, float* row) const = 0;
 
-  // The k of a task's split.
-  int64_t k_begin(const Task& t) const { return t.split * p_.blocks_per_split * kBlock; }
-  int64_t k_end(const Task& t) const {
-    return std::min(k_begin(t) + p_.blocks_per_split * kBlock, p_.K);
+  // Calls f(k0, k, first, last) for each block of k of a task's split, with the points of its k.
+  template <class F>
+  void for_blocks(const Task& t, Places* places, F f) const {
+    find_origin(t, places);
+    const int64_t begin = t.split * p_.blocks_per_split * kBlock;
+    const int64_t end = std::min(begin + p_.blocks_per_split * kBlock, p_.K);
+    for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
+      const int64_t k = std::min<int64_t>(kBlock, end - k0);
+      find_points(k0, k, places);
+      f(k0, k, k0 == begin, k0 + k == end);
+    }
   }
-  void find_origin(const Task& t, Places* places) const;
-  void find_points(int64_t k0, int64_t k, Places* places) const;
   void find_rows(const Task& t, int64_t low, int64_t high, Places* places) const;
   // The elements of A for row i of the last rows and all k of the last points.
   void sources(const Task& t, int64_t i, int64_t k, const Places& places,
@@ -71,6 +76,8 @@ class LaneJob : public Job {
 
  private:
   Task task(int64_t index) const;
+  void find_origin(const Task& t, Places* places) const;
+  void find_points(int64_t k0, int64_t k, Places* places) const;
 
   const int16_t* const a_;
   float* const c_;

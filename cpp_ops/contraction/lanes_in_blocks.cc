@@ -44,20 +44,16 @@ class LanesInBlocks : public LaneJob {
 void LanesInBlocks::run_task(const Task& t, int worker) {
   auto& w = workspaces_[static_cast<size_t>(worker)];
   if (w == nullptr) w = std::make_unique<Workspace>();
-  find_origin(t, &w->places);
-  const int64_t begin = k_begin(t), end = k_end(t);
-  for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
-    const int64_t k = std::min<int64_t>(kBlock, end - k0);
+  for_blocks(t, &w->places, [&](int64_t k0, int64_t k, bool first, bool last) {
     int64_t offsets[kBlock];
     b_k_.offsets(k0, k0 + k, b_g_.offset(t.g), offsets);
     for (int64_t i = 0; i < k; ++i) w->b[i] = b_ + offsets[i] + t.lane;
-    find_points(k0, k, &w->places);
     const LaneScales::Block block{t.g, t.split, t.lane, k0, static_cast<int>(k)};
     scales_.start(block, &w->scales);
     const int64_t rows = scales_.rows_at_once(block, kRows);
     for (int64_t m = t.m; m < t.m_end; m += rows)
-      run_rows(t, block, m, std::min(m + rows, t.m_end), k0 == begin, k0 + k == end, w.get());
-  }
+      run_rows(t, block, m, std::min(m + rows, t.m_end), first, last, w.get());
+  });
 }
 
 void LanesInBlocks::run_rows(const Task& t, const LaneScales::Block& block, int64_t low,
@@ -90,13 +86,13 @@ void LanesInBlocks::scale(int32_t base, int64_t lanes, float* row) const {
 }
 
 void LanesInBlocks::combine(int64_t g, int64_t m, float* row) const {
+  std::vector<float> factors(static_cast<size_t>(splits_));
   for (size_t p = 0; p < scales_.pieces().size(); ++p) {
     const LaneScales::Piece& piece = scales_.pieces()[p];
     int32_t highest = kUnset;
     for (int64_t s = 0; s < splits_; ++s) highest = std::max(highest, scales_.base(s, g, m, p));
-    std::vector<float> factors;
     for (int64_t s = 0; s < splits_; ++s)
-      factors.push_back(factor_of(scales_.base(s, g, m, p), highest));
+      factors[static_cast<size_t>(s)] = factor_of(scales_.base(s, g, m, p), highest);
     kernels_.combine(partial(0, g, m) + piece.lane, partial_stride(), splits_, piece.lanes,
                      factors.data(), 1.0f, row + piece.lane);
     scale(highest, piece.lanes, row + piece.lane);

@@ -36,36 +36,29 @@ class LanesOfPairs : public LaneJob {
 };
 
 // B as the packer sees it: the lanes of each outer g are columns.
-Part lanes_as_columns(const Part& part) {
-  Part result = part;
-  result.n = {part.g.back()};
-  result.N = part.g.back().extent;
-  result.g.pop_back();
-  result.G /= result.N;
-  return result;
+Part with_columns(Part outer, const Dim& lanes) {
+  outer.n = {lanes};
+  outer.N = lanes.extent;
+  return outer;
 }
 
 LanesOfPairs::LanesOfPairs(const Part& part, const Operands& operands,
                            const ContractionKernels& kernels, int threads)
     : LaneJob(part, operands, kernels, threads),
-      pack_b_(lanes_as_columns(part), operands.b, nullptr, kernels, false),
-      scaling_(lanes_as_columns(part), operands.ea, operands.eb),
+      pack_b_(with_columns(outer_, part.g.back()), operands.b, nullptr, kernels, false),
+      scaling_(with_columns(outer_, part.g.back()), operands.ea, operands.eb),
       workspaces_(static_cast<size_t>(threads)) {}
 
 void LanesOfPairs::run_task(const Task& t, int worker) {
   auto& w = workspaces_[static_cast<size_t>(worker)];
   if (w == nullptr) w = std::make_unique<Workspace>();
-  find_origin(t, &w->places);
-  const int64_t begin = k_begin(t), end = k_end(t);
-  for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
-    const int64_t k = std::min<int64_t>(kBlock, end - k0);
+  for_blocks(t, &w->places, [&](int64_t k0, int64_t k, bool first, bool last) {
     pack_b_.pack_words(t.g, t.lane, t.lanes, k0, k, &w->packing, w->words.as<int32_t>());
     w->has_lowest_pair =
         has_lowest_pair(w->words.as<int32_t>(), ceil_div(k, 2) * words_stride(t.lanes));
-    find_points(k0, k, &w->places);
     for (int64_t m = t.m; m < t.m_end; m += kRows)
-      run_rows(t, m, std::min(m + kRows, t.m_end), k, k0 == begin, k0 + k == end, w.get());
-  }
+      run_rows(t, m, std::min(m + kRows, t.m_end), k, first, last, w.get());
+  });
 }
 
 // Runs rows [low, high) with the k whose points and words are in the workspace.

@@ -30,7 +30,7 @@ PackerA::PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
       g_(part.g, &Dim::stride_a, &part.windows),
       m_(part.m, &Dim::stride_a, &part.windows),
       k_(part.k, &Dim::stride_a, &part.windows),
-      origin_{},
+      origin_(make_origin(part.windows)),
       bounds_(make_bounds(part.windows)),
       exponents_(part.in_blocks ? std::make_unique<Exponents>(
                                       part.grid_a, exponents, part.base_a,
@@ -47,11 +47,6 @@ PackerA::PackerA(const Part& part, const int16_t* a, const int32_t* exponents,
       reach += (d.extent - 1) * std::abs(step);
     }
   overlapping_ = reach < part.M * part.K / 2;
-  for (size_t w = 0; w < part.windows.size(); ++w) {
-    const Window& window = part.windows[w];
-    origin_.coord[w] = static_cast<int32_t>(window.offset);
-    origin_.offset += window.offset * window.stride_a;
-  }
   // Rows of contiguous words need no copy if they are a whole number of vectors.
   int64_t group_step;
   const bool words = reinterpret_cast<uintptr_t>(base_) % sizeof(int32_t) == 0 &&

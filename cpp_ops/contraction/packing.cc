@@ -10,6 +10,15 @@ Bounds make_bounds(const std::vector<Window>& windows) {
   return bounds;
 }
 
+Point make_origin(const std::vector<Window>& windows) {
+  Point origin{};
+  for (size_t w = 0; w < windows.size(); ++w) {
+    origin.coord[w] = static_cast<int32_t>(windows[w].offset);
+    origin.offset += windows[w].offset * windows[w].stride_a;
+  }
+  return origin;
+}
+
 const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out) {
   std::fill(out, out + kMostNarrow * kBlock / 2, 0);
   for (int k = 0; k < pairs; ++k)

@@ -22,6 +22,8 @@ inline int64_t round_up(int64_t a, int64_t to) { return ceil_div(a, to) * to; }
 inline constexpr int64_t kPanelsPerPack = 4;
 
 Bounds make_bounds(const std::vector<Window>& windows);
+// The point of A from which the windows' dimensions count.
+Point make_origin(const std::vector<Window>& windows);
 
 // Copies words [pairs][stride] to `out` in the order of CellArgs::b_quads. Returns `out`.
 const int32_t* word_quads(const int32_t* words, int stride, int count, int pairs, int32_t* out);

@@ -37,6 +37,15 @@ struct Bounds {
   int32_t size[kMaxWindows];
 };
 
+// Whether the element at the coordinates of two points, added, exists.
+inline bool exists(const Bounds& bounds, const Point& point, const int32_t* coord) {
+  bool inside = true;
+  for (int w = 0; w < bounds.count; ++w)  // as unsigned, negative ones are too large
+    inside &=
+        static_cast<uint32_t>(point.coord[w] + coord[w]) < static_cast<uint32_t>(bounds.size[w]);
+  return inside;
+}
+
 // A flattened, multi-dimensional index as one operand (or one exponent array) sees it.
 class Axis {
  public:
