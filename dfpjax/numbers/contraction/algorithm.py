@@ -1,0 +1,181 @@
+"""Which algorithm computes a contraction: its products themselves, or a Winograd algorithm with fewer.
+
+A Winograd algorithm F(m × m, 3 × 3) transforms tiles of m + 2 points per axis, so that m outputs of 3 taps
+take m + 2 products instead of 3·m. Tiles lie along the outputs (in fprop and dgrad) or along the contracted
+index (in wgrad, where the outputs are the 3 taps). The decision is a function of shapes alone.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from dfpjax.numbers.contraction.contraction import Contraction, Shape
+from dfpjax.numbers.contraction.grid import make_grid
+from dfpjax.numbers.contraction.loops import Dim, Loops, extent, gathers_rhs, loops_of
+from dfpjax.numbers.format.blocks import Blocks
+
+Algorithm = Literal["direct", "winograd2", "winograd4"]
+RequestedAlgorithm = Literal["auto", "direct", "winograd2", "winograd4"]
+
+TILES: dict[str, int] = {"winograd2": 2, "winograd4": 4}
+"""Outputs per axis of each algorithm's tiles."""
+
+TAPS = 3
+
+
+class Choice(NamedTuple):
+    """An algorithm, and why it is that one."""
+
+    algorithm: Algorithm
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Least:
+    """The least extents for which "auto" takes a Winograd algorithm."""
+
+    channels: int
+    """Of A: those that are contracted, or in wgrad the result's rows."""
+    columns: int
+    """Of B: the result's innermost axis."""
+    outputs: int
+    """Along each axis that is transformed."""
+
+
+LEAST = Least(channels=1 << 62, columns=64, outputs=4)
+"""No contraction has so many channels: "auto" is "direct"."""
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_algorithm(
+    contraction: Contraction,
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    lhs_exponent: Shape,
+    rhs_exponent: Shape,
+    blocks: tuple[Blocks | None, Blocks | None] = (None, None),
+    *,
+    certified: bool = True,
+    requested: RequestedAlgorithm = "auto",
+) -> Choice:
+    """The algorithm of a contraction: the requested one, or direct if it cannot be had.
+
+    Arguments:
+        contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, blocks: as for `make_plan`.
+        certified: whether the accumulation is certified rather than a `FixedChain`.
+        requested: "auto" leaves the choice to the shapes.
+    """
+    operands = (contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, blocks)
+    if requested == "direct":
+        return Choice("direct", "asked for")
+    if (reason := objection(*operands, certified=certified)) is not None:
+        return Choice("direct", reason)
+    loops = _loops(contraction, lhs_shape, rhs_shape)
+    if requested == "auto" and (reason := _not_worth_it(loops)) is not None:
+        return Choice("direct", reason)
+    algorithm = "winograd4" if requested == "auto" else requested
+    return Choice(algorithm, f"{_saving(loops, TILES[algorithm]):.1f}x fewer products")
+
+
+@functools.lru_cache(maxsize=4096)
+def objection(
+    contraction: Contraction,
+    lhs_shape: Shape,
+    rhs_shape: Shape,
+    lhs_exponent: Shape,
+    rhs_exponent: Shape,
+    blocks: tuple[Blocks | None, Blocks | None] = (None, None),
+    *,
+    certified: bool = True,
+) -> str | None:
+    """Why a Winograd algorithm cannot compute a contraction, or None if it can. The arguments are those of
+    `choose_algorithm`."""
+    if not contraction.windows:
+        return "there is no window"
+    if not certified:
+        return "its accumulation is a FixedChain"
+    sides = (contraction, lhs_shape, lhs_exponent), (contraction.swap(), rhs_shape, rhs_exponent)
+    for side, size in zip(sides, blocks, strict=True):
+        try:
+            make_grid(*side, size)
+        except ValueError:
+            return 'the exponents of an operand are those of granularity "channel"'
+    loops = _loops(contraction, lhs_shape, rhs_shape)
+    return "a stride or a dilation inserts zeros" if loops is None else _objection_to_loops(loops)
+
+
+def _objection_to_loops(loops: Loops) -> str | None:
+    if extent((*loops.g, *loops.m, *loops.n, *loops.k)) == 0:
+        return "there is nothing to compute"
+    windowed = [d for d in (*loops.m, *loops.k) if d.window >= 0]
+    steps = max((abs(d.coef) for d in windowed), default=1)
+    if steps > 1:
+        return f"a stride or dilation of {steps}"
+    if not 1 <= len(loops.bounds) <= 2:
+        return f"{len(loops.bounds)} axes have windows of several taps, not 1 or 2"
+    along_k = has_tiles_along_k(loops)
+    taps = _windowed(loops.m if along_k else loops.k)
+    if {d.extent for d in taps} != {TAPS}:
+        extents = "x".join(str(d.extent) for d in _windowed(loops.k))
+        return f"its window has {extents} taps, not {'x'.join([str(TAPS)] * len(taps))}"
+    if len(loops.n) != 1 or loops.n[0].c != 1:
+        return "the innermost axis of the result is not one of channels"
+    channels = unwindowed(loops.m if along_k else loops.k)[-1:]
+    if not channels or channels[-1].a != 1:
+        return "the innermost axis of the larger operand is not one of channels"
+    if loops.n[0].b != 1 and (along_k or channels[-1].b != 1):
+        return "the innermost axis of the smaller operand is not one of channels"
+    return None
+
+
+def has_tiles_along_k(loops: Loops) -> bool:
+    """Whether tiles lie along the contracted index. They lie along the outputs if they can."""
+    return {d.extent for d in _windowed(loops.k)} != {TAPS}
+
+
+def unwindowed(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """The loops that move no window."""
+    return tuple(d for d in dims if d.window < 0)
+
+
+def tiles_along(dims: tuple[Dim, ...], tile: int) -> int:
+    """How often these loops run if those that move a window count tiles."""
+    tiles = [Dim(-(-d.extent // tile)) for d in _windowed(dims)]
+    return extent((*unwindowed(dims), *tiles))
+
+
+def _windowed(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return tuple(d for d in dims if d.window >= 0)
+
+
+def _loops(contraction: Contraction, lhs_shape: Shape, rhs_shape: Shape) -> Loops | None:
+    """The loops of a contraction with windows kept as such, or None if it has several phases."""
+    if gathers_rhs(contraction, lhs_shape, rhs_shape):
+        contraction, lhs_shape, rhs_shape = contraction.swap(), rhs_shape, lhs_shape
+    exponents = (1,) * len(lhs_shape), (1,) * len(rhs_shape)
+    phases = [*loops_of(contraction, lhs_shape, rhs_shape, *exponents, keep_windows=True)]
+    return phases[0].merged(keep_windows=True) if len(phases) == 1 else None
+
+
+def _not_worth_it(loops: Loops) -> str | None:
+    along_k = has_tiles_along_k(loops)
+    channels = extent(unwindowed(loops.m if along_k else loops.k))
+    outputs = min(d.extent for d in _windowed(loops.k if along_k else loops.m))
+    for count, least, of_what in (
+        (channels, LEAST.channels, "channels"),
+        (extent(loops.n), LEAST.columns, "channels"),
+        (outputs, LEAST.outputs, "outputs along an axis"),
+    ):
+        if count < least:
+            return f"{count} {of_what}, below {least}"
+    return None
+
+
+def _saving(loops: Loops, tile: int) -> float:
+    """By what factor a Winograd algorithm has fewer products."""
+    points = (tile + TAPS - 1) ** len(loops.bounds)
+    if has_tiles_along_k(loops):
+        tiles = extent(unwindowed(loops.m)) * tiles_along(loops.k, tile)
+    else:
+        tiles = tiles_along(loops.m, tile) * extent(unwindowed(loops.k))
+    return extent(loops.m) * extent(loops.k) / (points * tiles)
