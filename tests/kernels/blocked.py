@@ -49,7 +49,7 @@ def dequantized(mantissas, exponents, blocks):
     return np.ldexp(mantissas.astype(np.float64), each.reshape(mantissas.shape))
 
 
-def problem(case, data, *, blocks, lost=False, seed=0):
+def problem(case, data, *, blocks, lost=False, seed=0, algorithm="direct"):
     """A plan, its operands, and the values of lhs and rhs in float64.
 
     Arguments:
@@ -57,6 +57,7 @@ def problem(case, data, *, blocks, lost=False, seed=0):
         data: makes an operand from a generator and a shape.
         blocks: the sizes of lhs's and rhs's blocks, or None for one exponent.
         lost: whether each operand in blocks has a block that is not finite.
+        algorithm: of the plan.
     """
     contraction, *shapes = case
     rng = np.random.default_rng(seed)
@@ -74,7 +75,7 @@ def problem(case, data, *, blocks, lost=False, seed=0):
                 exponents.reshape(-1)[rng.integers(exponents.size)] = NONFINITE_EXPONENT - 14
         operands.append((jnp.asarray(mantissas, jnp.int16), jnp.asarray(exponents)))
     (lhs, lhs_exponent), (rhs, rhs_exponent) = operands
-    plan = make_plan(contraction, *shapes, lhs_exponent.shape, rhs_exponent.shape, blocks)
+    plan = make_plan(contraction, *shapes, lhs_exponent.shape, rhs_exponent.shape, blocks, algorithm)
     if plan.swapped:
         return plan, (rhs, lhs, rhs_exponent, lhs_exponent), values
     return plan, (lhs, rhs, lhs_exponent, rhs_exponent), values

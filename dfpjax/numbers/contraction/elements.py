@@ -1,16 +1,18 @@
-"""`Elements`: an operand as matrices, by the addresses of a plan's loops."""
+"""`Elements`: a tensor of a contraction as matrices, by the addresses of a plan's loops."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfpjax.numbers.contraction.loops import Bounds, Dim
 from dfpjax.numbers.contraction.plan import Part
 
 
-def addresses(dims, field: str, offset: int = 0) -> np.ndarray:
+def addresses(dims: Sequence[Dim], field: str, offset: int = 0) -> np.ndarray:
     """offset + Σ index · stride over nested loops: an array of the loops' shape."""
     address = np.asarray(offset)
     for position, dim in enumerate(dims):
@@ -19,7 +21,7 @@ def addresses(dims, field: str, offset: int = 0) -> np.ndarray:
     return np.broadcast_to(address, tuple(d.extent for d in dims))
 
 
-def _coordinates(dims, window: int, offset: int) -> np.ndarray:
+def _coordinates(dims: Sequence[Dim], window: int, offset: int) -> np.ndarray:
     """Coordinate in a windowed axis over nested loops: an array of the loops' shape."""
     coordinate = np.asarray(offset)
     for position, dim in enumerate(dims):
@@ -30,7 +32,7 @@ def _coordinates(dims, window: int, offset: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Elements:
-    """The elements of an operand for a part of a plan, as matrices [outer, rows, columns]."""
+    """The elements of a tensor for a part of a plan, as arrays with an axis for each group of loops."""
 
     address: np.ndarray
     inside: np.ndarray
@@ -39,18 +41,28 @@ class Elements:
     @classmethod
     def of_operands(cls, part: Part) -> tuple["Elements", "Elements"]:
         """Those of A, [g, m, k], and those of B, [g, n, k]."""
-        of_a = cls._of(part.g, part.m, part.k, "a", part.base_a, part.bounds)
-        return of_a, cls._of(part.g, part.n, part.k, "b", part.base_b)
+        of_a = cls.of((part.g, part.m, part.k), "a", part.base_a, part.bounds)
+        return of_a, cls.of((part.g, part.n, part.k), "b", part.base_b)
 
     @classmethod
-    def _of(cls, outer, rows, columns, field: str, base: int, bounds=()):
-        dims = (*outer, *rows, *columns)
+    def of(
+        cls, groups: Sequence[Sequence[Dim]], field: str, base: int, bounds: Sequence[Bounds] = ()
+    ) -> "Elements":
+        """Those at the addresses that groups of nested loops give.
+
+        Arguments:
+            groups: the loops.
+            field: the tensor: "a", "b" or "c".
+            base: its address where all indices are zero.
+            bounds: the axes that the loops' windows move along.
+        """
+        dims = [dim for group in groups for dim in group]
         address, inside = addresses(dims, field, base), np.asarray(True)
         for window, bound in enumerate(bounds):
             coordinate = _coordinates(dims, window, bound.offset)
             address = address + coordinate * bound.a
             inside = inside & (coordinate >= 0) & (coordinate < bound.size)
-        shape = tuple(math.prod(d.extent for d in group) for group in (outer, rows, columns))
+        shape = tuple(math.prod(d.extent for d in group) for group in groups)
         inside = np.broadcast_to(inside, address.shape)
         return cls(np.where(inside, address, 0).reshape(shape), inside.reshape(shape))
 
@@ -60,3 +72,7 @@ class Elements:
             return jnp.zeros(self.address.shape, jnp.int32)
         address = self.address if index is None else index(self.address)
         return jnp.where(self.inside, flat[address].astype(jnp.int32), absent)
+
+    def places(self, beyond: int) -> np.ndarray:
+        """The addresses, with `beyond` for the padding."""
+        return np.where(self.inside, self.address, beyond)

@@ -12,16 +12,21 @@ import numpy as np
 from jax import lax
 
 from dfpjax.numbers.contraction.alignment import ABSENT, Aligned, align, product_exponents
+from dfpjax.numbers.contraction.chains import (
+    add_chains,
+    certified_lengths,
+    extents,
+    macs_by_length,
+    tiled,
+)
 from dfpjax.numbers.contraction.elements import Elements, addresses
 from dfpjax.numbers.contraction.grid import Grid
 from dfpjax.numbers.contraction.lanes import sum_in_lanes
 from dfpjax.numbers.contraction.plan import (
     BLOCK,
     BLOCKS_COLUMN_TILE,
-    CERTIFIED_BELOW,
     CHAINS,
     COLUMN_TILE,
-    NORM_SHIFT,
     ROW_TILE,
     SEGMENT,
     SEGMENTS,
@@ -29,6 +34,8 @@ from dfpjax.numbers.contraction.plan import (
     Plan,
 )
 from dfpjax.numbers.contraction.running import UNSET, Running, combined
+from dfpjax.numbers.contraction.tiles import Tiles
+from dfpjax.numbers.contraction.winograd import sum_in_tiles
 from dfpjax.numbers.format.scaling import scale_by_power_of_two
 
 
@@ -108,19 +115,22 @@ def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Arr
         if 0 in (*g, *m, *n):
             continue
         exponents = None if plan.grids is None else (exponent_a.ravel(), exponent_b.ravel())
-        if part.lanes and plan.grids is not None and not length:
+        free = (*part.g, *part.m, *part.n)
+        if part.tile:
+            total, exponent, count = sum_in_tiles(part, plan.grids, a.ravel(), b.ravel(), exponents)
+            address = Tiles.of(part).outputs.places(beyond=out.size)
+        elif part.lanes and plan.grids is not None and not length:
             total, exponent, count = sum_in_lanes(part, plan.grids, a.ravel(), b.ravel(), exponents)
+            address = part.base_c + addresses(free, "c")
         else:
             total, exponent, count = _sum(part, plan.grids, a.ravel(), b.ravel(), exponents, length)
+            address = part.base_c + addresses(free, "c")
         counts.append(count)
-        free = (*part.g, *part.m, *part.n)
-        exponent = exponent.reshape(*g, *m, *n)
+        total, exponent = total.reshape(address.shape), exponent.reshape(address.shape)
         if plan.grids is None:
             exponent += _take(exponent_a, free, "exponent_a") + _take(exponent_b, free, "exponent_b")
-        address = part.base_c + addresses(free, "c")
-        total = total.reshape(*g, *m, *n)
         scaled = jnp.where(jnp.isnan(total), total, scale_by_power_of_two(total, exponent))
-        out = out.at[address.ravel()].set(scaled.ravel())
+        out = out.at[address.ravel()].set(scaled.ravel(), mode="drop")
     return out.reshape(plan.out_shape), counts
 
 
@@ -128,18 +138,11 @@ def _take(exponent: jax.Array, dims, field: str) -> jax.Array:
     return jnp.ravel(exponent)[addresses(dims, field)]
 
 
-def _tiled(x: jax.Array, rows: int, padding: int = 0) -> jax.Array:
-    """A matrix [g, rows, k] as tiles [g, tiles, rows, blocks, 256]."""
-    g, m, k = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -m % rows), (0, -k % BLOCK)), constant_values=padding)
-    return x.reshape(g, -1, rows, -(-k // BLOCK), BLOCK)
-
-
 def _aligned(elements: Elements, values, grid: Grid | None, exponent, *, rows: int, panels: bool) -> Aligned:
     """The tiles of an operand, with exponents that are zero unless it is in blocks."""
-    mantissas = _tiled(elements.take(values), rows)
+    mantissas = tiled(elements.take(values), rows)
     if grid is not None:
-        exponent = _tiled(elements.take(exponent, ABSENT, grid.index), rows, ABSENT)
+        exponent = tiled(elements.take(exponent, ABSENT, grid.index), rows, ABSENT)
         return align(mantissas, exponent, panels=panels, dithered=grid.dithered)
     g, tiles, _, blocks, _ = mantissas.shape
     return Aligned(
@@ -161,8 +164,8 @@ def _sum(
     if k == 0:
         return jnp.zeros((g, m, n), jnp.float32), jnp.zeros((g, m, n), jnp.int32), counts
     columns, stretch = (COLUMN_TILE, BLOCK) if grids is None else (BLOCKS_COLUMN_TILE, SEGMENT)
-    of_k = _extents(k, stretch, BLOCK).reshape(-1, BLOCK // stretch)
-    macs = np.einsum("bk,m,n->bkmn", of_k, _extents(m, ROW_TILE), _extents(n, columns))
+    of_k = extents(k, stretch, BLOCK).reshape(-1, BLOCK // stretch)
+    macs = np.einsum("bk,m,n->bkmn", of_k, extents(m, ROW_TILE), extents(n, columns))
     grid_a, grid_b = grids or (None, None)
     of_a, of_b = exponents or (None, None)
     tiles_a = _aligned(elements_a, a, grid_a, of_a, rows=ROW_TILE, panels=False)
@@ -187,12 +190,6 @@ def _sum(
     return total[:, :m, :n], exponent[:, :m, :n], counts
 
 
-def _extents(size: int, step: int, whole: int = 1) -> np.ndarray:
-    """Extents of the pieces of an axis that is filled up to a multiple of `whole`. The last may be empty."""
-    starts = np.arange(0, -(-size // whole) * whole, step)
-    return np.clip(size - starts, 0, step)
-
-
 def _add_block(part: Part, length: int, sums, a: Aligned, b: Aligned, macs: jax.Array):
     """Add one block's chain sums to the running sums, and to the counts its products, or with chains of a
     given length its saturated chains.
@@ -202,104 +199,20 @@ def _add_block(part: Part, length: int, sums, a: Aligned, b: Aligned, macs: jax.
     stretch of the block. Stretches have chain lengths of their own.
     """
     running, counts = sums
-    g, _, columns, _ = b.mantissas.shape
+    g = b.mantissas.shape[0]
     stretches = macs.shape[0]
     if length or part.lanes:
         chain = jnp.full((stretches, g, *macs.shape[1:]), min(length or CHAINS[-1], BLOCK // stretches))
     else:
-        chain = _chain_length(a.mantissas, b.mantissas, stretches)
-    if not length:
-        of_length = chain[..., None] == np.array(CHAINS)
-        counts = counts + jnp.where(of_length, macs[:, None, ..., None], 0).sum(axis=(0, 2, 3))
-    sum_chains = _saturated if length else _exact
-
-    pairs = [
-        jnp.moveaxis(x.mantissas.reshape(g, -1, SEGMENTS, SEGMENT // 2, 2), (2, 3), (0, 1)) for x in (a, b)
-    ]
+        chain = certified_lengths(a.mantissas, b.mantissas, stretches)
     of_a, of_b = (jnp.moveaxis(x.exponent.reshape(g, -1, SEGMENTS), 2, 0) for x in (a, b))
     of_a, of_b = of_a[:, :, :, None], of_b[:, :, None]
     running, factors = running.rebased(product_exponents(of_a, of_b))
 
-    def add_segment(sums, segment):
-        index, a, b, chain, factor = segment
-        chain = jnp.repeat(jnp.repeat(chain, ROW_TILE, axis=1), columns, axis=2)
-        factor = jnp.repeat(factor, columns, axis=2)
-
-        def add_pair(sums, pair):
-            total, saturated, chains = sums
-            position, a, b = pair
-            ends = (index * SEGMENT + position) % chain == 0
-            value, saturated, chains = sum_chains(saturated, chains, ends, a, b)
-            return (jnp.where(ends, total + value * factor, total), saturated, chains), None
-
-        sums, _ = lax.scan(add_pair, sums, (jnp.arange(2, SEGMENT + 1, 2), a, b))
-        return sums, None
-
-    zero = jnp.zeros(running.total.shape, jnp.float32)
     goes_on = part.lanes and not length  # these sums do not begin anew with each block
-    start = (running.total if goes_on else zero, jnp.zeros(g, jnp.int32), _no_chain(zero))
-    segments = (jnp.arange(SEGMENTS), *pairs, jnp.repeat(chain, SEGMENTS // stretches, axis=0), factors)
-    (total, saturated, _), _ = lax.scan(add_segment, start, segments)
+    start = running.total if goes_on else jnp.zeros(running.total.shape, jnp.float32)
+    total, saturated = add_chains(start, a.mantissas, b.mantissas, chain, factors, saturate=bool(length))
     total = total if goes_on else running.total + total
     lost = a.lost.reshape(g, -1, 1) | b.lost.reshape(g, 1, -1)
     running = Running(jnp.where(lost, jnp.nan, total), running.base)
-    return running, counts + saturated if length else counts
-
-
-def _no_chain(zero: jax.Array):
-    return jnp.zeros(zero.shape, jnp.int32), jnp.zeros(zero.shape, jnp.int32)
-
-
-def _pair_sums(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum("gmk,gnk->gmn", a, b, preferred_element_type=jnp.int32)
-
-
-def _exact(saturated, chains, ends, a, b):
-    """Add a pair of products to the chains. Returns their sums as float32, the number of saturated ones, and
-    the chains that go on."""
-    exact = chains[0] + _pair_sums(a, b)
-    # If all four mantissas of a chain of 2 are −32768 (which `quantize` never gives), the sum 2³¹ wraps to
-    # −2³¹. No other chain sums to −2³¹.
-    value = jnp.where(exact == np.iinfo(np.int32).min, 2.0**31, exact.astype(jnp.float32))
-    return value, saturated, (jnp.where(ends, 0, exact), chains[1])
-
-
-def _saturated(saturated, chains, ends, a, b):
-    """The same with sums that are saturated to int32 at the end of a chain, which is counted.
-
-    A's mantissas are split into two bytes, high · 2^8 + low, so that the sums of 256 products with either
-    byte fit an int32.
-    """
-    low, high = chains[0] + _pair_sums(a & 255, b), chains[1] + _pair_sums(a >> 8, b)
-    carried = high + (low >> 8)
-    exact = jnp.left_shift(carried, 8) | (low & 255)
-    above, below = carried >= 1 << 23, carried < -(1 << 23)
-    limits = np.iinfo(np.int32)
-    exact = jnp.where(above, limits.max, jnp.where(below, limits.min, exact))
-    saturated = saturated + (ends & (above | below)).sum(axis=(1, 2), dtype=jnp.int32)
-    chains = jnp.where(ends, 0, low), jnp.where(ends, 0, high)
-    return exact.astype(jnp.float32), saturated, chains
-
-
-def _chain_length(a: jax.Array, b: jax.Array, stretches: int) -> jax.Array:
-    """The longest certified chain of each tile: int32[stretches, g, row tiles, column tiles]."""
-    lengths = [n for n in CHAINS if n <= BLOCK // stretches]
-    norms_a, norms_b = (
-        jnp.stack([_norms(x, n, stretches) for n in lengths], axis=-1).astype(jnp.float32)
-        for x in (_squares(a), _squares(b))
-    )
-    product = norms_a[:, :, :, None] * norms_b[:, :, None]
-    certified = (product < np.float32(CERTIFIED_BELOW)).at[..., -1].set(True)  # chains of 2 cannot overflow
-    return jnp.asarray(lengths)[jnp.argmax(certified, axis=-1)]  # the first is the longest
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    """The terms of a norm, as defined at `NORM_SHIFT`: int32[g, tiles, rows, pairs]."""
-    pairs = (x * x).astype(jnp.uint32).reshape(*x.shape[:3], -1, 2).sum(axis=-1, dtype=jnp.uint32)
-    return (pairs >> NORM_SHIFT).astype(jnp.int32) + 1
-
-
-def _norms(squares: jax.Array, length: int, stretches: int) -> jax.Array:
-    """The norm of each tile for a chain length, as defined at `CHAINS`: int32[stretches, g, tiles]."""
-    sums = squares.reshape(*squares.shape[:3], stretches, -1, length // 2).sum(axis=-1, dtype=jnp.int32)
-    return jnp.moveaxis(sums.max(axis=(2, 4)), -1, 0)
+    return running, counts + (saturated if length else macs_by_length(chain, macs))

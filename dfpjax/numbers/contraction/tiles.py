@@ -1,0 +1,68 @@
+"""`Tiles`: which elements the tiles of a Winograd algorithm read and write.
+
+Along each transformed axis a tile of t outputs reads a patch of t + 2 points of A, at unit steps. Point u
+contributes to output o by the tap u − o. Where a part's loops run against each other, the taps are reversed.
+"""
+
+import functools
+from dataclasses import dataclass, replace
+
+from dfpjax.numbers.contraction.algorithm import TAPS, unwindowed
+from dfpjax.numbers.contraction.elements import Elements
+from dfpjax.numbers.contraction.loops import Bounds, Dim
+from dfpjax.numbers.contraction.plan import Part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """The elements of a part with tiles. Points, taps and outputs of two axes are in row-major order."""
+
+    patches: Elements
+    """Of A: [g, rows, k, points]. Rows and k are tiles and channels, or in wgrad channels and tiles."""
+    taps: Elements
+    """Of B: [g, columns, k, taps]; in wgrad [g, columns, k, outputs of a tile]."""
+    outputs: Elements
+    """Of C: [g, rows, outputs of a tile, columns]; in wgrad [g, rows, taps, columns]."""
+
+    @classmethod
+    @functools.lru_cache(maxsize=8)
+    def of(cls, part: Part) -> "Tiles":
+        """Those of a part."""
+        # Tiles count the outputs, along m, and the taps are k's, or the other way round.
+        outer, inner = (part.k, part.m) if part.tiles_along_k else (part.m, part.k)
+        outer_field, inner_field = ("b", "c") if part.tiles_along_k else ("c", "b")
+        base = {"b": part.base_b, "c": part.base_c}
+        of_outputs = sorted((d for d in outer if d.window >= 0), key=lambda d: d.window)
+        of_taps = sorted((d for d in inner if d.window >= 0), key=lambda d: d.window)
+
+        points, taps, bounds_a, bounds_outputs = [], [], [], []
+        for window, (output, tap) in enumerate(zip(of_outputs, of_taps, strict=True)):
+            bound, stride = part.bounds[window], getattr(tap, inner_field)
+            if output.coef != tap.coef:  # at a tile's first point, its first output meets the last tap
+                bound = replace(bound, offset=bound.offset - (TAPS - 1) * output.coef)
+                base[inner_field] += (TAPS - 1) * stride
+                stride = -stride
+            points.append(Dim(part.tile + TAPS - 1, window=window, coef=output.coef))
+            taps.append(Dim(TAPS, **{inner_field: stride}))
+            bounds_a.append(bound)
+            bounds_outputs.append(Bounds(output.extent, getattr(output, outer_field), 0))
+        outputs = [Dim(part.tile, window=window, coef=1) for window in range(len(part.bounds))]
+
+        def in_tiles(coefs: list[int]) -> list[Dim]:
+            """The loops along which there are tiles; those that move a window count tiles."""
+            return [
+                d if d.window < 0 else Dim(-(-d.extent // part.tile), window=d.window, coef=coefs[d.window])
+                for d in outer
+            ]
+
+        of_patches = in_tiles([part.tile * d.coef for d in of_outputs])
+        along, across = in_tiles([part.tile] * len(outputs)), unwindowed(inner)
+        groups = (across, of_patches) if part.tiles_along_k else (of_patches, across)
+        patches = Elements.of((part.g, *groups, points), "a", part.base_a, bounds_a)
+        if part.tiles_along_k:
+            of_b = Elements.of((part.g, part.n, along, outputs), "b", base["b"], bounds_outputs)
+            of_c = Elements.of((part.g, across, taps, part.n), "c", base["c"])
+        else:
+            of_b = Elements.of((part.g, part.n, across, taps), "b", base["b"])
+            of_c = Elements.of((part.g, along, outputs, part.n), "c", base["c"], bounds_outputs)
+        return cls(patches=patches, taps=of_b, outputs=of_c)

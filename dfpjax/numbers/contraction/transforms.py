@@ -1,0 +1,146 @@
+"""The transforms of the Winograd algorithms F(2, 3) and F(4, 3), in plain JAX.
+
+The points are 0, 1, −1, ∞ and 0, 5/8, −5/8, 3/2, −3/2, ∞. The coefficients of F(4, 3) have at most 8
+significant bits, and what they multiply at most 16. So products are exact in float32, and a sum of them has
+the same bits with and without fused multiply-adds. Only additions round, in the order written here.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Values = Sequence[jax.Array]
+
+POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
+"""The finite points of each tile size, before infinity."""
+
+_CUT = 8
+
+
+def cut(x: jax.Array) -> jax.Array:
+    """float32 truncated to 16 significant bits."""
+    bits = lax.bitcast_convert_type(x, jnp.uint32) & np.uint32(2**32 - 2**_CUT)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _input2(d: Values) -> Values:
+    return d[2] - d[0], d[1] + d[2], d[2] - d[1], d[3] - d[1]
+
+
+def _input4(d: Values) -> Values:
+    even1, odd1 = d[4] - 9 / 4 * d[2], 5 / 8 * d[3] - 45 / 32 * d[1]
+    even2, odd2 = d[4] - 25 / 64 * d[2], 3 / 2 * d[3] - 75 / 128 * d[1]
+    first = 225 / 256 * d[0] + (d[4] - 169 / 64 * d[2])
+    last = 225 / 256 * d[1] + (d[5] - 169 / 64 * d[3])
+    return first, even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, last
+
+
+def _kernel2(w: Values) -> Values:
+    even = w[0] + w[2]
+    return w[0], even + w[1], even - w[1], w[2]
+
+
+def _kernel4(w: Values) -> Values:
+    even1, odd1 = w[0] + 25 / 64 * w[2], 5 / 8 * w[1]
+    even2, odd2 = w[0] + 9 / 4 * w[2], 3 / 2 * w[1]
+    return w[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, w[2]
+
+
+def _cotangent2(y: Values) -> Values:
+    return y[0], y[0] + y[1], y[0] - y[1], y[1]
+
+
+def _cotangent4(y: Values) -> Values:
+    even1, odd1 = y[0] + 25 / 64 * y[2], 5 / 8 * y[1] + 125 / 512 * y[3]
+    even2, odd2 = y[0] + 9 / 4 * y[2], 3 / 2 * y[1] + 27 / 8 * y[3]
+    return y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]
+
+
+def _output2(y: Values) -> Values:
+    return y[0] + (y[1] + y[2]), (y[1] - y[2]) + y[3]
+
+
+def _output4(y: Values) -> Values:
+    sum1, difference1, sum2, difference2 = _sums_and_differences(y)
+    return (
+        y[0] + (sum1 + sum2),
+        5 / 8 * difference1 + 3 / 2 * difference2,
+        25 / 64 * sum1 + 9 / 4 * sum2,
+        (125 / 512 * difference1 + 27 / 8 * difference2) + y[5],
+    )
+
+
+def _taps2(y: Values) -> Values:
+    even = y[1] + y[2]
+    return y[0] + even, y[1] - y[2], even + y[3]
+
+
+def _taps4(y: Values) -> Values:
+    sum1, difference1, sum2, difference2 = _sums_and_differences(y)
+    return (
+        y[0] + (sum1 + sum2),
+        5 / 8 * difference1 + 3 / 2 * difference2,
+        (25 / 64 * sum1 + 9 / 4 * sum2) + y[5],
+    )
+
+
+def _sums_and_differences(y: Values) -> Values:
+    return cut(y[1] + y[2]), cut(y[1] - y[2]), cut(y[3] + y[4]), cut(y[3] - y[4])
+
+
+class Transforms(NamedTuple):
+    """The transforms of a tile size, along one axis."""
+
+    input: Callable[[Values], Values]
+    """From the points of a patch to those of the algorithm."""
+    kernel: Callable[[Values], Values]
+    """From 3 taps to the points, without the points' normalization."""
+    cotangent: Callable[[Values], Values]
+    """From a tile of the output's cotangent to the points."""
+    output: Callable[[Values], Values]
+    """From the points to a tile of outputs."""
+    taps: Callable[[Values], Values]
+    """From the points to the cotangents of 3 taps."""
+
+
+TRANSFORMS = {
+    2: Transforms(_input2, _kernel2, _cotangent2, _output2, _taps2),
+    4: Transforms(_input4, _kernel4, _cotangent4, _output4, _taps4),
+}
+
+
+def along_axes(transform: Callable[[Values], Values], x: jax.Array, axes: int, tile: int) -> jax.Array:
+    """Transform along one or two axes.
+
+    Arguments:
+        transform: one of `TRANSFORMS[tile]`.
+        x: float32[..., values]: of all axes together, in row-major order.
+        axes: their number.
+        tile: 2 or 4. With 4, what goes from the first pass to the second is cut.
+
+    Returns:
+        float32[..., values].
+    """
+    if axes == 1:
+        return jnp.stack(transform([x[..., i] for i in range(x.shape[-1])]), axis=-1)
+    side = round(x.shape[-1] ** 0.5)
+    rows = [
+        along_axes(transform, x[..., start : start + side], 1, tile) for start in range(0, x.shape[-1], side)
+    ]
+    columns = transform([cut(row) if tile == 4 else row for row in rows])
+    return jnp.concatenate(columns, axis=-1)
+
+
+@functools.cache
+def normalizations(tile: int, axes: int) -> np.ndarray:
+    """1 / Π (x − the other finite points) for each finite point x, 1 for infinity; of two axes, the products.
+    float32 of the points, in row-major order."""
+    points = np.array(POINTS[tile])
+    of_axis = [np.prod(x - np.delete(points, i)) for i, x in enumerate(points)] + [1.0]
+    products = np.array(of_axis) if axes == 1 else np.outer(of_axis, of_axis).ravel()
+    return (1 / products).astype(np.float32)

@@ -1,0 +1,327 @@
+"""Winograd algorithms in the plain-JAX reference: values, bits, extremes, and what they do not take."""
+
+import functools
+
+import by_the_page_winograd as page
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from blocked import exact, normal, problem, wide
+from cases import COMPILED_QUICKLY, NCHW, SAME, conv, dot, passes
+from tiers import in_tiers
+
+from dfpjax.numbers.contraction import algorithm
+from dfpjax.numbers.contraction.algorithm import choose_algorithm, objection
+from dfpjax.numbers.contraction.plan import CHAINS, make_plan
+from dfpjax.numbers.contraction.reference import run_plan_chain_lengths
+from dfpjax.numbers.format.blocks import Blocks, expanded
+from dfpjax.numbers.format.scaling import NONFINITE_EXPONENT
+
+BOTH = (Blocks(), Blocks())
+TILES = ("winograd2", "winograd4")
+NHC = ("NHC", "HIO", "NHC")
+CASES = {
+    "same": conv((2, 7, 6, 20), (3, 3, 20, 65), padding=SAME),
+    "valid": conv((1, 10, 9, 16), (3, 3, 16, 8)),
+    "full": conv((1, 6, 5, 8), (3, 3, 8, 16), padding=((2, 2), (2, 2))),
+    "asymmetric": conv((2, 5, 9, 8), (3, 3, 8, 6), padding=((0, 2), (2, -1))),
+    "negative": conv((2, 9, 8, 4), (3, 3, 4, 6), padding=((-2, 1), (1, -3))),
+    "deep": conv((1, 5, 6, 300), (3, 3, 300, 70), padding=SAME),
+    "wide": conv((6, 30, 31, 9), (3, 3, 9, 17), padding=SAME),
+    "1d": conv((3, 17, 12), (3, 12, 10), (1,), ((2, 1),), NHC),
+    "1x3": conv((2, 4, 9, 12), (1, 3, 12, 10), padding=((0, 0), (1, 1))),
+    "3x1_strided": conv((2, 9, 8, 12), (3, 1, 12, 10), (1, 2), ((1, 1), (0, 0))),
+    "grouped": conv((2, 6, 7, 24), (3, 3, 6, 32), padding=SAME, feature_group_count=4),
+    "reversed": conv((2, 6, 7, 8), (3, 3, 8, 6), padding=SAME, numbers=("NWHC", "HWIO", "NHWC")),
+}
+QUICK = {
+    *((name, "fprop") for name in ("same", "negative", "1d", "reversed", "grouped")),
+    *(("asymmetric", which) for which in ("fprop", "dgrad", "wgrad")),
+    *(("deep", "fprop"), ("wide", "wgrad"), ("1x3", "wgrad"), ("3x1_strided", "wgrad"), ("full", "dgrad")),
+}
+
+
+@functools.partial(jax.jit, static_argnames="plan", compiler_options=COMPILED_QUICKLY)
+def run(*operands, plan):
+    return run_plan_chain_lengths(plan, *operands)
+
+
+def of_case(name, which):
+    return passes(*CASES[name])[which]
+
+
+def reason_of(case, blocks=BOTH, **arguments):
+    contraction, *shapes = case
+    exponents = [
+        (1,) * len(shape) if size is None else size.counts(shape)
+        for shape, size in zip(shapes, blocks, strict=True)
+    ]
+    return objection(contraction, *shapes, *exponents, blocks, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        in_tiers(name, which, quick=(name, which) in QUICK)
+        for name in CASES
+        for which in ("fprop", "dgrad", "wgrad")
+        if (name, which) not in {("full", "wgrad"), ("3x1_strided", "dgrad")}
+    ],
+)
+def test_values(name, which):
+    case = of_case(name, which)
+    for tiles, bound in zip(TILES, (1.5e-4, 4e-4), strict=True):
+        plan, operands, values = problem(case, normal, blocks=BOTH, algorithm=tiles)
+        assert plan.parts[0].tiles_along_k == (which == "wgrad")
+        assert len(plan.parts[0].bounds) == (1 if name in ("1d", "1x3", "3x1_strided") else 2)
+        out, shares = run(*operands, plan=plan)
+        assert oracle.relative_error(out, exact(case[0], *values)) < bound
+        np.testing.assert_allclose(shares.sum(), 1, rtol=1e-5)
+
+
+def test_several_blocks_and_splits_are_among_the_cases():
+    plan, *_ = problem(of_case("deep", "fprop"), normal, blocks=BOTH, algorithm="winograd4")
+    assert plan.parts[0].blocks_per_split == 2
+    plan, *_ = problem(of_case("wide", "wgrad"), normal, blocks=BOTH, algorithm="winograd2")
+    assert plan.parts[0].blocks_per_split == 4  # of 12
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_one_exponent_of_each_operand(tiles):
+    case = of_case("same", "fprop")
+    plan, operands, values = problem(case, normal, blocks=(None, None), algorithm=tiles)
+    assert oracle.relative_error(run(*operands, plan=plan)[0], exact(case[0], *values)) < 4e-4
+
+
+# --- bits -----------------------------------------------------------------------------------------
+
+
+def elements(mantissas, exponents, blocks):
+    return np.asarray(mantissas, np.int64), expanded(np.asarray(exponents), mantissas.shape, blocks)
+
+
+def in_patches(x, low, shape, tile, fill):
+    """The patches [tiles, channels, points, points] of images that are padded by `low` before each axis."""
+    side = tile + 2
+    counts = [-(-size // tile) for size in shape]
+    high = [n * tile + 2 - low - size for n, size in zip(counts, x.shape[1:3], strict=True)]
+    x = np.pad(x, ((0, 0), *((low, max(h, 0)) for h in high), (0, 0)), constant_values=fill)
+    found = [
+        x[n, i * tile : i * tile + side, j * tile : j * tile + side]
+        for n in range(len(x)) for i in range(counts[0]) for j in range(counts[1])
+    ]  # fmt: skip
+    return np.moveaxis(np.stack(found), 3, 1)
+
+
+def out_of_tiles(y, images, shape, tile):
+    """Results [tiles, columns, tile, tile] as images [images, height, width, columns]."""
+    counts = [-(-size // tile) for size in shape]
+    y = y.reshape(images, *counts, -1, tile, tile).transpose(0, 1, 4, 2, 5, 3)
+    y = y.reshape(images, counts[0] * tile, counts[1] * tile, -1)
+    return y[:, : shape[0], : shape[1]]
+
+
+@pytest.mark.parametrize("data", [normal, wide])
+@pytest.mark.parametrize(("tiles", "tile"), [("winograd2", 2), ("winograd4", 4)])
+def test_the_bits_of_fprop_follow_from_the_page(tiles, tile, data):
+    case = passes(*conv((2, 6, 5, 262), (3, 3, 262, 67), padding=SAME))["fprop"]
+    plan, operands, _ = problem(case, data, blocks=BOTH, lost=data is wide, algorithm=tiles)
+    assert not plan.swapped
+    x, w = (elements(operands[i], operands[i + 2], Blocks()) for i in (0, 1))
+    a = [in_patches(z, 1, (6, 5), tile, fill) for z, fill in zip(x, (0, page.ABSENT), strict=True)]
+    b = [z.transpose(3, 2, 0, 1) for z in w]
+    of_b, back = (page.kernel2, page.output2) if tile == 2 else (page.kernel4, page.output4)
+    expected = page.winograd(a, b, tile, of_b=of_b, back=back, block=256, blocks_per_split=2)
+    expected = out_of_tiles(expected, 2, (6, 5), tile)
+    assert np.isnan(expected).any() == (data is wide) and not np.isnan(expected).all()
+    np.testing.assert_array_equal(run(*operands, plan=plan)[0], expected)
+
+
+@pytest.mark.parametrize("data", [normal, wide])
+@pytest.mark.parametrize(("tiles", "tile", "size"), [("winograd2", 2, 21), ("winograd4", 4, 42)])
+def test_the_bits_of_wgrad_follow_from_the_page(tiles, tile, size, data):
+    case = passes(*conv((9, size, size, 7), (3, 3, 7, 9), padding=SAME))["wgrad"]
+    plan, operands, _ = problem(case, data, blocks=BOTH, lost=data is wide, algorithm=tiles)
+    (part,) = plan.parts
+    assert part.blocks_per_split == 5  # of 9 blocks
+    x, dy = (elements(operands[i], operands[i + 2], Blocks()) for i in (0, 1))
+    shape = (size, size)
+    a = [in_patches(z, 1, shape, tile, fill) for z, fill in zip(x, (0, page.ABSENT), strict=True)]
+    a = [z.swapaxes(0, 1) for z in a]
+    fills = (0, page.ABSENT)
+    b = [in_patches(z, 0, shape, tile, fill)[..., :tile, :tile] for z, fill in zip(dy, fills, strict=True)]
+    b = [z.swapaxes(0, 1) for z in b]
+    of_b, back = (page.cotangent2, page.taps2) if tile == 2 else (page.cotangent4, page.taps4)
+    expected = page.winograd(a, b, tile, of_b=of_b, back=back, block=128, blocks_per_split=5)
+    np.testing.assert_array_equal(run(*operands, plan=plan)[0], expected.transpose(2, 3, 0, 1))
+
+
+def test_xla_does_not_change_the_bits():
+    """With all of its optimizations it gives what it gives with none."""
+    for which in ("fprop", "wgrad"):
+        plan, operands, _ = problem(of_case("same", which), wide, blocks=BOTH, algorithm="winograd4")
+        optimized = jax.jit(functools.partial(run_plan_chain_lengths, plan))(*operands)[0]
+        np.testing.assert_array_equal(optimized, run(*operands, plan=plan)[0])
+
+
+# --- extremes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["fprop", "wgrad"])
+@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize("data", [oracle.full_scale, oracle.same_sign, oracle.alternating])
+def test_no_chain_overflows(tiles, which, data):
+    case = passes(*conv((1, 8, 8, 258), (3, 3, 258, 7), padding=SAME))[which]
+    plan, operands, values = problem(case, data, blocks=(None, None), algorithm=tiles)
+    out, _ = run(*operands, plan=plan)
+    assert oracle.relative_error(out, exact(case[0], *values)) < 4e-4
+
+
+def far_apart(rng, shape):
+    """Values of which some are 2^110 times others, in blocks of their own."""
+    x = rng.standard_normal(shape)
+    x[..., 32:] *= 2.0**-55
+    x[..., :32] *= 2.0**55
+    return x
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_exponents_that_are_far_apart(tiles):
+    """What is lost is far below the rest, and nothing overflows on the way."""
+    for which in ("fprop", "wgrad"):
+        case = passes(*conv((1, 6, 6, 64), (3, 3, 64, 64), padding=SAME))[which]
+        plan, operands, values = problem(case, far_apart, blocks=BOTH, algorithm=tiles)
+        assert oracle.relative_error(run(*operands, plan=plan)[0], exact(case[0], *values)) < 4e-4
+
+
+def test_an_exponent_whose_only_elements_are_zeros():
+    """A row's exponent comes from a mantissa of zero, and its other elements are 2^100 times smaller."""
+    case = passes(*conv((1, 4, 4, 64), (3, 3, 64, 8), padding=SAME))["fprop"]
+    plan, operands, _ = problem(case, normal, blocks=BOTH, algorithm="winograd4")
+    x, w, of_x, of_w = (np.array(operand) for operand in operands)
+    x[..., :32], of_x[..., 0] = 0, 0
+    x[..., 32:], of_x[..., 1] = 1, -100
+    out, shares = run(x, w, of_x, of_w, plan=plan)
+    assert not np.asarray(out).any()
+    assert shares[0, 0] == 1  # no mantissa is left
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_zeros_and_empty_sums(tiles):
+    case = of_case("same", "fprop")
+    plan, operands, _ = problem(case, lambda rng, shape: np.zeros(shape), blocks=BOTH, algorithm=tiles)
+    assert not np.asarray(run(*operands, plan=plan)[0]).any()
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_where_a_block_that_is_not_finite_reaches(tile):
+    case = passes(*conv((2, 9, 9, 16), (3, 3, 16, 40), padding=SAME))["fprop"]
+    blocks = Blocks(rows=1, columns=16)
+    plan, operands, _ = problem(case, normal, blocks=(blocks, blocks), algorithm=f"winograd{tile}")
+    finite = np.asarray(run(*operands, plan=plan)[0])
+    x, w, of_x, of_w = (np.array(operand) for operand in operands)
+    of_x[1, 9 * 8 + 4], of_w[0, 0, 2] = NONFINITE_EXPONENT - 14, NONFINITE_EXPONENT  # pixel (8, 4) of image 1
+    out = np.asarray(run(x, w, of_x, of_w, plan=plan)[0])
+    lost = np.zeros((2, 9, 9, 40), bool)
+    of_tile = {2: (slice(6, 9), slice(2, 6)), 4: (slice(4, 9), slice(0, 8))}[tile]
+    lost[(1, *of_tile)] = True
+    lost[..., 32:] = True
+    np.testing.assert_array_equal(np.isnan(out), lost)
+    # Chains can become longer where a row of a tile, or a column of a panel, is lost.
+    np.testing.assert_allclose(out[~lost], finite[~lost], rtol=1e-5, atol=1e-5)
+
+
+def test_each_example_has_exponents_of_its_own():
+    contraction, lhs, rhs = of_case("same", "fprop")
+    mapped = contraction.map(3, lhs=True, rhs=False)
+    case = mapped, (3, *lhs), rhs
+    _, (x, w, _, of_w), _ = problem(case, normal, blocks=(None, None), algorithm="winograd4")
+    exponents = np.array([-3, 40, NONFINITE_EXPONENT]).reshape(3, 1, 1, 1, 1)
+    batched = make_plan(mapped, x.shape, w.shape, exponents.shape, of_w.shape, algorithm="winograd4")
+    out, shares = jax.jit(functools.partial(run_plan_chain_lengths, batched, examples=3))(
+        x, w, exponents, of_w
+    )
+    assert shares.shape == (3, len(CHAINS)) and np.isnan(out[2]).all()
+    one = make_plan(contraction, lhs, rhs, (1,) * 4, (1,) * 4, algorithm="winograd4")
+    for i in range(2):
+        np.testing.assert_array_equal(out[i], run(x[i], w, jnp.asarray(exponents[i]), of_w, plan=one)[0])
+
+
+# --- what they take -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("case", "which", "reason"),
+    [
+        (dot((7, 5), (5, 9), ((1,), (0,))), "fprop", "there is no window"),
+        (conv((2, 8, 8, 8), (3, 3, 8, 8), (2, 2), SAME), "fprop", "a stride or dilation of 2"),
+        (conv((2, 8, 8, 8), (3, 3, 8, 8), (2, 2), SAME), "dgrad", "a stride or a dilation inserts zeros"),
+        (conv((2, 8, 8, 8), (3, 3, 8, 8), (2, 2), SAME), "wgrad", "a stride or dilation of 2"),
+        (conv((2, 8, 8, 8), (3, 3, 8, 8), rhs_dilation=(2, 2)), "fprop", "a stride or dilation of 2"),
+        (conv((2, 8, 8, 8), (1, 1, 8, 8)), "fprop", "0 axes have windows of several taps, not 1 or 2"),
+        (conv((2, 8, 8, 8), (5, 5, 8, 8), padding=SAME), "fprop", "its window has 5x5 taps, not 3x3"),
+        (conv((2, 8, 8, 8), (3, 5, 8, 8), padding=SAME), "fprop", "its window has 3x5 taps, not 3x3"),
+        (conv((2, 8, 8, 8), (3, 3, 1, 8), padding=SAME, feature_group_count=8), "fprop", "the result"),
+        (conv((2, 8, 8, 1), (3, 3, 1, 8), padding=SAME), "fprop", "the larger operand"),
+        (conv((2, 7, 9, 8), (5, 7, 3, 3), padding=SAME, numbers=NCHW), "fprop", "the result"),
+        (conv((0, 8, 8, 8), (3, 3, 8, 8), padding=SAME), "fprop", "there is nothing to compute"),
+    ],
+)  # fmt: skip
+def test_what_they_do_not_take(case, which, reason):
+    function, shapes, kwargs = case
+    found = reason_of(passes(function, shapes, kwargs)[which])
+    assert reason in found
+    contraction, *shapes = passes(function, shapes, kwargs)[which]
+    exponents = [(1,) * len(shape) for shape in shapes]
+    with pytest.raises(ValueError, match="winograd2 is not possible: "):
+        make_plan(contraction, *shapes, *exponents, algorithm="winograd2")
+
+
+def test_exponents_and_accumulations_that_they_do_not_take():
+    contraction, lhs, rhs = of_case("same", "fprop")
+    per_channel = (1, 1, 1, rhs[-1])
+    assert '"channel"' in objection(contraction, lhs, rhs, (1,) * 4, per_channel)
+    assert "FixedChain" in objection(contraction, lhs, rhs, (1,) * 4, (1,) * 4, certified=False)
+    assert reason_of((contraction, lhs, rhs)) is None
+    assert reason_of((contraction, lhs, rhs), blocks=(None, Blocks())) is None
+
+
+def choose(shapes, requested, which="fprop", **kwargs):
+    contraction, lhs, rhs = passes(*conv(*shapes, padding=SAME, **kwargs))[which]
+    return choose_algorithm(contraction, lhs, rhs, (1,) * 4, (1,) * 4, requested=requested)
+
+
+def test_the_choice():
+    large = (2, 8, 8, 64), (3, 3, 64, 64)
+    assert choose(large, "direct") == ("direct", "asked for")
+    assert choose(large, "winograd2") == ("winograd2", "2.2x fewer products")
+    assert choose(large, "winograd4") == ("winograd4", "4.0x fewer products")
+    assert choose(large, "winograd4", "wgrad") == ("winograd4", "4.0x fewer products")
+    assert choose(((2, 7, 7, 8), (3, 3, 8, 8)), "winograd4") == ("winograd4", "3.1x fewer products")
+    assert choose(large, "winograd4", strides=(2, 2)) == ("direct", "a stride or dilation of 2")
+
+
+def test_the_choice_is_made_by_a_table(monkeypatch):
+    monkeypatch.setattr(algorithm, "LEAST", algorithm.Least(channels=64, columns=64, outputs=4))
+    choose_algorithm.cache_clear()
+    large = (2, 8, 8, 64), (3, 3, 64, 64)
+    for which in ("fprop", "dgrad", "wgrad"):
+        assert choose(large, "auto", which) == ("winograd4", "4.0x fewer products")
+    assert choose(((2, 8, 8, 63), (3, 3, 63, 64)), "auto") == ("direct", "63 channels, below 64")
+    assert choose(((2, 8, 8, 64), (3, 3, 64, 60)), "auto") == ("direct", "60 channels, below 64")
+    assert choose(((2, 3, 8, 64), (3, 3, 64, 64)), "auto") == ("direct", "3 outputs along an axis, below 4")
+    choose_algorithm.cache_clear()
+
+
+def test_the_encoding():
+    """The header of a part, after those of the plan and of its grids."""
+    for which, mode, of_split in (("fprop", 2, 1), ("wgrad", 3, 1)):
+        plan, *_ = problem(of_case("same", which), normal, blocks=BOTH, algorithm="winograd4")
+        (part,) = plan.parts
+        header = plan.encode()[2 + 2 * 5 + 1 :][:11]
+        assert plan.encode()[:2] == (3, 2) and header[0] == mode and header[4:6] == (of_split, 4)
+        assert header[6:] == (len(part.g), len(part.m), len(part.n), len(part.k), 2)
+    plan, *_ = problem(of_case("same", "fprop"), normal, blocks=(None, None))
+    assert plan.encode()[:4] == (3, 0, 1, 0) and plan.encode()[8] == 0
