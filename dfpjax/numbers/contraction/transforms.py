@@ -114,14 +114,17 @@ TRANSFORMS = {
 }
 
 
-def along_axes(transform: Callable[[Values], Values], x: jax.Array, axes: int, tile: int) -> jax.Array:
+def along_axes(
+    transform: Callable[[Values], Values], x: jax.Array, axes: int, *, cuts: bool = False
+) -> jax.Array:
     """Transform along one or two axes.
 
     Arguments:
         transform: one of `TRANSFORMS[tile]`.
         x: float32[..., values]: of all axes together, in row-major order.
         axes: their number.
-        tile: 2 or 4. With 4, what goes from the first pass to the second is cut.
+        cuts: whether what goes from the first pass to the second is cut, as the transforms of operands with
+            tiles of 4 need it. (Those of sums cut by themselves what they multiply.)
 
     Returns:
         float32[..., values].
@@ -130,9 +133,9 @@ def along_axes(transform: Callable[[Values], Values], x: jax.Array, axes: int, t
         return jnp.stack(transform([x[..., i] for i in range(x.shape[-1])]), axis=-1)
     side = round(x.shape[-1] ** 0.5)
     rows = [
-        along_axes(transform, x[..., start : start + side], 1, tile) for start in range(0, x.shape[-1], side)
+        along_axes(transform, x[..., start : start + side], 1) for start in range(0, x.shape[-1], side)
     ]
-    columns = transform([cut(row) if tile == 4 else row for row in rows])
+    columns = transform([cut(row) if cuts else row for row in rows])
     return jnp.concatenate(columns, axis=-1)
 
 

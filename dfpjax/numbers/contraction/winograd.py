@@ -77,10 +77,11 @@ def sum_in_tiles(
         if part.tiles_along_k
         else (transforms.kernel, transforms.output)
     )
-    of_a, of_b, back = (
-        functools.partial(along_axes, transform, axes=axes, tile=part.tile)
-        for transform in (transforms.input, of_b, back)
+    of_a, of_b = (
+        functools.partial(along_axes, transform, axes=axes, cuts=part.tile == 4)
+        for transform in (transforms.input, of_b)
     )
+    back = functools.partial(along_axes, back, axes=axes)
     x = _transformed(tiles.patches, a, exponents[0], grids[0], of_a, np.ones_like(c), block)
     y = _transformed(tiles.taps, b, exponents[1], grids[1], of_b, c, block)
 
