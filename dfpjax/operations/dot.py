@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dfpjax import _checks
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation, check_roles, pre_shifted
+from dfpjax.numbers.contraction.algorithm import RequestedAlgorithm
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.format.explicit import permuted, permuted_sharding, reshaped
 from dfpjax.operations import primitives
@@ -70,6 +71,7 @@ class Problem(NamedTuple):
     """The result's type in JAX; the contraction's result may have more axes."""
     axes: tuple[int, ...]
     """The result's axes in the contraction's order."""
+    algorithm: RequestedAlgorithm = "direct"
 
     def result(self, contracted: jax.Array) -> jax.Array:
         """The operation's result, given the contraction's."""
@@ -172,6 +174,7 @@ def quantized(
         "contraction": contraction,
         "cotangent": quantizers.cotangent,
         "accumulation": accumulation,
+        "algorithm": problem.algorithm,
         "bits": (quantizers.lhs.bits, quantizers.rhs.bits),
         "blocks": (blocks_of(quantizers.lhs), blocks_of(quantizers.rhs)),
         "backend": backend,

@@ -16,7 +16,6 @@ call serves both primitives.
 """
 
 import functools
-import math
 from typing import Literal
 
 import jax
@@ -27,13 +26,12 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding
 
-from dfpjax import _compat, kernels
+from dfpjax import _compat
 from dfpjax.kernels import memory
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.contraction.accumulation import is_bounded
+from dfpjax.numbers.contraction.algorithm import Choice
 from dfpjax.numbers.contraction.contraction import Contraction
-from dfpjax.numbers.contraction.plan import CHAINS, make_plan
-from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
+from dfpjax.numbers.contraction.plan import CHAINS
 from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.explicit import (
     cotangent_sharding,
@@ -43,6 +41,13 @@ from dfpjax.numbers.format.explicit import (
     with_partitions,
 )
 from dfpjax.operations import sharding
+from dfpjax.operations.evaluation import (
+    chosen,
+    examples_of,
+    run_certified,
+    run_counting,
+    run_fixed_chain,
+)
 from dfpjax.operations.exponents import align, blocks_of, map_with_exponents, quantize_operand
 
 Backend = Literal["auto", "reference"]
@@ -68,11 +73,12 @@ def contract(*operands, **params) -> jax.Array:
 
     Arguments:
         operands: (lhs, lhs_exponent, rhs, rhs_exponent).
-        params: contraction; cotangent, the quantizer of what comes back to it; accumulation; bits, those of
-            lhs's and rhs's mantissas, after the accumulation's pre-shift; blocks, the size of lhs's and of
-            rhs's blocks, or None for each; backend; out_sharding, the `NamedSharding` of the result's type
-            (of an empty mesh if it has none). Optionally counted: whether the program asks for the
-            `chain_lengths` of the same operands, so that one kernel call serves both.
+        params: contraction; cotangent, the quantizer of what comes back to it; accumulation; algorithm, the
+            one that is wanted, here and for derivatives, where it can be had; bits, those of lhs's and rhs's
+            mantissas, after the accumulation's pre-shift; blocks, the size of lhs's and of rhs's blocks, or
+            None for each; backend; out_sharding, the `NamedSharding` of the result's type (of an empty mesh
+            if it has none). Optionally counted: whether the program asks for the `chain_lengths` of the same
+            operands, so that one kernel call serves both.
     """
     return contract_p.bind(*_compat.vary_together(*operands), **params)
 
@@ -116,6 +122,14 @@ def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
     return _bind_beside(chain_lengths_p, primitive, *operands, **params)
 
 
+def chosen_algorithm(primitive: Primitive, *operands, **params) -> Choice:
+    """The algorithm of an equation of `contract_p` or `contract_linear_p` with these operands, and why."""
+    if primitive is contract_linear_p:
+        operands, params = _all_quantized(*operands, **params)
+    wanted = {name: params[name] for name in ("blocks", "accumulation", "algorithm")}
+    return chosen(params["contraction"], *operands, **wanted)
+
+
 def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
     """Bind a primitive that measures an equation of `primitive`."""
     if primitive is contract_linear_p:
@@ -134,51 +148,14 @@ def _abstract_chain_lengths(lhs, *_, contraction: Contraction, out_sharding: Nam
 
 def _of_examples(lhs, contraction: Contraction, out_sharding: NamedSharding, shape, dtype):
     """The type of what there is for each example of vmap."""
-    examples = _examples(contraction)
+    examples = examples_of(contraction)
     split = (*_compat.partitions(out_sharding)[: len(examples)], *(None,) * len(shape))
     return _compat.result_aval(lhs, (*examples, *shape), dtype, with_partitions(out_sharding, split))
 
 
-def _examples(contraction: Contraction) -> tuple[int, ...]:
-    """Extents of the axes that vmap added, which come first."""
-    return contraction.out_shape[: len(contraction.mapped)]
-
-
-def _planned(contraction: Contraction, blocks, lhs, lhs_exponent, rhs, rhs_exponent):
-    """The plan, and the operands in its order."""
-    plan = make_plan(contraction, lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape, blocks)
-    if plan.swapped:
-        lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
-    return plan, lhs, rhs, lhs_exponent, rhs_exponent
-
-
-def _run_certified(contraction: Contraction, *operands, blocks, native: bool):
-    return (kernels.contract if native else run_plan)(*_planned(contraction, blocks, *operands))
-
-
-def _run_counting(contraction: Contraction, *operands, blocks, native: bool):
-    """The result with certified chains, and their lengths."""
-    examples = _examples(contraction)
-    run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
-    out, lengths = run(*_planned(contraction, blocks, *operands), examples=math.prod(examples))
-    return out, lengths.reshape(*examples, len(CHAINS))
-
-
-def _run_fixed_chain(contraction: Contraction, *operands, length: int, bits, blocks, native: bool):
-    """The result, and the number of saturated chains."""
-    examples = _examples(contraction)
-    chains = {"length": length, "examples": math.prod(examples)}
-    if native:
-        run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
-    else:
-        run = run_plan_fixed_chain
-    out, saturated = run(*_planned(contraction, blocks, *operands), **chains)
-    return out, saturated.reshape(examples)
-
-
 def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
     counted=False,
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
@@ -186,11 +163,14 @@ def _contract(
     if accumulation != "certified":
         # Not partitioned: the count of what is saturated is the whole contraction's.
         length = accumulation.length
-        run = functools.partial(_run_fixed_chain, length=length, bits=bits, blocks=blocks, native=native)
+        run = functools.partial(run_fixed_chain, length=length, bits=bits, blocks=blocks, native=native)
         return run(contraction, *operands)[0]
+    # Chosen before the contraction is partitioned, so from the shapes of the whole.
+    choice = chosen(contraction, *operands, blocks=blocks, accumulation=accumulation, algorithm=algorithm)
+    params = {"blocks": blocks, "algorithm": choice.algorithm, "native": native}
     if counted and not devices:
-        return _run_counting(contraction, *operands, blocks=blocks, native=native)[0]
-    run = functools.partial(_run_certified, blocks=blocks, native=native)
+        return run_counting(contraction, *operands, **params)[0]
+    run = functools.partial(run_certified, **params)
     if devices:
         run = functools.partial(sharding.partitioned, run, devices, blocks)
     return run(contraction, *operands)
@@ -213,23 +193,24 @@ def _all_quantized(
 
 def _saturated_chains(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
 ):  # fmt: skip
     if accumulation == "certified":
-        return jnp.zeros(_examples(contraction), jnp.int32)
+        return jnp.zeros(examples_of(contraction), jnp.int32)
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     chains = {"length": accumulation.length, "bits": bits}
     native = native and backend == "auto"
-    return _run_fixed_chain(contraction, *operands, **chains, blocks=blocks, native=native)[1]
+    return run_fixed_chain(contraction, *operands, **chains, blocks=blocks, native=native)[1]
 
 
 def _chain_lengths(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
 ):  # fmt: skip
     # Not partitioned either.
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
-    return _run_counting(contraction, *operands, blocks=blocks, native=native and backend == "auto")[1]
+    native = native and backend == "auto"
+    return run_counting(contraction, *operands, blocks=blocks, algorithm=algorithm, native=native)[1]
 
 
 def _register(primitive, abstract_eval, function):

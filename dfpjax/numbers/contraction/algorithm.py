@@ -29,6 +29,9 @@ class Choice(NamedTuple):
     algorithm: Algorithm
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.algorithm}{':' if self.algorithm == 'direct' else ','} {self.reason}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Least:
@@ -101,7 +104,10 @@ def objection(
         except ValueError:
             return 'the exponents of an operand are those of granularity "channel"'
     loops = _loops(contraction, lhs_shape, rhs_shape)
-    return "a stride or a dilation inserts zeros" if loops is None else _objection_to_loops(loops)
+    if loops is None:
+        coefs = [abs(coef) for w in contraction.windows for coef in (w.lhs_coef, w.rhs_coef, w.out_coef)]
+        return f"a stride or dilation of {max(coefs)}"
+    return _objection_to_loops(loops)
 
 
 def _objection_to_loops(loops: Loops) -> str | None:

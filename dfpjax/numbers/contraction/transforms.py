@@ -132,9 +132,7 @@ def along_axes(
     if axes == 1:
         return jnp.stack(transform([x[..., i] for i in range(x.shape[-1])]), axis=-1)
     side = round(x.shape[-1] ** 0.5)
-    rows = [
-        along_axes(transform, x[..., start : start + side], 1) for start in range(0, x.shape[-1], side)
-    ]
+    rows = [along_axes(transform, x[..., start : start + side], 1) for start in range(0, x.shape[-1], side)]
     columns = transform([cut(row) if cuts else row for row in rows])
     return jnp.concatenate(columns, axis=-1)
 

@@ -1,0 +1,77 @@
+"""How a contraction of quantized operands runs: by which algorithm, and in native code or in plain JAX.
+
+The functions take mantissas as integers. With a `RequestedAlgorithm`, a contraction is computed directly if
+the algorithm cannot be had.
+"""
+
+import functools
+import math
+
+import jax
+
+from dfpjax import kernels
+from dfpjax.numbers.contraction.accumulation import is_bounded
+from dfpjax.numbers.contraction.algorithm import Choice, RequestedAlgorithm, choose_algorithm
+from dfpjax.numbers.contraction.contraction import Contraction
+from dfpjax.numbers.contraction.plan import CHAINS, Plan, make_plan
+from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
+
+
+def chosen(
+    contraction: Contraction, lhs, lhs_exponent, rhs, rhs_exponent,
+    *, blocks, accumulation, algorithm: RequestedAlgorithm,
+) -> Choice:  # fmt: skip
+    """The algorithm of a contraction of operands of these shapes."""
+    shapes = (lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+    certified = accumulation == "certified"
+    return choose_algorithm(contraction, *shapes, blocks, certified=certified, requested=algorithm)
+
+
+def run_certified(
+    contraction: Contraction, *operands, blocks, algorithm: RequestedAlgorithm, native: bool
+) -> jax.Array:
+    """The result with certified chains."""
+    run = kernels.contract if native else run_plan
+    return run(*_planned(contraction, blocks, algorithm, *operands))
+
+
+def run_counting(
+    contraction: Contraction, *operands, blocks, algorithm: RequestedAlgorithm, native: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The result with certified chains, and their lengths."""
+    examples = examples_of(contraction)
+    run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
+    planned = _planned(contraction, blocks, algorithm, *operands)
+    out, lengths = run(*planned, examples=math.prod(examples))
+    return out, lengths.reshape(*examples, len(CHAINS))
+
+
+def run_fixed_chain(
+    contraction: Contraction, *operands, length: int, bits: tuple[int, int], blocks, native: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The result with chains of one length, and the number of saturated ones."""
+    examples = examples_of(contraction)
+    chains = {"length": length, "examples": math.prod(examples)}
+    if native:
+        run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
+    else:
+        run = run_plan_fixed_chain
+    out, saturated = run(*_planned(contraction, blocks, "direct", *operands), **chains)
+    return out, saturated.reshape(examples)
+
+
+def examples_of(contraction: Contraction) -> tuple[int, ...]:
+    """Extents of the axes that vmap added, which come first."""
+    return contraction.out_shape[: len(contraction.mapped)]
+
+
+def _planned(
+    contraction: Contraction, blocks, algorithm: RequestedAlgorithm, lhs, lhs_exponent, rhs, rhs_exponent
+) -> tuple[Plan, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The plan, and the operands in its order."""
+    shapes = (lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+    chosen = choose_algorithm(contraction, *shapes, blocks, requested=algorithm).algorithm
+    plan = make_plan(contraction, *shapes, blocks, chosen)
+    if plan.swapped:
+        lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
+    return plan, lhs, rhs, lhs_exponent, rhs_exponent
