@@ -22,12 +22,12 @@ def default() -> Policy:
 
 
 def paper() -> Policy:
-    """The authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32,
-    and a tensor has one exponent.
+    """The authors' ResNet-50 (Das et al., 2018): the first convolution and the classifier stay in float32, a
+    tensor has one exponent, and convolutions are computed product by product.
 
     All else runs in dynamic fixed point, whether it gains or not, except what asks for float64 or
     `precision=HIGHEST`. The policy finds the two by position, so transform the model's `apply`, not a loss
     function that ends in another dot product.
     """
     rules = (Rule(FIRST_CONV, None), Rule(LAST_DOT, None))
-    return Policy(rules=rules, default=OpConfig(force=True, granularity="tensor"))
+    return Policy(rules=rules, default=OpConfig(force=True, granularity="tensor", algorithm="direct"))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dfpjax.numbers import Accumulation, Quantizers
+from dfpjax.numbers.contraction.algorithm import RequestedAlgorithm
 from dfpjax.policy._config import PASSES, OpConfig, Pass
 from dfpjax.policy._cost import objection
 from dfpjax.policy._passes import Part
@@ -20,6 +21,11 @@ class Treatment:
 
     quantizers: Quantizers
     accumulation: Accumulation
+    algorithm: RequestedAlgorithm
+    """Of a convolution."""
+    required: bool
+    """Whether an algorithm that is asked for by name must be possible. Gradients are computed directly where
+    it is not, also those that the program contains."""
     passes: frozenset[Pass]
     """Which of the operation itself and its gradients are computed in dynamic fixed point."""
 
@@ -57,7 +63,11 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
             reason = f"{_off(config, part.kind)} ({reason})"
         else:
             treatment = Treatment(
-                quantizers=config.quantizers(*part.roles), accumulation=config.accumulation, passes=passes
+                quantizers=config.quantizers(*part.roles),
+                accumulation=config.accumulation,
+                algorithm=config.algorithm,
+                required=part.kind == "fprop",
+                passes=passes,
             )
     return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason)
 

@@ -18,6 +18,7 @@ from dfpjax.numbers.format.explicit import explicit_axes
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
+from dfpjax.transform._algorithms import conv_parameters, wanted_algorithm
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._errors import layer_error
 from dfpjax.transform._fuse import Fusions
@@ -119,16 +120,13 @@ def _operation(
     """
     params, out = eqn.params, eqn.outvars[0].aval
     if eqn.primitive.name == "dot_general":
-        operation, names = operations.dot_general, ("dimension_numbers",)
+        operation, own = operations.dot_general, {"dimension_numbers": params["dimension_numbers"]}
     else:
         operation = operations.conv_general_dilated
-        names = (
-            "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers",
-            "feature_group_count", "batch_group_count",
-        )  # fmt: skip
+        own = {**conv_parameters(eqn), "algorithm": wanted_algorithm(eqn, treatment)}
     operation = functools.partial(
         operation,
-        **{name: params[name] for name in names},
+        **own,
         quantizers=treatment.quantizers,
         accumulation=treatment.accumulation,
         backend=backend,

@@ -63,6 +63,15 @@ def test_config_per_role():
             r"OpConfig: .*16-bit and 12-bit mantissas can overflow",
         ),
         ({"bits": 4, "accumulation": FixedChain(2, 3)}, r"OpConfig: .*pre_shift=3 leaves 1 of 4 bits"),
+        (
+            {"algorithm": "winograd6"},
+            r"OpConfig: algorithm must be one of auto, direct, winograd2, winograd4, got 'winograd6'",
+        ),
+        ({"algorithm": None}, r"OpConfig: algorithm must be one of auto, .*, got None"),
+        (
+            {"algorithm": "winograd4", "accumulation": FixedChain(2)},
+            r"OpConfig: algorithm='winograd4' needs accumulation=\"certified\", got FixedChain\(length=2,",
+        ),
         ({"dgrad": 1}, r"OpConfig: dgrad must be True or False, got 1"),
         ({"override_precision": "no"}, r"OpConfig: override_precision must be True or False, got 'no'"),
         (

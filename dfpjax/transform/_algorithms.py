@@ -1,0 +1,60 @@
+"""Which algorithms compute the equations of a program."""
+
+from typing import Any
+
+from jax.extend.core import JaxprEqn
+
+from dfpjax.numbers.contraction.algorithm import TILES, Choice, RequestedAlgorithm
+from dfpjax.operations.algorithms import contraction_algorithms, conv_algorithms
+from dfpjax.policy._config import PASSES, Pass
+from dfpjax.transform._decide import Treatment, Verdict
+
+_OF_A_CONVOLUTION = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+)
+
+
+def conv_parameters(eqn: JaxprEqn) -> dict[str, Any]:
+    """The parameters of a convolution's equation that `dfpjax.operations.conv_general_dilated` takes."""
+    return {name: eqn.params[name] for name in _OF_A_CONVOLUTION}
+
+
+def wanted_algorithm(eqn: JaxprEqn, treatment: Treatment) -> RequestedAlgorithm:
+    """The algorithm to ask for where a convolution's equation is rewritten."""
+    if treatment.algorithm not in TILES or treatment.required:
+        return treatment.algorithm
+    return _of_passes(eqn, treatment)["fprop"].algorithm
+
+
+def algorithms(eqn: JaxprEqn, verdict: Verdict) -> dict[Pass, Choice]:
+    """The algorithms of an equation with windows, by pass, as far as passes are computed in dynamic fixed
+    point and known."""
+    contraction = eqn.params.get("contraction")
+    if contraction is not None and contraction.windows and eqn.primitive.name == "dfp_contract":
+        found = contraction_algorithms(*(v.aval for v in eqn.invars), **eqn.params)
+        return found._asdict()
+    treatment = verdict.treatment
+    if treatment is None or eqn.primitive.name != "conv_general_dilated":
+        return {}
+    found = _of_passes(eqn, treatment)
+    if verdict.kind == "fprop":
+        return {name: found[name] for name in PASSES if name in treatment.passes}
+    return {} if verdict.kind is None else {verdict.kind: found["fprop"]}
+
+
+def _of_passes(eqn: JaxprEqn, treatment: Treatment) -> dict[Pass, Choice]:
+    lhs, rhs = (v.aval.shape for v in eqn.invars)
+    return conv_algorithms(
+        lhs,
+        rhs,
+        quantizers=treatment.quantizers,
+        accumulation=treatment.accumulation,
+        algorithm=treatment.algorithm,
+        **conv_parameters(eqn),
+    )._asdict()
