@@ -9,9 +9,8 @@ POINTS = {2: [0, 1, -1], 4: [0, 5 / 8, -5 / 8, 3 / 2, -3 / 2]}
 ABSENT = -(2**20)
 
 
-def cut(x, tile):
-    bits = np.ascontiguousarray(x, F).view(np.uint32)
-    return (bits & np.uint32(0xFFFFFF00)).view(F) if tile == 4 else x
+def cut(x):
+    return (np.ascontiguousarray(x, F).view(np.uint32) & np.uint32(0xFFFFFF00)).view(F)
 
 
 def input2(d):
@@ -54,7 +53,7 @@ def taps2(y):
 
 
 def _pairs(y):
-    return [cut(x, 4) for x in (y[1] + y[2], y[1] - y[2], y[3] + y[4], y[3] - y[4])]
+    return [cut(x) for x in (y[1] + y[2], y[1] - y[2], y[3] + y[4], y[3] - y[4])]
 
 
 def output4(y):
@@ -70,10 +69,10 @@ def taps4(y):
     return [y[0] + (s1 + s2), F(5 / 8) * d1 + F(3 / 2) * d2, third]
 
 
-def in_two_axes(transform, x, tile):
+def in_two_axes(transform, x, *, cuts=False):
     """Along the last axis, then along the one before it."""
     along_x = np.stack(transform(list(np.moveaxis(x, -1, 0))), -1)
-    return np.stack(transform(list(np.moveaxis(cut(along_x, tile), -2, 0))), -2)
+    return np.stack(transform(list(np.moveaxis(cut(along_x) if cuts else along_x, -2, 0))), -2)
 
 
 def quantized(m, e, transform, c, tile):
@@ -81,7 +80,7 @@ def quantized(m, e, transform, c, tile):
     there = (e > -163) & (e < 2**19)
     largest = e[there].max() if there.any() else ABSENT
     d = np.where(there & (largest - e <= 100), np.ldexp(m.astype(float), np.clip(e - largest, -200, 0)), 0)
-    v = in_two_axes(transform, d.astype(F), tile)
+    v = in_two_axes(transform, d.astype(F), cuts=tile == 4)
     mantissas, exponents = np.zeros(v.shape, np.int64), np.full(v.shape[1:], ABSENT)
     for p in np.ndindex(v.shape[1:]):
         of_point = v[(slice(None), *p)]
@@ -155,7 +154,7 @@ def winograd(a, b, tile, *, of_b, back, block, blocks_per_split):
                     rows, columns = slice(m, m + 6), slice(n, n + 64)
                     scale = scale_a[(rows, i, *p)][:, None] * scale_b[(columns, i, *p)]
                     total[(rows, columns, *p)] += cell(x[rows], y[columns]) * scale
-        transformed = in_two_axes(back, total, tile)
+        transformed = in_two_axes(back, total)
         result = transformed if result is None else result + transformed
     exponent = (base_a[:, None] + base_b)[:, :, None, None]
     with np.errstate(over="ignore", under="ignore"):
