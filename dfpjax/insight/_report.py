@@ -2,8 +2,8 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -11,6 +11,7 @@ from dfpjax import _checks
 from dfpjax.insight._figures import finished, new_figure
 from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy import Rule
+from dfpjax.policy._config import Pass
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,6 +71,11 @@ class OpRecord:
     granularity: tuple[Granularity, Granularity] | None = None
     """Which numbers share an exponent in its left and in its right operand, as in `OpConfig`; None if it is
     computed in float32. The table shows it beside the dtype, unless it is `"block"` for both."""
+
+    algorithms: Mapping[Pass, str] = field(default_factory=dict, hash=False)
+    """The algorithm of each pass of a convolution in dynamic fixed point, and why: `winograd4, 4.0x fewer
+    products`, `direct: a stride or dilation of 2`. Products are counted with those on padding and on what
+    fills up tiles. The table shows them if one of all operations is not direct."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +150,14 @@ class Report:
 
     def __str__(self) -> str:
         quantized = [op for op in self.ops if op.dtype == "dfp16"]
-        header = ("layer", "operation", "operands", "result", "MACs", "dtype", "gradients", "why")
+        header = ["layer", "operation", "operands", "result", "MACs", "dtype", "gradients", "why"]
         rows = [_row(op) for op in self.ops]
         total = f"{len(quantized)} of {len(self.ops)} operations"
-        total = ("total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", "")
+        total = ["total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", ""]
+        if any("winograd" in text for op in self.ops for text in op.algorithms.values()):
+            algorithms = ("algorithm", *map(_algorithms, self.ops), "")
+            for row, text in zip((header, *rows, total), algorithms, strict=True):
+                row.insert(-1, text)
         lines = table(header, rows, right=(4,), total=total)
         if self.fused:
             kinds = Counter(record.kind for record in self.fused)
@@ -159,9 +169,9 @@ class Report:
         return "\n".join(lines)
 
 
-def _row(op: OpRecord) -> tuple[str, ...]:
+def _row(op: OpRecord) -> list[str]:
     times = f"{op.count} x " if op.count > 1 else ""
-    return (
+    return [
         _label(op),
         times + op.primitive,
         f"{_shape(op.lhs_shape)} x {_shape(op.rhs_shape)}",
@@ -170,7 +180,14 @@ def _row(op: OpRecord) -> tuple[str, ...]:
         _dtype(op),
         _gradients(op),
         op.reason,
-    )
+    ]
+
+
+def _algorithms(op: OpRecord) -> str:
+    """The algorithms of an operation's passes; one if they agree."""
+    if len({*op.algorithms.values()}) == 1:
+        return next(iter(op.algorithms.values()))
+    return "; ".join(f"{name} {text}" for name, text in op.algorithms.items())
 
 
 def _dtype(op: OpRecord) -> str:

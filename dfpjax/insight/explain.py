@@ -13,6 +13,7 @@ from dfpjax.policy import Policy
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import layer_name
 from dfpjax.policy._policy import BoundPolicy
+from dfpjax.transform._algorithms import algorithms
 from dfpjax.transform._contractions import QUANTIZED, granularities, macs, operand_shapes
 from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
@@ -100,6 +101,7 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         rule=verdict.rule,
         reason=verdict.reason,
         granularity=_granularity(site, verdict),
+        algorithms={name: str(choice) for name, choice in algorithms(eqn, verdict).items()},
     )
 
 

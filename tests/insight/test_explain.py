@@ -319,3 +319,69 @@ def test_nothing_is_run():
 def test_misuse_is_told():
     with pytest.raises(TypeError, match=r"explain: policy must be a dfpjax.Policy, got 'paper'"):
         explain(layer, W, X, policy="paper")
+
+
+# --- algorithms -----------------------------------------------------------------------------------
+
+
+def two_convolutions(x, w, v):
+    with jax.named_scope("body"):
+        y = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+    with jax.named_scope("stem"):
+        y = lax.conv_general_dilated(y, w, (2, 2), "SAME", dimension_numbers=DIMENSIONS)
+    with jax.named_scope("head"):
+        return jnp.sum(y.mean((1, 2)) @ v)
+
+
+CONVOLUTIONS = f32((2, 8, 8, 16)), f32((3, 3, 16, 16)), f32((16, 5))
+STEM = Rule("stem", OpConfig(force=True))
+OF_PASSES = ("fprop", "dgrad", "wgrad")
+
+
+def test_the_algorithm_of_each_pass_and_why():
+    report = explain(two_convolutions, *CONVOLUTIONS, policy=forced(STEM, algorithm="winograd4"))
+    body, stem, head = report.ops
+    assert body.algorithms == dict.fromkeys(OF_PASSES, "winograd4, 4.0x fewer products")
+    assert stem.algorithms == dict.fromkeys(OF_PASSES, "direct: a stride or dilation of 2")
+    assert head.algorithms == {}
+    lines = str(report).splitlines()
+    assert "  algorithm  " in lines[0]
+    assert "  winograd4, 4.0x fewer products     the policy's default" in lines[2]
+    assert "  direct: a stride or dilation of 2  Rule('stem'" in lines[3]
+    json.dumps(report.to_dicts())
+
+
+def test_algorithms_are_shown_only_where_there_is_a_choice():
+    report = explain(two_convolutions, *CONVOLUTIONS, policy=FORCED)
+    assert "algorithm" not in str(report)
+    assert {text.split(":")[0] for op in report.ops for text in op.algorithms.values()} == {"direct"}
+    tensor_wide = explain(two_convolutions, *CONVOLUTIONS, policy=policies.paper())
+    assert [op.algorithms for op in tensor_wide.ops][1] == dict.fromkeys(OF_PASSES, "direct: asked for")
+
+
+def test_algorithms_of_passes_in_float32_and_of_a_backward_pass():
+    policy = forced(STEM, algorithm="winograd2", dgrad=False)
+    body, *_ = explain(two_convolutions, *CONVOLUTIONS, policy=policy).ops
+    assert body.algorithms == dict.fromkeys(("fprop", "wgrad"), "winograd2, 2.2x fewer products")
+    ops = explain(jax.grad(two_convolutions, 1), *CONVOLUTIONS, policy=policy).ops
+    assert [op.algorithms for op in ops if op.name == "body" and op.wgrad and not op.fprop] == [
+        {"wgrad": "winograd2, 2.2x fewer products"}
+    ]
+
+
+def test_algorithms_of_what_is_in_dynamic_fixed_point_already():
+    inner = mixed_precision(two_convolutions, forced(STEM, algorithm="winograd4"))
+    body, stem, _ = explain(inner, *CONVOLUTIONS).ops
+    assert body.algorithms == dict.fromkeys(OF_PASSES, "winograd4, 4.0x fewer products")
+    assert stem.algorithms == dict.fromkeys(OF_PASSES, "direct: a stride or dilation of 2")
+
+
+def test_gradients_with_other_algorithms_than_their_operation():
+    def full(x, w):
+        return lax.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), dimension_numbers=DIMENSIONS)
+
+    report = explain(full, *CONVOLUTIONS[:2], policy=forced(algorithm="winograd4"))
+    assert (
+        "fprop winograd4, 2.8x fewer products; dgrad winograd4, 4.0x fewer products; "
+        "wgrad direct: the innermost axis of the result is not one of channels" in str(report)
+    )
