@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from by_the_page_winograd import cut
 
 import dfpjax
 from dfpjax.numbers import Blocks
-from dfpjax.numbers.contraction import alignment, plan, running
+from dfpjax.numbers.contraction import alignment, plan, running, transforms, winograd
 from dfpjax.numbers.format import scaling
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
@@ -55,10 +56,42 @@ def test_its_examples_of_blocks():
         f"E = −{-scaling.MIN_FLOAT_EXPONENT} − (P − 2)",
         f"E = 2^{scaling.NONFINITE_EXPONENT.bit_length() - 1} − (P − 2)",
         f"of 2^{scaling.NONFINITE_THRESHOLD.bit_length() - 1} or more means NaN",
+        f"of k, in blocks of {plan.BLOCK}. In wgrad it is",
+        f"κ are tiles, in blocks of {plan.TILES_BLOCK}",
+        f"or e is more than {running.MOST_BELOW} below E",
+        f"If L = 0 or s < −{winograd.LEAST_SCALE}, they are 0",
+        f"less than 2^−{winograd.LEAST_SCALE}, and added",
     ],
 )
 def test_its_constants_are_those_of_the_code(statement):
     assert statement in ONE_LINE
+
+
+TRANSFORM = re.compile(r"^\| (\w+), of d \| (\d) \| (.*) ?\| (.*) \|$", re.MULTILINE)
+
+
+def test_its_transforms_are_those_of_the_code():
+    rows = TRANSFORM.findall(PAGE)
+    assert len(rows) == len(transforms.TRANSFORMS) * len(transforms.Transforms._fields)
+    rng = np.random.default_rng(0)
+    for name, tile, first, result in rows:
+        values = rng.standard_normal(int(tile) + 2).astype(np.float32)
+        known = {f"d{i}": x for i, x in enumerate(values)} | {"cut": lambda x: cut(x)[0]}
+
+        def of(text, known=known):
+            return eval(text.strip().replace("·", "*").replace("−", "-"), known)
+
+        for assignment in filter(str.strip, first.split(";")):
+            variable, text = assignment.split("=")
+            known[variable.strip()] = of(text)
+        actual = getattr(transforms.TRANSFORMS[int(tile)], name)([jnp.asarray(x) for x in values])
+        np.testing.assert_array_equal(actual, [of(text) for text in result.split(";")], name)
+
+
+def test_its_points_are_those_of_the_code():
+    for tile, points in transforms.POINTS.items():
+        written = re.search(rf"([−\d/, ]+), ∞ for t = {tile}", ONE_LINE)[1].replace("−", "-")
+        assert tuple(eval(x) for x in written.split(",")) == points
 
 
 @functools.cache
