@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from dfpjax import kernels
-from dfpjax.numbers.contraction.plan import Dim, Part, Plan
+from dfpjax.numbers.contraction.loops import Dim
+from dfpjax.numbers.contraction.plan import Part, Plan
 
 ROWS, COLUMNS = Dim(32, c=32), Dim(32, c=1)
 
