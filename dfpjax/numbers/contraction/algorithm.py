@@ -122,14 +122,17 @@ def _objection_to_loops(loops: Loops) -> str | None:
     along_k = has_tiles_along_k(loops)
     taps = _windowed(loops.m if along_k else loops.k)
     if {d.extent for d in taps} != {TAPS}:
-        extents = "x".join(str(d.extent) for d in _windowed(loops.k))
+        fewer = min(_windowed(loops.m), _windowed(loops.k), key=extent)
+        extents = "x".join(str(d.extent) for d in fewer)
         return f"its window has {extents} taps, not {'x'.join([str(TAPS)] * len(taps))}"
     if len(loops.n) != 1 or loops.n[0].c != 1:
         return "the innermost axis of the result is not one of channels"
-    channels = unwindowed(loops.m if along_k else loops.k)[-1:]
-    if not channels or channels[-1].a != 1:
+    channels = unwindowed(loops.m if along_k else loops.k)
+    if len(channels) > 1:  # such as the taps of a window that has a single output
+        return "the larger operand has several axes of channels or of taps"
+    if not channels or channels[0].a != 1:
         return "the innermost axis of the larger operand is not one of channels"
-    if loops.n[0].b != 1 and (along_k or channels[-1].b != 1):
+    if loops.n[0].b != 1 and (along_k or channels[0].b != 1):
         return "the innermost axis of the smaller operand is not one of channels"
     return None
 
