@@ -6,6 +6,7 @@
 
 #include "contraction/packing.h"
 #include "contraction/scaling.h"
+#include "contraction/winograd.h"
 #include "plan/index.h"
 
 #if defined(__x86_64__)
@@ -86,6 +87,10 @@ std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const 
         chains.lengths->add(part, g, kChainLengths - 1, part.M * part.N * part.K);
     return make_lanes(part, operands, kernels, threads);
   }
+  if (part.mode == Mode::kWinogradAlongM)
+    return make_winograd_along_m(part, operands, chains, kernels, threads);
+  if (part.mode == Mode::kWinogradAlongK)
+    return make_winograd_along_k(part, operands, chains, kernels, threads);
   return make_tiles(part, operands, chains, kernels, threads);
 }
 

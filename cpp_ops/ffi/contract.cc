@@ -1,6 +1,7 @@
 // The XLA handlers of contractions.
 #include "contraction/contract.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -60,6 +61,9 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
   Counts saturations(saturated != nullptr ? size(*saturated) : 0, 1);
   if (saturated != nullptr && !saturations.fits(parts))
     arguments.complain("saturated: must have as many elements as there are examples in G");
+  if (saturated != nullptr &&
+      std::any_of(parts.begin(), parts.end(), [](const Part& part) { return part.tile > 0; }))
+    arguments.complain("plan: Winograd parts take certified chains alone");
   Counts macs(lengths != nullptr ? size(*lengths) / kChainLengths : 0, kChainLengths);
   if (lengths != nullptr && (size(*lengths) % kChainLengths != 0 || !macs.fits(parts)))
     arguments.complain("lengths: must have " + std::to_string(kChainLengths) +

@@ -7,8 +7,8 @@
 namespace dfpjax {
 namespace {
 
-constexpr int64_t kVersion = 2;
-constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3, kGridFields = 5;
+constexpr int64_t kVersion = 3;
+constexpr int64_t kPartHeader = 11, kDimFields = 8, kWindowFields = 3, kGridFields = 5;
 constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
 
 // The closed interval of the values that an address or a coordinate can take. After an overflow it
@@ -55,9 +55,10 @@ class Decoder {
   bool done() const { return code_ == end_; }
   int64_t next() { return *code_++; }
 
-  // Reads `count` dimensions; `keep_last` keeps the last one even when its extent is 1.
-  std::string dims(int64_t count, const char* name, bool keep_last, int64_t windows,
-                   std::vector<Dim>* dims, int64_t* total) {
+  // Reads `count` dimensions. Those of extent 1 are kept if they are the last one and `keep_last`,
+  // or if they move a window and `keep_windows`.
+  std::string dims(int64_t count, const char* name, bool keep_last, bool keep_windows,
+                   int64_t windows, std::vector<Dim>* dims, int64_t* total) {
     *total = 1;
     for (int64_t i = 0; i < count; ++i) {
       Dim d;
@@ -76,7 +77,8 @@ class Decoder {
       d.window = static_cast<int>(window);
       if (__builtin_mul_overflow(*total, d.extent, total) || *total > kMaxExtent)
         return std::string("the extents of ") + name + " are too large";
-      if (d.extent != 1 || (keep_last && i == count - 1)) dims->push_back(d);
+      if (d.extent != 1 || (keep_last && i == count - 1) || (keep_windows && window >= 0))
+        dims->push_back(d);
     }
     if (dims->size() > kMaxDims) return std::string("too many dimensions in ") + name;
     return "";
@@ -153,6 +155,8 @@ std::string check_addresses(const Part& p, const BufferSizes& sizes) {
     if (!coord.inside(-kLimit, kLimit) || !moved.inside(-kLimit, kLimit))
       return "plan: a window coordinate is out of range";
     anywhere.add_scaled(coord, window.stride_a);
+    // Winograd tiles reach beyond the last output, up to the whole window.
+    if (p.tile > 0) coord = Range(0), coord.add(1, window.size);
     coord.clip(0, window.size - 1);
     if (coord.empty())
       reads_a = false;
@@ -175,6 +179,61 @@ std::string check_strides(const Part& p) {
   for (const Dim& d : p.k)
     if (d.stride_c != 0 || d.exp_a != 0 || d.exp_b != 0)
       return "plan: a dimension of K moves C or an exponent";
+  return "";
+}
+
+// Whether all lanes of an operand lie in one row of its grid, and rows of lanes at a distance of
+// whole rows of the grid. `strides` are those of everything else.
+bool lanes_in_rows(const Grid& grid, int64_t base, int64_t lanes,
+                   const std::vector<int64_t>& strides) {
+  if (grid.block_row_count() == 1 && grid.block_column_count() == 1) return true;
+  const auto all_multiples_of = [&](int64_t size) {
+    return std::all_of(strides.begin(), strides.end(),
+                       [size](int64_t stride) { return stride % size == 0; });
+  };
+  if (all_multiples_of(grid.columns)) return base % grid.columns + lanes <= grid.columns;
+  return grid.columns % lanes == 0 && base % lanes == 0 && all_multiples_of(lanes);
+}
+
+// Checks the structure of a Winograd part.
+std::string check_winograd(const Part& p) {
+  if (p.tile != 2 && p.tile != 4) return "plan: a Winograd tile must have 2 or 4 outputs";
+  if (!p.in_blocks) return "plan: a Winograd part needs grids";
+  const int64_t axes = static_cast<int64_t>(p.windows.size());
+  if (axes != 1 && axes != 2) return "plan: a Winograd part needs one or two windows";
+  const bool along_m = p.mode == Mode::kWinogradAlongM;
+  const auto& tiled = along_m ? p.m : p.k;
+  const auto& taps = along_m ? p.k : p.m;
+  const auto moving = [](const std::vector<Dim>& dims, int64_t w) {
+    return std::count_if(dims.begin(), dims.end(), [w](const Dim& d) { return d.window == w; });
+  };
+  for (int64_t w = 0; w < axes; ++w)
+    if (moving(tiled, w) != 1 || moving(taps, w) != 1 || moving(p.g, w) != 0)
+      return "plan: a Winograd part needs a dimension of M and one of K for each window";
+  for (const auto* dims : {&tiled, &taps})
+    for (const Dim& d : *dims)
+      if (d.window >= 0 && (d.coef != 1 && d.coef != -1))
+        return "plan: a window of a Winograd part has a stride or dilation";
+  for (const Dim& d : taps)
+    if (d.window >= 0 && d.extent != kTaps) return "plan: a Winograd part needs three taps";
+  const auto is_channel = [](const Dim& d) { return d.window < 0; };
+  if (std::count_if(taps.begin(), taps.end(), is_channel) != 1 || p.n.size() != 1)
+    return "plan: a Winograd part needs one dimension of channels, and one of N";
+  const Dim& channel = *std::find_if(taps.begin(), taps.end(), is_channel);
+  const Dim& n = p.n.front();
+  const bool along_k = n.stride_b != 1;  // B is contiguous along the channels
+  if (channel.stride_a != 1 || n.stride_c != 1 || (along_k && (!along_m || channel.stride_b != 1)))
+    return "plan: a Winograd part needs contiguous channels and columns";
+  std::vector<int64_t> strides_a, strides_b;
+  for (const auto* dims : {&p.g, &p.m, &p.n, &p.k})
+    for (const Dim& d : *dims) {
+      if (&d != &channel) strides_a.push_back(d.stride_a);
+      if (&d != (along_k ? &channel : &n)) strides_b.push_back(d.stride_b);
+    }
+  for (const Window& window : p.windows) strides_a.push_back(window.stride_a);
+  if (!lanes_in_rows(p.grid_a, p.base_a, channel.extent, strides_a) ||
+      !lanes_in_rows(p.grid_b, p.base_b, along_k ? channel.extent : n.extent, strides_b))
+    return "plan: the lanes of a Winograd part cross rows of blocks";
   return "";
 }
 
@@ -203,7 +262,14 @@ std::string check_part(const Part& p, const BufferSizes& sizes, int64_t* outputs
     if (d.stride_a != 1 || d.stride_b != 1 || d.stride_c != 1)
       return "plan: lanes need a last G dimension of unit strides";
   }
+  const bool winograd = p.mode == Mode::kWinogradAlongM || p.mode == Mode::kWinogradAlongK;
+  if (!winograd && p.tile != 0) return "plan: a part that is not Winograd's has a tile";
   if (p.G == 0 || p.M == 0 || p.N == 0) return "";
+  if (winograd) {
+    if (p.K == 0) return "plan: a Winograd part needs channels";
+    const std::string structure = check_winograd(p);
+    if (!structure.empty()) return structure;
+  }
   if (__builtin_mul_overflow(p.G, p.M, outputs) || __builtin_mul_overflow(*outputs, p.N, outputs) ||
       *outputs > sizes.c)
     return "c: the plan has more outputs than the buffer";
@@ -251,7 +317,7 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     if (!in.has(kPartHeader)) return "plan: truncated";
     Part p;
     const int64_t mode = in.next();
-    if (mode != 0 && mode != 1) return "plan: unknown mode";
+    if (mode < 0 || mode > 3) return "plan: unknown mode";
     p.mode = static_cast<Mode>(mode);
     p.in_blocks = grids == 2;
     p.grid_a = grid_a;
@@ -260,6 +326,9 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     p.base_b = in.next();
     p.base_c = in.next();
     p.blocks_per_split = in.next();
+    const int64_t tile = in.next();
+    if (tile < 0 || tile > 4) return "plan: a tile is out of range";
+    p.tile = static_cast<int>(tile);
     int64_t dims[4], windows = 0, total = 0;
     for (int64_t& d : dims) {
       d = in.next();
@@ -270,10 +339,11 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     if (windows < 0 || windows > kMaxWindows) return "plan: a number of windows is out of range";
     if (!in.has(total * kDimFields + windows * kWindowFields)) return "plan: truncated";
     const bool lanes = p.mode == Mode::kLanes;
-    std::string error = in.dims(dims[0], "G", lanes, windows, &p.g, &p.G);
-    if (error.empty()) error = in.dims(dims[1], "M", false, windows, &p.m, &p.M);
-    if (error.empty()) error = in.dims(dims[2], "N", false, windows, &p.n, &p.N);
-    if (error.empty()) error = in.dims(dims[3], "K", false, windows, &p.k, &p.K);
+    const bool kept = p.tile > 0;
+    std::string error = in.dims(dims[0], "G", lanes, kept, windows, &p.g, &p.G);
+    if (error.empty()) error = in.dims(dims[1], "M", false, kept, windows, &p.m, &p.M);
+    if (error.empty()) error = in.dims(dims[2], "N", false, kept, windows, &p.n, &p.N);
+    if (error.empty()) error = in.dims(dims[3], "K", false, kept, windows, &p.k, &p.K);
     if (!error.empty()) return "plan: " + error;
     for (int64_t w = 0; w < windows; ++w) {
       Window window;

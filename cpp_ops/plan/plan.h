@@ -39,7 +39,10 @@ struct Window {
 
 inline constexpr int64_t kMostProducts = int64_t{1} << 62;
 
-enum class Mode : int { kTiles = 0, kLanes = 1 };
+// kWinogradAlongM: the tiles of Winograd's algorithm lie along M (fprop and dgrad), the taps along
+// K. kWinogradAlongK: the other way round (wgrad). See contraction/winograd.h.
+enum class Mode : int { kTiles = 0, kLanes = 1, kWinogradAlongM = 2, kWinogradAlongK = 3 };
+inline constexpr int kTaps = 3;
 
 // Where the exponents of an operand in blocks lie: a function of an element's offset in memory. The
 // operand is rows of `columns` elements, in groups of `outer` elements that no block crosses.
@@ -62,7 +65,10 @@ struct Part {
   Grid grid_a, grid_b;
   int64_t base_a, base_b, base_c;
   int64_t blocks_per_split;
-  std::vector<Dim> g, m, n, k;  // outermost first, without dimensions of extent 1
+  int tile;  // outputs of a Winograd tile along each axis, or 0
+  // Outermost first, without dimensions of extent 1, except those that move the windows of a
+  // Winograd tile.
+  std::vector<Dim> g, m, n, k;
   std::vector<Window> windows;
   int64_t G, M, N, K;  // extents of the flattened indices
 };

@@ -37,10 +37,13 @@ inline __attribute__((always_inline)) void take_chain(const CellArgs& t, int cha
 }
 
 // Adds the sum of a cell's chains to row i of the running sums, from `column` on, and multiplies
-// the result by the row's number in `last`, if that is not null.
+// the result by the row's number in `last`, if that is not null. Applies the scales of `t`.
 template <class S>
 inline __attribute__((always_inline)) void store_output(const CellArgs& t, const float* last, int i,
                                                         int column, typename S::F total) {
+  if (t.row_scales != nullptr)
+    total = S::mul_float(total, S::mul_float(S::broadcast_float(t.row_scales[i]),
+                                             S::load_float(t.column_scales + column)));
   typename S::F sum = S::add_float(S::load_float(t.in[i] + column), total);
   if (last != nullptr) {
     sum = S::mul_float(sum, S::broadcast_float(last[i]));

@@ -132,6 +132,51 @@ struct Portable {
     for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
     return a;
   }
+  static F sub_float(F a, F b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static F multiply_add(F a, F b, F c) { return add_float(mul_float(a, b), c); }
+  static F max_abs(F a, F b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] = std::max(a.v[i], b.v[i] < 0 ? -b.v[i] : b.v[i]);
+    return a;
+  }
+  static F clip(F x, F most) {
+    for (int i = 0; i < kLanes; ++i)
+      x.v[i] = std::max(std::min(x.v[i], most.v[i]), -most.v[i]);
+    return x;
+  }
+  // Clears the low 8 bits.
+  static F cut(F x) {
+    I bits = load(&x);
+    for (int32_t& v : bits.v) v &= -256;
+    return load_float(reinterpret_cast<const float*>(&bits));
+  }
+  // 2^(x + y).
+  static F power(I x, int32_t y) {
+    const I bits = map([&](int i) { return (x.v[i] + y + 127) << 23; });
+    return load_float(reinterpret_cast<const float*>(&bits));
+  }
+  static F load_shorts(const int16_t* p) {
+    F r;
+    for (int i = 0; i < kLanes; ++i) r.v[i] = p[i];
+    return r;
+  }
+  // Of numbers with at most 22 bits.
+  static I round_float(F x) {
+    const F shifted = add_float(x, broadcast_float(12582912.0f));  // 1.5 * 2^23
+    const I bits = load(&shifted);
+    return map([&](int i) { return bits.v[i] - 0x4b400000; });
+  }
+  static void store_shorts(int16_t* p, I x) {
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int16_t>(x.v[i]);
+  }
+  // Words with these halves.
+  static I join(I low, I high) {
+    return map([&](int i) {
+      return join_words(static_cast<int16_t>(low.v[i]), static_cast<int16_t>(high.v[i]));
+    });
+  }
   static void fma_float(F& sum, F a, F b) {
     for (int i = 0; i < kLanes; ++i) sum.v[i] += a.v[i] * b.v[i];
   }

@@ -74,6 +74,32 @@ struct Avx2 {
   static F broadcast_float(float x) { return _mm256_set1_ps(x); }
   static F add_float(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul_float(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F sub_float(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F max_abs(F a, F b) {
+    return _mm256_max_ps(a, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), b));
+  }
+  static F clip(F x, F most) {
+    return _mm256_max_ps(_mm256_min_ps(x, most), _mm256_sub_ps(_mm256_setzero_ps(), most));
+  }
+  // Clears the low 8 bits.
+  static F cut(F x) { return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_set1_epi32(-256))); }
+  // 2^(x + y).
+  static F power(I x, int32_t y) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(x, _mm256_set1_epi32(y + 127)), 23));
+  }
+  static F load_shorts(const int16_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static I round_float(F x) { return _mm256_cvtps_epi32(x); }
+  static void store_shorts(int16_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+  }
+  // Words with these halves.
+  static I join(I low, I high) { return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xaa); }
   static void fma_float(F& sum, F a, F b) {
     asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
   }

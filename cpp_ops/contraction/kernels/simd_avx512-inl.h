@@ -90,6 +90,31 @@ struct Avx512 {
   static F broadcast_float(float x) { return _mm512_set1_ps(x); }
   static F add_float(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul_float(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F sub_float(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
+  static F clip(F x, F most) {
+    return _mm512_max_ps(_mm512_min_ps(x, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
+  }
+  // Clears the low 8 bits.
+  static F cut(F x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(-256)));
+  }
+  // 2^(x + y).
+  static F power(I x, int32_t y) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(y + 127)), 23));
+  }
+  static F load_shorts(const int16_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  }
+  static I round_float(F x) { return _mm512_cvtps_epi32(x); }
+  static void store_shorts(int16_t* p, I x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+  }
+  // Words with these halves.
+  static I join(I low, I high) { return _mm512_mask_mov_epi16(_mm512_slli_epi32(high, 16), 0x55555555, low); }
   static void fma_float(F& sum, F a, F b) {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }

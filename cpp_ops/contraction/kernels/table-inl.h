@@ -9,6 +9,7 @@
 #include "contraction/kernels/scales-inl.h"
 #include "contraction/kernels/segment_norms-inl.h"
 #include "contraction/kernels/segments-inl.h"
+#include "contraction/kernels/winograd-inl.h"
 
 template <class S>
 constexpr ContractionKernels make_table() {
@@ -38,6 +39,11 @@ constexpr ContractionKernels make_table() {
           add_exponents,
           scales_of,
           combine<S>,
+          transform_patch<S>,
+          largest_of_patches<S>,
+          pack_patches<S>,
+          quantize_row<S>,
+          transform_back<S>,
           peak_dot<S>,
           peak_fma<S>};
 }

@@ -3,6 +3,7 @@
 #define DFPJAX_CONTRACTION_KERNELS_TABLE_H_
 
 #include <cstdint>
+#include <cstring>
 
 #include "contraction/alignment.h"
 #include "isa/isa.h"
@@ -41,6 +42,10 @@ struct CellArgs {
   const float* const* in;     // running sums, a pointer per row
   float* const* out;          // may be the same
   const float* final_scales;  // if not null, rows of the result are multiplied by these
+  // If not null, what is added to `in` is multiplied by these powers of two, one for each row and
+  // one for each column. The products with them are exact. There are no final_scales then.
+  const float* row_scales = nullptr;
+  const float* column_scales = nullptr;
   float* memory;              // for kTileRows * kPanelColumns numbers
   bool stream;                // `out` is 64-byte aligned and not needed soon: bypass the caches
   // Null if no sum can overflow int32. Otherwise sums are saturated, and this counts the saturated
@@ -100,6 +105,67 @@ struct ScaledLanes {
   bool first;           // start from zero, otherwise from sums * before
   float before, after;  // powers of two; the results are multiplied by `after`
   float* sums;          // of all lanes
+};
+
+// The transforms of Winograd's algorithm, F(outputs, 3) along each axis.
+enum class Transform {
+  kInput,      // patches of A
+  kCotangent,  // tiles of B, where the tiles lie along k
+  kKernel,     // taps of B, otherwise
+  kOutput,     // back from sums to a tile of the result
+  kTaps        // back to the result, where the tiles lie along k
+};
+struct WinogradTile {
+  int outputs;  // along each axis: 2 or 4
+  int axes;     // 1 or 2
+  constexpr int points() const { return outputs + 2; }  // along each axis
+  constexpr int power(int extent) const { return axes == 2 ? extent * extent : extent; }
+  constexpr int positions() const { return power(points()); }
+};
+constexpr int extent_before(Transform transform, int outputs) {
+  return transform == Transform::kCotangent ? outputs
+         : transform == Transform::kKernel  ? kTaps
+                                            : outputs + 2;
+}
+constexpr int extent_after(Transform transform, int outputs) {
+  return transform == Transform::kOutput ? outputs
+         : transform == Transform::kTaps ? kTaps
+                                         : outputs + 2;
+}
+inline constexpr int kMostPositions = 36;
+inline constexpr float kMostMantissa = 32767;
+// Scales of rows and columns further below their base count as zero, so that sums of products of
+// two scales are normal numbers.
+inline constexpr int32_t kMostBelowBase = 48;
+// The exponent of transformed mantissas whose largest magnitude this is: the least with which they
+// have 16 bits. Mantissas with one less than -kMostBelowBase count as zeros.
+static inline __attribute__((always_inline)) int32_t exponent_of(float largest) {
+  int32_t bits;
+  std::memcpy(&bits, &largest, sizeof bits);
+  return ((bits + 256) >> 23) - 127 - 14;
+}
+
+// The lanes of `count` patches. Element e of patch k is at from[k * elements + e], and is multiplied
+// by the number in `scales` with the same index, a power of two or zero.
+struct Patches {
+  WinogradTile tile;
+  Transform transform;
+  const int16_t* const* from;
+  const float* scales;
+  int count, lanes;
+};
+
+// Sums of columns [0, columns) at each position, to be transformed back and multiplied by
+// 2^(exponent + exponents[column]), which are normal. `columns` is a multiple of kColumnQuantum.
+struct WinogradSums {
+  WinogradTile tile;
+  Transform transform;
+  const float* sums;
+  int64_t position_stride;
+  int columns;
+  int32_t exponent;
+  const int32_t* exponents;
+  float* const* out;  // a pointer for each result, or null
 };
 
 struct ContractionKernels {
@@ -187,6 +253,20 @@ struct ContractionKernels {
   // apart. The factors are powers of two; null stands for ones.
   void (*combine)(const float* partial, int64_t stride, int64_t parts, int64_t count,
                   const float* factors, float scale, float* out);
+
+  // Writes lane i of the transform of one patch at position p to out[p * stride + i].
+  void (*transform_patch)(const Patches& patch, float* out, int64_t stride);
+  // Writes the largest magnitudes of the transforms, over the patches, to most[p * stride + i], and
+  // zeros beyond the last lane, up to a multiple of kColumnQuantum.
+  void (*largest_of_patches)(const Patches& patches, float* most, int64_t stride);
+  // Transforms patches, multiplies by factors[p * stride + i] and rounds. Writes the words of
+  // patches k and k + 1 to out[p * position_stride + k / 2 * pair_stride + i].
+  void (*pack_patches)(const Patches& patches, const float* factors, int64_t stride, int32_t* out,
+                       int64_t position_stride, int64_t pair_stride);
+  // Quantizes `count` numbers, a multiple of kColumnQuantum, multiplied by `norm`. Returns their
+  // exponent, or kAbsent if all are zero.
+  int32_t (*quantize_row)(const float* from, int count, float norm, int16_t* out);
+  void (*transform_back)(const WinogradSums& sums);
 
   // Runs a register-only loop of int16 dot products (or float32 multiply-adds) on this path.
   // Returns the number of multiply-adds.

@@ -1,0 +1,299 @@
+// Winograd's transforms. Included as isa/common-inl.h describes.
+//
+// Whatever is multiplied has at most 16 significant bits, and the factors have at most 8. So every
+// product is exact, and fused operations give the bits of separate ones.
+// dfpjax/numbers/contraction/winograd.py defines the same in plain JAX.
+
+// The transforms along one axis. The points are 0, 1, -1 and infinity, or 0, 5/8, -5/8, 3/2, -3/2
+// and infinity.
+template <class S, int kTile>
+struct AlongAxis;
+
+template <class S>
+struct AlongAxis<S, 2> {
+  using F = typename S::F;
+  static F cut(F x) { return x; }
+  static void input(const F* d, F* out) {
+    out[0] = S::sub_float(d[2], d[0]);
+    out[1] = S::add_float(d[1], d[2]);
+    out[2] = S::sub_float(d[2], d[1]);
+    out[3] = S::sub_float(d[3], d[1]);
+  }
+  static void cotangent(const F* y, F* out) {
+    out[0] = y[0];
+    out[1] = S::add_float(y[0], y[1]);
+    out[2] = S::sub_float(y[0], y[1]);
+    out[3] = y[1];
+  }
+  static void kernel(const F* w, F* out) {
+    const F s = S::add_float(w[0], w[2]);
+    out[0] = w[0];
+    out[1] = S::add_float(s, w[1]);
+    out[2] = S::sub_float(s, w[1]);
+    out[3] = w[2];
+  }
+  static void output(const F* y, F* out) {
+    out[0] = S::add_float(y[0], S::add_float(y[1], y[2]));
+    out[1] = S::add_float(S::sub_float(y[1], y[2]), y[3]);
+  }
+  static void taps(const F* y, F* out) {
+    const F s = S::add_float(y[1], y[2]);
+    out[0] = S::add_float(y[0], s);
+    out[1] = S::sub_float(y[1], y[2]);
+    out[2] = S::add_float(s, y[3]);
+  }
+};
+
+template <class S>
+struct AlongAxis<S, 4> {
+  using F = typename S::F;
+  static constexpr float kP = 0.625f, kP2 = kP * kP, kP3 = kP2 * kP;
+  static constexpr float kQ = 1.5f, kQ2 = kQ * kQ, kQ3 = kQ2 * kQ;
+
+  // Keeps 16 significant bits.
+  static F cut(F x) { return S::cut(x); }
+  // factor * x, and the same plus y.
+  static F times(float factor, F x) { return S::mul_float(S::broadcast_float(factor), x); }
+  static F plus(float factor, F x, F y) { return S::multiply_add(S::broadcast_float(factor), x, y); }
+  static void both(F even, F odd, F* out) {
+    out[0] = S::add_float(even, odd);
+    out[1] = S::sub_float(even, odd);
+  }
+
+  static void input(const F* d, F* out) {
+    both(plus(-kQ2, d[2], d[4]), plus(-kP * kQ2, d[1], times(kP, d[3])), out + 1);
+    both(plus(-kP2, d[2], d[4]), plus(-kQ * kP2, d[1], times(kQ, d[3])), out + 3);
+    out[0] = plus(kP2 * kQ2, d[0], plus(-(kP2 + kQ2), d[2], d[4]));
+    out[5] = plus(kP2 * kQ2, d[1], plus(-(kP2 + kQ2), d[3], d[5]));
+  }
+  static void cotangent(const F* y, F* out) {
+    out[0] = y[0];
+    both(plus(kP2, y[2], y[0]), plus(kP3, y[3], times(kP, y[1])), out + 1);
+    both(plus(kQ2, y[2], y[0]), plus(kQ3, y[3], times(kQ, y[1])), out + 3);
+    out[5] = y[3];
+  }
+  static void kernel(const F* w, F* out) {
+    out[0] = w[0];
+    both(plus(kP2, w[2], w[0]), times(kP, w[1]), out + 1);
+    both(plus(kQ2, w[2], w[0]), times(kQ, w[1]), out + 3);
+    out[5] = w[2];
+  }
+  // Sums and differences of the values at opposite points.
+  struct Halves {
+    explicit Halves(const F* y)
+        : s1(cut(S::add_float(y[1], y[2]))),
+          d1(cut(S::sub_float(y[1], y[2]))),
+          s2(cut(S::add_float(y[3], y[4]))),
+          d2(cut(S::sub_float(y[3], y[4]))) {}
+    F s1, d1, s2, d2;
+  };
+  static void output(const F* y, F* out) {
+    const Halves h(y);
+    out[0] = S::add_float(y[0], S::add_float(h.s1, h.s2));
+    out[1] = plus(kQ, h.d2, times(kP, h.d1));
+    out[2] = plus(kQ2, h.s2, times(kP2, h.s1));
+    out[3] = S::add_float(plus(kQ3, h.d2, times(kP3, h.d1)), y[5]);
+  }
+  static void taps(const F* y, F* out) {
+    const Halves h(y);
+    out[0] = S::add_float(y[0], S::add_float(h.s1, h.s2));
+    out[1] = plus(kQ, h.d2, times(kP, h.d1));
+    out[2] = S::add_float(plus(kQ2, h.s2, times(kP2, h.s1)), y[5]);
+  }
+};
+
+// One transform along all axes of a tile.
+template <class S, Transform kTransform, int kTile, int kAxes>
+struct AllAxes {
+  using F = typename S::F;
+  using Axis = AlongAxis<S, kTile>;
+  static constexpr int kIn = extent_before(kTransform, kTile);
+  static constexpr int kOut = extent_after(kTransform, kTile);
+  static constexpr int kElements = kAxes == 2 ? kIn * kIn : kIn;
+  static constexpr int kResults = kAxes == 2 ? kOut * kOut : kOut;
+
+  static void along(const F* from, F* out) {
+    if constexpr (kTransform == Transform::kInput) Axis::input(from, out);
+    if constexpr (kTransform == Transform::kCotangent) Axis::cotangent(from, out);
+    if constexpr (kTransform == Transform::kKernel) Axis::kernel(from, out);
+    if constexpr (kTransform == Transform::kOutput) Axis::output(from, out);
+    if constexpr (kTransform == Transform::kTaps) Axis::taps(from, out);
+  }
+
+  // Calls store(i, result i), given load(e) for the elements.
+  template <class Load, class Store>
+  static inline __attribute__((always_inline)) void run(Load load, Store store) {
+    if constexpr (kAxes == 1) {
+      F in[kIn], out[kOut];
+#pragma GCC unroll 6
+      for (int x = 0; x < kIn; ++x) in[x] = load(x);
+      along(in, out);
+#pragma GCC unroll 6
+      for (int x = 0; x < kOut; ++x) store(x, out[x]);
+    } else {
+      F rows[kIn][kOut];
+#pragma GCC unroll 6
+      for (int y = 0; y < kIn; ++y) {
+        F in[kIn];
+#pragma GCC unroll 6
+        for (int x = 0; x < kIn; ++x) in[x] = load(y * kIn + x);
+        along(in, rows[y]);
+      }
+#pragma GCC unroll 6
+      for (int x = 0; x < kOut; ++x) {
+        F in[kIn], out[kOut];
+#pragma GCC unroll 6
+        for (int y = 0; y < kIn; ++y) in[y] = kBack ? rows[y][x] : Axis::cut(rows[y][x]);
+        along(in, out);
+#pragma GCC unroll 6
+        for (int y = 0; y < kOut; ++y) store(y * kOut + x, out[y]);
+      }
+    }
+  }
+
+ private:
+  static constexpr bool kBack = kTransform == Transform::kOutput || kTransform == Transform::kTaps;
+};
+
+// Calls f with the transform of `kTransform` that a tile needs.
+template <class S, Transform kTransform, class F>
+inline void with_tile(const WinogradTile& tile, F f) {
+  if (tile.outputs == 4)
+    tile.axes == 2 ? f(AllAxes<S, kTransform, 4, 2>{}) : f(AllAxes<S, kTransform, 4, 1>{});
+  else
+    tile.axes == 2 ? f(AllAxes<S, kTransform, 2, 2>{}) : f(AllAxes<S, kTransform, 2, 1>{});
+}
+template <class S, class F>
+inline void with_transform(const Patches& t, F f) {
+  if (t.transform == Transform::kInput) return with_tile<S, Transform::kInput>(t.tile, f);
+  if (t.transform == Transform::kCotangent) return with_tile<S, Transform::kCotangent>(t.tile, f);
+  with_tile<S, Transform::kKernel>(t.tile, f);
+}
+
+// Transforms lanes [lane, lane + kLanes) of patch k, or as many as there are. The others are zero.
+template <class S, class All, class Store>
+inline __attribute__((always_inline)) void transform_lanes(const Patches& t, int k, int lane,
+                                                           Store store) {
+  const int16_t* const* const from = t.from + k * All::kElements;
+  const float* const scales = t.scales + k * All::kElements;
+  if (lane + S::kLanes <= t.lanes) {
+    All::run(
+        [&](int e) {
+          return S::mul_float(S::load_shorts(from[e] + lane), S::broadcast_float(scales[e]));
+        },
+        store);
+    return;
+  }
+  All::run(
+      [&](int e) {
+        int16_t some[S::kLanes] = {};
+        __builtin_memcpy(some, from[e] + lane,
+                         static_cast<size_t>(t.lanes - lane) * sizeof(int16_t));
+        return S::mul_float(S::load_shorts(some), S::broadcast_float(scales[e]));
+      },
+      store);
+}
+
+// Stores as many of the lanes as there are.
+template <class S, class V, class T>
+inline __attribute__((always_inline)) void store_lanes(T* to, V x, int count) {
+  if (count >= S::kLanes)
+    __builtin_memcpy(to, &x, sizeof x);
+  else
+    __builtin_memcpy(to, &x, static_cast<size_t>(count) * sizeof(T));
+}
+
+template <class S>
+void transform_patch(const Patches& t, float* out, int64_t stride) {
+  with_transform<S>(t, [&](auto all) {
+    for (int lane = 0; lane < t.lanes; lane += S::kLanes)
+      transform_lanes<S, decltype(all)>(t, 0, lane, [&](int p, typename S::F x) {
+        store_lanes<S>(out + p * stride + lane, x, t.lanes - lane);
+      });
+  });
+}
+
+template <class S>
+void largest_of_patches(const Patches& t, float* most, int64_t stride) {
+  with_transform<S>(t, [&](auto all) {
+    using All = decltype(all);
+    for (int lane = 0; lane < t.lanes; lane += S::kLanes) {
+      typename S::F own[All::kResults];
+      for (int p = 0; p < All::kResults; ++p) own[p] = S::broadcast_float(0);
+      for (int k = 0; k < t.count; ++k)
+        transform_lanes<S, All>(t, k, lane,
+                                [&](int p, typename S::F x) { own[p] = S::max_abs(own[p], x); });
+      for (int p = 0; p < All::kResults; ++p) S::store_float(most + p * stride + lane, own[p]);
+    }
+  });
+}
+
+template <class S>
+void pack_patches(const Patches& t, const float* factors, int64_t stride, int32_t* out,
+                  int64_t position_stride, int64_t pair_stride) {
+  with_transform<S>(t, [&](auto all) {
+    using All = decltype(all);
+    using F = typename S::F;
+    const F most = S::broadcast_float(kMostMantissa);
+    for (int lane = 0; lane < t.lanes; lane += S::kLanes)
+      for (int k = 0; k < t.count; k += 2) {
+        F values[2][All::kResults];
+        const auto set = [&](int half) {
+          transform_lanes<S, All>(t, k + half, lane,
+                                  [&](int p, F x) { values[half][p] = x; });
+        };
+        set(0);
+        if (k + 1 < t.count)
+          set(1);
+        else
+          for (int p = 0; p < All::kResults; ++p) values[1][p] = S::broadcast_float(0);
+        int32_t* const to = out + k / 2 * pair_stride + lane;
+        for (int p = 0; p < All::kResults; ++p) {
+          const F factor = S::load_float(factors + p * stride + lane);
+          const auto low = S::round_float(S::clip(S::mul_float(values[0][p], factor), most));
+          const auto high = S::round_float(S::clip(S::mul_float(values[1][p], factor), most));
+          store_lanes<S>(to + p * position_stride, S::join(low, high), t.lanes - lane);
+        }
+      }
+  });
+}
+
+template <class S>
+int32_t quantize_row(const float* from, int count, float norm, int16_t* out) {
+  using F = typename S::F;
+  F most = S::broadcast_float(0);
+  for (int i = 0; i < count; i += S::kLanes) most = S::max_abs(most, S::load_float(from + i));
+  float lanes[S::kLanes];
+  S::store_float(lanes, most);
+  float largest = 0;
+  for (float x : lanes) largest = x > largest ? x : largest;
+  int32_t exponent = exponent_of(largest * (norm < 0 ? -norm : norm));
+  if (exponent < -kMostBelowBase) exponent = kAbsent;
+  const int32_t bits = exponent == kAbsent ? 0 : (127 - exponent) << 23;
+  float factor;
+  __builtin_memcpy(&factor, &bits, sizeof factor);
+  const F times = S::broadcast_float(factor * norm), limit = S::broadcast_float(kMostMantissa);
+  for (int i = 0; i < count; i += S::kLanes)
+    S::store_shorts(out + i,
+                    S::round_float(S::clip(S::mul_float(S::load_float(from + i), times), limit)));
+  return exponent;
+}
+
+template <class S>
+void transform_back(const WinogradSums& t) {
+  const auto run = [&](auto all) {
+    using All = decltype(all);
+    for (int column = 0; column < t.columns; column += S::kLanes) {
+      const auto factor = S::power(S::load(t.exponents + column), t.exponent);
+      All::run([&](int p) { return S::load_float(t.sums + p * t.position_stride + column); },
+               [&](int i, typename S::F x) {
+                 if (t.out[i] != nullptr)
+                   S::store_float(t.out[i] + column, S::mul_float(x, factor));
+               });
+    }
+  };
+  if (t.transform == Transform::kOutput)
+    with_tile<S, Transform::kOutput>(t.tile, run);
+  else
+    with_tile<S, Transform::kTaps>(t.tile, run);
+}

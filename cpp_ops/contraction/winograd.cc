@@ -1,0 +1,290 @@
+#include "contraction/winograd.h"
+
+#include <array>
+#include <cstring>
+
+#include "contraction/alignment.h"
+#include "contraction/packing.h"
+
+namespace dfpjax {
+namespace {
+
+// n of each point: the product of its differences from the others.
+template <size_t kPoints>
+std::array<double, kPoints> differences(const std::array<double, kPoints - 1>& points) {
+  std::array<double, kPoints> result{};
+  result.back() = 1;
+  for (size_t i = 0; i + 1 < kPoints; ++i) {
+    result[i] = 1;
+    for (size_t j = 0; j + 1 < kPoints; ++j)
+      if (j != i) result[i] *= points[i] - points[j];
+  }
+  return result;
+}
+
+template <size_t kPoints>
+std::array<float, kMostPositions> products(const std::array<double, kPoints>& n, bool two) {
+  std::array<float, kMostPositions> result{};
+  for (size_t y = 0; y < (two ? kPoints : 1); ++y)
+    for (size_t x = 0; x < kPoints; ++x)
+      result[y * kPoints + x] = static_cast<float>(1 / ((two ? n[y] : 1) * n[x]));
+  return result;
+}
+
+int log2_of(int64_t power) {
+  int result = 0;
+  while (int64_t{1} << result < power) ++result;
+  return result;
+}
+
+}  // namespace
+
+const float* normalization(const WinogradTile& tile) {
+  static const auto n4 = differences<6>({0, 0.625, -0.625, 1.5, -1.5});
+  static const auto n2 = differences<4>({0, 1, -1});
+  static const std::array<std::array<float, kMostPositions>, 4> all = {
+      products(n2, false), products(n2, true), products(n4, false), products(n4, true)};
+  return all[static_cast<size_t>((tile.outputs == 4 ? 2 : 0) + tile.axes - 1)].data();
+}
+
+WinogradPart::WinogradPart(const Part& part)
+    : p_(part), tile_{part.tile, static_cast<int>(part.windows.size())} {
+  for (int w = 0; w < tile_.axes; ++w) {
+    const auto moves = [w](const Dim& d) { return d.window == w; };
+    const Dim& of_m = *std::find_if(p_.m.begin(), p_.m.end(), moves);
+    const Dim& of_k = *std::find_if(p_.k.begin(), p_.k.end(), moves);
+    WinogradAxis axis{along_m() ? of_m : of_k, along_m() ? of_k : of_m, 0, 0, false};
+    axis.tiles = ceil_div(axis.tiled.extent, tile_.outputs);
+    axis.reversed = axis.taps.coef != axis.tiled.coef;
+    axis.origin = p_.windows[static_cast<size_t>(w)].offset -
+                  (axis.reversed ? (kTaps - 1) * axis.tiled.coef : 0);
+    axes_.push_back(axis);
+  }
+}
+
+Dim WinogradPart::channels() const {
+  const auto& dims = along_m() ? p_.k : p_.m;
+  return *std::find_if(dims.begin(), dims.end(), [](const Dim& d) { return d.window < 0; });
+}
+
+std::vector<Dim> WinogradPart::tiled_dims(bool directed) const {
+  std::vector<Dim> dims = along_m() ? p_.m : p_.k;
+  for (Dim& d : dims) {
+    if (d.window < 0) continue;
+    const WinogradAxis& axis = axes_[static_cast<size_t>(d.window)];
+    d.extent = axis.tiles;
+    d.coef = tile_.outputs * (directed ? axis.tiled.coef : 1);
+  }
+  return dims;
+}
+
+std::vector<Point> WinogradPart::elements(int extent, int64_t (*step)(const WinogradAxis&, int),
+                                          bool has_coordinates) const {
+  std::vector<Point> result(static_cast<size_t>(tile_.power(extent)));
+  for (int i = 0; i < static_cast<int>(result.size()); ++i) {
+    Point& point = result[static_cast<size_t>(i)];
+    const int index[2] = {tile_.axes == 2 ? i / extent : i, i % extent};
+    for (int w = 0; w < tile_.axes; ++w) {
+      point.offset += step(axes_[static_cast<size_t>(w)], index[w]);
+      if (has_coordinates) point.coord[w] = index[w];
+    }
+  }
+  return result;
+}
+
+Patchwork WinogradPart::patches_of_a() const {
+  std::vector<Window> windows = p_.windows;
+  for (size_t w = 0; w < windows.size(); ++w) windows[w].offset = axes_[w].origin;
+  Patchwork work{Axis(tiled_dims(true), &Dim::stride_a, &windows), make_origin(windows),
+                 make_bounds(windows), {}};
+  const int extent = tile_.points();
+  work.elements.resize(static_cast<size_t>(tile_.power(extent)));
+  for (int i = 0; i < static_cast<int>(work.elements.size()); ++i) {
+    Point& point = work.elements[static_cast<size_t>(i)];
+    const int index[2] = {tile_.axes == 2 ? i / extent : i, i % extent};
+    for (size_t w = 0; w < windows.size(); ++w) {
+      const int64_t by = index[w] * axes_[w].tiled.coef;
+      point.coord[w] = static_cast<int32_t>(by);
+      point.offset += by * windows[w].stride_a;
+    }
+  }
+  return work;
+}
+
+Patchwork WinogradPart::patches_of_b(bool points_are_columns) const {
+  if (along_m())
+    return {Axis({points_are_columns ? p_.n.front() : channels()}, &Dim::stride_b, nullptr),
+            {},
+            {},
+            elements(
+                kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_b; },
+                false)};
+  std::vector<Window> windows;
+  for (const WinogradAxis& axis : axes_)
+    windows.push_back({axis.tiled.extent, axis.tiled.stride_b, 0});
+  return {Axis(tiled_dims(false), &Dim::stride_b, &windows),
+          {},
+          make_bounds(windows),
+          elements(
+              tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_b; },
+              true)};
+}
+
+Patchwork WinogradPart::results() const {
+  if (!along_m())
+    return {Axis({channels()}, &Dim::stride_c, nullptr),
+            {},
+            {},
+            elements(
+                kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_c; },
+                false)};
+  std::vector<Window> windows;
+  for (const WinogradAxis& axis : axes_)
+    windows.push_back({axis.tiled.extent, axis.tiled.stride_c, 0});
+  return {Axis(tiled_dims(false), &Dim::stride_c, &windows),
+          {},
+          make_bounds(windows),
+          elements(
+              tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_c; },
+              true)};
+}
+
+PatchReader::PatchReader(const Grid& grid, const int16_t* data, const int32_t* exponents,
+                         int64_t base, Patchwork work, int64_t most_lanes)
+    : grid_(grid),
+      data_(data),
+      exponents_(exponents),
+      base_(base),
+      work_(std::move(work)),
+      one_block_(grid.block_row_count() == 1 && grid.block_column_count() == 1),
+      rows_(grid.rows()),
+      block_rows_(grid.block_row_count()),
+      block_columns_(grid.block_column_count()),
+      row_shift_(log2_of(grid.block_rows)),
+      column_shift_(log2_of(grid.block_columns)),
+      zeros_(static_cast<size_t>(most_lanes)) {}
+
+void PatchReader::find(int64_t origin, int64_t first, int64_t count, Found* found) const {
+  const auto elements = static_cast<int64_t>(work_.elements.size());
+  found->origin = origin;
+  found->points.resize(static_cast<size_t>(count));
+  found->from.resize(static_cast<size_t>(count * elements));
+  found->exponents.resize(static_cast<size_t>(count * elements));
+  Point start = work_.origin;
+  start.offset += base_ + origin;
+  work_.points.points(first, first + count, start, found->points.data());
+  size_t at = 0;
+  for (const Point& point : found->points) {
+    int64_t before = -1, row = 0, outer = 0;  // of the last element
+    for (const Point& element : work_.elements) {
+      const int64_t offset = point.offset + element.offset;
+      found->from[at] = nullptr;
+      if (exists(work_.bounds, point, element.coord)) {
+        found->from[at] = data_ + offset;
+        if (one_block_) {
+          found->exponents[at] = offset / grid_.outer;
+        } else {
+          // Neighbours mostly lie in the same group of rows, one row apart.
+          const int64_t step = offset - before;
+          if (before >= 0 && step == grid_.columns && row + 1 < rows_) {
+            ++row;
+          } else {
+            const int64_t all = offset / grid_.columns;
+            outer = all / rows_;
+            row = all - outer * rows_;
+          }
+          before = offset;
+          found->exponents[at] = (outer * block_rows_ + (row >> row_shift_)) * block_columns_;
+        }
+      }
+      ++at;
+    }
+  }
+}
+
+PatchReader::Piece PatchReader::piece(int64_t origin, int64_t lane, int64_t end,
+                                      int64_t most) const {
+  end = std::min(end, lane + most);
+  if (one_block_) return {lane, end};
+  const int64_t column = (base_ + origin + lane) % grid_.columns;
+  return {lane, std::min(end, lane + grid_.block_columns - (column & (grid_.block_columns - 1)))};
+}
+
+int64_t PatchReader::column_block(int64_t origin, int64_t lane) const {
+  return one_block_ ? 0 : (base_ + origin + lane) % grid_.columns >> column_shift_;
+}
+
+int32_t PatchReader::exponent(int64_t index) const {
+  const int32_t exponent = exponents_[index];
+  return exponent <= kOfZeros || exponent >= kNotFiniteFrom ? kAbsent : exponent;
+}
+
+int32_t PatchReader::unit(const Found& found, int64_t first, int64_t count, int64_t lane,
+                          bool* lost) const {
+  const auto elements = static_cast<int64_t>(work_.elements.size());
+  const int32_t* const own = exponents_ + column_block(found.origin, lane);
+  int32_t most = kAbsent;
+  for (int64_t i = first * elements; i < (first + count) * elements; ++i) {
+    const auto at = static_cast<size_t>(i);
+    if (found.from[at] == nullptr) continue;
+    const int32_t exponent = own[found.exponents[at]];
+    if (exponent >= kNotFiniteFrom)
+      *lost = true;
+    else
+      most = std::max(most, exponent);
+  }
+  return most <= kOfZeros ? kAbsent : most;
+}
+
+void PatchReader::scale(const Found& found, int64_t first, int64_t count, int64_t lane,
+                        int32_t unit, const int16_t** from, float* scales) const {
+  const auto elements = static_cast<int64_t>(work_.elements.size());
+  const int64_t column = column_block(found.origin, lane);
+  for (int64_t i = 0; i < count * elements; ++i) {
+    const auto at = static_cast<size_t>(first * elements + i);
+    if (found.from[at] == nullptr) {
+      from[i] = zeros_.data();
+      scales[i] = 0;
+      continue;
+    }
+    from[i] = found.from[at] + lane;
+    const int32_t below = unit - exponent(found.exponents[at] + column);
+    const int32_t bits = below > kMostBelow ? 0 : (127 - below) << 23;
+    std::memcpy(&scales[i], &bits, sizeof bits);
+  }
+}
+
+void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count, float* scales) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t above = exponents[i] - bases[i];
+    const int32_t bits = above < -kMostBelowBase ? 0 : (above + 127) << 23;
+    std::memcpy(&scales[i], &bits, sizeof bits);
+  }
+}
+
+void set_factors(int positions, int64_t count, int64_t stride, const float* norms, int32_t unit,
+                 float* values, int32_t* exponents, int64_t exponent_stride) {
+  for (int p = 0; p < positions; ++p) {
+    const float norm = norms == nullptr ? 1.0f : norms[p], size = norm < 0 ? -norm : norm;
+    float* const own = values + p * stride;
+    int32_t* const to = exponents + p * exponent_stride;
+    for (int64_t i = 0; i < count; ++i) {
+      const float largest = own[i] * size;
+      const int32_t exponent = exponent_of(largest);
+      const bool none = exponent < -kMostBelowBase || unit == kAbsent;
+      const int32_t power = none ? 0 : (127 - exponent) << 23;
+      float factor;
+      std::memcpy(&factor, &power, sizeof factor);
+      own[i] = factor * norm;
+      to[i] = none ? kAbsent : unit + exponent;
+    }
+  }
+}
+
+bool Bases::normal(int32_t row, const int32_t* columns, int64_t count) {
+  bool normal = true;
+  for (int64_t i = 0; i < count; ++i) normal &= -126 <= row + columns[i] && row + columns[i] <= 127;
+  return normal;
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,140 @@
+// Parts of the Winograd modes: F(2, 3) or F(4, 3) along one or two axes.
+//
+// Operands are transformed patch by patch, and each position of the transformed tiles is a product
+// of matrices by itself, with new mantissas and exponents: one exponent for each row of A, and for
+// each column of B, in a block of k. dfpjax/numbers/contraction/winograd.py defines the same in
+// plain JAX.
+#ifndef DFPJAX_CONTRACTION_WINOGRAD_H_
+#define DFPJAX_CONTRACTION_WINOGRAD_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "contraction/contract.h"
+#include "contraction/kernels/table.h"
+#include "plan/index.h"
+#include "plan/plan.h"
+
+namespace dfpjax {
+
+// What each transformed product is multiplied by: 1 / (n_y n_x), where n is the product of a
+// point's differences from the other ones. B's quantization includes it.
+const float* normalization(const WinogradTile& tile);
+
+// Points, each with the same elements around it, some of which may not exist.
+struct Patchwork {
+  Axis points;
+  Point origin{};
+  Bounds bounds{};
+  std::vector<Point> elements;
+};
+
+// A transformed axis.
+struct WinogradAxis {
+  Dim tiled, taps;
+  int64_t tiles;
+  int64_t origin;  // the coordinate of the first element
+  bool reversed;   // the taps are read in reverse order
+  int64_t tap(int64_t index) const { return reversed ? kTaps - 1 - index : index; }
+};
+
+// The operands of a part as patches.
+class WinogradPart {
+ public:
+  explicit WinogradPart(const Part& part);
+
+  const Part& part() const { return p_; }
+  bool along_m() const { return p_.mode == Mode::kWinogradAlongM; }
+  const WinogradTile& tile() const { return tile_; }
+  Dim channels() const;  // k's, or m's if the tiles lie along k
+  // The patches of A, whose lanes are channels.
+  Patchwork patches_of_a() const;
+  // The tiles or taps of B. If the points are the columns, lanes are channels.
+  Patchwork patches_of_b(bool points_are_columns) const;
+  // The results of each row.
+  Patchwork results() const;
+
+ private:
+  // The loops that have the tiles, each step a whole tile. `stride` is used where no window moves.
+  std::vector<Dim> tiled_dims(bool directed) const;
+  std::vector<Point> elements(int extent, int64_t (*step)(const WinogradAxis&, int),
+                              bool has_coordinates) const;
+
+  const Part& p_;
+  WinogradTile tile_;
+  std::vector<WinogradAxis> axes_;
+};
+
+// One operand of a part: finds the elements of patches and their scales.
+class PatchReader {
+ public:
+  PatchReader(const Grid& grid, const int16_t* data, const int32_t* exponents, int64_t base,
+              Patchwork work, int64_t most_lanes);
+
+  int elements() const { return static_cast<int>(work_.elements.size()); }
+  int64_t points() const { return work_.points.extent(); }
+
+  // The patches of some points, element by element.
+  struct Found {
+    std::vector<Point> points;
+    std::vector<const int16_t*> from;  // the first lane of an element, or null
+    std::vector<int64_t> exponents;    // the index of its exponent without the column's
+    int64_t origin;                    // of the data
+  };
+  void find(int64_t origin, int64_t first, int64_t count, Found* found) const;
+
+  // Lanes with common exponents.
+  struct Piece {
+    int64_t lane, end;
+  };
+  // The first piece of lanes [lane, end), whose length is at most `most`.
+  Piece piece(int64_t origin, int64_t lane, int64_t end, int64_t most) const;
+
+  // The largest exponent of a piece at patches [first, first + count), or kAbsent. Sets *lost if
+  // one of the elements is not finite.
+  int32_t unit(const Found& found, int64_t first, int64_t count, int64_t lane, bool* lost) const;
+  // Sets the pointers to the lanes of these patches, and the scales that bring them to a unit.
+  void scale(const Found& found, int64_t first, int64_t count, int64_t lane, int32_t unit,
+             const int16_t** from, float* scales) const;
+
+ private:
+  int64_t column_block(int64_t origin, int64_t lane) const;
+  int32_t exponent(int64_t index) const;
+
+  const Grid grid_;
+  const int16_t* const data_;
+  const int32_t* const exponents_;
+  const int64_t base_;
+  const Patchwork work_;
+  const bool one_block_;  // in each group of the grid
+  const int64_t rows_, block_rows_, block_columns_;
+  int row_shift_ = 0, column_shift_ = 0;
+  const std::vector<int16_t> zeros_;
+};
+
+// The scales 2^(exponent - base), or 0 if this is more than kMostBelowBase below.
+void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count, float* scales);
+// Writes what the mantissas of `count` lanes at each position are multiplied by, and their
+// exponents, given the largest magnitudes, all with rows of `stride` lanes. `norms` may be null.
+void set_factors(int positions, int64_t count, int64_t stride, const float* norms, int32_t unit,
+                 float* largest_to_factors, int32_t* exponents, int64_t exponent_stride);
+
+// Adds up the base of a row and those of columns.
+class Bases {
+ public:
+  // Whether 2^(row + column) is normal for all columns.
+  static bool normal(int32_t row, const int32_t* columns, int64_t count);
+};
+
+std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
+                                           const Chains& chains, const ContractionKernels& kernels,
+                                           int threads);
+std::unique_ptr<Job> make_winograd_along_k(const Part& part, const Operands& operands,
+                                           const Chains& chains, const ContractionKernels& kernels,
+                                           int threads);
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_CONTRACTION_WINOGRAD_H_

@@ -1,0 +1,444 @@
+// Winograd tiles along K (wgrad). Stage 1 finds the units of rows and columns. A task of stage 2
+// takes some rows and columns of one split: block by block, it transforms both operands and adds up
+// their products at each position. Stage 3 adds up the splits.
+#include <cstring>
+#include <limits>
+
+#include "contraction/alignment.h"
+#include "contraction/certificate.h"
+#include "contraction/packing.h"
+#include "contraction/scaling.h"
+#include "contraction/winograd.h"
+#include "runtime/scratch.h"
+
+namespace dfpjax {
+namespace {
+
+alignas(64) constexpr float kZeros[kPanelColumns] = {};
+constexpr int64_t kBlockOfTiles = 128;
+constexpr int64_t kTaskTiles = 16;  // of rows
+constexpr int64_t kTaskPanels = 2;
+constexpr int64_t kMostLanes = kPanelColumns;  // transformed together
+
+// One operand: its units, and its transformed blocks.
+class Side {
+ public:
+  Side(const Grid& grid, const int16_t* data, const int32_t* exponents, int64_t base,
+       Patchwork work, std::vector<Dim> g, int64_t Dim::* stride, int64_t lanes, int64_t blocks,
+       const WinogradTile& tile, Transform transform, const ContractionKernels& kernels)
+      : reader_(grid, data, exponents, base, std::move(work), lanes),
+        g_(g, stride, nullptr),
+        lanes_(lanes),
+        blocks_(blocks),
+        tile_(tile),
+        transform_(transform),
+        kernels_(kernels),
+        units_(static_cast<size_t>(g_.extent() * blocks * lanes)),
+        lost_(units_.size()) {}
+
+  struct Space {
+    PatchReader::Found found;
+    std::vector<const int16_t*> from;
+    std::vector<float> scales;
+    alignas(64) float factors[kMostPositions * kMostLanes];
+  };
+
+  void find_units(int64_t g, int64_t block, Space* s);
+  // The bases of lanes [lane, end) of g, and whether they are lost.
+  void find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const;
+  // Transforms lanes [lane, end) of a block. Lane i of words k and k + 1 at position p goes to
+  // out[p * position_stride + k / 2 * stride + i], its exponent to exponents[p * stride + i].
+  void pack(int64_t g, int64_t block, int64_t lane, int64_t end, Space* s, int32_t* out,
+            int64_t position_stride, int64_t stride, int32_t* exponents) const;
+
+  int64_t size(int64_t block) const {
+    return std::min(kBlockOfTiles, reader_.points() - block * kBlockOfTiles);
+  }
+
+ private:
+  const PatchReader reader_;
+  const Axis g_;
+  const int64_t lanes_, blocks_;
+  const WinogradTile tile_;
+  const Transform transform_;
+  const ContractionKernels& kernels_;
+  std::vector<int32_t> units_;  // [g][block][lane]
+  std::vector<char> lost_;
+};
+
+void Side::find_units(int64_t g, int64_t block, Space* s) {
+  const int64_t origin = g_.offset(g), count = size(block);
+  reader_.find(origin, block * kBlockOfTiles, count, &s->found);
+  for (int64_t lane = 0; lane < lanes_;) {
+    const PatchReader::Piece piece = reader_.piece(origin, lane, lanes_, lanes_);
+    bool lost = false;
+    const int32_t unit = reader_.unit(s->found, 0, count, lane, &lost);
+    const auto at = static_cast<size_t>((g * blocks_ + block) * lanes_ + lane);
+    std::fill_n(&units_[at], piece.end - lane, unit);
+    std::fill_n(&lost_[at], piece.end - lane, lost ? 1 : 0);
+    lane = piece.end;
+  }
+}
+
+void Side::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const {
+  const int64_t count = end - lane;
+  std::fill_n(bases, count, kAbsent);
+  std::fill_n(lost, count, 0);
+  for (int64_t block = 0; block < blocks_; ++block) {
+    const auto at = static_cast<size_t>((g * blocks_ + block) * lanes_ + lane);
+    for (int64_t i = 0; i < count; ++i) {
+      bases[i] = std::max(bases[i], units_[at + static_cast<size_t>(i)]);
+      lost[i] |= lost_[at + static_cast<size_t>(i)];
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) bases[i] = bases[i] == kAbsent ? 0 : bases[i];
+}
+
+void Side::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s, int32_t* out,
+                int64_t position_stride, int64_t stride, int32_t* exponents) const {
+  const int64_t origin = g_.offset(g), count = size(block);
+  reader_.find(origin, block * kBlockOfTiles, count, &s->found);
+  s->from.resize(s->found.from.size());
+  s->scales.resize(s->found.from.size());
+  const bool of_b = transform_ != Transform::kInput;
+  for (int64_t lane = first; lane < end;) {
+    const PatchReader::Piece piece = reader_.piece(origin, lane, end, kMostLanes);
+    const int64_t lanes = piece.end - lane, to = lane - first;
+    const int32_t unit =
+        units_[static_cast<size_t>((g * blocks_ + block) * lanes_ + lane)];
+    reader_.scale(s->found, 0, count, lane, unit, s->from.data(), s->scales.data());
+    const Patches patches{tile_,
+                          transform_,
+                          s->from.data(),
+                          s->scales.data(),
+                          static_cast<int>(count),
+                          static_cast<int>(lanes)};
+    kernels_.largest_of_patches(patches, s->factors, kMostLanes);
+    set_factors(tile_.positions(), lanes, kMostLanes, of_b ? normalization(tile_) : nullptr, unit,
+                s->factors, exponents + to, stride);
+    kernels_.pack_patches(patches, s->factors, kMostLanes, out + to, position_stride, stride);
+    lane = piece.end;
+  }
+}
+
+class AlongK : public Job {
+ public:
+  AlongK(const Part& part, const Operands& operands, const Chains& chains,
+         const ContractionKernels& kernels, int threads);
+  void enlist(std::vector<Stage>* stages) override;
+
+ private:
+  struct Task {
+    int64_t g, split, row, row_end, panel, panel_end;  // rows are multiples of kTileRows
+  };
+  struct Workspace {
+    explicit Workspace(const AlongK& t);
+    Side::Space space;
+    Scratch a, b;                                // [position][pair][row or column]
+    std::vector<int32_t> of_a, of_b;             // exponents [position][row or column]
+    std::vector<int32_t> row_bases, column_bases;
+    std::vector<char> lost_rows, lost_columns;
+    std::vector<Norms> a_norms, b_norms;         // [position][tile or panel]
+    Scratch row_scales, column_scales;           // [position][row or column]
+    Scratch sums;                                // [panel][position][row][column]
+    alignas(64) float memory[kTileRows * kPanelColumns];
+    alignas(64) float bounce[9][kPanelColumns];
+    int64_t lengths[kChainLengths] = {};
+  };
+
+  Task task(int64_t index) const;
+  void run_task(const Task& t, Workspace* w) const;
+  void pack(const Task& t, int64_t block, Workspace* w) const;
+  void multiply(const Task& t, int64_t block, Workspace* w) const;
+  void finish(const Task& t, Workspace* w) const;
+  void combine(int64_t row) const;
+  // Multiplies totals by 2^(base of the row + those of columns).
+  void scale(int32_t row_base, bool row_lost, const int32_t* bases, const char* lost, int64_t count,
+             float* row) const;
+
+  int64_t columns(int64_t panel) const {
+    return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
+  }
+  float* sums(const Workspace& w, const Task& t, int64_t panel, int64_t p, int64_t row) const {
+    return w.sums.as<float>() +
+           (((panel - t.panel) * positions_ + p) * task_rows_ + row) * kPanelColumns;
+  }
+  float* partial(int64_t split, int64_t g, int64_t row, int64_t tap) const {
+    return partial_.as<float>() +
+           (((split * p_.G + g) * rows_ + row) * taps_ + tap) * round_up(n_, kColumnQuantum);
+  }
+
+  const Part& p_;
+  const WinogradPart winograd_;
+  const Chains chains_;
+  const ContractionKernels& kernels_;
+  float* const c_;
+  const WinogradTile tile_;
+  const Patchwork results_;
+  const int64_t positions_, rows_, n_, panels_, blocks_, splits_, taps_;
+  Side a_, b_;
+  const Axis c_g_;
+  const int threads_;
+  int64_t row_ranges_, panel_ranges_, task_rows_, task_panels_;
+  Scratch partial_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;
+};
+
+AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
+               const ContractionKernels& kernels, int threads)
+    : p_(part),
+      winograd_(part),
+      chains_(chains),
+      kernels_(kernels),
+      c_(operands.c + part.base_c),
+      tile_(winograd_.tile()),
+      results_(winograd_.results()),
+      positions_(tile_.positions()),
+      rows_(winograd_.channels().extent),
+      n_(part.n.front().extent),
+      panels_(ceil_div(n_, kPanelColumns)),
+      blocks_(ceil_div(winograd_.patches_of_a().points.extent(), kBlockOfTiles)),
+      splits_(ceil_div(blocks_, part.blocks_per_split)),
+      taps_(static_cast<int64_t>(results_.elements.size())),
+      a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(), part.g,
+         &Dim::stride_a, rows_, blocks_, tile_, Transform::kInput, kernels),
+      b_(part.grid_b, operands.b, operands.eb, part.base_b, winograd_.patches_of_b(false), part.g,
+         &Dim::stride_b, n_, blocks_, tile_, Transform::kCotangent, kernels),
+      c_g_(part.g, &Dim::stride_c, nullptr),
+      threads_(threads),
+      workspaces_(static_cast<size_t>(threads)) {
+  const int64_t tiles = ceil_div(rows_, kTileRows);
+  row_ranges_ = ceil_div(tiles, kTaskTiles);
+  panel_ranges_ = ceil_div(panels_, kTaskPanels);
+  const auto tasks = [&] { return p_.G * splits_ * row_ranges_ * panel_ranges_; };
+  while (tasks() < 2 * threads_ && (row_ranges_ < tiles || panel_ranges_ < panels_)) {
+    // Halve the larger side.
+    const int64_t rows = rows_ / row_ranges_, wide = n_ / panel_ranges_;
+    if (panel_ranges_ < panels_ && (wide >= rows || row_ranges_ == tiles))
+      panel_ranges_ = std::min(2 * panel_ranges_, panels_);
+    else
+      row_ranges_ = std::min(2 * row_ranges_, tiles);
+  }
+  task_rows_ = ceil_div(tiles, row_ranges_) * kTileRows;
+  task_panels_ = ceil_div(panels_, panel_ranges_);
+  if (splits_ > 1)
+    partial_ =
+        Scratch::array<float>({splits_, p_.G, rows_, taps_, round_up(n_, kColumnQuantum)});
+}
+
+AlongK::Workspace::Workspace(const AlongK& t)
+    : a(Scratch::array<int32_t>(
+          {t.positions_, kBlockOfTiles / 2, round_up(t.task_rows_, kColumnQuantum)})),
+      b(Scratch::array<int32_t>({t.task_panels_, t.positions_, kBlockOfTiles / 2, kPanelColumns})),
+      of_a(static_cast<size_t>(t.positions_ * round_up(t.task_rows_, kColumnQuantum))),
+      of_b(static_cast<size_t>(t.task_panels_ * t.positions_ * kPanelColumns)),
+      row_bases(static_cast<size_t>(t.task_rows_)),
+      column_bases(static_cast<size_t>(t.task_panels_ * kPanelColumns)),
+      lost_rows(row_bases.size()),
+      lost_columns(column_bases.size()),
+      a_norms(static_cast<size_t>(t.positions_ * t.task_rows_ / kTileRows)),
+      b_norms(static_cast<size_t>(t.positions_ * t.task_panels_)),
+      row_scales(Scratch::array<float>({t.positions_, t.task_rows_})),
+      column_scales(Scratch::array<float>({t.task_panels_, t.positions_, kPanelColumns})),
+      sums(Scratch::array<float>({t.task_panels_, t.positions_, t.task_rows_, kPanelColumns})) {}
+
+void AlongK::enlist(std::vector<Stage>* stages) {
+  for (Side* side : {&a_, &b_})
+    (*stages)[kPrepare].push_back(
+        {p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
+           Side::Space space;
+           for (int64_t i = low; i < high; ++i)
+             side->find_units(i / blocks_, i % blocks_, &space);
+         }});
+  (*stages)[kCompute].push_back({p_.G * splits_ * row_ranges_ * panel_ranges_, 1,
+                                 [this](int worker, int64_t low, int64_t high) {
+                                   auto& w = workspaces_[static_cast<size_t>(worker)];
+                                   if (w == nullptr) w = std::make_unique<Workspace>(*this);
+                                   for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
+                                 }});
+  if (splits_ == 1) return;
+  (*stages)[kCombine].push_back(
+      {p_.G * rows_, 1, [this](int, int64_t low, int64_t high) {
+         for (int64_t i = low; i < high; ++i) combine(i);
+       }});
+}
+
+AlongK::Task AlongK::task(int64_t i) const {
+  const int64_t panel = i % panel_ranges_, row = i / panel_ranges_ % row_ranges_;
+  i /= panel_ranges_ * row_ranges_;
+  const int64_t tiles = ceil_div(rows_, kTileRows);
+  return {i / splits_,
+          i % splits_,
+          tiles * row / row_ranges_ * kTileRows,
+          std::min(tiles * (row + 1) / row_ranges_ * kTileRows, rows_),
+          panels_ * panel / panel_ranges_,
+          panels_ * (panel + 1) / panel_ranges_};
+}
+
+void AlongK::run_task(const Task& t, Workspace* w) const {
+  a_.find_bases(t.g, t.row, t.row_end, w->row_bases.data(), w->lost_rows.data());
+  const int64_t n0 = t.panel * kPanelColumns, n1 = std::min(t.panel_end * kPanelColumns, n_);
+  std::fill(w->column_bases.begin(), w->column_bases.end(), 0);
+  b_.find_bases(t.g, n0, n1, w->column_bases.data(), w->lost_columns.data());
+  const int64_t first = t.split * p_.blocks_per_split;
+  const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
+  for (int64_t block = first; block < end; ++block) {
+    pack(t, block, w);
+    multiply(t, block, w);
+  }
+  finish(t, w);
+  if (chains_.lengths == nullptr) return;
+  for (int i = 0; i < kChainLengths; ++i) {
+    chains_.lengths->add(p_, t.g, i, w->lengths[i]);
+    w->lengths[i] = 0;
+  }
+}
+
+// Transforms a block of both operands.
+void AlongK::pack(const Task& t, int64_t block, Workspace* w) const {
+  const int64_t rows = t.row_end - t.row, tiles = task_rows_ / kTileRows;
+  const int64_t stride = round_up(task_rows_, kColumnQuantum);
+  const auto pairs = static_cast<int>(ceil_div(a_.size(block), 2));
+  const int64_t words = kBlockOfTiles / 2 * stride;
+  if (rows < stride) std::fill_n(w->a.as<int32_t>(), positions_ * words, 0);
+  a_.pack(t.g, block, t.row, t.row_end, &w->space, w->a.as<int32_t>(), words, stride,
+          w->of_a.data());
+  for (int64_t p = 0; p < positions_; ++p) {
+    kernels_.norms_pairs(w->a.as<int32_t>() + p * words, stride, static_cast<int>(rows), pairs,
+                         kTileRows, &w->a_norms[static_cast<size_t>(p * tiles)]);
+    scales_below(&w->of_a[static_cast<size_t>(p * stride)], w->row_bases.data(), rows,
+                 w->row_scales.as<float>() + p * task_rows_);
+  }
+  constexpr int64_t kWords = kBlockOfTiles / 2 * kPanelColumns;
+  for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
+    const int64_t n = panel * kPanelColumns, local = panel - t.panel;
+    int32_t* const out = w->b.as<int32_t>() + local * positions_ * kWords;
+    if (columns(panel) < kPanelColumns) std::fill_n(out, positions_ * kWords, 0);
+    int32_t* const exponents = &w->of_b[static_cast<size_t>(local * positions_ * kPanelColumns)];
+    b_.pack(t.g, block, n, n + columns(panel), &w->space, out, kWords, kPanelColumns, exponents);
+    for (int64_t p = 0; p < positions_; ++p) {
+      kernels_.norms_pairs(out + p * kWords, kPanelColumns, static_cast<int>(columns(panel)), pairs,
+                           kPanelColumns,
+                           &w->b_norms[static_cast<size_t>(local * positions_ + p)]);
+      std::fill(exponents + p * kPanelColumns + columns(panel),
+                exponents + (p + 1) * kPanelColumns, kAbsent);
+      scales_below(exponents + p * kPanelColumns,
+                   &w->column_bases[static_cast<size_t>(local * kPanelColumns)], kPanelColumns,
+                   w->column_scales.as<float>() + (local * positions_ + p) * kPanelColumns);
+    }
+  }
+}
+
+void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
+  const int64_t rows = t.row_end - t.row, tiles = task_rows_ / kTileRows;
+  const int64_t stride = round_up(task_rows_, kColumnQuantum);
+  const bool first = block == t.split * p_.blocks_per_split;
+  const float* in[kTileRows];
+  float* out[kTileRows];
+  CellArgs cell{};
+  cell.a_row = 1;
+  cell.a_pair = stride;
+  cell.pairs = static_cast<int32_t>(ceil_div(a_.size(block), 2));
+  cell.in = in;
+  cell.out = out;
+  cell.memory = w->memory;
+  for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
+    const int64_t local = panel - t.panel;
+    cell.columns = kPanelColumns;
+    cell.narrow = static_cast<int32_t>(columns(panel));
+    for (int64_t p = 0; p < positions_; ++p) {
+      const int64_t at = local * positions_ + p;
+      cell.b = w->b.as<int32_t>() + at * (kBlockOfTiles / 2) * kPanelColumns;
+      cell.column_scales = w->column_scales.as<float>() + at * kPanelColumns;
+      for (int64_t row = 0; row < rows; row += kTileRows) {
+        cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, rows - row));
+        cell.a = w->a.as<int32_t>() + p * (kBlockOfTiles / 2) * stride + row;
+        cell.row_scales = w->row_scales.as<float>() + p * task_rows_ + row;
+        cell.chain = chain_pairs(w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
+                                 w->b_norms[static_cast<size_t>(at)]);
+        float* const to = sums(*w, t, panel, p, row);
+        for (int i = 0; i < kTileRows; ++i) {
+          out[i] = to + i * kPanelColumns;
+          in[i] = first ? kZeros : out[i];
+        }
+        kernels_.cell(cell);
+        if (chains_.lengths != nullptr)
+          w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * a_.size(block);
+      }
+    }
+  }
+}
+
+// Transforms the sums back, and writes them or keeps them as a part of the sum.
+void AlongK::finish(const Task& t, Workspace* w) const {
+  static constexpr int32_t kNone[kPanelColumns] = {};
+  float* out[9];
+  for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
+    const int64_t n0 = panel * kPanelColumns, count = columns(panel);
+    const int64_t width = round_up(count, kColumnQuantum);
+    const auto local = static_cast<size_t>((panel - t.panel) * kPanelColumns);
+    for (int64_t row = t.row; row < t.row_end; ++row) {
+      for (int64_t i = 0; i < taps_; ++i)
+        out[i] = splits_ > 1 ? partial(t.split, t.g, row, i) + n0 : w->bounce[i];
+      kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
+                               task_rows_ * kPanelColumns, static_cast<int>(width), 0, kNone, out});
+      if (splits_ > 1) continue;
+      Point point;
+      results_.points.points(row, row + 1, Point{c_g_.offset(t.g), {}}, &point);
+      for (int64_t i = 0; i < taps_; ++i) {
+        float* const to =
+            c_ + point.offset + results_.elements[static_cast<size_t>(i)].offset + n0;
+        std::copy_n(w->bounce[i], count, to);
+        scale(w->row_bases[static_cast<size_t>(row - t.row)],
+              w->lost_rows[static_cast<size_t>(row - t.row)] != 0, &w->column_bases[local],
+              &w->lost_columns[local], count, to);
+      }
+    }
+  }
+}
+
+void AlongK::scale(int32_t row_base, bool row_lost, const int32_t* bases, const char* lost,
+                   int64_t count, float* row) const {
+  if (Bases::normal(row_base, bases, count)) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t bits = (row_base + bases[i] + 127) << 23;
+      float factor;
+      std::memcpy(&factor, &bits, sizeof factor);
+      row[i] *= factor;
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) row[i] = scale_once(row[i], int64_t{row_base} + bases[i]);
+  }
+  for (int64_t i = 0; i < count; ++i)
+    if (row_lost || lost[i] != 0) row[i] = std::numeric_limits<float>::quiet_NaN();
+}
+
+// Adds up the splits of a row of G x rows.
+void AlongK::combine(int64_t index) const {
+  const int64_t g = index / rows_, row = index % rows_;
+  const auto size = static_cast<size_t>(n_);
+  std::vector<int32_t> bases(size);
+  std::vector<char> lost(size);
+  int32_t row_base;
+  char row_lost;
+  a_.find_bases(g, row, row + 1, &row_base, &row_lost);
+  b_.find_bases(g, 0, n_, bases.data(), lost.data());
+  Point point;
+  results_.points.points(row, row + 1, Point{c_g_.offset(g), {}}, &point);
+  for (int64_t i = 0; i < taps_; ++i) {
+    float* const to = c_ + point.offset + results_.elements[static_cast<size_t>(i)].offset;
+    kernels_.combine(partial(0, g, row, i), partial(1, g, row, i) - partial(0, g, row, i), splits_,
+                     n_, nullptr, 1.0f, to);
+    scale(row_base, row_lost != 0, bases.data(), lost.data(), n_, to);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Job> make_winograd_along_k(const Part& part, const Operands& operands,
+                                           const Chains& chains, const ContractionKernels& kernels,
+                                           int threads) {
+  return std::make_unique<AlongK>(part, operands, chains, kernels, threads);
+}
+
+}  // namespace dfpjax
