@@ -47,6 +47,9 @@ const float* normalization(const WinogradTile& tile) {
   return all[static_cast<size_t>((tile.outputs == 4 ? 2 : 0) + tile.axes - 1)].data();
 }
 
+const float kOnes[kMostPositions] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
 WinogradPart::WinogradPart(const Part& part)
     : p_(part), tile_{part.tile, static_cast<int>(part.windows.size())} {
   for (int w = 0; w < tile_.axes; ++w) {
@@ -262,23 +265,12 @@ void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count,
   }
 }
 
-void set_factors(int positions, int64_t count, int64_t stride, const float* norms, int32_t unit,
-                 float* values, int32_t* exponents, int64_t exponent_stride) {
-  for (int p = 0; p < positions; ++p) {
-    const float norm = norms == nullptr ? 1.0f : norms[p], size = norm < 0 ? -norm : norm;
-    float* const own = values + p * stride;
-    int32_t* const to = exponents + p * exponent_stride;
+void add_unit(int32_t unit, int positions, int64_t count, int64_t stride, int32_t* exponents) {
+  for (int p = 0; p < positions; ++p)
     for (int64_t i = 0; i < count; ++i) {
-      const float largest = own[i] * size;
-      const int32_t exponent = exponent_of(largest);
-      const bool none = exponent < -kMostBelowBase || unit == kAbsent;
-      const int32_t power = none ? 0 : (127 - exponent) << 23;
-      float factor;
-      std::memcpy(&factor, &power, sizeof factor);
-      own[i] = factor * norm;
-      to[i] = none ? kAbsent : unit + exponent;
+      int32_t& exponent = exponents[p * stride + i];
+      exponent = exponent == kAbsent || unit == kAbsent ? kAbsent : unit + exponent;
     }
-  }
 }
 
 bool Bases::normal(int32_t row, const int32_t* columns, int64_t count) {

@@ -19,9 +19,10 @@
 
 namespace dfpjax {
 
-// What each transformed product is multiplied by: 1 / (n_y n_x), where n is the product of a
-// point's differences from the other ones. B's quantization includes it.
+// What transformed products are multiplied by: 1 / (n_y n_x), where n is the product of a point's
+// differences from the other ones. The quantization of B includes it.
 const float* normalization(const WinogradTile& tile);
+extern const float kOnes[kMostPositions];  // that of A
 
 // Points, each with the same elements around it, some of which may not exist.
 struct Patchwork {
@@ -116,10 +117,10 @@ class PatchReader {
 
 // The scales 2^(exponent - base), or 0 if this is more than kMostBelowBase below.
 void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count, float* scales);
-// Writes what the mantissas of `count` lanes at each position are multiplied by, and their
-// exponents, given the largest magnitudes, all with rows of `stride` lanes. `norms` may be null.
-void set_factors(int positions, int64_t count, int64_t stride, const float* norms, int32_t unit,
-                 float* largest_to_factors, int32_t* exponents, int64_t exponent_stride);
+// Adds the unit of mantissas to their exponents.
+void add_unit(int32_t unit, int positions, int64_t count, int64_t stride, int32_t* exponents);
+// Distances between positions, in words, that do not fall on the same lines of the first cache.
+inline int64_t spread(int64_t words) { return words + 16; }
 
 // Adds up the base of a row and those of columns.
 class Bases {

@@ -16,9 +16,10 @@ namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
 constexpr int64_t kBlockOfTiles = 128;
-constexpr int64_t kTaskTiles = 16;  // of rows
-constexpr int64_t kTaskPanels = 2;
+constexpr int64_t kTaskTiles = 43;  // of rows
+constexpr int64_t kTaskPanels = 4;
 constexpr int64_t kMostLanes = kPanelColumns;  // transformed together
+constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
 
 // One operand: its units, and its transformed blocks.
 class Side {
@@ -40,7 +41,7 @@ class Side {
     PatchReader::Found found;
     std::vector<const int16_t*> from;
     std::vector<float> scales;
-    alignas(64) float factors[kMostPositions * kMostLanes];
+    Scratch values = Scratch::array<float>({kPatchBuffer});
   };
 
   void find_units(int64_t g, int64_t block, Space* s);
@@ -113,10 +114,9 @@ void Side::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s, 
                           s->scales.data(),
                           static_cast<int>(count),
                           static_cast<int>(lanes)};
-    kernels_.largest_of_patches(patches, s->factors, kMostLanes);
-    set_factors(tile_.positions(), lanes, kMostLanes, of_b ? normalization(tile_) : nullptr, unit,
-                s->factors, exponents + to, stride);
-    kernels_.pack_patches(patches, s->factors, kMostLanes, out + to, position_stride, stride);
+    kernels_.pack_patches(patches, of_b ? normalization(tile_) : kOnes, s->values.as<float>(),
+                          out + to, position_stride, stride, exponents + to, stride);
+    add_unit(unit, tile_.positions(), lanes, stride, exponents + to);
     lane = piece.end;
   }
 }
@@ -159,9 +159,10 @@ class AlongK : public Job {
   int64_t columns(int64_t panel) const {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
   }
+  int64_t sums_stride() const { return spread(task_rows_ * kPanelColumns); }  // between positions
   float* sums(const Workspace& w, const Task& t, int64_t panel, int64_t p, int64_t row) const {
     return w.sums.as<float>() +
-           (((panel - t.panel) * positions_ + p) * task_rows_ + row) * kPanelColumns;
+           ((panel - t.panel) * positions_ + p) * sums_stride() + row * kPanelColumns;
   }
   float* partial(int64_t split, int64_t g, int64_t row, int64_t tap) const {
     return partial_.as<float>() +
@@ -228,8 +229,8 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
 
 AlongK::Workspace::Workspace(const AlongK& t)
     : a(Scratch::array<int32_t>(
-          {t.positions_, kBlockOfTiles / 2, round_up(t.task_rows_, kColumnQuantum)})),
-      b(Scratch::array<int32_t>({t.task_panels_, t.positions_, kBlockOfTiles / 2, kPanelColumns})),
+          {t.positions_, spread(kBlockOfTiles / 2 * round_up(t.task_rows_, kColumnQuantum))})),
+      b(Scratch::array<int32_t>({t.task_panels_, t.positions_, kWordsOfB})),
       of_a(static_cast<size_t>(t.positions_ * round_up(t.task_rows_, kColumnQuantum))),
       of_b(static_cast<size_t>(t.task_panels_ * t.positions_ * kPanelColumns)),
       row_bases(static_cast<size_t>(t.task_rows_)),
@@ -240,7 +241,7 @@ AlongK::Workspace::Workspace(const AlongK& t)
       b_norms(static_cast<size_t>(t.positions_ * t.task_panels_)),
       row_scales(Scratch::array<float>({t.positions_, t.task_rows_})),
       column_scales(Scratch::array<float>({t.task_panels_, t.positions_, kPanelColumns})),
-      sums(Scratch::array<float>({t.task_panels_, t.positions_, t.task_rows_, kPanelColumns})) {}
+      sums(Scratch::array<float>({t.task_panels_, t.positions_, t.sums_stride()})) {}
 
 void AlongK::enlist(std::vector<Stage>* stages) {
   for (Side* side : {&a_, &b_})
@@ -299,7 +300,7 @@ void AlongK::pack(const Task& t, int64_t block, Workspace* w) const {
   const int64_t rows = t.row_end - t.row, tiles = task_rows_ / kTileRows;
   const int64_t stride = round_up(task_rows_, kColumnQuantum);
   const auto pairs = static_cast<int>(ceil_div(a_.size(block), 2));
-  const int64_t words = kBlockOfTiles / 2 * stride;
+  const int64_t words = spread(kBlockOfTiles / 2 * stride);
   if (rows < stride) std::fill_n(w->a.as<int32_t>(), positions_ * words, 0);
   a_.pack(t.g, block, t.row, t.row_end, &w->space, w->a.as<int32_t>(), words, stride,
           w->of_a.data());
@@ -309,15 +310,14 @@ void AlongK::pack(const Task& t, int64_t block, Workspace* w) const {
     scales_below(&w->of_a[static_cast<size_t>(p * stride)], w->row_bases.data(), rows,
                  w->row_scales.as<float>() + p * task_rows_);
   }
-  constexpr int64_t kWords = kBlockOfTiles / 2 * kPanelColumns;
   for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
     const int64_t n = panel * kPanelColumns, local = panel - t.panel;
-    int32_t* const out = w->b.as<int32_t>() + local * positions_ * kWords;
-    if (columns(panel) < kPanelColumns) std::fill_n(out, positions_ * kWords, 0);
+    int32_t* const out = w->b.as<int32_t>() + local * positions_ * kWordsOfB;
+    if (columns(panel) < kPanelColumns) std::fill_n(out, positions_ * kWordsOfB, 0);
     int32_t* const exponents = &w->of_b[static_cast<size_t>(local * positions_ * kPanelColumns)];
-    b_.pack(t.g, block, n, n + columns(panel), &w->space, out, kWords, kPanelColumns, exponents);
+    b_.pack(t.g, block, n, n + columns(panel), &w->space, out, kWordsOfB, kPanelColumns, exponents);
     for (int64_t p = 0; p < positions_; ++p) {
-      kernels_.norms_pairs(out + p * kWords, kPanelColumns, static_cast<int>(columns(panel)), pairs,
+      kernels_.norms_pairs(out + p * kWordsOfB, kPanelColumns, static_cast<int>(columns(panel)), pairs,
                            kPanelColumns,
                            &w->b_norms[static_cast<size_t>(local * positions_ + p)]);
       std::fill(exponents + p * kPanelColumns + columns(panel),
@@ -342,17 +342,17 @@ void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
   cell.in = in;
   cell.out = out;
   cell.memory = w->memory;
-  for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
-    const int64_t local = panel - t.panel;
-    cell.columns = kPanelColumns;
-    cell.narrow = static_cast<int32_t>(columns(panel));
-    for (int64_t p = 0; p < positions_; ++p) {
-      const int64_t at = local * positions_ + p;
-      cell.b = w->b.as<int32_t>() + at * (kBlockOfTiles / 2) * kPanelColumns;
+  // The rows of a position stay in the first two caches.
+  for (int64_t p = 0; p < positions_; ++p) {
+    for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
+      const int64_t at = (panel - t.panel) * positions_ + p;
+      cell.columns = kPanelColumns;
+      cell.narrow = static_cast<int32_t>(columns(panel));
+      cell.b = w->b.as<int32_t>() + at * kWordsOfB;
       cell.column_scales = w->column_scales.as<float>() + at * kPanelColumns;
       for (int64_t row = 0; row < rows; row += kTileRows) {
         cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, rows - row));
-        cell.a = w->a.as<int32_t>() + p * (kBlockOfTiles / 2) * stride + row;
+        cell.a = w->a.as<int32_t>() + p * spread(kBlockOfTiles / 2 * stride) + row;
         cell.row_scales = w->row_scales.as<float>() + p * task_rows_ + row;
         cell.chain = chain_pairs(w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
                                  w->b_norms[static_cast<size_t>(at)]);
@@ -381,7 +381,7 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       for (int64_t i = 0; i < taps_; ++i)
         out[i] = splits_ > 1 ? partial(t.split, t.g, row, i) + n0 : w->bounce[i];
       kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
-                               task_rows_ * kPanelColumns, static_cast<int>(width), 0, kNone, out});
+                               sums_stride(), static_cast<int>(width), 0, kNone, out, false});
       if (splits_ > 1) continue;
       Point point;
       results_.points.points(row, row + 1, Point{c_g_.offset(t.g), {}}, &point);

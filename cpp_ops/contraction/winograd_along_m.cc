@@ -3,6 +3,10 @@
 // and transforms the sums back while they are in the second-level cache.
 #include <limits>
 
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
 #include "contraction/alignment.h"
 #include "contraction/certificate.h"
 #include "contraction/packing.h"
@@ -14,7 +18,9 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-constexpr int64_t kTaskRows = 24;  // for F(4, 3) along two axes: 36 positions
+constexpr int64_t kTaskRows = 72;  // for F(4, 3) along two axes: 36 positions
+constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
+constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
 constexpr int64_t kRowsAtOnce = 16;  // of B where channels are contiguous
 
 class AlongM : public Job {
@@ -28,7 +34,8 @@ class AlongM : public Job {
   struct KernelSpace {
     PatchReader::Found found;
     std::vector<const int16_t*> from;
-    std::vector<float> scales, values;
+    std::vector<float> scales;
+    Scratch values = Scratch::array<float>({kPatchBuffer});
     std::vector<int16_t> rows;
   };
   struct Workspace {
@@ -82,9 +89,12 @@ class AlongM : public Job {
     return words_.as<int32_t>() + index(g, panel, block) * block_words_;
   }
   int64_t stride(int64_t block) const { return round_up(block_size(block), kSegment); }
+  // Between positions.
+  int64_t position_stride(int64_t block) const { return 2 * spread(task_rows_ * stride(block) / 2); }
+  int64_t sums_stride() const { return spread(task_rows_ * kPanelColumns); }
   int16_t* mantissas(const Workspace& w, int64_t block, int64_t position, int64_t row) const {
-    return w.mantissas.as<int16_t>() + (block * positions_ * task_rows_) * kBlock +
-           (position * task_rows_ + row) * stride(block);
+    return w.mantissas.as<int16_t>() + block * positions_ * position_stride(0) +
+           position * position_stride(block) + row * stride(block);
   }
 
   const Part& p_;
@@ -101,6 +111,7 @@ class AlongM : public Job {
   const int64_t rows_;
   const int threads_;
   int64_t task_rows_, row_blocks_, panel_ranges_;
+  bool stream_;
   Scratch words_, exponents_, units_;  // of B: exponents [..position][column], units [..block][..]
   std::vector<Norms> norms_;
   std::vector<char> lost_;  // [g][panel][column]
@@ -120,7 +131,7 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
       n_(part.n.front().extent),
       blocks_(ceil_div(k_, kBlock)),
       panels_(ceil_div(n_, kPanelColumns)),
-      block_words_(PackerB::block_words(kPanelColumns, std::min<int64_t>(k_, kBlock))),
+      block_words_(spread(PackerB::block_words(kPanelColumns, std::min<int64_t>(k_, kBlock)))),
       along_k_(part.n.front().stride_b != 1),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(), k_),
       b_(part.grid_b, operands.b, operands.eb, part.base_b, winograd_.patches_of_b(along_k_),
@@ -132,16 +143,21 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
       rows_(results_.points.extent()),
       threads_(threads),
       workspaces_(static_cast<size_t>(threads)) {
-  const int64_t most_rows = round_up(kTaskRows * kMostPositions / positions_, kTileRows);
-  // Blocks of rows of nearly equal size, in whole tiles of rows, so that all threads have work.
+  const int64_t share = kMostPositions / positions_;
+  const int64_t most_rows = kTaskRows * share;
+  // Blocks of rows of nearly equal size, in whole tiles of rows. Each reads all kernels.
   const int64_t tiles = ceil_div(rows_, kTileRows);
-  int64_t wanted = ceil_div(rows_, most_rows);
-  if (p_.G * wanted < 4 * threads_)
-    wanted = std::clamp<int64_t>(ceil_div(4 * threads_, p_.G), wanted, ceil_div(tiles, 2));
-  task_rows_ = ceil_div(tiles, std::max<int64_t>(wanted, 1)) * kTileRows;
+  const int64_t wanted = std::clamp<int64_t>(
+      p_.G * rows_ / (kFewestRows * share), threads_, 2 * threads_);
+  const int64_t blocks =
+      std::clamp<int64_t>(ceil_div(wanted, p_.G), ceil_div(rows_, most_rows), tiles);
+  task_rows_ = ceil_div(tiles, std::max(blocks, ceil_div(rows_, most_rows))) * kTileRows;
   row_blocks_ = ceil_div(rows_, task_rows_);
   // Each range of panels transforms the rows again.
   panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, panels_);
+  // All outputs are then multiples of kColumnQuantum apart.
+  stream_ = p_.G * p_.M * n_ * int64_t{sizeof(float)} >= kStreamBytes && n_ % kColumnQuantum == 0 &&
+            reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.g.empty();
   const int64_t panels = p_.G * panels_ * blocks_;
   words_ = Scratch::array<int32_t>({panels, positions_, block_words_});
   exponents_ = Scratch::array<int32_t>({panels, positions_, kPanelColumns});
@@ -151,15 +167,15 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
 }
 
 AlongM::Workspace::Workspace(const AlongM& t)
-    : values(Scratch::array<float>({t.positions_, kBlock})),
-      mantissas(Scratch::array<int16_t>({t.blocks_, t.positions_, t.task_rows_, kBlock})),
+    : values(Scratch::array<float>({t.positions_, kValues})),
+      mantissas(Scratch::array<int16_t>({t.blocks_, t.positions_, t.position_stride(0)})),
       norms(static_cast<size_t>(t.blocks_ * t.positions_ * ceil_div(t.task_rows_, kTileRows))),
       units(static_cast<size_t>(t.blocks_ * t.task_rows_)),
       exponents(static_cast<size_t>(t.blocks_ * t.positions_ * t.task_rows_)),
       bases(static_cast<size_t>(t.task_rows_)),
       lost(static_cast<size_t>(t.task_rows_)),
       row_scales(Scratch::array<float>({t.blocks_, t.positions_, t.task_rows_})),
-      sums(Scratch::array<float>({t.positions_, t.task_rows_, kPanelColumns})) {}
+      sums(Scratch::array<float>({t.positions_, t.sums_stride()})) {}
 
 void AlongM::enlist(std::vector<Stage>* stages) {
   const int64_t panels = p_.G * panels_;
@@ -172,6 +188,9 @@ void AlongM::enlist(std::vector<Stage>* stages) {
                                    auto& w = workspaces_[static_cast<size_t>(worker)];
                                    if (w == nullptr) w = std::make_unique<Workspace>(*this);
                                    for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
+#if defined(__x86_64__)
+                                   if (stream_) _mm_sfence();
+#endif
                                  }});
 }
 
@@ -197,7 +216,6 @@ void AlongM::pack_across(int64_t g, int64_t panel, int64_t block, KernelSpace* s
   b_.find(origin, block * kBlock, k, &s->found);
   s->from.resize(static_cast<size_t>(k * b_.elements()));
   s->scales.resize(s->from.size());
-  s->values.resize(static_cast<size_t>(positions_ * kPanelColumns));
   if (columns(panel) < width(panel))
     std::fill_n(words(g, panel, block), positions_ * block_words_, 0);
   for (int64_t lane = first; lane < first + columns(panel);) {
@@ -213,13 +231,12 @@ void AlongM::pack_across(int64_t g, int64_t panel, int64_t block, KernelSpace* s
                           s->scales.data(),
                           static_cast<int>(k),
                           static_cast<int>(count)};
-    float* const values = s->values.data();
-    kernels_.largest_of_patches(patches, values, kPanelColumns);
-    set_factors(static_cast<int>(positions_), count, kPanelColumns, normalization(tile_), unit,
-                values, exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column,
-                kPanelColumns);
-    kernels_.pack_patches(patches, values, kPanelColumns, words(g, panel, block) + column,
-                          block_words_, width(panel));
+    int32_t* const exponents =
+        exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column;
+    kernels_.pack_patches(patches, normalization(tile_), s->values.as<float>(),
+                          words(g, panel, block) + column, block_words_, width(panel), exponents,
+                          kPanelColumns);
+    add_unit(unit, static_cast<int>(positions_), count, kPanelColumns, exponents);
     for (int64_t i = 0; i < count; ++i) {
       units_.as<int32_t>()[at * kPanelColumns + column + i] = unit;
       if (lost) lost_[static_cast<size_t>((g * panels_ + panel) * kPanelColumns + column + i)] = 1;
@@ -235,7 +252,8 @@ void AlongM::pack_along(int64_t g, int64_t panel, int64_t block, KernelSpace* s)
   const int64_t padded = round_up(k, kColumnQuantum);
   s->from.resize(static_cast<size_t>(b_.elements()));
   s->scales.resize(s->from.size());
-  s->values.assign(static_cast<size_t>(positions_ * kBlock), 0);
+  float* const values = s->values.as<float>();
+  std::fill_n(values, positions_ * kValues, 0.0f);
   s->rows.assign(static_cast<size_t>(positions_ * kRowsAtOnce * row + kSlack), 0);
   b_.find(origin, first, columns(panel), &s->found);
   for (int64_t start = 0; start < columns(panel); start += kRowsAtOnce) {
@@ -259,17 +277,16 @@ void AlongM::pack_along(int64_t g, int64_t panel, int64_t block, KernelSpace* s)
         kernels_.transform_patch(
             {tile_, Transform::kKernel, s->from.data(), s->scales.data(), 1,
              static_cast<int>(count)},
-            s->values.data() + (lane - block * kBlock), kBlock);
+            values + (lane - block * kBlock), kValues);
       });
       units_.as<int32_t>()[at * kPanelColumns + column] = unit;
       if (lost) lost_[static_cast<size_t>((g * panels_ + panel) * kPanelColumns + column)] = 1;
-      for (int64_t p = 0; p < positions_; ++p) {
-        const int32_t exponent = kernels_.quantize_row(
-            s->values.data() + p * kBlock, static_cast<int>(padded), normalization(tile_)[p],
-            s->rows.data() + (p * kRowsAtOnce + column - start) * row);
-        exponents_.as<int32_t>()[(at * positions_ + p) * kPanelColumns + column] =
-            exponent == kAbsent || unit == kAbsent ? kAbsent : unit + exponent;
-      }
+      int32_t* const exponents =
+          exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column;
+      kernels_.quantize_rows(values, kValues, normalization(tile_), static_cast<int>(positions_),
+                             static_cast<int>(padded), s->rows.data() + (column - start) * row,
+                             kRowsAtOnce * row, exponents, kPanelColumns);
+      add_unit(unit, static_cast<int>(positions_), 1, kPanelColumns, exponents);
     }
     for (int64_t p = 0; p < positions_; ++p)
       kernels_.transpose(s->rows.data() + p * kRowsAtOnce * row, row,
@@ -347,20 +364,24 @@ void AlongM::transform_row(const Task& t, int64_t row, int64_t block, Workspace*
     a_.scale(w->found, row, 1, lane, unit, w->from.data(), w->scales.data());
     kernels_.transform_patch({tile_, Transform::kInput, w->from.data(), w->scales.data(), 1,
                               static_cast<int>(piece.end - lane)},
-                             values + (lane - k0), kBlock);
+                             values + (lane - k0), kValues);
     lane = piece.end;
   }
   w->units[static_cast<size_t>(block * task_rows_ + row)] = unit;
   if (lost) w->lost[static_cast<size_t>(row)] = true;
-  for (int64_t p = 0; p < positions_; ++p) {
-    if (padded > k) std::fill(values + p * kBlock + k, values + p * kBlock + padded, 0.0f);
-    int16_t* const to = mantissas(*w, block, p, row);
-    const int32_t exponent =
-        kernels_.quantize_row(values + p * kBlock, static_cast<int>(padded), 1, to);
-    std::fill(to + padded, to + stride(block), int16_t{0});
-    w->exponents[static_cast<size_t>((block * positions_ + p) * task_rows_ + row)] =
-        exponent == kAbsent || unit == kAbsent ? kAbsent : unit + exponent;
-  }
+  int16_t* const to = mantissas(*w, block, 0, row);
+  const int64_t distance = position_stride(block);
+  if (padded > k)
+    for (int64_t p = 0; p < positions_; ++p)
+      std::fill(values + p * kValues + k, values + p * kValues + padded, 0.0f);
+  int32_t* const exponents =
+      &w->exponents[static_cast<size_t>(block * positions_ * task_rows_ + row)];
+  kernels_.quantize_rows(values, kValues, kOnes, static_cast<int>(positions_),
+                         static_cast<int>(padded), to, distance, exponents, task_rows_);
+  add_unit(unit, static_cast<int>(positions_), 1, task_rows_, exponents);
+  if (padded < stride(block))
+    for (int64_t p = 0; p < positions_; ++p)
+      std::fill(to + p * distance + padded, to + p * distance + stride(block), int16_t{0});
 }
 
 // Multiplies the transformed rows by the transformed kernels of a panel.
@@ -404,7 +425,7 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
                                          tile)],
             norms_[static_cast<size_t>(at)]);
         float* const sums =
-            w->sums.as<float>() + (p * task_rows_ + row) * kPanelColumns;
+            w->sums.as<float>() + p * sums_stride() + row * kPanelColumns;
         for (int i = 0; i < kTileRows; ++i) {
           out[i] = sums + i * kPanelColumns;
           in[i] = block == 0 ? kZeros : out[i];
@@ -437,8 +458,8 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
     const bool normal = Bases::normal(base, w->column_bases, count);
     kernels_.transform_back({tile_, Transform::kOutput,
                              w->sums.as<float>() + row * kPanelColumns,
-                             task_rows_ * kPanelColumns, static_cast<int>(width(panel)),
-                             normal ? base : 0, normal ? w->column_bases : kNone, out});
+                             sums_stride(), static_cast<int>(width(panel)), normal ? base : 0,
+                             normal ? w->column_bases : kNone, out, stream_});
     const bool row_lost = w->lost[static_cast<size_t>(row)];
     for (size_t i = 0; i < elements; ++i) {
       if (to[i] == nullptr) continue;

@@ -137,6 +137,7 @@ struct Portable {
     return a;
   }
   static F multiply_add(F a, F b, F c) { return add_float(mul_float(a, b), c); }
+  static float reduce_max_float(F x) { return *std::max_element(x.v, x.v + kLanes); }
   static F max_abs(F a, F b) {
     for (int i = 0; i < kLanes; ++i) a.v[i] = std::max(a.v[i], b.v[i] < 0 ? -b.v[i] : b.v[i]);
     return a;

@@ -76,6 +76,11 @@ struct Avx2 {
   static F mul_float(F a, F b) { return _mm256_mul_ps(a, b); }
   static F sub_float(F a, F b) { return _mm256_sub_ps(a, b); }
   static F multiply_add(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static float reduce_max_float(F x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+  }
   static F max_abs(F a, F b) {
     return _mm256_max_ps(a, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), b));
   }

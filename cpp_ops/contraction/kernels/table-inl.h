@@ -40,9 +40,8 @@ constexpr ContractionKernels make_table() {
           scales_of,
           combine<S>,
           transform_patch<S>,
-          largest_of_patches<S>,
+          quantize_rows<S>,
           pack_patches<S>,
-          quantize_row<S>,
           transform_back<S>,
           peak_dot<S>,
           peak_fma<S>};

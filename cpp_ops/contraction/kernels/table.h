@@ -3,7 +3,6 @@
 #define DFPJAX_CONTRACTION_KERNELS_TABLE_H_
 
 #include <cstdint>
-#include <cstring>
 
 #include "contraction/alignment.h"
 #include "isa/isa.h"
@@ -135,15 +134,11 @@ constexpr int extent_after(Transform transform, int outputs) {
 inline constexpr int kMostPositions = 36;
 inline constexpr float kMostMantissa = 32767;
 // Scales of rows and columns further below their base count as zero, so that sums of products of
-// two scales are normal numbers.
+// two scales are normal numbers. Transformed mantissas with exponents below its negative are zeros.
 inline constexpr int32_t kMostBelowBase = 48;
-// The exponent of transformed mantissas whose largest magnitude this is: the least with which they
-// have 16 bits. Mantissas with one less than -kMostBelowBase count as zeros.
-static inline __attribute__((always_inline)) int32_t exponent_of(float largest) {
-  int32_t bits;
-  std::memcpy(&bits, &largest, sizeof bits);
-  return ((bits + 256) >> 23) - 127 - 14;
-}
+inline constexpr int kMostPatches = 256;  // of one call
+// Of the buffer for a call.
+inline constexpr int64_t kPatchBuffer = int64_t{kMostPatches} * kMostPositions * 16;
 
 // The lanes of `count` patches. Element e of patch k is at from[k * elements + e], and is multiplied
 // by the number in `scales` with the same index, a power of two or zero.
@@ -166,6 +161,7 @@ struct WinogradSums {
   int32_t exponent;
   const int32_t* exponents;
   float* const* out;  // a pointer for each result, or null
+  bool stream;        // they are 64-byte aligned and not needed soon: bypass the caches
 };
 
 struct ContractionKernels {
@@ -256,16 +252,18 @@ struct ContractionKernels {
 
   // Writes lane i of the transform of one patch at position p to out[p * stride + i].
   void (*transform_patch)(const Patches& patch, float* out, int64_t stride);
-  // Writes the largest magnitudes of the transforms, over the patches, to most[p * stride + i], and
-  // zeros beyond the last lane, up to a multiple of kColumnQuantum.
-  void (*largest_of_patches)(const Patches& patches, float* most, int64_t stride);
-  // Transforms patches, multiplies by factors[p * stride + i] and rounds. Writes the words of
-  // patches k and k + 1 to out[p * position_stride + k / 2 * pair_stride + i].
-  void (*pack_patches)(const Patches& patches, const float* factors, int64_t stride, int32_t* out,
-                       int64_t position_stride, int64_t pair_stride);
-  // Quantizes `count` numbers, a multiple of kColumnQuantum, multiplied by `norm`. Returns their
-  // exponent, or kAbsent if all are zero.
-  int32_t (*quantize_row)(const float* from, int count, float norm, int16_t* out);
+  // Quantizes `count` numbers, a multiple of kColumnQuantum, at each position, multiplied by the
+  // position's norm. Sets their exponents; kAbsent if all are zero.
+  void (*quantize_rows)(const float* from, int64_t stride, const float* norms, int positions,
+                        int count, int16_t* out, int64_t out_stride, int32_t* exponents,
+                        int64_t exponent_stride);
+  // Transforms up to kMostPatches patches, multiplies by norms[p] and quantizes, with an exponent
+  // for each lane and position: exponents[p * exponent_stride + i], kAbsent if all are zero. Writes
+  // the words of patches k and k + 1 to out[p * position_stride + k / 2 * pair_stride + i]. The
+  // buffer has kPatchBuffer numbers.
+  void (*pack_patches)(const Patches& patches, const float* norms, float* buffer, int32_t* out,
+                       int64_t position_stride, int64_t pair_stride, int32_t* exponents,
+                       int64_t exponent_stride);
   void (*transform_back)(const WinogradSums& sums);
 
   // Runs a register-only loop of int16 dot products (or float32 multiply-adds) on this path.

@@ -213,70 +213,83 @@ void transform_patch(const Patches& t, float* out, int64_t stride) {
   });
 }
 
-template <class S>
-void largest_of_patches(const Patches& t, float* most, int64_t stride) {
-  with_transform<S>(t, [&](auto all) {
-    using All = decltype(all);
-    for (int lane = 0; lane < t.lanes; lane += S::kLanes) {
-      typename S::F own[All::kResults];
-      for (int p = 0; p < All::kResults; ++p) own[p] = S::broadcast_float(0);
-      for (int k = 0; k < t.count; ++k)
-        transform_lanes<S, All>(t, k, lane,
-                                [&](int p, typename S::F x) { own[p] = S::max_abs(own[p], x); });
-      for (int p = 0; p < All::kResults; ++p) S::store_float(most + p * stride + lane, own[p]);
-    }
-  });
+// What transformed values are multiplied by to be mantissas of 16 bits, given the largest magnitude
+// of the values, and the factor that they are multiplied by besides. Sets their exponent.
+inline float mantissa_factor(float largest, float norm, int32_t* exponent) {
+  largest *= norm < 0 ? -norm : norm;
+  int32_t bits;
+  __builtin_memcpy(&bits, &largest, sizeof bits);
+  // Mantissas are at most 32767.
+  *exponent = ((bits + 256) >> 23) - 127 - 14;
+  if (*exponent < -kMostBelowBase) *exponent = kAbsent;
+  bits = *exponent == kAbsent ? 0 : (127 - *exponent) << 23;
+  float factor;
+  __builtin_memcpy(&factor, &bits, sizeof factor);
+  return factor * norm;
 }
 
 template <class S>
-void pack_patches(const Patches& t, const float* factors, int64_t stride, int32_t* out,
-                  int64_t position_stride, int64_t pair_stride) {
+inline typename S::I to_mantissas(typename S::F x, typename S::F factor) {
+  return S::round_float(S::clip(S::mul_float(x, factor), S::broadcast_float(kMostMantissa)));
+}
+
+template <class S>
+void quantize_rows(const float* from, int64_t stride, const float* norms, int positions, int count,
+                   int16_t* out, int64_t out_stride, int32_t* exponents, int64_t exponent_stride) {
+  using F = typename S::F;
+  for (int p = 0; p < positions; ++p, from += stride, out += out_stride) {
+    F most = S::broadcast_float(0);
+    for (int i = 0; i < count; i += S::kLanes) most = S::max_abs(most, S::load_float(from + i));
+    const F factor = S::broadcast_float(
+        mantissa_factor(S::reduce_max_float(most), norms[p], exponents + p * exponent_stride));
+    for (int i = 0; i < count; i += S::kLanes)
+      S::store_shorts(out + i, to_mantissas<S>(S::load_float(from + i), factor));
+  }
+}
+
+template <class S>
+void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* out,
+                  int64_t position_stride, int64_t pair_stride, int32_t* exponents,
+                  int64_t exponent_stride) {
   with_transform<S>(t, [&](auto all) {
     using All = decltype(all);
     using F = typename S::F;
-    const F most = S::broadcast_float(kMostMantissa);
-    for (int lane = 0; lane < t.lanes; lane += S::kLanes)
-      for (int k = 0; k < t.count; k += 2) {
-        F values[2][All::kResults];
-        const auto set = [&](int half) {
-          transform_lanes<S, All>(t, k + half, lane,
-                                  [&](int p, F x) { values[half][p] = x; });
-        };
-        set(0);
-        if (k + 1 < t.count)
-          set(1);
-        else
-          for (int p = 0; p < All::kResults; ++p) values[1][p] = S::broadcast_float(0);
-        int32_t* const to = out + k / 2 * pair_stride + lane;
-        for (int p = 0; p < All::kResults; ++p) {
-          const F factor = S::load_float(factors + p * stride + lane);
-          const auto low = S::round_float(S::clip(S::mul_float(values[0][p], factor), most));
-          const auto high = S::round_float(S::clip(S::mul_float(values[1][p], factor), most));
-          store_lanes<S>(to + p * position_stride, S::join(low, high), t.lanes - lane);
+    constexpr int kPatch = All::kResults * S::kLanes;
+    for (int lane = 0; lane < t.lanes; lane += S::kLanes) {
+      const int lanes = t.lanes - lane < S::kLanes ? t.lanes - lane : S::kLanes;
+      F most[All::kResults];
+      for (int p = 0; p < All::kResults; ++p) most[p] = S::broadcast_float(0);
+      for (int k = 0; k < t.count; ++k)
+        transform_lanes<S, All>(t, k, lane, [&](int p, F x) {
+          most[p] = S::max_abs(most[p], x);
+          S::store_float(buffer + k * kPatch + p * S::kLanes, x);
+        });
+      if (t.count % 2 != 0)
+        for (int i = 0; i < kPatch; ++i) buffer[t.count * kPatch + i] = 0;
+      float factors[kPatch];
+      for (int p = 0; p < All::kResults; ++p) {
+        float largest[S::kLanes];
+        S::store_float(largest, most[p]);
+        for (int i = 0; i < S::kLanes; ++i) {
+          int32_t exponent;
+          factors[p * S::kLanes + i] = mantissa_factor(largest[i], norms[p], &exponent);
+          if (i < lanes) exponents[p * exponent_stride + lane + i] = exponent;
         }
       }
+      for (int k = 0; k < t.count; k += 2) {
+        const float* const low = buffer + k * kPatch;
+        int32_t* const to = out + k / 2 * pair_stride + lane;
+        for (int p = 0; p < All::kResults; ++p) {
+          const float* const at = low + p * S::kLanes;
+          const F factor = S::load_float(factors + p * S::kLanes);
+          store_lanes<S>(to + p * position_stride,
+                         S::join(to_mantissas<S>(S::load_float(at), factor),
+                                 to_mantissas<S>(S::load_float(at + kPatch), factor)),
+                         lanes);
+        }
+      }
+    }
   });
-}
-
-template <class S>
-int32_t quantize_row(const float* from, int count, float norm, int16_t* out) {
-  using F = typename S::F;
-  F most = S::broadcast_float(0);
-  for (int i = 0; i < count; i += S::kLanes) most = S::max_abs(most, S::load_float(from + i));
-  float lanes[S::kLanes];
-  S::store_float(lanes, most);
-  float largest = 0;
-  for (float x : lanes) largest = x > largest ? x : largest;
-  int32_t exponent = exponent_of(largest * (norm < 0 ? -norm : norm));
-  if (exponent < -kMostBelowBase) exponent = kAbsent;
-  const int32_t bits = exponent == kAbsent ? 0 : (127 - exponent) << 23;
-  float factor;
-  __builtin_memcpy(&factor, &bits, sizeof factor);
-  const F times = S::broadcast_float(factor * norm), limit = S::broadcast_float(kMostMantissa);
-  for (int i = 0; i < count; i += S::kLanes)
-    S::store_shorts(out + i,
-                    S::round_float(S::clip(S::mul_float(S::load_float(from + i), times), limit)));
-  return exponent;
 }
 
 template <class S>
@@ -287,8 +300,10 @@ void transform_back(const WinogradSums& t) {
       const auto factor = S::power(S::load(t.exponents + column), t.exponent);
       All::run([&](int p) { return S::load_float(t.sums + p * t.position_stride + column); },
                [&](int i, typename S::F x) {
-                 if (t.out[i] != nullptr)
-                   S::store_float(t.out[i] + column, S::mul_float(x, factor));
+                 if (t.out[i] == nullptr) return;
+                 x = S::mul_float(x, factor);
+                 t.stream ? S::stream_float(t.out[i] + column, x)
+                          : S::store_float(t.out[i] + column, x);
                });
     }
   };
