@@ -5,6 +5,7 @@
 
 #include "contraction/alignment.h"
 #include "contraction/packing.h"
+#include "contraction/running.h"
 
 namespace dfpjax {
 namespace {
@@ -273,10 +274,14 @@ void add_unit(int32_t unit, int positions, int64_t count, int64_t stride, int32_
     }
 }
 
-bool Bases::normal(int32_t row, const int32_t* columns, int64_t count) {
-  bool normal = true;
-  for (int64_t i = 0; i < count; ++i) normal &= -126 <= row + columns[i] && row + columns[i] <= 127;
-  return normal;
+bool all_normal(int32_t row, const int32_t* columns, int64_t count) {
+  int32_t least = 0, most = 0;
+  if (count > 0) least = most = columns[0];
+  for (int64_t i = 0; i < count; ++i) {
+    least = std::min(least, columns[i]);
+    most = std::max(most, columns[i]);
+  }
+  return is_normal(row + least) && is_normal(row + most);
 }
 
 }  // namespace dfpjax

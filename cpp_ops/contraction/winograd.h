@@ -122,12 +122,8 @@ void add_unit(int32_t unit, int positions, int64_t count, int64_t stride, int32_
 // Distances between positions, in words, that do not fall on the same lines of the first cache.
 inline int64_t spread(int64_t words) { return words + 16; }
 
-// Adds up the base of a row and those of columns.
-class Bases {
- public:
-  // Whether 2^(row + column) is normal for all columns.
-  static bool normal(int32_t row, const int32_t* columns, int64_t count);
-};
+// Whether 2^(row + column) is normal for all columns.
+bool all_normal(int32_t row, const int32_t* columns, int64_t count);
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,

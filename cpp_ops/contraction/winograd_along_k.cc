@@ -1,13 +1,14 @@
 // Winograd tiles along K (wgrad). Stage 1 finds the units of rows and columns. A task of stage 2
 // takes some rows and columns of one split: block by block, it transforms both operands and adds up
 // their products at each position. Stage 3 adds up the splits.
-#include <cstring>
 #include <limits>
 
 #include "contraction/alignment.h"
 #include "contraction/certificate.h"
 #include "contraction/packing.h"
+#include "contraction/running.h"
 #include "contraction/scaling.h"
+#include "contraction/tiled_operand.h"
 #include "contraction/winograd.h"
 #include "runtime/scratch.h"
 
@@ -15,111 +16,9 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-constexpr int64_t kBlockOfTiles = 128;
 constexpr int64_t kTaskTiles = 43;  // of rows
 constexpr int64_t kTaskPanels = 4;
-constexpr int64_t kMostLanes = kPanelColumns;  // transformed together
 constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
-
-// One operand: its units, and its transformed blocks.
-class Side {
- public:
-  Side(const Grid& grid, const int16_t* data, const int32_t* exponents, int64_t base,
-       Patchwork work, std::vector<Dim> g, int64_t Dim::* stride, int64_t lanes, int64_t blocks,
-       const WinogradTile& tile, Transform transform, const ContractionKernels& kernels)
-      : reader_(grid, data, exponents, base, std::move(work), lanes),
-        g_(g, stride, nullptr),
-        lanes_(lanes),
-        blocks_(blocks),
-        tile_(tile),
-        transform_(transform),
-        kernels_(kernels),
-        units_(static_cast<size_t>(g_.extent() * blocks * lanes)),
-        lost_(units_.size()) {}
-
-  struct Space {
-    PatchReader::Found found;
-    std::vector<const int16_t*> from;
-    std::vector<float> scales;
-    Scratch values = Scratch::array<float>({kPatchBuffer});
-  };
-
-  void find_units(int64_t g, int64_t block, Space* s);
-  // The bases of lanes [lane, end) of g, and whether they are lost.
-  void find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const;
-  // Transforms lanes [lane, end) of a block. Lane i of words k and k + 1 at position p goes to
-  // out[p * position_stride + k / 2 * stride + i], its exponent to exponents[p * stride + i].
-  void pack(int64_t g, int64_t block, int64_t lane, int64_t end, Space* s, int32_t* out,
-            int64_t position_stride, int64_t stride, int32_t* exponents) const;
-
-  int64_t size(int64_t block) const {
-    return std::min(kBlockOfTiles, reader_.points() - block * kBlockOfTiles);
-  }
-
- private:
-  const PatchReader reader_;
-  const Axis g_;
-  const int64_t lanes_, blocks_;
-  const WinogradTile tile_;
-  const Transform transform_;
-  const ContractionKernels& kernels_;
-  std::vector<int32_t> units_;  // [g][block][lane]
-  std::vector<char> lost_;
-};
-
-void Side::find_units(int64_t g, int64_t block, Space* s) {
-  const int64_t origin = g_.offset(g), count = size(block);
-  reader_.find(origin, block * kBlockOfTiles, count, &s->found);
-  for (int64_t lane = 0; lane < lanes_;) {
-    const PatchReader::Piece piece = reader_.piece(origin, lane, lanes_, lanes_);
-    bool lost = false;
-    const int32_t unit = reader_.unit(s->found, 0, count, lane, &lost);
-    const auto at = static_cast<size_t>((g * blocks_ + block) * lanes_ + lane);
-    std::fill_n(&units_[at], piece.end - lane, unit);
-    std::fill_n(&lost_[at], piece.end - lane, lost ? 1 : 0);
-    lane = piece.end;
-  }
-}
-
-void Side::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const {
-  const int64_t count = end - lane;
-  std::fill_n(bases, count, kAbsent);
-  std::fill_n(lost, count, 0);
-  for (int64_t block = 0; block < blocks_; ++block) {
-    const auto at = static_cast<size_t>((g * blocks_ + block) * lanes_ + lane);
-    for (int64_t i = 0; i < count; ++i) {
-      bases[i] = std::max(bases[i], units_[at + static_cast<size_t>(i)]);
-      lost[i] |= lost_[at + static_cast<size_t>(i)];
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) bases[i] = bases[i] == kAbsent ? 0 : bases[i];
-}
-
-void Side::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s, int32_t* out,
-                int64_t position_stride, int64_t stride, int32_t* exponents) const {
-  const int64_t origin = g_.offset(g), count = size(block);
-  reader_.find(origin, block * kBlockOfTiles, count, &s->found);
-  s->from.resize(s->found.from.size());
-  s->scales.resize(s->found.from.size());
-  const bool of_b = transform_ != Transform::kInput;
-  for (int64_t lane = first; lane < end;) {
-    const PatchReader::Piece piece = reader_.piece(origin, lane, end, kMostLanes);
-    const int64_t lanes = piece.end - lane, to = lane - first;
-    const int32_t unit =
-        units_[static_cast<size_t>((g * blocks_ + block) * lanes_ + lane)];
-    reader_.scale(s->found, 0, count, lane, unit, s->from.data(), s->scales.data());
-    const Patches patches{tile_,
-                          transform_,
-                          s->from.data(),
-                          s->scales.data(),
-                          static_cast<int>(count),
-                          static_cast<int>(lanes)};
-    kernels_.pack_patches(patches, of_b ? normalization(tile_) : kOnes, s->values.as<float>(),
-                          out + to, position_stride, stride, exponents + to, stride);
-    add_unit(unit, tile_.positions(), lanes, stride, exponents + to);
-    lane = piece.end;
-  }
-}
 
 class AlongK : public Job {
  public:
@@ -133,7 +32,7 @@ class AlongK : public Job {
   };
   struct Workspace {
     explicit Workspace(const AlongK& t);
-    Side::Space space;
+    TiledOperand::Space space;
     Scratch a, b;                                // [position][pair][row or column]
     std::vector<int32_t> of_a, of_b;             // exponents [position][row or column]
     std::vector<int32_t> row_bases, column_bases;
@@ -152,9 +51,9 @@ class AlongK : public Job {
   void multiply(const Task& t, int64_t block, Workspace* w) const;
   void finish(const Task& t, Workspace* w) const;
   void combine(int64_t row) const;
-  // Multiplies totals by 2^(base of the row + those of columns).
-  void scale(int32_t row_base, bool row_lost, const int32_t* bases, const char* lost, int64_t count,
-             float* row) const;
+  void scale(int32_t row, const int32_t* columns, int64_t count, float* totals) const;
+  // Makes totals of lost rows and columns NaN.
+  void lose(bool row, const char* columns, int64_t count, float* totals) const;
 
   int64_t columns(int64_t panel) const {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
@@ -177,7 +76,7 @@ class AlongK : public Job {
   const WinogradTile tile_;
   const Patchwork results_;
   const int64_t positions_, rows_, n_, panels_, blocks_, splits_, taps_;
-  Side a_, b_;
+  TiledOperand a_, b_;
   const Axis c_g_;
   const int threads_;
   int64_t row_ranges_, panel_ranges_, task_rows_, task_panels_;
@@ -211,8 +110,9 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
   const int64_t tiles = ceil_div(rows_, kTileRows);
   row_ranges_ = ceil_div(tiles, kTaskTiles);
   panel_ranges_ = ceil_div(panels_, kTaskPanels);
+  // Each range of rows transforms the columns again, and the other way round.
   const auto tasks = [&] { return p_.G * splits_ * row_ranges_ * panel_ranges_; };
-  while (tasks() < 2 * threads_ && (row_ranges_ < tiles || panel_ranges_ < panels_)) {
+  while (tasks() < threads_ && (row_ranges_ < tiles || panel_ranges_ < panels_)) {
     // Halve the larger side.
     const int64_t rows = rows_ / row_ranges_, wide = n_ / panel_ranges_;
     if (panel_ranges_ < panels_ && (wide >= rows || row_ranges_ == tiles))
@@ -244,10 +144,10 @@ AlongK::Workspace::Workspace(const AlongK& t)
       sums(Scratch::array<float>({t.task_panels_, t.positions_, t.sums_stride()})) {}
 
 void AlongK::enlist(std::vector<Stage>* stages) {
-  for (Side* side : {&a_, &b_})
+  for (TiledOperand* side : {&a_, &b_})
     (*stages)[kPrepare].push_back(
         {p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
-           Side::Space space;
+           TiledOperand::Space space;
            for (int64_t i = low; i < high; ++i)
              side->find_units(i / blocks_, i % blocks_, &space);
          }});
@@ -372,45 +272,45 @@ void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
 // Transforms the sums back, and writes them or keeps them as a part of the sum.
 void AlongK::finish(const Task& t, Workspace* w) const {
   static constexpr int32_t kNone[kPanelColumns] = {};
-  float* out[9];
+  float *to[9], *out[9];
   for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
     const int64_t n0 = panel * kPanelColumns, count = columns(panel);
     const int64_t width = round_up(count, kColumnQuantum);
     const auto local = static_cast<size_t>((panel - t.panel) * kPanelColumns);
+    const int32_t* const bases = &w->column_bases[local];
     for (int64_t row = t.row; row < t.row_end; ++row) {
-      for (int64_t i = 0; i < taps_; ++i)
-        out[i] = splits_ > 1 ? partial(t.split, t.g, row, i) + n0 : w->bounce[i];
-      kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
-                               sums_stride(), static_cast<int>(width), 0, kNone, out, false});
-      if (splits_ > 1) continue;
       Point point;
       results_.points.points(row, row + 1, Point{c_g_.offset(t.g), {}}, &point);
       for (int64_t i = 0; i < taps_; ++i) {
-        float* const to =
-            c_ + point.offset + results_.elements[static_cast<size_t>(i)].offset + n0;
-        std::copy_n(w->bounce[i], count, to);
-        scale(w->row_bases[static_cast<size_t>(row - t.row)],
-              w->lost_rows[static_cast<size_t>(row - t.row)] != 0, &w->column_bases[local],
-              &w->lost_columns[local], count, to);
+        to[i] = c_ + point.offset + results_.elements[static_cast<size_t>(i)].offset + n0;
+        out[i] = splits_ > 1      ? partial(t.split, t.g, row, i) + n0
+                 : count == width ? to[i]
+                                  : w->bounce[i];
+      }
+      const auto at = static_cast<size_t>(row - t.row);
+      const int32_t base = w->row_bases[at];
+      const bool scaled = splits_ == 1 && all_normal(base, bases, count);
+      kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
+                               sums_stride(), static_cast<int>(width), scaled ? base : 0,
+                               scaled ? bases : kNone, out, false});
+      if (splits_ > 1) continue;
+      for (int64_t i = 0; i < taps_; ++i) {
+        if (out[i] != to[i]) std::copy_n(out[i], count, to[i]);
+        if (!scaled) scale(base, bases, count, to[i]);
+        lose(w->lost_rows[at] != 0, &w->lost_columns[local], count, to[i]);
       }
     }
   }
 }
 
-void AlongK::scale(int32_t row_base, bool row_lost, const int32_t* bases, const char* lost,
-                   int64_t count, float* row) const {
-  if (Bases::normal(row_base, bases, count)) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int32_t bits = (row_base + bases[i] + 127) << 23;
-      float factor;
-      std::memcpy(&factor, &bits, sizeof factor);
-      row[i] *= factor;
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) row[i] = scale_once(row[i], int64_t{row_base} + bases[i]);
-  }
+// Multiplies totals by 2^(row + column).
+void AlongK::scale(int32_t row, const int32_t* columns, int64_t count, float* totals) const {
+  for (int64_t i = 0; i < count; ++i) totals[i] = scale_once(totals[i], int64_t{row} + columns[i]);
+}
+
+void AlongK::lose(bool row, const char* columns, int64_t count, float* totals) const {
   for (int64_t i = 0; i < count; ++i)
-    if (row_lost || lost[i] != 0) row[i] = std::numeric_limits<float>::quiet_NaN();
+    if (row || columns[i] != 0) totals[i] = std::numeric_limits<float>::quiet_NaN();
 }
 
 // Adds up the splits of a row of G x rows.
@@ -425,11 +325,21 @@ void AlongK::combine(int64_t index) const {
   b_.find_bases(g, 0, n_, bases.data(), lost.data());
   Point point;
   results_.points.points(row, row + 1, Point{c_g_.offset(g), {}}, &point);
+  const bool normal = all_normal(row_base, bases.data(), n_);
+  std::vector<float> factors(size);
+  if (normal)
+    for (size_t i = 0; i < size; ++i) factors[i] = power_of_two(row_base + bases[i]);
+  const bool any_lost =
+      row_lost != 0 || std::any_of(lost.begin(), lost.end(), [](char x) { return x != 0; });
   for (int64_t i = 0; i < taps_; ++i) {
     float* const to = c_ + point.offset + results_.elements[static_cast<size_t>(i)].offset;
     kernels_.combine(partial(0, g, row, i), partial(1, g, row, i) - partial(0, g, row, i), splits_,
                      n_, nullptr, 1.0f, to);
-    scale(row_base, row_lost != 0, bases.data(), lost.data(), n_, to);
+    if (normal)
+      for (size_t j = 0; j < size; ++j) to[j] *= factors[j];
+    else
+      scale(row_base, bases.data(), n_, to);
+    if (any_lost) lose(row_lost != 0, lost.data(), n_, to);
   }
 }
 

@@ -111,6 +111,8 @@ struct AllAxes {
   static constexpr int kOut = extent_after(kTransform, kTile);
   static constexpr int kElements = kAxes == 2 ? kIn * kIn : kIn;
   static constexpr int kResults = kAxes == 2 ? kOut * kOut : kOut;
+  // Whether results that are needed twice are kept: those of kernels are soon computed again.
+  static constexpr bool kKept = kTransform != Transform::kKernel;
 
   static void along(const F* from, F* out) {
     if constexpr (kTransform == Transform::kInput) Axis::input(from, out);
@@ -247,6 +249,21 @@ void quantize_rows(const float* from, int64_t stride, const float* norms, int po
   }
 }
 
+// Sets factors and exponents of `lanes` lanes, given the largest magnitudes at each position.
+template <class S, int kPositions>
+inline void set_factors(const typename S::F* most, const float* norms, int lanes, float* factors,
+                        int32_t* exponents, int64_t exponent_stride) {
+  for (int p = 0; p < kPositions; ++p) {
+    float largest[S::kLanes];
+    S::store_float(largest, most[p]);
+    for (int i = 0; i < S::kLanes; ++i) {
+      int32_t exponent;
+      factors[p * S::kLanes + i] = mantissa_factor(largest[i], norms[p], &exponent);
+      if (i < lanes) exponents[p * exponent_stride + i] = exponent;
+    }
+  }
+}
+
 template <class S>
 void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* out,
                   int64_t position_stride, int64_t pair_stride, int32_t* exponents,
@@ -262,22 +279,20 @@ void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* 
       for (int k = 0; k < t.count; ++k)
         transform_lanes<S, All>(t, k, lane, [&](int p, F x) {
           most[p] = S::max_abs(most[p], x);
-          S::store_float(buffer + k * kPatch + p * S::kLanes, x);
+          if (All::kKept) S::store_float(buffer + k * kPatch + p * S::kLanes, x);
         });
-      if (t.count % 2 != 0)
-        for (int i = 0; i < kPatch; ++i) buffer[t.count * kPatch + i] = 0;
       float factors[kPatch];
-      for (int p = 0; p < All::kResults; ++p) {
-        float largest[S::kLanes];
-        S::store_float(largest, most[p]);
-        for (int i = 0; i < S::kLanes; ++i) {
-          int32_t exponent;
-          factors[p * S::kLanes + i] = mantissa_factor(largest[i], norms[p], &exponent);
-          if (i < lanes) exponents[p * exponent_stride + lane + i] = exponent;
-        }
-      }
+      set_factors<S, All::kResults>(most, norms, lanes, factors, exponents + lane,
+                                    exponent_stride);
       for (int k = 0; k < t.count; k += 2) {
-        const float* const low = buffer + k * kPatch;
+        float* const low = All::kKept ? buffer + k * kPatch : buffer;
+        if constexpr (!All::kKept)
+          for (int i = 0; i < 2 && k + i < t.count; ++i)
+            transform_lanes<S, All>(t, k + i, lane, [&](int p, F x) {
+              S::store_float(low + i * kPatch + p * S::kLanes, x);
+            });
+        if (k + 1 == t.count)
+          for (int i = 0; i < kPatch; ++i) low[kPatch + i] = 0;
         int32_t* const to = out + k / 2 * pair_stride + lane;
         for (int p = 0; p < All::kResults; ++p) {
           const float* const at = low + p * S::kLanes;

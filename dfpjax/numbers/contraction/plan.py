@@ -63,6 +63,9 @@ _SPLITS_MULTIPLE = 16
 _MIN_BLOCKS_PER_SPLIT = 4
 _ROWS_PER_UNIT = 96
 _LANES_PER_UNIT = 256
+_ROWS_PER_RANGE = 264
+_COLUMNS_PER_RANGE = 256
+_MIN_TILE_BLOCKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,9 @@ def _winograd_part(tile: int, c: Contraction, loops: Loops) -> Part:
     along_k = has_tiles_along_k(loops)
     if along_k:
         channels, tiles = extent(unwindowed(loops.m)), tiles_along(loops.k, tile)
-        of_split = _blocks_per_split(_groups(c, loops), channels, extent(loops.n), tiles, TILES_BLOCK)
+        ranges = _groups(c, loops) * -(-channels // _ROWS_PER_RANGE) * -(-extent(loops.n) // _COLUMNS_PER_RANGE)
+        blocks = -(-tiles // TILES_BLOCK)
+        of_split = -(-blocks // min(-(-_SPLITS_MULTIPLE // ranges), -(-blocks // _MIN_TILE_BLOCKS)))
     else:  # the transformed sums of all blocks are transformed back together
         of_split = max(1, -(-extent(unwindowed(loops.k)) // BLOCK))
     return Part(**vars(loops), blocks_per_split=of_split, tile=tile, tiles_along_k=along_k)
