@@ -264,6 +264,8 @@ inline void set_factors(const typename S::F* most, const float* norms, int lanes
   }
 }
 
+constexpr int kPatchesAtOnce = 32;
+
 template <class S>
 void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* out,
                   int64_t position_stride, int64_t pair_stride, int32_t* exponents,
@@ -284,23 +286,26 @@ void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* 
       float factors[kPatch];
       set_factors<S, All::kResults>(most, norms, lanes, factors, exponents + lane,
                                     exponent_stride);
-      for (int k = 0; k < t.count; k += 2) {
-        float* const low = All::kKept ? buffer + k * kPatch : buffer;
+      // Some patches at a time, so that the words of a position are written in one go.
+      for (int first = 0; first < t.count; first += kPatchesAtOnce) {
+        const int count = t.count - first < kPatchesAtOnce ? t.count - first : kPatchesAtOnce;
+        float* const values = All::kKept ? buffer + first * kPatch : buffer;
         if constexpr (!All::kKept)
-          for (int i = 0; i < 2 && k + i < t.count; ++i)
-            transform_lanes<S, All>(t, k + i, lane, [&](int p, F x) {
-              S::store_float(low + i * kPatch + p * S::kLanes, x);
+          for (int k = 0; k < count; ++k)
+            transform_lanes<S, All>(t, first + k, lane, [&](int p, F x) {
+              S::store_float(values + k * kPatch + p * S::kLanes, x);
             });
-        if (k + 1 == t.count)
-          for (int i = 0; i < kPatch; ++i) low[kPatch + i] = 0;
-        int32_t* const to = out + k / 2 * pair_stride + lane;
+        if (count % 2 != 0)
+          for (int i = 0; i < kPatch; ++i) values[count * kPatch + i] = 0;
         for (int p = 0; p < All::kResults; ++p) {
-          const float* const at = low + p * S::kLanes;
           const F factor = S::load_float(factors + p * S::kLanes);
-          store_lanes<S>(to + p * position_stride,
-                         S::join(to_mantissas<S>(S::load_float(at), factor),
-                                 to_mantissas<S>(S::load_float(at + kPatch), factor)),
-                         lanes);
+          const float* from = values + p * S::kLanes;
+          int32_t* to = out + p * position_stride + first / 2 * pair_stride + lane;
+          for (int k = 0; k < count; k += 2, from += 2 * kPatch, to += pair_stride)
+            store_lanes<S>(to,
+                           S::join(to_mantissas<S>(S::load_float(from), factor),
+                                   to_mantissas<S>(S::load_float(from + kPatch), factor)),
+                           lanes);
         }
       }
     }
