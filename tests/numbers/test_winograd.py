@@ -50,7 +50,7 @@ def test_several_blocks_and_splits_are_among_the_cases():
     plan, *_ = problem(of_case("deep", "fprop"), normal, blocks=BOTH, algorithm="winograd4")
     assert plan.parts[0].blocks_per_split == 2
     plan, *_ = problem(of_case("wide", "wgrad"), normal, blocks=BOTH, algorithm="winograd2")
-    assert plan.parts[0].blocks_per_split == 4  # of 12
+    assert plan.parts[0].blocks_per_split == 2  # of 12
 
 
 @pytest.mark.parametrize("tiles", TILES)
@@ -270,15 +270,22 @@ def test_the_choice():
     assert choose(large, "winograd4", strides=(2, 2)) == ("direct", "a stride or dilation of 2")
 
 
-def test_the_choice_is_made_by_a_table(monkeypatch):
-    monkeypatch.setattr(algorithm, "LEAST", algorithm.Least(channels=64, columns=64, outputs=4))
-    choose_algorithm.cache_clear()
-    large = (2, 8, 8, 64), (3, 3, 64, 64)
+def test_auto_takes_what_it_expects_to_be_fastest(monkeypatch):
+    many = (32, 56, 56, 64), (3, 3, 64, 64)
     for which in ("fprop", "dgrad", "wgrad"):
-        assert choose(large, "auto", which) == ("winograd4", "4.0x fewer products")
-    assert choose(((2, 8, 8, 63), (3, 3, 63, 64)), "auto") == ("direct", "63 channels, below 64")
-    assert choose(((2, 8, 8, 64), (3, 3, 64, 60)), "auto") == ("direct", "60 channels, below 64")
-    assert choose(((2, 3, 8, 64), (3, 3, 64, 64)), "auto") == ("direct", "3 outputs along an axis, below 4")
+        assert choose(many, "auto", which) == ("winograd4", "4.0x fewer products")
+    assert choose(((1, 14, 14, 512), (3, 3, 512, 512)), "auto") == ("winograd2", "2.2x fewer products")
+    few = (1, 7, 7, 512), (3, 3, 512, 512)  # the transform of the kernel takes longer than the products
+    for which, other in (("fprop", "winograd2"), ("dgrad", "winograd2"), ("wgrad", "winograd4")):
+        choice = choose(few, "auto", which)
+        assert choice.algorithm == "direct" and choice.reason.startswith(f"{other} is expected to take ")
+    assert choose(((32, 56, 56, 4), (3, 3, 4, 64)), "auto").algorithm == "direct"
+
+    cost = algorithm.Cost(product=4, per_channel=0, per_tile=0)
+    monkeypatch.setattr(algorithm, "COSTS", {(4, False): cost})
+    choose_algorithm.cache_clear()
+    assert choose(many, "auto") == ("direct", "winograd4 is expected to take 1.00x its time")
+    assert choose(many, "auto", "wgrad") == ("direct", "no Winograd algorithm is ever faster")
     choose_algorithm.cache_clear()
 
 
