@@ -282,7 +282,7 @@ def test_auto_takes_what_it_expects_to_be_fastest(monkeypatch):
     assert choose(((32, 56, 56, 4), (3, 3, 4, 64)), "auto").algorithm == "direct"
 
     cost = algorithm.Cost(product=4, per_channel=0, per_tile=0)
-    monkeypatch.setattr(algorithm, "COSTS", {(4, False): cost})
+    monkeypatch.setattr(algorithm, "COSTS", {(4, 2, False): cost})
     choose_algorithm.cache_clear()
     assert choose(many, "auto") == ("direct", "winograd4 is expected to take 1.00x its time")
     assert choose(many, "auto", "wgrad") == ("direct", "no Winograd algorithm is ever faster")

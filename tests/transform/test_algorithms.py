@@ -131,7 +131,7 @@ def sharded(function, specs, *args):
 def test_the_shapes_of_the_whole_decide(specs, monkeypatch):
     """A device has half of the examples, or of the output channels: too few of them by themselves."""
     cost = algorithm.Cost(product=0, per_channel=20, per_tile=3.5)
-    monkeypatch.setattr(algorithm, "COSTS", {(4, False): cost})
+    monkeypatch.setattr(algorithm, "COSTS", {(4, 2, False): cost})
     algorithm.choose_algorithm.cache_clear()
     x, w = arrays((2, 6, 6, 16), (3, 3, 16, 64))
 

@@ -48,13 +48,15 @@ class Cost:
 
 # Fitted to times of shapes from 16 to 512 channels and from 1 to 30000 tiles, on two cores of a Zen 4 with
 # AVX-512 VNNI. The machine must not decide: its choice would change the bits of results.
-COSTS: dict[tuple[int, bool], Cost] = {
-    (2, False): Cost(product=1.15, per_channel=27, per_tile=25),
-    (4, False): Cost(product=1.3, per_channel=30, per_tile=46),
-    (4, True): Cost(product=1.6, per_channel=40, per_tile=46),
+COSTS: dict[tuple[int, int, bool], Cost] = {
+    (2, 2, False): Cost(product=1.15, per_channel=27, per_tile=25),
+    (4, 1, False): Cost(product=1.25, per_channel=17, per_tile=46),
+    (4, 2, False): Cost(product=1.3, per_channel=30, per_tile=46),
+    (4, 1, True): Cost(product=1.4, per_channel=15, per_tile=46),
+    (4, 2, True): Cost(product=1.6, per_channel=40, per_tile=46),
 }
-"""Those that "auto" takes into account: for the outputs of a tile along an axis, and whether tiles lie along
-the contracted index, as in wgrad. There, tiles of 2 are never faster than both alternatives."""
+"""Those that "auto" takes into account: for the outputs of a tile along an axis, the number of axes, and
+whether tiles lie along the contracted index, as in wgrad. The others are never the fastest."""
 
 _LEAST_GAIN = 0.95
 """Relative time from which on "auto" stays with the direct products."""
@@ -186,7 +188,7 @@ def relative_time(loops: Loops, tile: int) -> float | None:
     """The time that a Winograd algorithm is expected to take, as a multiple of the direct products' time;
     None if it is never the fastest."""
     along_k = has_tiles_along_k(loops)
-    cost = COSTS.get((tile, along_k))
+    cost = COSTS.get((tile, len(loops.bounds), along_k))
     if cost is None:
         return None
     channels = extent(unwindowed(loops.m if along_k else loops.k))

@@ -173,7 +173,9 @@ def _winograd_part(tile: int, c: Contraction, loops: Loops) -> Part:
     along_k = has_tiles_along_k(loops)
     if along_k:
         channels, tiles = extent(unwindowed(loops.m)), tiles_along(loops.k, tile)
-        ranges = _groups(c, loops) * -(-channels // _ROWS_PER_RANGE) * -(-extent(loops.n) // _COLUMNS_PER_RANGE)
+        ranges = (
+            _groups(c, loops) * -(-channels // _ROWS_PER_RANGE) * -(-extent(loops.n) // _COLUMNS_PER_RANGE)
+        )
         blocks = -(-tiles // TILES_BLOCK)
         of_split = -(-blocks // min(-(-_SPLITS_MULTIPLE // ranges), -(-blocks // _MIN_TILE_BLOCKS)))
     else:  # the transformed sums of all blocks are transformed back together
