@@ -7,8 +7,9 @@
 namespace dfpjax {
 namespace {
 
-constexpr int64_t kVersion = 3;
-constexpr int64_t kPartHeader = 11, kDimFields = 8, kWindowFields = 3, kGridFields = 5;
+// Version 2, of programs that jax.export has serialized, had no tiles.
+constexpr int64_t kVersion = 3, kVersionWithoutTiles = 2;
+constexpr int64_t kPartHeader = 10, kDimFields = 8, kWindowFields = 3, kGridFields = 5;
 constexpr int64_t kMaxExtent = int64_t{1} << 40;  // of one dimension and of a flattened index
 
 // The closed interval of the values that an address or a coordinate can take. After an overflow it
@@ -298,7 +299,9 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
                         std::vector<Part>* parts) {
   Decoder in(code, size);
   if (!in.has(2)) return "plan: truncated";
-  if (in.next() != kVersion) return "plan: unknown version";
+  const int64_t version = in.next();
+  if (version != kVersion && version != kVersionWithoutTiles) return "plan: unknown version";
+  const int64_t header = kPartHeader + (version == kVersion ? 1 : 0);
   const int64_t grids = in.next();
   if (grids != 0 && grids != 2) return "plan: a number of grids is out of range";
   if (!in.has(grids * kGridFields + 1)) return "plan: truncated";
@@ -309,12 +312,12 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     if (!error.empty()) return "plan: " + error;
   }
   const int64_t count = in.next();
-  if (count < 0 || !in.has(count) || !in.has(count * kPartHeader)) return "plan: truncated";
+  if (count < 0 || !in.has(count) || !in.has(count * header)) return "plan: truncated";
   parts->reserve(static_cast<size_t>(count));
   int64_t missing = sizes.c;  // outputs that no part has written yet
   int64_t products = 0;
   for (int64_t i = 0; i < count; ++i) {
-    if (!in.has(kPartHeader)) return "plan: truncated";
+    if (!in.has(header)) return "plan: truncated";
     Part p;
     const int64_t mode = in.next();
     if (mode < 0 || mode > 3) return "plan: unknown mode";
@@ -326,7 +329,7 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
     p.base_b = in.next();
     p.base_c = in.next();
     p.blocks_per_split = in.next();
-    const int64_t tile = in.next();
+    const int64_t tile = version == kVersion ? in.next() : 0;
     if (tile < 0 || tile > 4) return "plan: a tile is out of range";
     p.tile = static_cast<int>(tile);
     int64_t dims[4], windows = 0, total = 0;
