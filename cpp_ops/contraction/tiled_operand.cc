@@ -40,7 +40,8 @@ void TiledOperand::find_units(int64_t g, int64_t block, Space* s) {
   }
 }
 
-void TiledOperand::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const {
+void TiledOperand::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases,
+                              char* lost) const {
   const int64_t count = end - lane;
   std::fill_n(bases, count, kAbsent);
   std::fill_n(lost, count, 0);
@@ -54,8 +55,9 @@ void TiledOperand::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bas
   for (int64_t i = 0; i < count; ++i) bases[i] = bases[i] == kAbsent ? 0 : bases[i];
 }
 
-void TiledOperand::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s, int32_t* out,
-                int64_t position_stride, int64_t stride, int32_t* exponents) const {
+void TiledOperand::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s,
+                        int32_t* out, int64_t position_stride, int64_t stride,
+                        int32_t* exponents) const {
   const int64_t origin = g_.offset(g), count = size(block);
   reader_.find(origin, block * kBlockOfTiles, count, &s->found);
   s->from.resize(s->found.from.size());
@@ -64,8 +66,7 @@ void TiledOperand::pack(int64_t g, int64_t block, int64_t first, int64_t end, Sp
   for (int64_t lane = first; lane < end;) {
     const PatchReader::Piece piece = reader_.piece(origin, lane, end, kMostLanes);
     const int64_t lanes = piece.end - lane, to = lane - first;
-    const int32_t unit =
-        units_[static_cast<size_t>((g * blocks_ + block) * lanes_ + lane)];
+    const int32_t unit = units_[static_cast<size_t>((g * blocks_ + block) * lanes_ + lane)];
     reader_.scale(s->found, 0, count, lane, unit, s->from.data(), s->scales.data());
     const Patches patches{tile_,
                           transform_,

@@ -11,7 +11,7 @@
 
 namespace dfpjax {
 
-inline constexpr int64_t kBlockOfTiles = 128;  // of k
+inline constexpr int64_t kBlockOfTiles = kMostPatches;  // of k
 
 // One operand of a part whose tiles lie along K: its units, and its transformed blocks.
 class TiledOperand {

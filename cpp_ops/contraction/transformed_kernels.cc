@@ -5,7 +5,7 @@
 namespace dfpjax {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 16;          // where channels are contiguous
+constexpr int64_t kRowsAtOnce = 16;       // where channels are contiguous
 constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
 
 }  // namespace
@@ -19,11 +19,10 @@ TransformedKernels::TransformedKernels(const WinogradPart& part, const int16_t* 
       n_(part.part().n.front().extent),
       blocks_(ceil_div(k_, kBlock)),
       panels_(ceil_div(n_, kPanelColumns)),
-      block_words_(
-          spread(PackerB::block_words(kPanelColumns, std::min<int64_t>(k_, kBlock)))),
+      block_words_(spread(PackerB::block_words(kPanelColumns, std::min<int64_t>(k_, kBlock)))),
       along_k_(part.part().n.front().stride_b != 1),
-      reader_(part.part().grid_b, data, exponents, part.part().base_b,
-              part.patches_of_b(along_k_), std::max(k_, n_)),
+      reader_(part.part().grid_b, data, exponents, part.part().base_b, part.patches_of_b(along_k_),
+              std::max(k_, n_)),
       g_(part.part().g, &Dim::stride_b, nullptr),
       words_(Scratch::array<int32_t>({all_panels(), blocks_, positions_, block_words_})),
       exponents_(Scratch::array<int32_t>({all_panels(), blocks_, positions_, kPanelColumns})),
@@ -66,8 +65,7 @@ void TransformedKernels::pack_across(int64_t g, int64_t panel, int64_t block, Sp
                           s->scales.data(),
                           static_cast<int>(k),
                           static_cast<int>(count)};
-    int32_t* const exponents =
-        exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column;
+    int32_t* const exponents = exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column;
     kernels_.pack_patches(patches, normalization(tile_), s->values.as<float>(),
                           words_at(g, panel, block) + column, block_words_, width(panel), exponents,
                           kPanelColumns);
@@ -109,10 +107,9 @@ void TransformedKernels::pack_along(int64_t g, int64_t panel, int64_t block, Spa
       });
       for_pieces([&](int64_t lane, int64_t count) {
         reader_.scale(s->found, column, 1, lane, unit, s->from.data(), s->scales.data());
-        kernels_.transform_patch(
-            {tile_, Transform::kKernel, s->from.data(), s->scales.data(), 1,
-             static_cast<int>(count)},
-            values + (lane - block * kBlock), kValues);
+        kernels_.transform_patch({tile_, Transform::kKernel, s->from.data(), s->scales.data(), 1,
+                                  static_cast<int>(count)},
+                                 values + (lane - block * kBlock), kValues);
       });
       units(g, panel, block)[column] = unit;
       if (lost) lost_[static_cast<size_t>((g * panels_ + panel) * kPanelColumns + column)] = 1;

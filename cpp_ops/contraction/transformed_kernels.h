@@ -30,9 +30,7 @@ class TransformedKernels {
 
   int64_t blocks() const { return blocks_; }
   int64_t panels() const { return panels_; }
-  int64_t channels(int64_t block) const {
-    return std::min<int64_t>(kBlock, k_ - block * kBlock);
-  }
+  int64_t channels(int64_t block) const { return std::min<int64_t>(kBlock, k_ - block * kBlock); }
   int64_t columns(int64_t panel) const {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
   }

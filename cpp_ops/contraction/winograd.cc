@@ -49,7 +49,7 @@ const float* normalization(const WinogradTile& tile) {
 }
 
 const float kOnes[kMostPositions] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                    1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+                                     1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 WinogradPart::WinogradPart(const Part& part)
     : p_(part), tile_{part.tile, static_cast<int>(part.windows.size())} {
@@ -99,8 +99,10 @@ std::vector<Point> WinogradPart::elements(int extent, int64_t (*step)(const Wino
 Patchwork WinogradPart::patches_of_a() const {
   std::vector<Window> windows = p_.windows;
   for (size_t w = 0; w < windows.size(); ++w) windows[w].offset = axes_[w].origin;
-  Patchwork work{Axis(tiled_dims(true), &Dim::stride_a, &windows), make_origin(windows),
-                 make_bounds(windows), {}};
+  Patchwork work{Axis(tiled_dims(true), &Dim::stride_a, &windows),
+                 make_origin(windows),
+                 make_bounds(windows),
+                 {}};
   const int extent = tile_.points();
   work.elements.resize(static_cast<size_t>(tile_.power(extent)));
   for (int i = 0; i < static_cast<int>(work.elements.size()); ++i) {
@@ -117,40 +119,40 @@ Patchwork WinogradPart::patches_of_a() const {
 
 Patchwork WinogradPart::patches_of_b(bool points_are_columns) const {
   if (along_m())
-    return {Axis({points_are_columns ? p_.n.front() : channels()}, &Dim::stride_b, nullptr),
-            {},
-            {},
-            elements(
-                kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_b; },
-                false)};
+    return {
+        Axis({points_are_columns ? p_.n.front() : channels()}, &Dim::stride_b, nullptr),
+        {},
+        {},
+        elements(
+            kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_b; }, false)};
   std::vector<Window> windows;
   for (const WinogradAxis& axis : axes_)
     windows.push_back({axis.tiled.extent, axis.tiled.stride_b, 0});
-  return {Axis(tiled_dims(false), &Dim::stride_b, &windows),
-          {},
-          make_bounds(windows),
-          elements(
-              tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_b; },
-              true)};
+  return {
+      Axis(tiled_dims(false), &Dim::stride_b, &windows),
+      {},
+      make_bounds(windows),
+      elements(
+          tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_b; }, true)};
 }
 
 Patchwork WinogradPart::results() const {
   if (!along_m())
-    return {Axis({channels()}, &Dim::stride_c, nullptr),
-            {},
-            {},
-            elements(
-                kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_c; },
-                false)};
+    return {
+        Axis({channels()}, &Dim::stride_c, nullptr),
+        {},
+        {},
+        elements(
+            kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_c; }, false)};
   std::vector<Window> windows;
   for (const WinogradAxis& axis : axes_)
     windows.push_back({axis.tiled.extent, axis.tiled.stride_c, 0});
-  return {Axis(tiled_dims(false), &Dim::stride_c, &windows),
-          {},
-          make_bounds(windows),
-          elements(
-              tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_c; },
-              true)};
+  return {
+      Axis(tiled_dims(false), &Dim::stride_c, &windows),
+      {},
+      make_bounds(windows),
+      elements(
+          tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_c; }, true)};
 }
 
 PatchReader::PatchReader(const Grid& grid, const int16_t* data, const int32_t* exponents,
@@ -252,8 +254,8 @@ void PatchReader::scale(const Found& found, int64_t first, int64_t count, int64_
       continue;
     }
     from[i] = found.from[at] + lane;
-    const int32_t below = unit - exponent(found.exponents[at] + column);
-    const int32_t bits = below > kMostBelow ? 0 : (127 - below) << 23;
+    const int32_t own = exponent(found.exponents[at] + column), below = unit - own;
+    const int32_t bits = own == kAbsent || below > kMostBelow ? 0 : (127 - below) << 23;
     std::memcpy(&scales[i], &bits, sizeof bits);
   }
 }

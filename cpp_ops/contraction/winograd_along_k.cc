@@ -33,13 +33,13 @@ class AlongK : public Job {
   struct Workspace {
     explicit Workspace(const AlongK& t);
     TiledOperand::Space space;
-    Scratch a, b;                                // [position][pair][row or column]
-    std::vector<int32_t> of_a, of_b;             // exponents [position][row or column]
+    Scratch a, b;                     // [position][pair][row or column]
+    std::vector<int32_t> of_a, of_b;  // exponents [position][row or column]
     std::vector<int32_t> row_bases, column_bases;
     std::vector<char> lost_rows, lost_columns;
-    std::vector<Norms> a_norms, b_norms;         // [position][tile or panel]
-    Scratch row_scales, column_scales;           // [position][row or column]
-    Scratch sums;                                // [panel][position][row][column]
+    std::vector<Norms> a_norms, b_norms;  // [position][tile or panel]
+    Scratch row_scales, column_scales;    // [position][row or column]
+    Scratch sums;                         // [panel][position][row][column]
     alignas(64) float memory[kTileRows * kPanelColumns];
     alignas(64) float bounce[9][kPanelColumns];
     int64_t lengths[kChainLengths] = {};
@@ -60,8 +60,8 @@ class AlongK : public Job {
   }
   int64_t sums_stride() const { return spread(task_rows_ * kPanelColumns); }  // between positions
   float* sums(const Workspace& w, const Task& t, int64_t panel, int64_t p, int64_t row) const {
-    return w.sums.as<float>() +
-           ((panel - t.panel) * positions_ + p) * sums_stride() + row * kPanelColumns;
+    return w.sums.as<float>() + ((panel - t.panel) * positions_ + p) * sums_stride() +
+           row * kPanelColumns;
   }
   float* partial(int64_t split, int64_t g, int64_t row, int64_t tap) const {
     return partial_.as<float>() +
@@ -123,8 +123,7 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
   task_rows_ = ceil_div(tiles, row_ranges_) * kTileRows;
   task_panels_ = ceil_div(panels_, panel_ranges_);
   if (splits_ > 1)
-    partial_ =
-        Scratch::array<float>({splits_, p_.G, rows_, taps_, round_up(n_, kColumnQuantum)});
+    partial_ = Scratch::array<float>({splits_, p_.G, rows_, taps_, round_up(n_, kColumnQuantum)});
 }
 
 AlongK::Workspace::Workspace(const AlongK& t)
@@ -145,12 +144,11 @@ AlongK::Workspace::Workspace(const AlongK& t)
 
 void AlongK::enlist(std::vector<Stage>* stages) {
   for (TiledOperand* side : {&a_, &b_})
-    (*stages)[kPrepare].push_back(
-        {p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
-           TiledOperand::Space space;
-           for (int64_t i = low; i < high; ++i)
-             side->find_units(i / blocks_, i % blocks_, &space);
-         }});
+    (*stages)[kPrepare].push_back({p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
+                                     TiledOperand::Space space;
+                                     for (int64_t i = low; i < high; ++i)
+                                       side->find_units(i / blocks_, i % blocks_, &space);
+                                   }});
   (*stages)[kCompute].push_back({p_.G * splits_ * row_ranges_ * panel_ranges_, 1,
                                  [this](int worker, int64_t low, int64_t high) {
                                    auto& w = workspaces_[static_cast<size_t>(worker)];
@@ -158,10 +156,9 @@ void AlongK::enlist(std::vector<Stage>* stages) {
                                    for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
                                  }});
   if (splits_ == 1) return;
-  (*stages)[kCombine].push_back(
-      {p_.G * rows_, 1, [this](int, int64_t low, int64_t high) {
-         for (int64_t i = low; i < high; ++i) combine(i);
-       }});
+  (*stages)[kCombine].push_back({p_.G * rows_, 1, [this](int, int64_t low, int64_t high) {
+                                   for (int64_t i = low; i < high; ++i) combine(i);
+                                 }});
 }
 
 AlongK::Task AlongK::task(int64_t i) const {
@@ -217,11 +214,11 @@ void AlongK::pack(const Task& t, int64_t block, Workspace* w) const {
     int32_t* const exponents = &w->of_b[static_cast<size_t>(local * positions_ * kPanelColumns)];
     b_.pack(t.g, block, n, n + columns(panel), &w->space, out, kWordsOfB, kPanelColumns, exponents);
     for (int64_t p = 0; p < positions_; ++p) {
-      kernels_.norms_pairs(out + p * kWordsOfB, kPanelColumns, static_cast<int>(columns(panel)), pairs,
-                           kPanelColumns,
+      kernels_.norms_pairs(out + p * kWordsOfB, kPanelColumns, static_cast<int>(columns(panel)),
+                           pairs, kPanelColumns,
                            &w->b_norms[static_cast<size_t>(local * positions_ + p)]);
-      std::fill(exponents + p * kPanelColumns + columns(panel),
-                exponents + (p + 1) * kPanelColumns, kAbsent);
+      std::fill(exponents + p * kPanelColumns + columns(panel), exponents + (p + 1) * kPanelColumns,
+                kAbsent);
       scales_below(exponents + p * kPanelColumns,
                    &w->column_bases[static_cast<size_t>(local * kPanelColumns)], kPanelColumns,
                    w->column_scales.as<float>() + (local * positions_ + p) * kPanelColumns);

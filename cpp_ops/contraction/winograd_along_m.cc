@@ -19,8 +19,8 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-constexpr int64_t kTaskRows = 72;  // for F(4, 3) along two axes: 36 positions
-constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
+constexpr int64_t kTaskRows = 72;         // for F(4, 3) along two axes: 36 positions
+constexpr int64_t kFewestRows = 48;       // unless some threads have nothing to do
 constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
 
 class AlongM : public Job {
@@ -35,14 +35,14 @@ class AlongM : public Job {
     PatchReader::Found found;
     std::vector<const int16_t*> from;
     std::vector<float> scales;
-    Scratch values;                           // [position][kBlock]
-    Scratch mantissas;                        // [block][position][row][channel]
-    std::vector<Norms> norms;                 // [block][position][tile]
-    std::vector<int32_t> units, exponents;    // [block][row], [block][position][row]
-    std::vector<int32_t> bases;               // [row]
-    std::vector<bool> lost;                   // [row]
-    Scratch row_scales;                       // [block][position][row]
-    Scratch sums;                             // [position][row][column]
+    Scratch values;                         // [position][kBlock]
+    Scratch mantissas;                      // [block][position][row][channel]
+    std::vector<Norms> norms;               // [block][position][tile]
+    std::vector<int32_t> units, exponents;  // [block][row], [block][position][row]
+    std::vector<int32_t> bases;             // [row]
+    std::vector<bool> lost;                 // [row]
+    Scratch row_scales;                     // [block][position][row]
+    Scratch sums;                           // [position][row][column]
     std::vector<Point> results;
     alignas(64) float column_scales[kPanelColumns];
     alignas(64) int32_t column_bases[kPanelColumns];
@@ -63,7 +63,9 @@ class AlongM : public Job {
 
   int64_t stride(int64_t block) const { return round_up(b_.channels(block), kSegment); }
   // Between positions.
-  int64_t position_stride(int64_t block) const { return 2 * spread(task_rows_ * stride(block) / 2); }
+  int64_t position_stride(int64_t block) const {
+    return 2 * spread(task_rows_ * stride(block) / 2);
+  }
   int64_t sums_stride() const { return spread(task_rows_ * kPanelColumns); }
   int16_t* mantissas(const Workspace& w, int64_t block, int64_t position, int64_t row) const {
     return w.mantissas.as<int16_t>() + block * positions_ * position_stride(0) +
@@ -112,8 +114,8 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
   const int64_t most_rows = kTaskRows * share;
   // Blocks of rows of nearly equal size, in whole tiles of rows. Each reads all kernels.
   const int64_t tiles = ceil_div(rows_, kTileRows);
-  const int64_t wanted = std::clamp<int64_t>(
-      p_.G * rows_ / (kFewestRows * share), threads_, 2 * threads_);
+  const int64_t wanted =
+      std::clamp<int64_t>(p_.G * rows_ / (kFewestRows * share), threads_, 2 * threads_);
   const int64_t blocks =
       std::clamp<int64_t>(ceil_div(wanted, p_.G), ceil_div(rows_, most_rows), tiles);
   task_rows_ = ceil_div(tiles, std::max(blocks, ceil_div(rows_, most_rows))) * kTileRows;
@@ -121,8 +123,8 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
   // Each range of panels transforms the rows again.
   panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, b_.panels());
   // All outputs are then multiples of kColumnQuantum apart.
-  stream_ = p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes && p_.N % kColumnQuantum == 0 &&
-            reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.g.empty();
+  stream_ = p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes &&
+            p_.N % kColumnQuantum == 0 && reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.g.empty();
 }
 
 AlongM::Workspace::Workspace(const AlongM& t)
@@ -141,15 +143,15 @@ void AlongM::enlist(std::vector<Stage>* stages) {
                                    TransformedKernels::Space space;
                                    for (int64_t i = low; i < high; ++i) b_.pack(i, &space);
                                  }});
-  (*stages)[kCompute].push_back({p_.G * row_blocks_ * panel_ranges_, 1,
-                                 [this](int worker, int64_t low, int64_t high) {
-                                   auto& w = workspaces_[static_cast<size_t>(worker)];
-                                   if (w == nullptr) w = std::make_unique<Workspace>(*this);
-                                   for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
+  (*stages)[kCompute].push_back(
+      {p_.G * row_blocks_ * panel_ranges_, 1, [this](int worker, int64_t low, int64_t high) {
+         auto& w = workspaces_[static_cast<size_t>(worker)];
+         if (w == nullptr) w = std::make_unique<Workspace>(*this);
+         for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
 #if defined(__x86_64__)
-                                   if (stream_) _mm_sfence();
+         if (stream_) _mm_sfence();
 #endif
-                                 }});
+       }});
 }
 
 AlongM::Task AlongM::task(int64_t i) const {
@@ -192,12 +194,11 @@ void AlongM::transform_rows(const Task& t, Workspace* w) const {
     for (int64_t p = 0; p < positions_; ++p)
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t first = tile * kTileRows;
-        kernels_.norms_rows(
-            mantissas(*w, block, p, first), stride(block),
-            static_cast<int>(std::min<int64_t>(kTileRows, t.rows - first)),
-            static_cast<int>(stride(block)),
-            &w->norms[static_cast<size_t>((block * positions_ + p) * (task_rows_ / kTileRows) +
-                                          tile)]);
+        kernels_.norms_rows(mantissas(*w, block, p, first), stride(block),
+                            static_cast<int>(std::min<int64_t>(kTileRows, t.rows - first)),
+                            static_cast<int>(stride(block)),
+                            &w->norms[static_cast<size_t>(
+                                (block * positions_ + p) * (task_rows_ / kTileRows) + tile)]);
       }
   }
   for (int32_t& base : w->bases) base = base == kAbsent ? 0 : base;
@@ -266,14 +267,11 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
         const int64_t row = tile * kTileRows;
         cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, t.rows - row));
         cell.a = reinterpret_cast<const int32_t*>(mantissas(*w, block, p, row));
-        cell.row_scales =
-            w->row_scales.as<float>() + (block * positions_ + p) * task_rows_ + row;
-        cell.chain = chain_pairs(
-            w->norms[static_cast<size_t>((block * positions_ + p) * (task_rows_ / kTileRows) +
-                                         tile)],
-            *b.norms);
-        float* const sums =
-            w->sums.as<float>() + p * sums_stride() + row * kPanelColumns;
+        cell.row_scales = w->row_scales.as<float>() + (block * positions_ + p) * task_rows_ + row;
+        cell.chain = chain_pairs(w->norms[static_cast<size_t>(
+                                     (block * positions_ + p) * (task_rows_ / kTileRows) + tile)],
+                                 *b.norms);
+        float* const sums = w->sums.as<float>() + p * sums_stride() + row * kPanelColumns;
         for (int i = 0; i < kTileRows; ++i) {
           out[i] = sums + i * kPanelColumns;
           in[i] = block == 0 ? kZeros : out[i];
@@ -298,14 +296,14 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
     const Point& point = w->results[static_cast<size_t>(row)];
     for (size_t i = 0; i < elements; ++i) {
       const Point& element = results_.elements[i];
-      to[i] = exists(results_.bounds, point, element.coord) ? c_ + point.offset + element.offset + n0
-                                                            : nullptr;
+      to[i] = exists(results_.bounds, point, element.coord)
+                  ? c_ + point.offset + element.offset + n0
+                  : nullptr;
       out[i] = to[i] != nullptr && count < b_.width(panel) ? w->bounce[i] : to[i];
     }
     const int32_t base = w->bases[static_cast<size_t>(row)];
     const bool normal = all_normal(base, w->column_bases, count);
-    kernels_.transform_back({tile_, Transform::kOutput,
-                             w->sums.as<float>() + row * kPanelColumns,
+    kernels_.transform_back({tile_, Transform::kOutput, w->sums.as<float>() + row * kPanelColumns,
                              sums_stride(), static_cast<int>(b_.width(panel)), normal ? base : 0,
                              normal ? w->column_bases : kNone, out, stream_});
     const bool row_lost = w->lost[static_cast<size_t>(row)];

@@ -143,8 +143,7 @@ struct Portable {
     return a;
   }
   static F clip(F x, F most) {
-    for (int i = 0; i < kLanes; ++i)
-      x.v[i] = std::max(std::min(x.v[i], most.v[i]), -most.v[i]);
+    for (int i = 0; i < kLanes; ++i) x.v[i] = std::max(std::min(x.v[i], most.v[i]), -most.v[i]);
     return x;
   }
   // Clears the low 8 bits.

@@ -115,7 +115,9 @@ struct Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }
   // Words with these halves.
-  static I join(I low, I high) { return _mm512_mask_mov_epi16(_mm512_slli_epi32(high, 16), 0x55555555, low); }
+  static I join(I low, I high) {
+    return _mm512_mask_mov_epi16(_mm512_slli_epi32(high, 16), 0x55555555, low);
+  }
   static void fma_float(F& sum, F a, F b) {
     asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   }

@@ -45,8 +45,8 @@ struct CellArgs {
   // one for each column. The products with them are exact. There are no final_scales then.
   const float* row_scales = nullptr;
   const float* column_scales = nullptr;
-  float* memory;              // for kTileRows * kPanelColumns numbers
-  bool stream;                // `out` is 64-byte aligned and not needed soon: bypass the caches
+  float* memory;  // for kTileRows * kPanelColumns numbers
+  bool stream;    // `out` is 64-byte aligned and not needed soon: bypass the caches
   // Null if no sum can overflow int32. Otherwise sums are saturated, and this counts the saturated
   // ones.
   int64_t* saturated;
@@ -115,8 +115,8 @@ enum class Transform {
   kTaps        // back to the result, where the tiles lie along k
 };
 struct WinogradTile {
-  int outputs;  // along each axis: 2 or 4
-  int axes;     // 1 or 2
+  int outputs;                                          // along each axis: 2 or 4
+  int axes;                                             // 1 or 2
   constexpr int points() const { return outputs + 2; }  // along each axis
   constexpr int power(int extent) const { return axes == 2 ? extent * extent : extent; }
   constexpr int positions() const { return power(points()); }
@@ -136,12 +136,12 @@ inline constexpr float kMostMantissa = 32767;
 // Scales of rows and columns further below their base count as zero, so that sums of products of
 // two scales are normal numbers. Transformed mantissas with exponents below its negative are zeros.
 inline constexpr int32_t kMostBelowBase = 48;
-inline constexpr int kMostPatches = 256;  // of one call
-// Of the buffer for a call.
+// Of a call, unless they are kernels, whose transforms need no room.
+inline constexpr int kMostPatches = 128;
 inline constexpr int64_t kPatchBuffer = int64_t{kMostPatches} * kMostPositions * 16;
 
-// The lanes of `count` patches. Element e of patch k is at from[k * elements + e], and is multiplied
-// by the number in `scales` with the same index, a power of two or zero.
+// The lanes of `count` patches. Element e of patch k is at from[k * elements + e], and is
+// multiplied by the number in `scales` with the same index, a power of two or zero.
 struct Patches {
   WinogradTile tile;
   Transform transform;
@@ -257,10 +257,10 @@ struct ContractionKernels {
   void (*quantize_rows)(const float* from, int64_t stride, const float* norms, int positions,
                         int count, int16_t* out, int64_t out_stride, int32_t* exponents,
                         int64_t exponent_stride);
-  // Transforms up to kMostPatches patches, multiplies by norms[p] and quantizes, with an exponent
-  // for each lane and position: exponents[p * exponent_stride + i], kAbsent if all are zero. Writes
-  // the words of patches k and k + 1 to out[p * position_stride + k / 2 * pair_stride + i]. The
-  // buffer has kPatchBuffer numbers.
+  // Transforms patches, at most kMostPatches unless they are kernels, multiplies by norms[p] and
+  // quantizes, with an exponent for each lane and position: exponents[p * exponent_stride + i],
+  // kAbsent if all are zero. Writes the words of patches k and k + 1 to out[p * position_stride + k
+  // / 2 * pair_stride + i]. The buffer has kPatchBuffer numbers.
   void (*pack_patches)(const Patches& patches, const float* norms, float* buffer, int32_t* out,
                        int64_t position_stride, int64_t pair_stride, int32_t* exponents,
                        int64_t exponent_stride);

@@ -54,7 +54,9 @@ struct AlongAxis<S, 4> {
   static F cut(F x) { return S::cut(x); }
   // factor * x, and the same plus y.
   static F times(float factor, F x) { return S::mul_float(S::broadcast_float(factor), x); }
-  static F plus(float factor, F x, F y) { return S::multiply_add(S::broadcast_float(factor), x, y); }
+  static F plus(float factor, F x, F y) {
+    return S::multiply_add(S::broadcast_float(factor), x, y);
+  }
   static void both(F even, F odd, F* out) {
     out[0] = S::add_float(even, odd);
     out[1] = S::sub_float(even, odd);
@@ -176,22 +178,23 @@ inline void with_transform(const Patches& t, F f) {
 template <class S, class All, class Store>
 inline __attribute__((always_inline)) void transform_lanes(const Patches& t, int k, int lane,
                                                            Store store) {
-  const int16_t* const* const from = t.from + k * All::kElements;
+  const int16_t* const* from = t.from + k * All::kElements;
   const float* const scales = t.scales + k * All::kElements;
-  if (lane + S::kLanes <= t.lanes) {
-    All::run(
-        [&](int e) {
-          return S::mul_float(S::load_shorts(from[e] + lane), S::broadcast_float(scales[e]));
-        },
-        store);
-    return;
+  const int16_t* last[All::kElements];
+  int16_t copies[All::kElements][S::kLanes];
+  if (lane + S::kLanes > t.lanes) {
+    const auto bytes = static_cast<size_t>(t.lanes - lane) * sizeof(int16_t);
+    for (int e = 0; e < All::kElements; ++e) {
+      __builtin_memset(copies[e], 0, sizeof copies[e]);
+      __builtin_memcpy(copies[e], from[e] + lane, bytes);
+      last[e] = copies[e];
+    }
+    from = last;
+    lane = 0;
   }
   All::run(
       [&](int e) {
-        int16_t some[S::kLanes] = {};
-        __builtin_memcpy(some, from[e] + lane,
-                         static_cast<size_t>(t.lanes - lane) * sizeof(int16_t));
-        return S::mul_float(S::load_shorts(some), S::broadcast_float(scales[e]));
+        return S::mul_float(S::load_shorts(from[e] + lane), S::broadcast_float(scales[e]));
       },
       store);
 }
@@ -284,8 +287,7 @@ void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* 
           if (All::kKept) S::store_float(buffer + k * kPatch + p * S::kLanes, x);
         });
       float factors[kPatch];
-      set_factors<S, All::kResults>(most, norms, lanes, factors, exponents + lane,
-                                    exponent_stride);
+      set_factors<S, All::kResults>(most, norms, lanes, factors, exponents + lane, exponent_stride);
       // Some patches at a time, so that the words of a position are written in one go.
       for (int first = 0; first < t.count; first += kPatchesAtOnce) {
         const int count = t.count - first < kPatchesAtOnce ? t.count - first : kPatchesAtOnce;
