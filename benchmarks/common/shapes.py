@@ -46,6 +46,13 @@ class Conv:
         batch, height, width, features = self.out
         return batch * height * width * features * self.kernel**2 * self.channels // self.groups
 
+    @property
+    def suits_winograd(self) -> bool:
+        """Whether a Winograd algorithm computes it and can gain: 3×3 taps without a stride, and channels
+        enough for products to outweigh the transforms."""
+        taps = (self.kernel, self.stride, self.groups)
+        return taps == (3, 1, 1) and min(self.channels, self.features) >= 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
@@ -184,6 +191,13 @@ def vgg16(batch: int = 8) -> list[Conv]:
     return [Conv(batch, *shape) for shape in shapes]
 
 
+def winograd(batch: int | None = None) -> list[Conv]:
+    """The convolutions of ResNet-50 and VGG-16 that Winograd algorithms suit, by default with the batch
+    size that each network has here."""
+    networks = [network(batch) if batch else network() for network in (resnet50, vgg16)]
+    return [case for cases in networks for case in cases if case.suits_winograd]
+
+
 def alexnet(batch: int = 64) -> list[Conv]:
     """AlexNet's convolutions, with its two groups (Krizhevsky et al., 2012)."""
     return [
@@ -261,8 +275,12 @@ SUITES = {
     "googlenet": googlenet,
     "dots": dots,
     "depthwise": depthwise,
+    "winograd": winograd,
 }
 """Functions of a batch size that return convolutions; dots have batch sizes of their own."""
+
+DISTINCT = [suite for suite in SUITES if suite != "winograd"]
+"""Those that are not made of others."""
 
 
 def choose(suites: list[str], only: str, batch: int | None) -> list[tuple[str, object]]:

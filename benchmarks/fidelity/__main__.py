@@ -7,7 +7,8 @@ with float64, on random tensors of several distributions and on those of network
 VGG-16 and ViT-S/16 while they learn to tell photographs apart (they come with scikit-learn and, where it is
 installed, scikit-image), and an LSTM while it learns to predict the characters of a text. Prints Markdown
 tables; --out writes OUT.json and a chart, OUT.png. --quick, with small networks, images of 64 pixels and less
-of everything, takes about a minute. --tensors chooses what to look at.
+of everything, takes about a minute. --tensors chooses what to look at, and --winograd the convolutions that
+Winograd algorithms suit; these are computed directly and by each of them.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from benchmarks.common.records import write_record
 from benchmarks.fidelity import precisions, results
 from benchmarks.fidelity.networks import NETWORKS, captured
 from benchmarks.fidelity.photographs import photographs
-from benchmarks.fidelity.precisions import PRECISIONS, exact_passes, passes
+from benchmarks.fidelity.precisions import WINOGRAD, exact_passes, passes, precisions_of
 from benchmarks.fidelity.results import Row
 from benchmarks.fidelity.tensors import RANDOM, Operands, random_operands
 from dfpjax import runtime_info
@@ -68,7 +69,7 @@ def measure(operands: Operands) -> list[Row]:
     # their own.
     channels = {"fprop": -1, "dgrad": -1, "wgrad": operands.case.rhs_channels}
     errors = {which: {} for which in truths}
-    for precision in PRECISIONS:
+    for precision in precisions_of(operands.case):
         results = passes(operands.case, precision, *tensors)
         for which, truth in truths.items():
             errors[which][precision.name] = {
@@ -102,6 +103,7 @@ def parse(argv) -> argparse.Namespace:
         choices=(RANDOM_TENSORS, *NETWORKS),
         help="may be repeated (default: all)",
     )
+    parser.add_argument("--winograd", action="store_true", help="only what Winograd algorithms suit")
     parser.add_argument("--quick", action="store_true", help="small networks, few steps: does it work?")
     parser.add_argument("--batch", type=int, help="images of a batch (default: 8, or 2 with --quick)")
     parser.add_argument("--steps", type=int, help="training steps (default: 10, or 3 with --quick)")
@@ -128,10 +130,15 @@ def main(argv=None) -> list[Row]:
     cases = random_cases(**sizes)
     families[RANDOM_TENSORS] = random_families(cases[:1] + cases[-1:] if arguments.quick else cases)
     chosen = itertools.chain(*(families[name] for name in arguments.tensors))
+    if arguments.winograd:
+        chosen = (operands for operands in chosen if WINOGRAD[0] in precisions_of(operands.case))
     rows = [row for operands in chosen for row in measure(operands)]
+    if not rows:
+        raise SystemExit("Winograd algorithms suit none of these operations")
     minutes = (time.perf_counter() - start) / 60
 
-    tables = (results.granularities(rows), results.summary(rows), results.every_row(rows))
+    tables = [results.granularities(rows), results.algorithms(rows)]
+    tables += [results.summary(rows), results.every_row(rows)]
     print("", *tables, f"{minutes:.1f} minutes", sep="\n\n")
     if arguments.out:
         record = {

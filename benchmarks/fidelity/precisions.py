@@ -12,6 +12,7 @@ from benchmarks.common import shapes
 from benchmarks.common.operations import PASSES, ours_and_jax
 from dfpjax import quantize
 from dfpjax.numbers import Quantizer, Quantizers
+from dfpjax.numbers.contraction.algorithm import TILES, Algorithm
 from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.quantizer import Granularity
 
@@ -34,6 +35,8 @@ class Precision:
     """What has an exponent: a tensor or a block."""
     blocks: Blocks = Blocks()  # noqa: RUF009 (frozen)
     """The size of blocks. It counts only if the granularity is `block`."""
+    algorithm: Algorithm = "direct"
+    """That of a convolution in dynamic fixed point."""
     bfloat16_operands: bool = False
     bfloat16_results: bool = False
 
@@ -46,7 +49,10 @@ class Precision:
             bits=self.bits, rounding=self.rounding, granularity=self.granularity, blocks=self.blocks
         )
         cotangent = replace(operand, rounding=self.cotangent_rounding or self.rounding)
-        return functools.partial(ours, quantizers=Quantizers(lhs=operand, rhs=operand, cotangent=cotangent))
+        how = {"quantizers": Quantizers(lhs=operand, rhs=operand, cotangent=cotangent)}
+        if isinstance(case, shapes.Conv):
+            how["algorithm"] = self.algorithm
+        return functools.partial(ours, **how)
 
     def round(self, operand: jax.Array) -> jax.Array:
         """A float32 operand as floating point of this precision has it."""
@@ -75,6 +81,19 @@ PRECISIONS = (
     BFLOAT16,
     Precision("bfloat16 results", bfloat16_operands=True, bfloat16_results=True),
 )
+"""Those of every operation."""
+
+WINOGRAD = tuple(
+    Precision(f"DFP-16 blocks, {algorithm}", bits=16, granularity="block", algorithm=algorithm)
+    for algorithm in TILES
+)
+"""Those of convolutions that Winograd algorithms suit, besides."""
+
+
+def precisions_of(case) -> tuple[Precision, ...]:
+    """The precisions that a case is computed in."""
+    suits = isinstance(case, shapes.Conv) and case.suits_winograd
+    return (*PRECISIONS, *WINOGRAD) if suits else PRECISIONS
 
 
 def passes(case, precision: Precision, x, w, dy) -> Results:
@@ -82,7 +101,7 @@ def passes(case, precision: Precision, x, w, dy) -> Results:
 
     Arguments:
         case: a `shapes.Conv`, `shapes.Dot` or `shapes.Einsum`.
-        precision: one of `PRECISIONS`.
+        precision: one of the case's `precisions_of`.
         x, w, dy: float32 arrays of the shapes `case.lhs`, `case.rhs` and `case.out`.
     """
     results = _passes(case, precision, x, w, dy)

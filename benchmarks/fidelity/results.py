@@ -14,6 +14,7 @@ from benchmarks.fidelity.precisions import (
     DFP16_BLOCKS,
     DFP16_BLOCKS_STOCHASTIC,
     PRECISIONS,
+    WINOGRAD,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +128,16 @@ def summary(rows: list[Row]) -> str:
 def granularities(rows: list[Row]) -> str:
     """How many times the error of DFP-16 bfloat16's is, with one exponent for a tensor and with one for each
     block, in the geometric mean and at least."""
-    compared = (DFP16.name, DFP16_BLOCKS.name, DFP16_BLOCKS_STOCHASTIC.name)
+    return _gains(rows, (DFP16.name, DFP16_BLOCKS.name, DFP16_BLOCKS_STOCHASTIC.name))
+
+
+def algorithms(rows: list[Row]) -> str:
+    """The same of the convolutions that Winograd algorithms suit: computed directly, and by each of these."""
+    by_all = [row for row in rows if WINOGRAD[0].name in row.errors]
+    return _gains(by_all, (DFP16_BLOCKS.name, *(p.name for p in WINOGRAD)))
+
+
+def _gains(rows: list[Row], compared: tuple[str, ...]) -> str:
     columns = ["tensors", "pass", "operations"]
     columns += [text for name in compared for text in (f"bfloat16 : {name}", "least")]
     cells = []
