@@ -12,9 +12,17 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def cpu_model() -> str:
+    return _cpu_info("model name") or "unknown CPU"
+
+
+def cpu_flags() -> set[str]:
+    """Linux's names of what the CPU can do."""
+    return set(_cpu_info("flags").split())
+
+
+def _cpu_info(name: str) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, "unknown CPU")
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def add_allocator(parser: ArgumentParser) -> None:

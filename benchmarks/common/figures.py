@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 FLOAT32, FLOAT32_PEER = "0.25", "0.6"
 DFP16, DFP16_VARIANT = "tab:blue", "tab:cyan"
 DFP16_BLOCKS, DFP16_BLOCKS_VARIANT = "navy", "tab:purple"
+WINOGRAD2, WINOGRAD4 = "yellowgreen", "tab:green"
 BFLOAT16, BFLOAT16_VARIANT = "tab:orange", "sandybrown"
 
 WIDTH = 10

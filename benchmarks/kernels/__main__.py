@@ -4,10 +4,12 @@
 
 For each shape and each of fprop, dgrad and wgrad: the DFP16 kernel alone (packing and certification
 included) with exponents of blocks, the same with the quantization of both operands, the kernel with one
-exponent per tensor, XLA in float32, and PyTorch (oneDNN) in float32 where an interpreter that has it is
-found: this one, or the one named by --torch-python. Prints every row and a summary; --out writes OUT.json
-and a bar chart for each suite, OUT_SUITE.png. All contenders have the same allocator settings
-(--allocator). Without --suite all suites run, some 15 minutes on four cores.
+exponent per tensor, the kernel by each Winograd algorithm where these suit, XLA in float32, and PyTorch
+(oneDNN) in float32 and, where the CPU has instructions for it, in bfloat16, if an interpreter that has it is
+found: this one, or the one named by --torch-python. Rates are of the products of the definition, which a
+Winograd algorithm has fewer of. Prints every row and a summary; --out writes OUT.json and a bar chart for
+each suite, OUT_SUITE.png. All contenders have the same allocator settings (--allocator). Without --suite all
+run, some 15 minutes on four cores, but "winograd": what these algorithms suit of resnet50 and vgg16.
 
     python -m benchmarks.kernels --suite resnet50 --threads 1,4
 
@@ -32,9 +34,10 @@ from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_a
 from benchmarks.common.operations import passes
 from benchmarks.common.timing import best_seconds
 from benchmarks.kernels import contenders, results
-from benchmarks.kernels.contenders import ONEDNN, XLA, Torch
+from benchmarks.kernels.contenders import XLA, Torch
 from benchmarks.kernels.results import Row
 from dfpjax import _native, runtime_info
+from dfpjax.numbers.contraction.algorithm import TILES
 
 TURNS = 3
 """How often the processes take turns."""
@@ -43,16 +46,15 @@ TURNS = 3
 def peer_rows(suite: str, case, torch: Torch | None, **how) -> list[Row]:
     """The kernel and its peers, for every pass of one shape."""
     theirs = contenders.xla(case)
-    ours = {which: contenders.ours(*contraction) for which, contraction in passes(case)}
+    algorithms = TILES if isinstance(case, shapes.Conv) and case.suits_winograd else ()
+    ours = {which: contenders.ours(*contraction, algorithms) for which, contraction in passes(case)}
     best = {which: {} for which in ours}
     how["budget"] /= TURNS
     for _ in range(TURNS):  # a slow moment of the machine should hit all of them
         onednn = torch.seconds(case, threads=CORES, **how) if torch else {}
         for which in ours:
             seconds = best_seconds({**ours[which], XLA: theirs[which]}, **how)
-            if which in onednn:
-                seconds[ONEDNN] = onednn[which]
-            for name, value in seconds.items():
+            for name, value in (seconds | onednn.get(which, {})).items():
                 best[which][name] = min(value, best[which].get(name, value))
     return [row(suite, case, which, seconds) for which, seconds in best.items()]
 
@@ -101,7 +103,7 @@ def parse(argv) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.isa:
         os.environ["DFPJAX_ISA"] = arguments.isa
-    arguments.cases = shapes.choose(arguments.suite or list(shapes.SUITES), arguments.only, arguments.batch)
+    arguments.cases = shapes.choose(arguments.suite or shapes.DISTINCT, arguments.only, arguments.batch)
     if not arguments.cases:
         parser.error(f"no shape's name contains {arguments.only!r}")
     prepare_output(parser, arguments.out, draws="charts")
@@ -149,6 +151,7 @@ def main(argv=None) -> list[Row]:
     else:
         console.print(results.rates_table(rows))
         console.print(results.summary(rows))
+        console.print(results.algorithms(rows))
     console.print(f"{info.isa} kernels; {(time.perf_counter() - start) / 60:.1f} minutes")
 
     if arguments.out:

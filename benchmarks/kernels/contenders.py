@@ -5,23 +5,29 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 
 from benchmarks.common import shapes
-from benchmarks.common.environment import ROOT
-from benchmarks.common.operations import normal, ours_and_jax
+from benchmarks.common.environment import ROOT, cpu_flags
+from benchmarks.common.operations import PASSES, normal, ours_and_jax
 from benchmarks.common.timing import Contenders
 from dfpjax import kernels
 from dfpjax.numbers import Quantizer
+from dfpjax.numbers.contraction.algorithm import TILES, Algorithm
 from dfpjax.numbers.contraction.plan import make_plan
 from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 
 KERNEL, QUANTIZED, ONE_EXPONENT = "dfp16 kernel", "dfp16 + quantize", "one exponent"
-XLA, ONEDNN = "XLA f32", "oneDNN f32"
+WINOGRAD = {algorithm: f"dfp16 {algorithm}" for algorithm in TILES}
+"""The kernel by each Winograd algorithm."""
+XLA, ONEDNN, ONEDNN_BFLOAT16 = "XLA f32", "oneDNN f32", "oneDNN bf16"
+ONEDNN_TYPES = {ONEDNN: "float32", ONEDNN_BFLOAT16: "bfloat16"}
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+"""What Linux calls the instructions that multiply bfloat16."""
 
 BLOCKS = Blocks()
 """Those of the library's default, of all contenders but `ONE_EXPONENT`."""
@@ -29,13 +35,13 @@ BLOCKS = Blocks()
 quantize = functools.partial(quantize_array, quantizer=Quantizer())
 
 
-def contract(contraction, threads: int, blocks: Blocks | None = None):
+def contract(contraction, threads: int, blocks: Blocks | None = None, algorithm: Algorithm = "direct"):
     """The native kernel as a function of two quantized operands, on at most so many threads (0: all).
     `blocks` is the size of both operands' blocks."""
 
     def run(lhs, lhs_exponent, rhs, rhs_exponent):
         shapes_of = (x.shape for x in (lhs, rhs, lhs_exponent, rhs_exponent))
-        plan = make_plan(contraction, *shapes_of, (blocks, blocks))
+        plan = make_plan(contraction, *shapes_of, (blocks, blocks), algorithm)
         lhs, rhs = to_integers(lhs), to_integers(rhs)
         if plan.swapped:
             lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
@@ -44,9 +50,9 @@ def contract(contraction, threads: int, blocks: Blocks | None = None):
     return run
 
 
-def ours(lhs_shape, rhs_shape, contraction) -> Contenders:
-    """The kernel alone, the kernel with quantization of both operands, and the kernel with one exponent per
-    tensor, on normally distributed data."""
+def ours(lhs_shape, rhs_shape, contraction, algorithms: Iterable[Algorithm] = ()) -> Contenders:
+    """The kernel alone, the kernel with quantization of both operands, the kernel with one exponent per
+    tensor, and the kernel by each of these Winograd algorithms, on normally distributed data."""
     x, y = normal(lhs_shape), normal(rhs_shape)
     run, prepare = contract(contraction, 0, BLOCKS), functools.partial(quantize, blocks=BLOCKS)
     whole = jax.jit(lambda x, y: run(*prepare(x), *prepare(y)))
@@ -54,6 +60,7 @@ def ours(lhs_shape, rhs_shape, contraction) -> Contenders:
         KERNEL: kernel(contraction, x, y, BLOCKS),
         QUANTIZED: lambda: whole(x, y).block_until_ready(),
         ONE_EXPONENT: kernel(contraction, x, y, None),
+        **{WINOGRAD[name]: kernel(contraction, x, y, BLOCKS, algorithm=name) for name in algorithms},
     }
 
 
@@ -63,12 +70,14 @@ def kernel_on_threads(lhs_shape, rhs_shape, contraction, threads: list[int]) -> 
     return {str(count): kernel(contraction, x, y, BLOCKS, count) for count in threads}
 
 
-def kernel(contraction, lhs, rhs, blocks: Blocks | None, threads: int = 0) -> Callable[[], object]:
+def kernel(
+    contraction, lhs, rhs, blocks: Blocks | None, threads: int = 0, algorithm: Algorithm = "direct"
+) -> Callable[[], object]:
     """The kernel alone, on those float32 operands, quantized with blocks of that size or none, on at most so
     many threads (0: all)."""
     prepare = jax.jit(functools.partial(quantize, blocks=blocks))
     quantized = (*prepare(lhs), *prepare(rhs))
-    run = jax.jit(contract(contraction, threads, blocks))
+    run = jax.jit(contract(contraction, threads, blocks, algorithm))
     return lambda: run(*quantized).block_until_ready()
 
 
@@ -97,6 +106,8 @@ class Torch:
         environment = {**os.environ, "OMP_PROC_BIND": "true"}
         self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
         self.version: str = self._read()["torch"]
+        # Without such instructions oneDNN computes in float32.
+        self._types = ONEDNN_TYPES if BFLOAT16_FLAGS & cpu_flags() else {ONEDNN: ONEDNN_TYPES[ONEDNN]}
 
     def _read(self) -> dict:
         answer = self._process.stdout.readline()
@@ -104,8 +115,13 @@ class Torch:
             raise RuntimeError("the PyTorch process ended; its message stands above")
         return json.loads(answer)
 
-    def seconds(self, case, **how) -> dict[str, float]:
-        request = {"lhs": case.lhs, "rhs": case.rhs, **how}
+    def seconds(self, case, **how) -> dict[str, dict[str, float]]:
+        """The seconds of each pass, in float32 and, where the CPU has instructions for it, in bfloat16."""
+        found = {name: self._seconds(case, dtype, **how) for name, dtype in self._types.items()}
+        return {which: {name: seconds[which] for name, seconds in found.items()} for which in PASSES}
+
+    def _seconds(self, case, dtype: str, **how) -> dict[str, float]:
+        request = {"lhs": case.lhs, "rhs": case.rhs, "type": dtype, **how}
         if isinstance(case, shapes.Conv):
             request.update(stride=case.stride, padding=case.padding, groups=case.groups)
         print(json.dumps(request), file=self._process.stdin, flush=True)

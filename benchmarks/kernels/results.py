@@ -10,17 +10,28 @@ from rich.table import Table
 from benchmarks.common import figures
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
-from benchmarks.kernels.contenders import KERNEL, ONE_EXPONENT, ONEDNN, QUANTIZED, XLA
+from benchmarks.kernels.contenders import (
+    KERNEL,
+    ONE_EXPONENT,
+    ONEDNN,
+    ONEDNN_BFLOAT16,
+    QUANTIZED,
+    WINOGRAD,
+    XLA,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTENDERS = (KERNEL, QUANTIZED, XLA, ONEDNN)
+CONTENDERS = (KERNEL, QUANTIZED, *WINOGRAD.values(), XLA, ONEDNN, ONEDNN_BFLOAT16)
 COLOURS = {
     KERNEL: figures.DFP16,
     QUANTIZED: figures.DFP16_VARIANT,
+    WINOGRAD["winograd2"]: figures.WINOGRAD2,
+    WINOGRAD["winograd4"]: figures.WINOGRAD4,
     XLA: figures.FLOAT32,
     ONEDNN: figures.FLOAT32_PEER,
+    ONEDNN_BFLOAT16: figures.BFLOAT16,
 }
 # What the kernels should reach: their share of the peak in the mean; their speed as a multiple of oneDNN's,
 # in the mean and for every shape; as a multiple of that with one exponent per tensor, in the mean; on so many
@@ -52,10 +63,9 @@ class Row:
         """Our speed as a multiple of that contender's."""
         return self.rate(ours) / self.rate(contender)
 
-    @property
-    def share(self) -> float:
-        """The kernel's share of the peak."""
-        return self.rate(KERNEL) / self.peak
+    def share(self, ours: str = KERNEL) -> float:
+        """Our share of the peak; more than 1 where there are fewer products than the definition has."""
+        return self.rate(ours) / self.peak
 
 
 def rate(value: float) -> str:
@@ -93,7 +103,7 @@ def rates_table(rows: list[Row]) -> Table:
             rate(row.rate(c)) for c in (KERNEL, QUANTIZED, ONE_EXPONENT, XLA, ONEDNN)
         )
         result.add_row(
-            row.name, row.which, rate(row.peak), kernel, ratio(row.share), quantized,
+            row.name, row.which, rate(row.peak), kernel, ratio(row.share()), quantized,
             one_exponent, ratio(row.times(ONE_EXPONENT)),
             xla, ratio(row.times(XLA)), onednn, ratio(row.times(ONEDNN)),
         )  # fmt: skip
@@ -126,7 +136,7 @@ def summary(rows: list[Row]) -> Table:
         of_blocks = 0 if suite in NO_REUSE else TIMES_ONE_EXPONENT
         result.add_row(
             suite, which,
-            *mean_and_worst(group, lambda row: row.share, targets[0]),
+            *mean_and_worst(group, Row.share, targets[0]),
             *mean_and_worst(group, lambda row: row.times(ONEDNN), *targets[1:]),
             *mean_and_worst(group, lambda row: row.times(XLA), least=1),
             *mean_and_worst(group, lambda row: row.times(ONE_EXPONENT), of_blocks),
@@ -137,6 +147,40 @@ def summary(rows: list[Row]) -> Table:
         add(suite, which, group, end_section=which == PASSES[-1])
     if rest := [row for row in rows if row.suite not in NO_REUSE]:
         add("all", "all", rest, style="bold")
+    return result
+
+
+def algorithms(rows: list[Row]) -> Table:
+    """The rates of the direct and of the Winograd algorithms where these suit, and how they compare with the
+    peak and with the peers, and at the end geometric means."""
+    result = _table(
+        "algorithms, GMAC/s of the definition's products",
+        ("shape", "pass", "algorithm", "rate", "of peak", "× direct", "× oneDNN", "× oneDNN bf16"),
+        words=3,
+    )
+    names = {"direct": KERNEL, **WINOGRAD}
+    rows = [row for row in rows if set(WINOGRAD.values()) <= set(row.seconds)]
+
+    def add(label: str, which: str, group: list[Row], **style) -> None:
+        for algorithm, ours in names.items():
+            result.add_row(
+                label, which, algorithm,
+                rate(geometric_mean(row.rate(ours) for row in group)),
+                ratio(geometric_mean(row.share(ours) for row in group)),
+                *(
+                    ratio(geometric_mean(row.times(other, ours) for row in group))
+                    for other in (KERNEL, ONEDNN, ONEDNN_BFLOAT16)
+                ),
+                **style,
+            )  # fmt: skip
+
+    for row in rows:
+        add(row.name, row.which, [row])
+    groups = by_suite_and_pass(rows)
+    if len(groups) > len(PASSES):
+        groups += [("all", which, [row for row in rows if row.which == which]) for which in PASSES]
+    for suite, which, group in groups:
+        add(f"{suite}: geometric mean", which, group, style="bold")
     return result
 
 
@@ -186,6 +230,7 @@ def chart(rows: list[Row], path: Path, title: str) -> "Figure":
         axis.margins(x=0.01)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.suptitle(title, fontsize="medium")
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    columns = math.ceil(len(labels) / 2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     axes[-1].set_xticks([i + 0.4 for i in range(len(names))], names, rotation=60, ha="right")
     return figures.save(figure, path)

@@ -4,7 +4,8 @@ PyTorch must not be a dependency of the library, so this file and what it import
 JAX, and run under any interpreter that has torch. It writes {"torch": version}, then reads one JSON object
 per line and answers each with one:
 
-    {"lhs": […], "rhs": […], "stride": 1, "padding": 1, "groups": 1, "budget": 0.5, "rounds": 5}  →
+    {"lhs": […], "rhs": […], "type": "float32", "stride": 1, "padding": 1, "groups": 1, "threads": 4,
+     "budget": 0.5, "rounds": 5}  →
     {"fprop": seconds, "dgrad": seconds, "wgrad": seconds}
 
 A right operand with four axes makes a convolution (NHWC and HWIO extents), any other a matrix product.
@@ -22,8 +23,9 @@ def convolution(case):
     batch, height, width, channels = case["lhs"]
     kernel, _, channels_per_group, features = case["rhs"]
     # channels_last is the layout in which oneDNN is at its best.
-    x = torch.randn(batch, channels, height, width).to(memory_format=torch.channels_last)
-    w = torch.randn(features, channels_per_group, kernel, kernel).to(memory_format=torch.channels_last)
+    how = {"dtype": getattr(torch, case["type"]), "memory_format": torch.channels_last}
+    x = torch.randn(batch, channels, height, width).to(**how)
+    w = torch.randn(features, channels_per_group, kernel, kernel).to(**how)
     geometry = ([case["stride"]] * 2, [case["padding"]] * 2, [1, 1])
     y = torch.ops.aten.convolution(x, w, None, *geometry, False, [0, 0], case["groups"])
     dy = torch.randn_like(y)
@@ -42,7 +44,7 @@ def convolution(case):
 
 
 def product(case):
-    x, w = torch.randn(case["lhs"]), torch.randn(case["rhs"])
+    x, w = (torch.randn(case[name]).to(getattr(torch, case["type"])) for name in ("lhs", "rhs"))
     dy = torch.randn_like(x @ w)
     return {
         "fprop": lambda: x @ w,
