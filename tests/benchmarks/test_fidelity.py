@@ -130,6 +130,22 @@ def test_blocks_keep_what_one_exponent_loses():
             assert row.error("DFP-16 blocks, stochastic dy") > row.error("DFP-16 blocks")
 
 
+def test_winograd_algorithms_lose_some_of_the_precision():
+    suits, too_few = Conv(1, 64, 64, 3, 8), Conv(1, 32, 64, 3, 8)
+    rows = fidelity.measure(random_operands("ReLU of normal", suits))
+    for row in rows:
+        names = ("DFP-16 blocks", "DFP-16 blocks, winograd2", "DFP-16 blocks, winograd4", "bfloat16")
+        direct, two, four, bfloat16 = map(row.error, names)
+        assert direct < four and two < four < bfloat16 / 4
+    others = fidelity.measure(random_operands("normal", too_few))
+    assert all(set(row.errors) == {p.name for p in precisions.PRECISIONS} for row in others)
+    header, rule, *lines = results.algorithms(rows + others).splitlines()
+    assert [line.split(" | ")[:3] for line in lines] == [["| ReLU of normal", w, "1"] for w in PASSES]
+    assert header.count("|") == rule.count("|") == lines[0].count("|") == 10
+    gain = results.gain_text(rows[0].gain(precision="DFP-16 blocks, winograd4"))
+    assert lines[0].endswith(f"| {gain} | {gain} |")
+
+
 def test_what_fills_its_range_less_gains_less():
     normal_rows, heavy = (fidelity.measure(random_operands(f, CASES[4])) for f in ("normal", "log-normal"))
     for one, other in zip(normal_rows, heavy, strict=True):
