@@ -183,17 +183,20 @@ std::string check_strides(const Part& p) {
   return "";
 }
 
-// Whether all lanes of an operand lie in one row of its grid, and rows of lanes at a distance of
-// whole rows of the grid. `strides` are those of everything else.
-bool lanes_in_rows(const Grid& grid, int64_t base, int64_t lanes,
+// Whether all lanes of an operand lie in one row of its grid, and the columns of blocks that they
+// meet depend on g alone. `of_g` are the strides of g, `strides` those of everything else.
+bool lanes_in_rows(const Grid& grid, int64_t base, int64_t lanes, const std::vector<int64_t>& of_g,
                    const std::vector<int64_t>& strides) {
   if (grid.block_row_count() == 1 && grid.block_column_count() == 1) return true;
-  const auto all_multiples_of = [&](int64_t size) {
-    return std::all_of(strides.begin(), strides.end(),
+  const auto multiples_of = [](int64_t size, const std::vector<int64_t>& all) {
+    return std::all_of(all.begin(), all.end(),
                        [size](int64_t stride) { return stride % size == 0; });
   };
-  if (all_multiples_of(grid.columns)) return base % grid.columns + lanes <= grid.columns;
-  return grid.columns % lanes == 0 && base % lanes == 0 && all_multiples_of(lanes);
+  const bool whole_rows = multiples_of(grid.columns, strides);
+  if (whole_rows && multiples_of(grid.columns, of_g))
+    return base % grid.columns + lanes <= grid.columns;
+  return (whole_rows || grid.block_column_count() == 1) && grid.columns % lanes == 0 &&
+         base % lanes == 0 && multiples_of(lanes, strides) && multiples_of(lanes, of_g);
 }
 
 // Checks the structure of a Winograd part.
@@ -225,15 +228,19 @@ std::string check_winograd(const Part& p) {
   const bool along_k = n.stride_b != 1;  // B is contiguous along the channels
   if (channel.stride_a != 1 || n.stride_c != 1 || (along_k && (!along_m || channel.stride_b != 1)))
     return "plan: a Winograd part needs contiguous channels and columns";
-  std::vector<int64_t> strides_a, strides_b;
-  for (const auto* dims : {&p.g, &p.m, &p.n, &p.k})
+  std::vector<int64_t> of_g_a, of_g_b, strides_a, strides_b;
+  for (const Dim& d : p.g) {
+    of_g_a.push_back(d.stride_a);
+    of_g_b.push_back(d.stride_b);
+  }
+  for (const auto* dims : {&p.m, &p.n, &p.k})
     for (const Dim& d : *dims) {
       if (&d != &channel) strides_a.push_back(d.stride_a);
       if (&d != (along_k ? &channel : &n)) strides_b.push_back(d.stride_b);
     }
   for (const Window& window : p.windows) strides_a.push_back(window.stride_a);
-  if (!lanes_in_rows(p.grid_a, p.base_a, channel.extent, strides_a) ||
-      !lanes_in_rows(p.grid_b, p.base_b, along_k ? channel.extent : n.extent, strides_b))
+  if (!lanes_in_rows(p.grid_a, p.base_a, channel.extent, of_g_a, strides_a) ||
+      !lanes_in_rows(p.grid_b, p.base_b, along_k ? channel.extent : n.extent, of_g_b, strides_b))
     return "plan: the lanes of a Winograd part cross rows of blocks";
   return "";
 }
