@@ -187,16 +187,18 @@ std::string check_strides(const Part& p) {
 // meet depend on g alone. `of_g` are the strides of g, `strides` those of everything else.
 bool lanes_in_rows(const Grid& grid, int64_t base, int64_t lanes, const std::vector<int64_t>& of_g,
                    const std::vector<int64_t>& strides) {
-  if (grid.block_row_count() == 1 && grid.block_column_count() == 1) return true;
+  const bool one_column = grid.block_column_count() == 1;
+  const bool one_block = one_column && grid.block_row_count() == 1;
+  if (one_block && grid.outers == 1) return true;
+  const int64_t row = one_block ? grid.outer : grid.columns;
   const auto multiples_of = [](int64_t size, const std::vector<int64_t>& all) {
     return std::all_of(all.begin(), all.end(),
                        [size](int64_t stride) { return stride % size == 0; });
   };
-  const bool whole_rows = multiples_of(grid.columns, strides);
-  if (whole_rows && multiples_of(grid.columns, of_g))
-    return base % grid.columns + lanes <= grid.columns;
-  return (whole_rows || grid.block_column_count() == 1) && grid.columns % lanes == 0 &&
-         base % lanes == 0 && multiples_of(lanes, strides) && multiples_of(lanes, of_g);
+  const bool whole_rows = multiples_of(row, strides);
+  if (whole_rows && multiples_of(row, of_g)) return base % row + lanes <= row;
+  return (whole_rows || one_column) && row % lanes == 0 && base % lanes == 0 &&
+         multiples_of(lanes, strides) && multiples_of(lanes, of_g);
 }
 
 // Checks the structure of a Winograd part.
