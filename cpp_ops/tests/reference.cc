@@ -6,100 +6,12 @@
 #include <limits>
 
 #include "tests/reference_alignment.h"
+#include "tests/reference_chains.h"
+#include "tests/reference_elements.h"
+#include "tests/reference_winograd.h"
 
 namespace dfpjax {
 namespace {
-
-// The offsets and window coordinates of an element. `add` moves it to flattened index i over
-// `dims`.
-struct Position {
-  int64_t a, b, c, ea, eb;
-  int64_t coord[kMaxWindows];
-
-  void add(const std::vector<Dim>& dims, int64_t i) {
-    for (size_t d = dims.size(); d-- > 0;) {
-      const Dim& dim = dims[d];
-      const int64_t index = i % dim.extent;
-      i /= dim.extent;
-      a += index * dim.stride_a;
-      b += index * dim.stride_b;
-      c += index * dim.stride_c;
-      ea += index * dim.exp_a;
-      eb += index * dim.exp_b;
-      if (dim.window >= 0) coord[dim.window] += index * dim.coef;
-    }
-  }
-};
-
-Position start(const Part& p, int64_t g) {
-  Position at{p.base_a, p.base_b, p.base_c, 0, 0, {}};
-  for (size_t w = 0; w < p.windows.size(); ++w) at.coord[w] = p.windows[w].offset;
-  at.add(p.g, g);
-  return at;
-}
-
-// The exponent of the element at an offset.
-int32_t exponent_at(const Grid& grid, const int32_t* exponents, int64_t offset) {
-  const int64_t outer = offset / grid.outer, row = offset % grid.outer / grid.columns;
-  const int64_t column = offset % grid.columns;
-  return exponents[(outer * grid.block_row_count() + row / grid.block_rows) *
-                       grid.block_column_count() +
-                   column / grid.block_columns];
-}
-
-// Sets an element of A, unless it is padding.
-void element_a(const Part& p, const Operands& x, Position at, int32_t* value, int32_t* exponent) {
-  for (size_t w = 0; w < p.windows.size(); ++w) {
-    if (at.coord[w] < 0 || at.coord[w] >= p.windows[w].size) return;
-    at.a += at.coord[w] * p.windows[w].stride_a;
-  }
-  *value = x.a[at.a];
-  if (p.in_blocks) *exponent = exponent_at(p.grid_a, x.ea, at.a);
-}
-
-int64_t norm(const Matrix& x, int64_t low, int64_t high, int64_t k0, int64_t k1, int64_t length) {
-  int64_t best = 0;
-  for (int64_t r = low; r < high; ++r)
-    for (int64_t c = k0; c < k1; c += length) {
-      int64_t sum = 0;
-      for (int64_t k = c; k < c + length; k += 2) {
-        const auto square = [&](int64_t i) {
-          return i < k1 ? int64_t{x[r][i]} * x[r][i] : int64_t{0};
-        };
-        sum += ((square(k) + square(k + 1)) >> 8) + 1;
-      }
-      best = std::max(best, sum);
-    }
-  return best;
-}
-
-// The longest certified chain, at most `longest`.
-int64_t chain_length(const Matrix& a, int64_t m0, int64_t m1, const Matrix& b, int64_t n0,
-                     int64_t n1, int64_t k0, int64_t k1, int64_t longest) {
-  for (int64_t length = longest; length > 2; length /= 2) {
-    const auto rows = static_cast<float>(norm(a, m0, m1, k0, k1, length));
-    const auto columns = static_cast<float>(norm(b, n0, n1, k0, k1, length));
-    if (rows * columns < 70367670435840.0f) return length;
-  }
-  return 2;
-}
-
-// The sum of a chain. Sums of fixed chains are saturated to an int32, which is counted.
-float converted(int64_t sum, int64_t chain, int fixed_chain, int64_t* saturated) {
-  // Two products stay exact, even if both are (-32768)^2, which exceeds an int32.
-  const bool exact = fixed_chain == 0 && chain == 2;
-  if (exact || sum == static_cast<int32_t>(sum)) return static_cast<float>(sum);
-  if (fixed_chain == 0) std::abort();  // the certificate is wrong
-  ++*saturated;
-  using Limits = std::numeric_limits<int32_t>;
-  return static_cast<float>(std::clamp<int64_t>(sum, Limits::min(), Limits::max()));
-}
-
-float scale(float total, int64_t e) {
-  if (e >= (int64_t{1} << 19)) return std::numeric_limits<float>::quiet_NaN();
-  return static_cast<float>(
-      std::ldexp(static_cast<double>(total), static_cast<int>(std::clamp<int64_t>(e, -400, 400))));
-}
 
 // The operands for one g: mantissas, and exponents if they are in blocks.
 struct Group {
@@ -243,7 +155,9 @@ ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& op
   ReferenceCounts counts;
   for (const Part& p : parts)
     for (int64_t g = 0; g < p.G; ++g)
-      if (p.mode == Mode::kLanes && p.in_blocks && chain == 0)
+      if (p.mode == Mode::kWinogradAlongM || p.mode == Mode::kWinogradAlongK)
+        run_winograd(p, operands, g, &counts);
+      else if (p.mode == Mode::kLanes && p.in_blocks && chain == 0)
         run_products(p, operands, g, &counts);
       else
         run_cells(p, operands, g, chain, &counts);

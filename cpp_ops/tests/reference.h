@@ -15,6 +15,7 @@ struct ReferenceCounts {
 };
 
 // Sums chains of `chain` products and saturates them; if `chain` is 0, sums certified chains.
+// Winograd parts have certified chains only.
 ReferenceCounts run_reference(const std::vector<Part>& parts, const Operands& operands, int chain);
 
 }  // namespace dfpjax

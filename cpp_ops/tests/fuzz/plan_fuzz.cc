@@ -53,7 +53,7 @@ class Bytes {
 };
 
 std::vector<int64_t> arbitrary_code(Bytes* in) {
-  std::vector<int64_t> code = {2, 0, in->between(1, 2)};
+  std::vector<int64_t> code = {3, 0, in->between(1, 2)};
   for (int64_t count = in->between(8, 80); count > 0; --count)
     code.push_back(in->one_in(2) ? in->below(4) : in->number());
   return code;
@@ -71,6 +71,35 @@ int64_t dense(Bytes* in, std::vector<Dim*> dims, int64_t Dim::* stride, bool kee
     size = std::min(size, int64_t{1} << 40) * std::clamp<int64_t>(dims[i]->extent, 1, 1 << 20);
   }
   return size;
+}
+
+using Groups = std::initializer_list<std::vector<Dim>*>;
+
+std::vector<Dim*> refer(Groups groups) {
+  std::vector<Dim*> dims;
+  for (auto* group : groups)
+    for (Dim& d : *group) dims.push_back(&d);
+  return dims;
+}
+
+// The base that makes the least address 0.
+int64_t base(const std::vector<Dim*>& dims, int64_t Dim::* stride) {
+  int64_t low = 0;
+  for (const Dim* d : dims)
+    if (d->*stride < 0 && d->extent > 0 && d->extent < 1000) low -= d->*stride * (d->extent - 1);
+  return low;
+}
+
+// Writes a part. Its header begins with `start`.
+void put_code(std::initializer_list<int64_t> start, Groups groups,
+              const std::vector<Window>& windows, std::vector<int64_t>* code) {
+  code->insert(code->end(), start);
+  for (const auto* dims : groups) code->push_back(static_cast<int64_t>(dims->size()));
+  code->push_back(static_cast<int64_t>(windows.size()));
+  for (const Dim* d : refer(groups))
+    code->insert(code->end(), {d->extent, d->stride_a, d->stride_b, d->stride_c, d->exp_a, d->exp_b,
+                               d->window, d->coef});
+  for (const Window& w : windows) code->insert(code->end(), {w.size, w.stride_a, w.offset});
 }
 
 // Writes the number of grids, and grids of small blocks.
@@ -94,12 +123,6 @@ void put_part(Bytes* in, bool in_blocks, int64_t* base_c, bool* disjoint,
   std::vector<Dim> k(static_cast<size_t>(in->below(4)));
   if (lanes) n.clear();
   std::vector<Window> windows(static_cast<size_t>(in->below(3)));
-  const auto refer = [](std::initializer_list<std::vector<Dim>*> groups) {
-    std::vector<Dim*> dims;
-    for (auto* group : groups)
-      for (Dim& d : *group) dims.push_back(&d);
-    return dims;
-  };
   for (Dim* d : refer({&g, &m, &n, &k})) {
     *d = {in->one_in(8) ? in->any_of(kExtents) : in->between(1, 9), 0, 0, 0, 0, 0, -1, 0};
     if (in->one_in(60)) d->extent = in->number();
@@ -135,24 +158,102 @@ void put_part(Bytes* in, bool in_blocks, int64_t* base_c, bool* disjoint,
     for (Dim* d : refer({&g, &m, &n})) d->stride_c = in->number();
     *disjoint = false;
   }
-  // The base that makes the least address 0.
-  const auto base = [](const std::vector<Dim*>& dims, int64_t Dim::* stride) {
-    int64_t low = 0;
-    for (const Dim* d : dims)
-      if (d->*stride < 0 && d->extent > 0 && d->extent < 1000) low -= d->*stride * (d->extent - 1);
-    return low;
-  };
   const int64_t at_a = base(refer({&g, &m, &k}), &Dim::stride_a) + (in->one_in(40) ? -1 : 0);
   const int64_t at_b = base(refer({&g, &n, &k}), &Dim::stride_b) + (in->one_in(40) ? -1 : 0);
-  const auto put = [code](std::initializer_list<int64_t> values) {
-    code->insert(code->end(), values);
+  const int64_t split = in->one_in(30) ? in->number() : in->between(1, 3);
+  const int64_t tile = in->one_in(60) ? in->below(5) : 0;
+  put_code({lanes ? 1 : 0, at_a, at_b, *base_c, split, tile}, {&g, &m, &n, &k}, windows, code);
+  *base_c += outputs;
+}
+
+// The lanes of Winograd parts, and the columns of their operands' grids.
+struct Lanes {
+  bool along_k;  // whether B is contiguous along the channels
+  int64_t channels, columns, columns_a, columns_b;
+};
+
+// Writes grids that Winograd parts may have.
+Lanes put_winograd_grids(Bytes* in, std::vector<int64_t>* code) {
+  constexpr int64_t kLanes[] = {2, 15, 16, 17, 33, 63, 64, 65, 70, 130, 256, 257, 300};
+  Lanes lanes{};
+  lanes.along_k = in->one_in(3);
+  lanes.channels = in->one_in(4) ? in->any_of(kLanes) : in->between(2, 9);
+  lanes.columns = in->one_in(4) ? in->any_of(kLanes) : in->between(2, 9);
+  lanes.columns_a = lanes.channels * in->between(1, 3);
+  lanes.columns_b = (lanes.along_k ? lanes.channels : lanes.columns) * in->between(1, 3);
+  code->push_back(2);
+  for (const int64_t columns : {lanes.columns_a, lanes.columns_b})
+    code->insert(code->end(), {in->between(1, 9) * columns, columns, int64_t{1} << in->below(4),
+                               int64_t{1} << in->below(10), in->below(2)});
+  return lanes;
+}
+
+// Writes a Winograd part that is likely to be accepted.
+void put_winograd(Bytes* in, const Lanes& lanes, int64_t* base_c, bool* disjoint,
+                  std::vector<int64_t>* code) {
+  const bool along_m = lanes.along_k || in->one_in(2);
+  const int axes = static_cast<int>(in->between(1, 2));
+  std::vector<Dim> g(static_cast<size_t>(in->below(3))), n(1), m, k;
+  std::vector<Dim>&tiled = along_m ? m : k, &taps = along_m ? k : m;
+  const Dim plain{1, 0, 0, 0, 0, 0, -1, 0};
+  for (Dim& d : g) d = plain, d.extent = in->between(1, 3);
+  std::vector<Window> windows;
+  for (int w = 0; w < axes; ++w) {
+    const int64_t extent = in->one_in(4) ? in->between(1, 40) : in->between(1, 9);
+    tiled.push_back({extent, 0, 0, 0, 0, 0, w, in->one_in(3) ? -1 : 1});
+    taps.push_back({kTaps, 0, 0, 0, 0, 0, w, in->one_in(3) ? -1 : 1});
+    windows.push_back(
+        {in->between(1, 20), lanes.columns_a * in->between(1, 20), in->between(-4, 20)});
+  }
+  const auto insert = [in](std::vector<Dim>* dims, const Dim& d) {
+    dims->insert(dims->begin() + in->below(static_cast<int64_t>(dims->size()) + 1), d);
   };
-  const auto size = [](const auto& v) { return static_cast<int64_t>(v.size()); };
-  put({lanes ? 1 : 0, at_a, at_b, *base_c, in->one_in(30) ? in->number() : in->between(1, 3)});
-  put({size(g), size(m), size(n), size(k), size(windows)});
-  for (const Dim* d : refer({&g, &m, &n, &k}))
-    put({d->extent, d->stride_a, d->stride_b, d->stride_c, d->exp_a, d->exp_b, d->window, d->coef});
-  for (const Window& w : windows) put({w.size, w.stride_a, w.offset});
+  for (int64_t more = in->below(3); more > 0; --more) {
+    Dim d = plain;
+    d.extent = in->between(1, 5);
+    insert(&tiled, d);
+  }
+  n[0] = plain;
+  n[0].extent = lanes.columns;
+  Dim channel = plain;
+  channel.extent = lanes.channels;
+  insert(&taps, channel);
+  if (in->one_in(4)) std::reverse(tiled.begin(), tiled.end());
+
+  // Contiguous lanes, and everything else at a distance of whole rows of the grid.
+  const auto spread = [in](std::vector<Dim*> dims, int64_t Dim::* stride, int64_t columns,
+                           int64_t width) {
+    dense(in, dims, stride, false);
+    for (Dim* d : dims) {
+      d->*stride *= columns;
+      if (in->one_in(8)) d->*stride = columns * in->between(-3, 6);
+    }
+    // Groups may lie in one row.
+    if (!dims.empty() && columns > width && in->one_in(2)) dims[0]->*stride = width;
+  };
+  std::vector<Dim*> dims_a, dims_b;
+  Dim* lane_a = nullptr;
+  for (Dim& d : taps)
+    if (d.window < 0) lane_a = &d;
+  Dim* const lane_b = lanes.along_k ? lane_a : &n[0];
+  for (Dim* d : refer({&g, &m, &k}))
+    if (d != lane_a && d->window < 0) dims_a.push_back(d);
+  for (Dim* d : refer({&g, &n, &k}))
+    if (d != lane_b) dims_b.push_back(d);
+  spread(dims_a, &Dim::stride_a, lanes.columns_a, lanes.channels);
+  spread(dims_b, &Dim::stride_b, lanes.columns_b, lane_b->extent);
+  lane_a->stride_a = lane_b->stride_b = 1;
+  const int64_t outputs = dense(in, refer({&g, &m, &n}), &Dim::stride_c, true);
+  for (Dim* d : refer({&g, &m, &n, &k}))
+    if (in->one_in(200)) {
+      d->extent = in->number();
+      *disjoint = false;
+    }
+  const int64_t at_a = base(dims_a, &Dim::stride_a) + (in->one_in(20) ? in->between(-1, 3) : 0);
+  const int64_t at_b = base(dims_b, &Dim::stride_b) + (in->one_in(20) ? in->between(-1, 3) : 0);
+  const int64_t tile = in->one_in(40) ? in->below(6) : in->one_in(2) ? 4 : 2;
+  put_code({along_m ? 2 : 3, at_a, at_b, *base_c, in->between(1, 3), tile}, {&g, &m, &n, &k},
+           windows, code);
   *base_c += outputs;
 }
 
@@ -214,7 +315,10 @@ void run(Bytes* in, const std::vector<Part>& parts, const BufferSizes& sizes, bo
   const auto c = buffer(sizes.c, missing), expected = buffer(sizes.c, missing);
   const Operands operands{a.get(), b.get(), ea.get(), eb.get(), c.get()};
   Chains chains;
-  chains.length = in->one_in(3) ? 2 << in->below(8) : 0;
+  // Winograd parts take certified chains alone.
+  const bool direct =
+      std::all_of(parts.begin(), parts.end(), [](const Part& p) { return p.tile == 0; });
+  chains.length = direct && in->one_in(3) ? 2 << in->below(8) : 0;
   Counts saturated(1, 1);
   chains.saturated = &saturated;
   int64_t path = in->below(kIsaCount);
@@ -248,7 +352,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace dfpjax;
   Bytes in(data, size);
   std::vector<int64_t> code;
-  bool disjoint = true, in_blocks = false;
+  bool disjoint = true;
   int64_t outputs = 0;
   if (in.one_in(8)) {
     code = arbitrary_code(&in);
@@ -256,11 +360,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     disjoint = false;
   } else {
     const int64_t parts = in.between(1, 2);
-    code = {2};
-    in_blocks = in.one_in(2);
-    put_grids(&in, in_blocks, &code);
-    code.push_back(parts);
-    for (int64_t i = 0; i < parts; ++i) put_part(&in, in_blocks, &outputs, &disjoint, &code);
+    code = {3};
+    if (in.one_in(2)) {
+      const Lanes lanes = put_winograd_grids(&in, &code);
+      code.push_back(parts);
+      for (int64_t i = 0; i < parts; ++i) put_winograd(&in, lanes, &outputs, &disjoint, &code);
+    } else {
+      const bool in_blocks = in.one_in(2);
+      put_grids(&in, in_blocks, &code);
+      code.push_back(parts);
+      for (int64_t i = 0; i < parts; ++i) put_part(&in, in_blocks, &outputs, &disjoint, &code);
+    }
     if (in.one_in(30)) {
       code[static_cast<size_t>(in.below(200)) % code.size()] = in.number();
       disjoint = false;  // it may be a stride of the outputs
