@@ -74,6 +74,14 @@ class Position:
 class Rule:
     """Says how the operations of some layers are computed.
 
+    The first rule of a policy that matches an operation decides. So a rule exempts layers from the default,
+    such as what a Winograd algorithm cannot compute:
+
+        Policy(
+            rules=[Rule("Stem|Conv_1x1", OpConfig())],
+            default=OpConfig(algorithm="winograd4"),
+        )
+
     Arguments:
         pattern: a regular expression, searched (`re.search`) in the layer's name and in its parameter's path;
             or a `Position`.

@@ -48,6 +48,17 @@ def algorithms(eqn: JaxprEqn, verdict: Verdict) -> dict[Pass, Choice]:
     return {} if verdict.kind is None else {verdict.kind: found["fprop"]}
 
 
+def refusal(eqn: JaxprEqn, verdict: Verdict) -> str | None:
+    """Why rewriting an equation is an error: the algorithm that is asked for by name is not possible."""
+    treatment = verdict.treatment
+    if treatment is None or eqn.primitive.name != "conv_general_dilated":
+        return None
+    if not treatment.required or treatment.algorithm not in TILES:
+        return None
+    found = _of_passes(eqn, treatment)["fprop"]
+    return None if found.algorithm == treatment.algorithm else found.reason
+
+
 def _of_passes(eqn: JaxprEqn, treatment: Treatment) -> dict[Pass, Choice]:
     lhs, rhs = (v.aval.shape for v in eqn.invars)
     return conv_algorithms(

@@ -8,6 +8,7 @@ from typing import Any
 from jax.extend.core import JaxprEqn
 
 from dfpjax import _compat
+from dfpjax.transform._decide import Verdict
 from dfpjax.transform._survey import Site
 
 _OWN = str(Path(__file__).resolve().parent)
@@ -30,22 +31,28 @@ def source_line(eqn: JaxprEqn) -> str:
     return ""
 
 
-def layer_error(site: Site, error: Exception) -> Exception:
-    """The error to raise, of the same builtin type, when rewriting `site` raised `error`."""
+def layer_error(site: Site, verdict: Verdict, error: Exception) -> Exception:
+    """The error to raise, of the same builtin type, when rewriting `site` by that verdict raised `error`."""
     operation = site.operation
     name = operation.name or next(iter(operation.paths), "")
     line = source_line(site.eqn)
     of_layer = f" of layer {name!r}" if name else ""
     at_line = f" at {line}" if line else ""
-    remedy = (
-        f"keep it in float32 with the rule dfpjax.Rule({re.escape(name)!r}, None)"
-        if name
-        else "give it a name with jax.named_scope and a rule dfpjax.Rule(name, None) that keeps it in float32"
-    )
+    if name:
+        pattern = repr(re.escape(name))
+        remedy = (
+            f"mend that (dfpjax.Rule({pattern}, dfpjax.OpConfig(...)) as the first rule changes this layer "
+            f"alone), or keep it in float32 with the rule dfpjax.Rule({pattern}, None)"
+        )
+    else:
+        remedy = (
+            "mend that, or give it a name with jax.named_scope and a rule dfpjax.Rule(name, None) that keeps "
+            "it in float32"
+        )
     operands = " x ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
     message = (
-        f"{operation.primitive}{of_layer}{at_line} ({operands}) cannot be computed in dynamic fixed "
-        f"point: {error}\nEither mend that, or {remedy}."
+        f"{operation.primitive}{of_layer}{at_line} ({operands}) cannot be computed in dynamic fixed point as "
+        f"{verdict.reason} says: {error}\nEither {remedy}."
     )
     kind: Any = type(error) if type(error) in (NotImplementedError, TypeError, ValueError) else RuntimeError
     return kind(message)

@@ -19,7 +19,7 @@ from dfpjax.operations.primitives import Backend
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
 from dfpjax.transform._algorithms import conv_parameters, wanted_algorithm
-from dfpjax.transform._decide import Treatment
+from dfpjax.transform._decide import Treatment, Verdict
 from dfpjax.transform._errors import layer_error
 from dfpjax.transform._fuse import Fusions
 from dfpjax.transform._survey import Site
@@ -72,9 +72,11 @@ class Fusing:
 
 
 def inlined(
-    site: Site, treatment: Treatment, backend: Backend, witness: PlacedWitness | None = None
+    site: Site, verdict: Verdict, backend: Backend, witness: PlacedWitness | None = None
 ) -> list[JaxprEqn]:
     """The equations that compute a site's result in dynamic fixed point, with the site's variables."""
+    treatment = verdict.treatment
+    assert treatment is not None
     eqn = site.eqn
     source = eqn.source_info
     name = site.operation.name or eqn.primitive.name
@@ -84,7 +86,7 @@ def inlined(
             operation = _operation(eqn, treatment, backend, witness)
             jaxpr = without_constants(operation, [v.aval for v in inputs], name)
     except Exception as error:
-        raise layer_error(site, error) from error
+        raise layer_error(site, verdict, error) from error
     (result,) = jaxpr.outvars
     return renamed(jaxpr, eqn, {**dict(zip(jaxpr.invars, inputs, strict=True)), result: eqn.outvars[0]})
 

@@ -73,11 +73,11 @@ class Rewriter:
         return body.jaxpr.replace(eqns=eqns, effects=effects)
 
     def _site(self, site: Site, fusing: Fusing) -> tuple[list[JaxprEqn], set]:
-        treatment = decide(site, self._policy).treatment
-        if treatment is None:
+        verdict = decide(site, self._policy)
+        if verdict.treatment is None:
             return [site.eqn], set()
-        before, witness = fusing.witness(site, treatment)
-        new = [*before, *inlined(site, treatment, self._backend, witness)]
+        before, witness = fusing.witness(site, verdict.treatment)
+        new = [*before, *inlined(site, verdict, self._backend, witness)]
         return new, set().union(*(eqn.effects for eqn in new))
 
     def _call(self, eqn: JaxprEqn, call: Call) -> tuple[list[JaxprEqn], set]:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from transform_helpers import equations, relative_error
 
 import dfpjax
-from dfpjax import OpConfig, Rule
+from dfpjax import OpConfig, Policy, Rule
 from dfpjax.numbers.contraction import algorithm
 from dfpjax.policy import policies
 from dfpjax.transform import mixed_precision
@@ -82,7 +82,12 @@ def test_an_error_names_the_layer_and_says_what_to_do():
     message = str(error.value)
     assert re.match(r"conv_general_dilated of layer 'body' at .*test_algorithms\.py:\d+ ", message)
     assert "algorithm='winograd4' cannot compute this convolution: a stride or dilation of 2" in message
-    assert 'algorithm="auto"' in message and "Rule('body', None)" in message
+    assert "as the policy's default says" in message and 'algorithm="auto" computes it directly' in message
+    assert "Rule('body', dfpjax.OpConfig(...)) as the first rule" in message
+    assert "Rule('body', None)" in message
+    named = Rule("body", OpConfig(algorithm="winograd4", force=True))
+    with pytest.raises(ValueError, match=re.escape(f"as {named!r} says")):
+        transformed(strided, Policy(rules=[named]))(*ARGS)
     mended = forced(Rule("body", OpConfig(force=True)), algorithm="winograd4")
     assert relative_error(jit(transformed(strided, mended))(*ARGS), strided(*ARGS)) < 1e-3
 
