@@ -225,7 +225,7 @@ def test_each_example_has_exponents_of_its_own():
         (conv((2, 8, 8, 8), (3, 3, 8, 8), (2, 2), SAME), "dgrad", "a stride or dilation of 2"),
         (conv((2, 8, 8, 8), (3, 3, 8, 8), (2, 2), SAME), "wgrad", "a stride or dilation of 2"),
         (conv((2, 8, 8, 8), (3, 3, 8, 8), rhs_dilation=(2, 2)), "fprop", "a stride or dilation of 2"),
-        (conv((2, 8, 8, 8), (1, 1, 8, 8)), "fprop", "0 axes have windows of several taps, not 1 or 2"),
+        (conv((2, 8, 8, 8), (1, 1, 8, 8)), "fprop", "its window has a single tap"),
         (conv((2, 8, 8, 8), (5, 5, 8, 8), padding=SAME), "fprop", "its window has 5x5 taps, not 3x3"),
         (conv((2, 8, 8, 8), (5, 5, 8, 8), padding=SAME), "wgrad", "its window has 5x5 taps, not 3x3"),
         (conv((2, 8, 8, 8), (3, 5, 8, 8), padding=SAME), "fprop", "its window has 3x5 taps, not 3x3"),

@@ -135,7 +135,9 @@ def _objection_to_loops(loops: Loops) -> str | None:
     steps = max((abs(d.coef) for d in windowed), default=1)
     if steps > 1:
         return f"a stride or dilation of {steps}"
-    if not 1 <= len(loops.bounds) <= 2:
+    if not loops.bounds:
+        return "its window has a single tap"
+    if len(loops.bounds) > 2:
         return f"{len(loops.bounds)} axes have windows of several taps, not 1 or 2"
     along_k = has_tiles_along_k(loops)
     taps = _windowed(loops.m if along_k else loops.k)
