@@ -74,8 +74,9 @@ class OpRecord:
 
     algorithms: Mapping[Pass, str] = field(default_factory=dict, hash=False)
     """The algorithm of each pass of a convolution in dynamic fixed point, and why: `winograd4, 4.0x fewer
-    products`, `direct: a stride or dilation of 2`. Products are counted with those on padding and on what
-    fills up tiles. The table shows them if one of all operations is not direct."""
+    products`, `direct: a stride or dilation of 2`. `winograd4 is not possible, an error: ...` says that it is
+    asked for by name, so that `mixed_precision` raises an error. Products are counted with those on padding
+    and on what fills up tiles. The table shows algorithms if one of all operations is not direct."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +155,7 @@ class Report:
         rows = [_row(op) for op in self.ops]
         total = f"{len(quantized)} of {len(self.ops)} operations"
         total = ["total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", ""]
-        if any("winograd" in text for op in self.ops for text in op.algorithms.values()):
+        if any(text.startswith("winograd") for op in self.ops for text in op.algorithms.values()):
             algorithms = ("algorithm", *map(_algorithms, self.ops), "")
             for row, text in zip((header, *rows, total), algorithms, strict=True):
                 row.insert(-1, text)

@@ -13,7 +13,7 @@ from dfpjax.policy import Policy
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import layer_name
 from dfpjax.policy._policy import BoundPolicy
-from dfpjax.transform._algorithms import algorithms
+from dfpjax.transform._algorithms import algorithms, refusal
 from dfpjax.transform._contractions import QUANTIZED, granularities, macs, operand_shapes
 from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
@@ -101,8 +101,17 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         rule=verdict.rule,
         reason=verdict.reason,
         granularity=_granularity(site, verdict),
-        algorithms={name: str(choice) for name, choice in algorithms(eqn, verdict).items()},
+        algorithms=_algorithms(site, verdict),
     )
+
+
+def _algorithms(site: Site, verdict: Verdict) -> dict[Pass, str]:
+    """The algorithm of each pass, and why."""
+    texts = {name: str(choice) for name, choice in algorithms(site.eqn, verdict).items()}
+    if (reason := refusal(site.eqn, verdict)) is None:
+        return texts
+    assert verdict.treatment is not None
+    return dict.fromkeys(texts, f"{verdict.treatment.algorithm} is not possible, an error: {reason}")
 
 
 def _own_dtype(site: Site, verdict: Verdict) -> Dtype:

@@ -351,6 +351,15 @@ def test_the_algorithm_of_each_pass_and_why():
     json.dumps(report.to_dicts())
 
 
+def test_an_algorithm_that_is_not_possible_is_shown_as_an_error():
+    policy = forced(algorithm="winograd4")
+    _, stem, _ = explain(two_convolutions, *CONVOLUTIONS, policy=policy).ops
+    text = "winograd4 is not possible, an error: a stride or dilation of 2"
+    assert stem.algorithms == dict.fromkeys(OF_PASSES, text)
+    with pytest.raises(ValueError, match="of layer 'stem'"):
+        jax.eval_shape(mixed_precision(two_convolutions, policy), *CONVOLUTIONS)
+
+
 def test_algorithms_are_shown_only_where_there_is_a_choice():
     report = explain(two_convolutions, *CONVOLUTIONS, policy=FORCED)
     assert "algorithm" not in str(report)
