@@ -47,8 +47,9 @@ def conv_general_dilated(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         algorithm: "direct", or a Winograd algorithm of tiles of 2 or 4 outputs along each axis that has a
-            window: "winograd2" or "winograd4". They take 2.25 and 4 times fewer products and round more.
-            "auto" leaves it to the shapes. Gradients use the algorithm, too, where it can compute them.
+            window: "winograd2" or "winograd4". They take up to 2.25 and 4 times fewer products and round
+            more. Gradients use the algorithm, too, where it can compute them. "auto" takes what is expected
+            to be the fastest for the shapes, for the operation and for each gradient by itself.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
         witness: float32 of any shape with the largest magnitude of lhs, which saves a pass over lhs.
 
@@ -105,7 +106,7 @@ def conv_problem(
 ) -> Problem:
     """The contraction that a `conv_general_dilated` is, and its operands.
 
-    If a quantizer has blocks, or a Winograd algorithm is asked for, its operands and result are
+    If a quantizer has blocks, or a Winograd algorithm is asked for by name, its operands and result are
     channels-last.
     """
     _require_float32("conv_general_dilated", lhs=lhs, rhs=rhs)

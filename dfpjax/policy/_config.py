@@ -93,12 +93,18 @@ class OpConfig:
     """`"certified"`: chains cannot overflow, whatever the data. A `FixedChain`: the paper's method."""
 
     algorithm: str = "auto"
-    """How a convolution is computed. `"direct"`: product by product. `"winograd2"` and `"winograd4"`: by a
-    Winograd algorithm, in tiles of 2 or 4 outputs along each axis of a window of 3 taps. They take up to 2.25
-    and 4 times fewer products and round more. They need strides and dilations of 1, certified accumulation,
-    and granularities other than `"channel"`. A convolution that they cannot compute is an error, but its
-    gradients are computed directly where need be. `"auto"`: the shapes decide. Dot products have no windows
-    and are always direct. `dfpjax.explain` shows the algorithm of each pass."""
+    """How a convolution and its gradients are computed.
+
+    - `"auto"`: each of the three by what is expected to be the fastest of the following, given its shapes,
+      so with the same bits on every machine.
+    - `"direct"`: product by product, which is the most exact.
+    - `"winograd2"`, `"winograd4"`: by a Winograd algorithm, in tiles of 2 or 4 outputs along each axis of a
+      window of 3 taps. They take up to 2.25 and 4 times fewer products and round more. They need strides and
+      dilations of 1, certified accumulation, and granularities other than `"channel"`. A convolution that
+      they cannot compute is an error, so it needs a `Rule` of its own; a gradient that they cannot compute is
+      direct.
+
+    Dot products have no windows and are always direct. `dfpjax.explain` shows the algorithm of each pass."""
 
     fprop: bool = True
     """Whether the operation itself is computed in dynamic fixed point."""

@@ -13,7 +13,7 @@ from by_the_page_winograd import cut
 
 import dfpjax
 from dfpjax.numbers import Blocks
-from dfpjax.numbers.contraction import alignment, plan, running, transforms, winograd
+from dfpjax.numbers.contraction import algorithm, alignment, plan, running, transforms, winograd
 from dfpjax.numbers.format import scaling
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
@@ -56,6 +56,7 @@ def test_its_examples_of_blocks():
         f"E = −{-scaling.MIN_FLOAT_EXPONENT} − (P − 2)",
         f"E = 2^{scaling.NONFINITE_EXPONENT.bit_length() - 1} − (P − 2)",
         f"of 2^{scaling.NONFINITE_THRESHOLD.bit_length() - 1} or more means NaN",
+        f"if that is at most {algorithm.MOST_OF_DIRECT}, else `direct`",
         f"of k, in blocks of {plan.BLOCK}. In wgrad it is",
         f"κ are tiles, in blocks of {plan.TILES_BLOCK}",
         f"or e is more than {running.MOST_BELOW} below E",

@@ -2,7 +2,9 @@
 
 A Winograd algorithm F(m × m, 3 × 3) transforms tiles of m + 2 points per axis, so that m outputs of 3 taps
 take m + 2 products instead of 3·m. Tiles lie along the outputs (in fprop and dgrad) or along the contracted
-index (in wgrad, where the outputs are the 3 taps). The decision is a function of shapes alone.
+index (in wgrad, where the outputs are the 3 taps). "auto" takes what is expected to be fastest. That is a
+function of shapes alone, those of one example of the whole contraction: a choice by the machine, its threads
+or a shard would change the bits of results.
 """
 
 import functools
@@ -47,7 +49,7 @@ class Cost:
 
 
 # Fitted to times of shapes from 16 to 512 channels and from 1 to 30000 tiles, on two cores of a Zen 4 with
-# AVX-512 VNNI. The machine must not decide: its choice would change the bits of results.
+# AVX-512 VNNI.
 COSTS: dict[tuple[int, int, bool], Cost] = {
     (2, 2, False): Cost(product=1.15, per_channel=27, per_tile=25),
     (4, 1, False): Cost(product=1.25, per_channel=17, per_tile=46),
@@ -58,8 +60,8 @@ COSTS: dict[tuple[int, int, bool], Cost] = {
 """Those that "auto" takes into account: for the outputs of a tile along an axis, the number of axes, and
 whether tiles lie along the contracted index, as in wgrad. The others are never the fastest."""
 
-_LEAST_GAIN = 0.95
-"""Relative time from which on "auto" stays with the direct products."""
+MOST_OF_DIRECT = 0.95
+"""The relative time up to which "auto" takes a Winograd algorithm."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,12 +76,13 @@ def choose_algorithm(
     certified: bool = True,
     requested: RequestedAlgorithm = "auto",
 ) -> Choice:
-    """The algorithm of a contraction: the requested one, or direct if it cannot be had.
+    """The algorithm of a contraction: the requested one, or direct if it cannot be had; with "auto", the one
+    of the least `relative_time`, if that is less than 1 by a margin.
 
     Arguments:
         contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, blocks: as for `make_plan`.
         certified: whether the accumulation is certified rather than a `FixedChain`.
-        requested: "auto" leaves the choice to the shapes.
+        requested: an algorithm, or "auto".
     """
     operands = (contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, blocks)
     if requested == "direct":
@@ -93,7 +96,7 @@ def choose_algorithm(
         if not times:
             return Choice("direct", "no Winograd algorithm is ever faster")
         algorithm = min(times, key=times.get)
-        if times[algorithm] > _LEAST_GAIN:
+        if times[algorithm] > MOST_OF_DIRECT:
             return Choice("direct", f"{algorithm} is expected to take {times[algorithm]:.2f}x its time")
     return Choice(algorithm, f"{_saving(loops, TILES[algorithm]):.1f}x fewer products")
 
