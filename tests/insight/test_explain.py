@@ -351,6 +351,20 @@ def test_the_algorithm_of_each_pass_and_why():
     json.dumps(report.to_dicts())
 
 
+def test_auto_decides_about_each_pass_by_itself():
+    def body(x, w):
+        with jax.named_scope("body"):
+            return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+
+    kernel = f32((3, 3, 256, 256))
+    many, few = f32((32, 28, 28, 256)), f32((1, 14, 14, 256))
+    (op,) = explain(body, many, kernel).ops
+    assert op.algorithms == dict.fromkeys(OF_PASSES, "winograd4, 4.0x fewer products")
+    (op,) = explain(body, few, kernel).ops
+    assert op.algorithms["fprop"].startswith("winograd")
+    assert op.algorithms["wgrad"].startswith("direct: winograd4 is expected to take ")
+
+
 def test_an_algorithm_that_is_not_possible_is_shown_as_an_error():
     policy = forced(algorithm="winograd4")
     _, stem, _ = explain(two_convolutions, *CONVOLUTIONS, policy=policy).ops

@@ -92,6 +92,30 @@ def test_an_error_names_the_layer_and_says_what_to_do():
     assert relative_error(jit(transformed(strided, mended))(*ARGS), strided(*ARGS)) < 1e-3
 
 
+def test_the_example_of_a_rule():
+    """A policy whose default is an algorithm that one layer cannot have."""
+    _, example = Rule.__doc__.split("compute:\n")
+    policy = eval(example.split("Arguments:")[0].strip(), vars(dfpjax).copy())
+    assert policy.default.algorithm == "winograd4"
+
+    def network(x, w):
+        for name, strides in (("Stem", (2, 2)), ("Body", (1, 1))):
+            with jax.named_scope(name):
+                x = lax.conv_general_dilated(x, w, strides, "SAME", dimension_numbers=NUMBERS)
+        return x
+
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 56, 56, 64), (3, 3, 64, 64))]
+    jax.eval_shape(transformed(network, policy), *args)
+    stem, body = dfpjax.explain(network, *args, policy=policy).ops
+    assert stem.rule is policy.rules[0]
+    assert [op.algorithms["fprop"].partition(":")[0] for op in (stem, body)] == [
+        "direct",
+        "winograd4, 4.0x fewer products",
+    ]
+    with pytest.raises(ValueError, match="of layer 'Stem'"):
+        jax.eval_shape(transformed(network, Policy(default=policy.default)), *args)
+
+
 def test_gradients_that_a_program_contains_are_direct_where_need_be():
     """The wgrad of a convolution with "full" padding gathers the larger cotangent."""
 
