@@ -97,7 +97,7 @@ class OpConfig:
 
     - `"auto"`: each of the three by what is expected to be the fastest of the following, given its shapes,
       so with the same bits on every machine.
-    - `"direct"`: product by product, which is the most exact.
+    - `"direct"`: product by product, in most cases the most exact way.
     - `"winograd2"`, `"winograd4"`: by a Winograd algorithm, in tiles of 2 or 4 outputs along each axis of a
       window of 3 taps. They take up to 2.25 and 4 times fewer products and round more. They need strides and
       dilations of 1, certified accumulation, and granularities other than `"channel"`. A convolution that
