@@ -105,7 +105,8 @@ class LayerStatistics:
 
     chains: PerPass = _NOT_MEASURED
     """float32[8]: the chain lengths that certified accumulation chose, as the shares of multiply-accumulates
-    in chains of 256, 128, 64, 32, 16, 8, 4 and 2 products. They add up to 1. None with a `FixedChain`."""
+    in chains of 256, 128, 64, 32, 16, 8, 4 and 2 products. They add up to 1. None with a `FixedChain`.
+    With a Winograd algorithm they are those of its transformed products."""
 
     saturated: PerPass = _NOT_MEASURED
     """int32: the number of saturated chains of a `FixedChain`, at most 2³¹ − 1; −1 where the operation was
