@@ -10,6 +10,8 @@
 namespace dfpjax {
 namespace {
 
+constexpr int64_t kMostRows = 1 << 30;
+
 // n of each point: the product of its differences from the others.
 template <size_t kPoints>
 std::array<double, kPoints> differences(const std::array<double, kPoints - 1>& points) {
@@ -168,7 +170,41 @@ PatchReader::PatchReader(const Grid& grid, const int16_t* data, const int32_t* e
       block_columns_(grid.block_column_count()),
       row_shift_(log2_of(grid.block_rows)),
       column_shift_(log2_of(grid.block_columns)),
-      zeros_(static_cast<size_t>(most_lanes)) {}
+      zeros_(static_cast<size_t>(most_lanes)) {
+  const std::vector<Point>& elements = work_.elements;
+  least_ = most_ = elements.front();
+  bool whole_rows = !one_block_ && rows_ < kMostRows;
+  for (const Point& element : elements) {
+    const int64_t offset = element.offset - elements.front().offset;
+    whole_rows &= offset % grid_.columns == 0 && offset / grid_.columns < kMostRows &&
+                  offset / grid_.columns > -kMostRows;
+    for (int w = 0; w < kMaxWindows; ++w) {
+      least_.coord[w] = std::min(least_.coord[w], element.coord[w]);
+      most_.coord[w] = std::max(most_.coord[w], element.coord[w]);
+    }
+  }
+  if (!whole_rows) return;
+  for (const Point& element : elements)
+    steps_.push_back(
+        static_cast<int32_t>((element.offset - elements.front().offset) / grid_.columns));
+  least_step_ = *std::min_element(steps_.begin(), steps_.end());
+  most_step_ = *std::max_element(steps_.begin(), steps_.end());
+}
+
+bool PatchReader::find_whole(const Point& point, const int16_t** from, int64_t* exponents) const {
+  if (steps_.empty() || !exists(work_.bounds, point, least_.coord) ||
+      !exists(work_.bounds, point, most_.coord))
+    return false;
+  const int64_t first = point.offset + work_.elements.front().offset;
+  const int64_t all = first / grid_.columns, outer = all / rows_;
+  const auto row = static_cast<int32_t>(all - outer * rows_);
+  if (row + least_step_ < 0 || row + most_step_ >= rows_) return false;
+  for (size_t e = 0; e < steps_.size(); ++e) {
+    from[e] = data_ + point.offset + work_.elements[e].offset;
+    exponents[e] = (outer * block_rows_ + ((row + steps_[e]) >> row_shift_)) * block_columns_;
+  }
+  return true;
+}
 
 void PatchReader::find(int64_t origin, int64_t first, int64_t count, Found* found) const {
   const auto elements = static_cast<int64_t>(work_.elements.size());
@@ -181,6 +217,10 @@ void PatchReader::find(int64_t origin, int64_t first, int64_t count, Found* foun
   work_.points.points(first, first + count, start, found->points.data());
   size_t at = 0;
   for (const Point& point : found->points) {
+    if (find_whole(point, &found->from[at], &found->exponents[at])) {
+      at += work_.elements.size();
+      continue;
+    }
     int64_t before = -1, row = 0, outer = 0;  // of the last element
     for (const Point& element : work_.elements) {
       const int64_t offset = point.offset + element.offset;

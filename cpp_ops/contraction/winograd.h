@@ -101,6 +101,8 @@ class PatchReader {
              const int16_t** from, float* scales) const;
 
  private:
+  // find() for a patch all of whose elements exist. Returns false if it may not.
+  bool find_whole(const Point& point, const int16_t** from, int64_t* exponents) const;
   int64_t column_block(int64_t origin, int64_t lane) const;
   int32_t exponent(int64_t index) const;
 
@@ -113,6 +115,10 @@ class PatchReader {
   const int64_t rows_, block_rows_, block_columns_;
   int row_shift_ = 0, column_shift_ = 0;
   const std::vector<int16_t> zeros_;
+  // Where elements lie relative to the first one: its rows of the grid, if they are whole rows.
+  std::vector<int32_t> steps_;
+  int32_t least_step_ = 0, most_step_ = 0;
+  Point least_{}, most_{};  // the extreme coordinates of elements
 };
 
 // The scales 2^(exponent - base), or 0 if this is more than kMostBelowBase below.

@@ -93,7 +93,8 @@ struct Avx512 {
   static F sub_float(F a, F b) { return _mm512_sub_ps(a, b); }
   static F multiply_add(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static float reduce_max_float(F x) { return _mm512_reduce_max_ps(x); }
-  static F max_abs(F a, F b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
+  // The larger magnitude; `a` is not negative.
+  static F max_abs(F a, F b) { return _mm512_range_ps(a, b, 0b1011); }
   static F clip(F x, F most) {
     return _mm512_max_ps(_mm512_min_ps(x, most), _mm512_sub_ps(_mm512_setzero_ps(), most));
   }

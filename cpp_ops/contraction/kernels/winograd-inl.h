@@ -115,6 +115,7 @@ struct AllAxes {
   static constexpr int kResults = kAxes == 2 ? kOut * kOut : kOut;
   // Whether results that are needed twice are kept: those of kernels are soon computed again.
   static constexpr bool kKept = kTransform != Transform::kKernel;
+  static constexpr bool kClip = kTransform != Transform::kInput;  // whose norms are 1
 
   static void along(const F* from, F* out) {
     if constexpr (kTransform == Transform::kInput) Axis::input(from, out);
@@ -233,9 +234,12 @@ inline float mantissa_factor(float largest, float norm, int32_t* exponent) {
   return factor * norm;
 }
 
-template <class S>
+// Only a factor that is not a power of two can round to more than the largest mantissa.
+template <class S, bool kClip = true>
 inline typename S::I to_mantissas(typename S::F x, typename S::F factor) {
-  return S::round_float(S::clip(S::mul_float(x, factor), S::broadcast_float(kMostMantissa)));
+  x = S::mul_float(x, factor);
+  if constexpr (kClip) x = S::clip(x, S::broadcast_float(kMostMantissa));
+  return S::round_float(x);
 }
 
 template <class S>
@@ -247,8 +251,11 @@ void quantize_rows(const float* from, int64_t stride, const float* norms, int po
     for (int i = 0; i < count; i += S::kLanes) most = S::max_abs(most, S::load_float(from + i));
     const F factor = S::broadcast_float(
         mantissa_factor(S::reduce_max_float(most), norms[p], exponents + p * exponent_stride));
-    for (int i = 0; i < count; i += S::kLanes)
-      S::store_shorts(out + i, to_mantissas<S>(S::load_float(from + i), factor));
+    const auto round = [&](auto mantissas) {
+      for (int i = 0; i < count; i += S::kLanes)
+        S::store_shorts(out + i, mantissas(S::load_float(from + i), factor));
+    };
+    norms[p] == 1 ? round(to_mantissas<S, false>) : round(to_mantissas<S, true>);
   }
 }
 
@@ -304,10 +311,11 @@ void pack_patches(const Patches& t, const float* norms, float* buffer, int32_t* 
           const float* from = values + p * S::kLanes;
           int32_t* to = out + p * position_stride + first / 2 * pair_stride + lane;
           for (int k = 0; k < count; k += 2, from += 2 * kPatch, to += pair_stride)
-            store_lanes<S>(to,
-                           S::join(to_mantissas<S>(S::load_float(from), factor),
-                                   to_mantissas<S>(S::load_float(from + kPatch), factor)),
-                           lanes);
+            store_lanes<S>(
+                to,
+                S::join(to_mantissas<S, All::kClip>(S::load_float(from), factor),
+                        to_mantissas<S, All::kClip>(S::load_float(from + kPatch), factor)),
+                lanes);
         }
       }
     }
