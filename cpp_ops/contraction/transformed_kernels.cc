@@ -34,6 +34,10 @@ void TransformedKernels::pack(int64_t i, Space* space) {
   const int64_t g = i / panels_, panel = i % panels_;
   for (int64_t block = 0; block < blocks_; ++block) {
     std::fill_n(units(g, panel, block), kPanelColumns, kAbsent);
+    // Cells have whole vectors of columns, and those beyond the panel have scales, too.
+    if (columns(panel) < width(panel))
+      std::fill_n(exponents_.as<int32_t>() + index(g, panel, block) * kPanelColumns,
+                  positions_ * kPanelColumns, kAbsent);
     along_k_ ? pack_along(g, panel, block, space) : pack_across(g, panel, block, space);
     const auto pairs = static_cast<int>(ceil_div(channels(block), 2));
     for (int64_t p = 0; p < positions_; ++p)
