@@ -255,7 +255,7 @@ def test_precisions():
     assert exact("dfp16") == [False, False, False]
     assert exact("dfp16_paper") == [True, False, True]  # the first convolution and the last dot product
     for output, expected in zip(outputs["dfp16"], outputs["float32"], strict=True):
-        np.testing.assert_allclose(output, expected, atol=1e-3)
+        np.testing.assert_allclose(output, expected, atol=3e-3)  # the convolution is Winograd's
     with pytest.raises(ValueError, match="it must be one of float32, bfloat16, dfp16, dfp16_stochastic,"):
         with_precision(fun, "fp8")
 
