@@ -16,7 +16,10 @@ namespace dfpjax {
 inline constexpr int32_t kAbsent = -(1 << 20);      // the exponent of padding
 inline constexpr int32_t kOfZeros = -163;           // and less: counts as kAbsent
 inline constexpr int32_t kNotFiniteFrom = 1 << 19;  // and more: a NaN or an infinity
-inline constexpr int kNegligibleShift = 16;         // makes every mantissa zero
+// The range of a tile or panel with mantissas in a segment that has no exponent, whose products are
+// multiplied by zero. Sums in the units of each segment in turn cannot do that.
+inline constexpr int32_t kFarRange = 1 << 20;
+inline constexpr int kNegligibleShift = 16;  // makes every mantissa zero
 
 // Running sums of operands in blocks are float32 in units of 2^base. See contraction/running.h.
 inline constexpr int32_t kUnset = -(1 << 28);  // base of an empty sum

@@ -79,6 +79,24 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
     pack_along_k(origin, m, rows, block, count, space, out, to, stride);
   else
     pack_along_m(origin, m, rows, block, count, space, out, to, stride);
+  if (exponents_ == nullptr) return;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t tile = 0; tile * kTileRows < rows; ++tile)
+      mark_far(std::min<int64_t>(kTileRows, rows - tile * kTileRows),
+               ceil_div(block_size(block + i), 2), to.packed[i * stride + tile],
+               &to.segments[i * stride + tile]);
+}
+
+void PackerA::mark_far(int64_t rows, int64_t pairs, const PackedA& packed, TileSegments* tile) {
+  const int32_t* const all = tile->exponents[0];
+  if (std::none_of(all, all + kSegments * kSegmentRows, [](int32_t e) { return e == kAbsent; }))
+    return;
+  int32_t found = 0;
+  for (int64_t k = 0; k < pairs; ++k)
+    for (int64_t row = 0; row < rows; ++row)
+      if (tile->exponents[k / (kSegment / 2)][row] == kAbsent)
+        found |= packed.words[row * packed.row_stride + k * packed.pair_stride];
+  if (found != 0) tile->range = kFarRange;
 }
 
 void PackerA::pack_along_m(const Point& origin, int64_t m, int64_t rows, int64_t block,

@@ -24,6 +24,20 @@ void clear(PanelsInBlocks* segments) {
   }
 }
 
+// As PackerA does for rows.
+void mark_far(int64_t width, int64_t pairs, const int32_t* words, PanelsInBlocks* panels) {
+  for (int64_t h = 0; h * kBlocksPanelColumns < width; ++h) {
+    PanelSegments& panel = panels->of[h];
+    const int64_t first = h * kBlocksPanelColumns;
+    const int64_t end = std::min<int64_t>(first + kBlocksPanelColumns, width);
+    int32_t found = 0;
+    for (int64_t k = 0; k < pairs; ++k)
+      if (panel.exponents[k / (kSegment / 2)] == kAbsent)
+        for (int64_t column = first; column < end; ++column) found |= words[k * width + column];
+    if (found != 0) panel.range = kFarRange;
+  }
+}
+
 }  // namespace
 
 PackerB::PackerB(const Part& part, const int16_t* b, const int32_t* exponents,
@@ -202,8 +216,11 @@ void PackerB::pack(int64_t g, int64_t n, int64_t columns, int64_t k0, int64_t k,
                 out + whole * panel_stride, of_panel(whole), kPanelColumns, stride);
     }
   }
-  if (!wants_norms_) return;
   const int pairs = static_cast<int>(ceil_div(k, 2));
+  for (int64_t p = 0; segments != nullptr && p < panels; ++p)
+    mark_far(round_up(panel_columns(p), kColumnQuantum), pairs, out + p * panel_stride,
+             of_panel(p));
+  if (!wants_norms_) return;
   for (int64_t p = 0; p < panels; ++p) {
     const int width = static_cast<int>(round_up(panel_columns(p), kColumnQuantum));
     const int32_t* words = out + p * panel_stride;

@@ -146,6 +146,8 @@ class PackerA {
   // runs.
   int align_runs(const Point& origin, int64_t rows, int k, int run_count, PackingSpace* space,
                  TileSegments* tiles) const;
+  // Marks a tile that has mantissas in a segment where their row has no exponent.
+  static void mark_far(int64_t rows, int64_t pairs, const PackedA& packed, TileSegments* tile);
   // Sets the exponents of the tiles of `rows` rows, given [segment][row]. Reads kSegmentRows
   // numbers for each tile.
   void finish(const int32_t* common, int64_t stride, int segments, int64_t rows,
