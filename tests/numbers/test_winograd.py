@@ -110,7 +110,7 @@ def test_the_bits_of_wgrad_follow_from_the_page(tiles, tile, size, data):
     case = passes(*conv((9, size, size, 7), (3, 3, 7, 9), padding=SAME))["wgrad"]
     plan, operands, _ = problem(case, data, blocks=BOTH, lost=data is wide, algorithm=tiles)
     (part,) = plan.parts
-    assert part.blocks_per_split == 5  # of 9 blocks
+    assert part.blocks_per_split == 2  # of 9 blocks
     x, dy = (elements(operands[i], operands[i + 2], Blocks()) for i in (0, 1))
     shape = (size, size)
     a = [in_patches(z, 1, shape, tile, fill) for z, fill in zip(x, (0, page.ABSENT), strict=True)]
@@ -119,7 +119,7 @@ def test_the_bits_of_wgrad_follow_from_the_page(tiles, tile, size, data):
     b = [in_patches(z, 0, shape, tile, fill)[..., :tile, :tile] for z, fill in zip(dy, fills, strict=True)]
     b = [z.swapaxes(0, 1) for z in b]
     of_b, back = (page.cotangent2, page.taps2) if tile == 2 else (page.cotangent4, page.taps4)
-    expected = page.winograd(a, b, tile, of_b=of_b, back=back, block=128, blocks_per_split=5)
+    expected = page.winograd(a, b, tile, of_b=of_b, back=back, block=128, blocks_per_split=2)
     np.testing.assert_array_equal(run(*operands, plan=plan)[0], expected.transpose(2, 3, 0, 1))
 
 
