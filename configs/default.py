@@ -8,8 +8,9 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
 
     # float32, bfloat16 (the model's arithmetic; parameters stay float32), dfp16 (dfpjax's default policy),
-    # dfp16_paper (first convolution and classifier stay float32), dfp16_stochastic (rounds at random), or
-    # dfp16_forced and dfp16_forced_stochastic (nothing stays float32, however small).
+    # dfp16_paper (first convolution and classifier stay float32), dfp16_stochastic (rounds at random),
+    # dfp16_direct (no Winograd algorithms), or dfp16_forced and dfp16_forced_stochastic (nothing stays
+    # float32, however small).
     config.precision = "float32"
     # A tuple with one run per seed: `--config.seed=0,1,2` makes three runs.
     config.seed = (0,)

@@ -40,6 +40,7 @@ class Contender:
 CONTENDERS = {
     "jax-float32": Contender(framework="jax", precision="float32"),
     "jax-dfp16": Contender(framework="jax", precision="dfp16"),
+    "jax-dfp16-direct": Contender(framework="jax", precision="dfp16_direct"),
     "jax-bfloat16": Contender(framework="jax", precision="bfloat16"),
     "torch-float32": Contender(framework="torch", precision="float32"),
     "torch-bfloat16": Contender(framework="torch", precision="bfloat16"),

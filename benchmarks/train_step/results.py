@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "JAX float32": figures.FLOAT32,
     "JAX dfp16": figures.DFP16,
+    "JAX dfp16_direct": figures.DFP16_VARIANT,
     "JAX bfloat16": figures.BFLOAT16_VARIANT,
     "PyTorch float32": figures.FLOAT32_PEER,
     "PyTorch bfloat16": figures.BFLOAT16,

@@ -14,6 +14,8 @@ POLICIES = {
     # Rounds up or down at random. The random bits are a function of the value and its position in the
     # tensor, so values that change, as weights and activations do, get new bits in every step.
     "dfp16_stochastic": Policy(default=OpConfig(rounding="stochastic")),
+    # Convolutions product by product, without Winograd's algorithm.
+    "dfp16_direct": Policy(default=OpConfig(algorithm="direct")),
     # The first convolution and the classifier stay in float32, as the paper's authors had them; nothing else.
     "dfp16_paper": dfpjax.policies.paper(),
     # No operation stays in float32, however small: shows the effect of the format on training.
