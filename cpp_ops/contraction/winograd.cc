@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "contraction/alignment.h"
+#include "contraction/certificate.h"
 #include "contraction/packing.h"
 #include "contraction/running.h"
 
@@ -84,16 +85,13 @@ std::vector<Dim> WinogradPart::tiled_dims(bool directed) const {
   return dims;
 }
 
-std::vector<Point> WinogradPart::elements(int extent, int64_t (*step)(const WinogradAxis&, int),
-                                          bool has_coordinates) const {
+template <class F>
+std::vector<Point> WinogradPart::elements(int extent, F move) const {
   std::vector<Point> result(static_cast<size_t>(tile_.power(extent)));
   for (int i = 0; i < static_cast<int>(result.size()); ++i) {
-    Point& point = result[static_cast<size_t>(i)];
     const int index[2] = {tile_.axes == 2 ? i / extent : i, i % extent};
-    for (int w = 0; w < tile_.axes; ++w) {
-      point.offset += step(axes_[static_cast<size_t>(w)], index[w]);
-      if (has_coordinates) point.coord[w] = index[w];
-    }
+    for (size_t w = 0; w < axes_.size(); ++w)
+      move(axes_[w], index[w], &result[static_cast<size_t>(i)], w);
   }
   return result;
 }
@@ -101,60 +99,74 @@ std::vector<Point> WinogradPart::elements(int extent, int64_t (*step)(const Wino
 Patchwork WinogradPart::patches_of_a() const {
   std::vector<Window> windows = p_.windows;
   for (size_t w = 0; w < windows.size(); ++w) windows[w].offset = axes_[w].origin;
-  Patchwork work{Axis(tiled_dims(true), &Dim::stride_a, &windows),
-                 make_origin(windows),
-                 make_bounds(windows),
-                 {}};
-  const int extent = tile_.points();
-  work.elements.resize(static_cast<size_t>(tile_.power(extent)));
-  for (int i = 0; i < static_cast<int>(work.elements.size()); ++i) {
-    Point& point = work.elements[static_cast<size_t>(i)];
-    const int index[2] = {tile_.axes == 2 ? i / extent : i, i % extent};
-    for (size_t w = 0; w < windows.size(); ++w) {
-      const int64_t by = index[w] * axes_[w].tiled.coef;
-      point.coord[w] = static_cast<int32_t>(by);
-      point.offset += by * windows[w].stride_a;
-    }
-  }
-  return work;
+  return {
+      Axis(tiled_dims(true), &Dim::stride_a, &windows), make_origin(windows), make_bounds(windows),
+      elements(tile_.points(), [&](const WinogradAxis& axis, int index, Point* point, size_t w) {
+        const int64_t by = index * axis.tiled.coef;
+        point->coord[w] = static_cast<int32_t>(by);
+        point->offset += by * windows[w].stride_a;
+      })};
+}
+
+Patchwork WinogradPart::tiles(int64_t Dim::* stride) const {
+  std::vector<Window> windows;
+  for (const WinogradAxis& axis : axes_)
+    windows.push_back({axis.tiled.extent, axis.tiled.*stride, 0});
+  return {Axis(tiled_dims(false), stride, &windows),
+          {},
+          make_bounds(windows),
+          elements(tile_.outputs,
+                   [stride](const WinogradAxis& axis, int index, Point* point, size_t w) {
+                     point->coord[w] = index;
+                     point->offset += index * axis.tiled.*stride;
+                   })};
+}
+
+Patchwork WinogradPart::taps(const Dim& points, int64_t Dim::* stride) const {
+  return {Axis({points}, stride, nullptr),
+          {},
+          {},
+          elements(kTaps, [stride](const WinogradAxis& axis, int index, Point* point, size_t) {
+            point->offset += axis.tap(index) * axis.taps.*stride;
+          })};
 }
 
 Patchwork WinogradPart::patches_of_b(bool points_are_columns) const {
-  if (along_m())
-    return {
-        Axis({points_are_columns ? p_.n.front() : channels()}, &Dim::stride_b, nullptr),
-        {},
-        {},
-        elements(
-            kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_b; }, false)};
-  std::vector<Window> windows;
-  for (const WinogradAxis& axis : axes_)
-    windows.push_back({axis.tiled.extent, axis.tiled.stride_b, 0});
-  return {
-      Axis(tiled_dims(false), &Dim::stride_b, &windows),
-      {},
-      make_bounds(windows),
-      elements(
-          tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_b; }, true)};
+  if (!along_m()) return tiles(&Dim::stride_b);
+  return taps(points_are_columns ? p_.n.front() : channels(), &Dim::stride_b);
 }
 
 Patchwork WinogradPart::results() const {
-  if (!along_m())
-    return {
-        Axis({channels()}, &Dim::stride_c, nullptr),
-        {},
-        {},
-        elements(
-            kTaps, [](const WinogradAxis& a, int i) { return a.tap(i) * a.taps.stride_c; }, false)};
-  std::vector<Window> windows;
-  for (const WinogradAxis& axis : axes_)
-    windows.push_back({axis.tiled.extent, axis.tiled.stride_c, 0});
-  return {
-      Axis(tiled_dims(false), &Dim::stride_c, &windows),
-      {},
-      make_bounds(windows),
-      elements(
-          tile_.outputs, [](const WinogradAxis& a, int i) { return i * a.tiled.stride_c; }, true)};
+  return along_m() ? tiles(&Dim::stride_c) : taps(channels(), &Dim::stride_c);
+}
+
+WinogradJob::WinogradJob(const Part& part, const Operands& operands, const Chains& chains,
+                         const ContractionKernels& kernels, int threads)
+    : p_(part),
+      winograd_(part),
+      chains_(chains),
+      kernels_(kernels),
+      c_(operands.c + part.base_c),
+      tile_(winograd_.tile()),
+      positions_(tile_.positions()),
+      c_g_(part.g, &Dim::stride_c, nullptr),
+      results_(winograd_.results()),
+      threads_(threads) {}
+
+void WinogradJob::run_cell(CellArgs* cell, const Norms& row, const Norms& column, int64_t k,
+                           int64_t* lengths) const {
+  cell->chain = chain_pairs(row, column);
+  kernels_.cell(*cell);
+  if (chains_.lengths != nullptr)
+    lengths[chain_index(cell->chain)] += cell->rows * int64_t{cell->narrow} * k;
+}
+
+void WinogradJob::report_lengths(int64_t g, int64_t* lengths) const {
+  if (chains_.lengths == nullptr) return;
+  for (int i = 0; i < kChainLengths; ++i) {
+    chains_.lengths->add(p_, g, i, lengths[i]);
+    lengths[i] = 0;
+  }
 }
 
 PatchReader::PatchReader(const Grid& grid, const int16_t* data, const int32_t* exponents,

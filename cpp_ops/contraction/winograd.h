@@ -58,10 +58,16 @@ class WinogradPart {
   Patchwork results() const;
 
  private:
-  // The loops that have the tiles, each step a whole tile. `stride` is used where no window moves.
+  // The loops that have the tiles, each step a whole tile, in the direction in which A is read if
+  // `directed`.
   std::vector<Dim> tiled_dims(bool directed) const;
-  std::vector<Point> elements(int extent, int64_t (*step)(const WinogradAxis&, int),
-                              bool has_coordinates) const;
+  // Elements of so many along each axis: move(axis, index, element, number of the axis) adds what
+  // an index along an axis does.
+  template <class F>
+  std::vector<Point> elements(int extent, F move) const;
+  // The elements of tiles, and taps, where a tensor has these strides.
+  Patchwork tiles(int64_t Dim::* stride) const;
+  Patchwork taps(const Dim& points, int64_t Dim::* stride) const;
 
   const Part& p_;
   WinogradTile tile_;
@@ -130,6 +136,29 @@ inline int64_t spread(int64_t words) { return words + 16; }
 
 // Whether 2^(row + column) is normal for all columns.
 bool all_normal(int32_t row, const int32_t* columns, int64_t count);
+
+// What the jobs of both modes have in common.
+class WinogradJob : public Job {
+ protected:
+  WinogradJob(const Part& part, const Operands& operands, const Chains& chains,
+              const ContractionKernels& kernels, int threads);
+  // Runs a cell with the chains that these norms certify. `k` is its number of products, which are
+  // counted by length.
+  void run_cell(CellArgs* cell, const Norms& row, const Norms& column, int64_t k,
+                int64_t* lengths) const;
+  void report_lengths(int64_t g, int64_t* lengths) const;
+
+  const Part& p_;
+  const WinogradPart winograd_;
+  const Chains chains_;
+  const ContractionKernels& kernels_;
+  float* const c_;
+  const WinogradTile tile_;
+  const int64_t positions_;
+  const Axis c_g_;
+  const Patchwork results_;
+  const int threads_;
+};
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "contraction/alignment.h"
-#include "contraction/certificate.h"
 #include "contraction/packing.h"
 #include "contraction/running.h"
 #include "contraction/scaling.h"
@@ -20,7 +19,7 @@ constexpr int64_t kTaskTiles = 43;  // of rows
 constexpr int64_t kTaskPanels = 4;
 constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
 
-class AlongK : public Job {
+class AlongK : public WinogradJob {
  public:
   AlongK(const Part& part, const Operands& operands, const Chains& chains,
          const ContractionKernels& kernels, int threads);
@@ -68,17 +67,8 @@ class AlongK : public Job {
            (((split * p_.G + g) * rows_ + row) * taps_ + tap) * round_up(n_, kColumnQuantum);
   }
 
-  const Part& p_;
-  const WinogradPart winograd_;
-  const Chains chains_;
-  const ContractionKernels& kernels_;
-  float* const c_;
-  const WinogradTile tile_;
-  const Patchwork results_;
-  const int64_t positions_, rows_, n_, panels_, blocks_, splits_, taps_;
+  const int64_t rows_, n_, panels_, blocks_, splits_, taps_;
   TiledOperand a_, b_;
-  const Axis c_g_;
-  const int threads_;
   int64_t row_ranges_, panel_ranges_, task_rows_, task_panels_;
   Scratch partial_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;
@@ -86,14 +76,7 @@ class AlongK : public Job {
 
 AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
                const ContractionKernels& kernels, int threads)
-    : p_(part),
-      winograd_(part),
-      chains_(chains),
-      kernels_(kernels),
-      c_(operands.c + part.base_c),
-      tile_(winograd_.tile()),
-      results_(winograd_.results()),
-      positions_(tile_.positions()),
+    : WinogradJob(part, operands, chains, kernels, threads),
       rows_(winograd_.channels().extent),
       n_(part.n.front().extent),
       panels_(ceil_div(n_, kPanelColumns)),
@@ -104,8 +87,6 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
          &Dim::stride_a, rows_, blocks_, tile_, Transform::kInput, kernels),
       b_(part.grid_b, operands.b, operands.eb, part.base_b, winograd_.patches_of_b(false), part.g,
          &Dim::stride_b, n_, blocks_, tile_, Transform::kCotangent, kernels),
-      c_g_(part.g, &Dim::stride_c, nullptr),
-      threads_(threads),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t tiles = ceil_div(rows_, kTileRows);
   row_ranges_ = ceil_div(tiles, kTaskTiles);
@@ -185,11 +166,7 @@ void AlongK::run_task(const Task& t, Workspace* w) const {
     multiply(t, block, w);
   }
   finish(t, w);
-  if (chains_.lengths == nullptr) return;
-  for (int i = 0; i < kChainLengths; ++i) {
-    chains_.lengths->add(p_, t.g, i, w->lengths[i]);
-    w->lengths[i] = 0;
-  }
+  report_lengths(t.g, w->lengths);
 }
 
 // Transforms a block of both operands.
@@ -251,16 +228,13 @@ void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
         cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, rows - row));
         cell.a = w->a.as<int32_t>() + p * spread(kBlockOfTiles / 2 * stride) + row;
         cell.row_scales = w->row_scales.as<float>() + p * task_rows_ + row;
-        cell.chain = chain_pairs(w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
-                                 w->b_norms[static_cast<size_t>(at)]);
         float* const to = sums(*w, t, panel, p, row);
         for (int i = 0; i < kTileRows; ++i) {
           out[i] = to + i * kPanelColumns;
           in[i] = first ? kZeros : out[i];
         }
-        kernels_.cell(cell);
-        if (chains_.lengths != nullptr)
-          w->lengths[chain_index(cell.chain)] += cell.rows * columns(panel) * a_.size(block);
+        run_cell(&cell, w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
+                 w->b_norms[static_cast<size_t>(at)], a_.size(block), w->lengths);
       }
     }
   }

@@ -8,7 +8,6 @@
 #endif
 
 #include "contraction/alignment.h"
-#include "contraction/certificate.h"
 #include "contraction/packing.h"
 #include "contraction/scaling.h"
 #include "contraction/transformed_kernels.h"
@@ -23,7 +22,7 @@ constexpr int64_t kTaskRows = 72;         // for F(4, 3) along two axes: 36 posi
 constexpr int64_t kFewestRows = 48;       // unless some threads have nothing to do
 constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
 
-class AlongM : public Job {
+class AlongM : public WinogradJob {
  public:
   AlongM(const Part& part, const Operands& operands, const Chains& chains,
          const ContractionKernels& kernels, int threads);
@@ -72,20 +71,11 @@ class AlongM : public Job {
            position * position_stride(block) + row * stride(block);
   }
 
-  const Part& p_;
-  const WinogradPart winograd_;
-  const Chains chains_;
-  const ContractionKernels& kernels_;
-  float* const c_;
-  const WinogradTile tile_;
-  const int64_t positions_;
   TransformedKernels b_;
   const int64_t blocks_;  // of k
   const PatchReader a_;
-  const Axis a_g_, c_g_;
-  const Patchwork results_;
+  const Axis a_g_;
   const int64_t rows_;
-  const int threads_;
   int64_t task_rows_, row_blocks_, panel_ranges_;
   bool stream_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;
@@ -93,22 +83,13 @@ class AlongM : public Job {
 
 AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
                const ContractionKernels& kernels, int threads)
-    : p_(part),
-      winograd_(part),
-      chains_(chains),
-      kernels_(kernels),
-      c_(operands.c + part.base_c),
-      tile_(winograd_.tile()),
-      positions_(tile_.positions()),
+    : WinogradJob(part, operands, chains, kernels, threads),
       b_(winograd_, operands.b, operands.eb, kernels),
       blocks_(b_.blocks()),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(),
          winograd_.channels().extent),
       a_g_(part.g, &Dim::stride_a, nullptr),
-      c_g_(part.g, &Dim::stride_c, nullptr),
-      results_(winograd_.results()),
       rows_(results_.points.extent()),
-      threads_(threads),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t share = kMostPositions / positions_;
   const int64_t most_rows = kTaskRows * share;
@@ -122,9 +103,10 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
   row_blocks_ = ceil_div(rows_, task_rows_);
   // Each range of panels transforms the rows again.
   panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, b_.panels());
-  // All outputs are then multiples of kColumnQuantum apart.
-  stream_ = p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes &&
-            p_.N % kColumnQuantum == 0 && reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.g.empty();
+  bool aligned = reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.N % kColumnQuantum == 0;
+  for (const auto* dims : {&p_.g, &p_.m})
+    for (const Dim& d : *dims) aligned &= d.stride_c % kColumnQuantum == 0;
+  stream_ = aligned && p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
 }
 
 AlongM::Workspace::Workspace(const AlongM& t)
@@ -171,11 +153,7 @@ void AlongM::run_task(const Task& t, Workspace* w) const {
     multiply(t, panel, w);
     finish(t, panel, w);
   }
-  if (chains_.lengths == nullptr) return;
-  for (int i = 0; i < kChainLengths; ++i) {
-    chains_.lengths->add(p_, t.g, i, w->lengths[i]);
-    w->lengths[i] = 0;
-  }
+  report_lengths(t.g, w->lengths);
 }
 
 void AlongM::transform_rows(const Task& t, Workspace* w) const {
@@ -268,17 +246,14 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
         cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, t.rows - row));
         cell.a = reinterpret_cast<const int32_t*>(mantissas(*w, block, p, row));
         cell.row_scales = w->row_scales.as<float>() + (block * positions_ + p) * task_rows_ + row;
-        cell.chain = chain_pairs(w->norms[static_cast<size_t>(
-                                     (block * positions_ + p) * (task_rows_ / kTileRows) + tile)],
-                                 *b.norms);
         float* const sums = w->sums.as<float>() + p * sums_stride() + row * kPanelColumns;
         for (int i = 0; i < kTileRows; ++i) {
           out[i] = sums + i * kPanelColumns;
           in[i] = block == 0 ? kZeros : out[i];
         }
-        kernels_.cell(cell);
-        if (chains_.lengths != nullptr)
-          w->lengths[chain_index(cell.chain)] += cell.rows * b_.columns(panel) * b_.channels(block);
+        const int64_t at = (block * positions_ + p) * (task_rows_ / kTileRows) + tile;
+        run_cell(&cell, w->norms[static_cast<size_t>(at)], *b.norms, b_.channels(block),
+                 w->lengths);
       }
     }
   }
