@@ -26,7 +26,7 @@ TiledOperand::TiledOperand(const Grid& grid, const int16_t* data, const int32_t*
       units_(static_cast<size_t>(g_.extent() * blocks * lanes)),
       lost_(units_.size()) {}
 
-void TiledOperand::find_units(int64_t g, int64_t block, Space* s) {
+void TiledOperand::find_units(int64_t g, int64_t block, PatchSpace* s) {
   const int64_t origin = g_.offset(g), count = size(block);
   reader_.find(origin, block * kBlockOfTiles, count, &s->found);
   for (int64_t lane = 0; lane < lanes_;) {
@@ -55,7 +55,7 @@ void TiledOperand::find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bas
   for (int64_t i = 0; i < count; ++i) bases[i] = bases[i] == kAbsent ? 0 : bases[i];
 }
 
-void TiledOperand::pack(int64_t g, int64_t block, int64_t first, int64_t end, Space* s,
+void TiledOperand::pack(int64_t g, int64_t block, int64_t first, int64_t end, PatchSpace* s,
                         int32_t* out, int64_t position_stride, int64_t stride,
                         int32_t* exponents) const {
   const int64_t origin = g_.offset(g), count = size(block);

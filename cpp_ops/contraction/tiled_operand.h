@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "contraction/winograd.h"
-#include "runtime/scratch.h"
 
 namespace dfpjax {
 
@@ -21,19 +20,12 @@ class TiledOperand {
                int64_t blocks, const WinogradTile& tile, Transform transform,
                const ContractionKernels& kernels);
 
-  struct Space {
-    PatchReader::Found found;
-    std::vector<const int16_t*> from;
-    std::vector<float> scales;
-    Scratch values = Scratch::array<float>({kPatchBuffer});
-  };
-
-  void find_units(int64_t g, int64_t block, Space* s);
+  void find_units(int64_t g, int64_t block, PatchSpace* s);
   // The bases of lanes [lane, end) of g, and whether they are lost.
   void find_bases(int64_t g, int64_t lane, int64_t end, int32_t* bases, char* lost) const;
   // Transforms lanes [lane, end) of a block. Lane i of words k and k + 1 at position p goes to
   // out[p * position_stride + k / 2 * stride + i], its exponent to exponents[p * stride + i].
-  void pack(int64_t g, int64_t block, int64_t lane, int64_t end, Space* s, int32_t* out,
+  void pack(int64_t g, int64_t block, int64_t lane, int64_t end, PatchSpace* s, int32_t* out,
             int64_t position_stride, int64_t stride, int32_t* exponents) const;
 
   int64_t size(int64_t block) const {

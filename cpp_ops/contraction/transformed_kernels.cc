@@ -5,8 +5,7 @@
 namespace dfpjax {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 16;       // where channels are contiguous
-constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
+constexpr int64_t kRowsAtOnce = 16;  // where channels are contiguous
 
 }  // namespace
 
@@ -86,11 +85,6 @@ void TransformedKernels::pack_across(int64_t g, int64_t panel, int64_t block, Sp
 void TransformedKernels::pack_along(int64_t g, int64_t panel, int64_t block, Space* s) {
   const int64_t k = channels(block), first = panel * kPanelColumns, origin = g_.offset(g);
   const int64_t at = index(g, panel, block) / positions_, row = round_up(k, kSegment);
-  const int64_t padded = round_up(k, kColumnQuantum);
-  s->from.resize(static_cast<size_t>(reader_.elements()));
-  s->scales.resize(s->from.size());
-  float* const values = s->values.as<float>();
-  std::fill_n(values, positions_ * kValues, 0.0f);
   s->rows.assign(static_cast<size_t>(positions_ * kRowsAtOnce * row + kSlack), 0);
   reader_.find(origin, first, columns(panel), &s->found);
   for (int64_t start = 0; start < columns(panel); start += kRowsAtOnce) {
@@ -98,31 +92,12 @@ void TransformedKernels::pack_along(int64_t g, int64_t panel, int64_t block, Spa
     if (end < start + kRowsAtOnce) std::fill(s->rows.begin(), s->rows.end(), int16_t{0});
     for (int64_t column = start; column < end; ++column) {
       bool lost = false;
-      int32_t unit = kAbsent;
-      const auto for_pieces = [&](auto f) {
-        for (int64_t lane = block * kBlock; lane < block * kBlock + k;) {
-          const auto piece = reader_.piece(origin, lane, block * kBlock + k, kBlock);
-          f(lane, piece.end - lane);
-          lane = piece.end;
-        }
-      };
-      for_pieces([&](int64_t lane, int64_t) {
-        unit = std::max(unit, reader_.unit(s->found, column, 1, lane, &lost));
-      });
-      for_pieces([&](int64_t lane, int64_t count) {
-        reader_.scale(s->found, column, 1, lane, unit, s->from.data(), s->scales.data());
-        kernels_.transform_patch({tile_, Transform::kKernel, s->from.data(), s->scales.data(), 1,
-                                  static_cast<int>(count)},
-                                 values + (lane - block * kBlock), kValues);
-      });
-      units(g, panel, block)[column] = unit;
+      units(g, panel, block)[column] = transform_along(
+          reader_, column, block * kBlock, k, {tile_, Transform::kKernel, normalization(tile_)},
+          kernels_, s, s->rows.data() + (column - start) * row, kRowsAtOnce * row,
+          exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column, kPanelColumns,
+          &lost);
       if (lost) lost_[static_cast<size_t>((g * panels_ + panel) * kPanelColumns + column)] = 1;
-      int32_t* const exponents =
-          exponents_.as<int32_t>() + at * positions_ * kPanelColumns + column;
-      kernels_.quantize_rows(values, kValues, normalization(tile_), static_cast<int>(positions_),
-                             static_cast<int>(padded), s->rows.data() + (column - start) * row,
-                             kRowsAtOnce * row, exponents, kPanelColumns);
-      add_unit(unit, static_cast<int>(positions_), 1, kPanelColumns, exponents);
     }
     for (int64_t p = 0; p < positions_; ++p)
       kernels_.transpose(s->rows.data() + p * kRowsAtOnce * row, row,

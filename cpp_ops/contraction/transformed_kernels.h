@@ -17,11 +17,7 @@ class TransformedKernels {
   TransformedKernels(const WinogradPart& part, const int16_t* data, const int32_t* exponents,
                      const ContractionKernels& kernels);
 
-  struct Space {
-    PatchReader::Found found;
-    std::vector<const int16_t*> from;
-    std::vector<float> scales;
-    Scratch values = Scratch::array<float>({kPatchBuffer});
+  struct Space : PatchSpace {
     std::vector<int16_t> rows;
   };
   int64_t all_panels() const { return g_.extent() * panels_; }

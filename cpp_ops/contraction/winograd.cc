@@ -2,11 +2,13 @@
 
 #include <array>
 #include <cstring>
+#include <limits>
 
 #include "contraction/alignment.h"
 #include "contraction/certificate.h"
 #include "contraction/packing.h"
 #include "contraction/running.h"
+#include "contraction/scaling.h"
 
 namespace dfpjax {
 namespace {
@@ -161,6 +163,15 @@ void WinogradJob::run_cell(CellArgs* cell, const Norms& row, const Norms& column
     lengths[chain_index(cell->chain)] += cell->rows * int64_t{cell->narrow} * k;
 }
 
+void WinogradJob::scale(int32_t row, const int32_t* columns, int64_t count, float* totals) {
+  for (int64_t i = 0; i < count; ++i) totals[i] = scale_once(totals[i], int64_t{row} + columns[i]);
+}
+
+void WinogradJob::lose(bool row, const char* columns, int64_t count, float* totals) {
+  for (int64_t i = 0; i < count; ++i)
+    if (row || columns[i] != 0) totals[i] = std::numeric_limits<float>::quiet_NaN();
+}
+
 void WinogradJob::report_lengths(int64_t g, int64_t* lengths) const {
   if (chains_.lengths == nullptr) return;
   for (int i = 0; i < kChainLengths; ++i) {
@@ -310,6 +321,42 @@ void PatchReader::scale(const Found& found, int64_t first, int64_t count, int64_
     const int32_t bits = own == kAbsent || below > kMostBelow ? 0 : (127 - below) << 23;
     std::memcpy(&scales[i], &bits, sizeof bits);
   }
+}
+
+int32_t transform_along(const PatchReader& reader, int64_t patch, int64_t first, int64_t count,
+                        const NormedTransform& transform, const ContractionKernels& kernels,
+                        PatchSpace* s, int16_t* out, int64_t position_stride, int32_t* exponents,
+                        int64_t exponent_stride, bool* lost) {
+  constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
+  const int positions = transform.tile.positions();
+  const int64_t padded = round_up(count, kColumnQuantum);
+  float* const values = s->values.as<float>();
+  s->from.resize(static_cast<size_t>(reader.elements()));
+  s->scales.resize(s->from.size());
+  const auto for_pieces = [&](auto f) {
+    for (int64_t lane = first; lane < first + count;) {
+      const auto piece = reader.piece(s->found.origin, lane, first + count, kBlock);
+      f(lane, piece.end - lane);
+      lane = piece.end;
+    }
+  };
+  int32_t unit = kAbsent;
+  for_pieces([&](int64_t lane, int64_t) {
+    unit = std::max(unit, reader.unit(s->found, patch, 1, lane, lost));
+  });
+  for_pieces([&](int64_t lane, int64_t lanes) {
+    reader.scale(s->found, patch, 1, lane, unit, s->from.data(), s->scales.data());
+    kernels.transform_patch({transform.tile, transform.transform, s->from.data(), s->scales.data(),
+                             1, static_cast<int>(lanes)},
+                            values + (lane - first), kValues);
+  });
+  if (padded > count)
+    for (int p = 0; p < positions; ++p)
+      std::fill(values + p * kValues + count, values + p * kValues + padded, 0.0f);
+  kernels.quantize_rows(values, kValues, transform.norms, positions, static_cast<int>(padded), out,
+                        position_stride, exponents, exponent_stride);
+  add_unit(unit, positions, 1, exponent_stride, exponents);
+  return unit;
 }
 
 void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count, float* scales) {

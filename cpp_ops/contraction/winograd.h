@@ -16,6 +16,7 @@
 #include "contraction/kernels/table.h"
 #include "plan/index.h"
 #include "plan/plan.h"
+#include "runtime/scratch.h"
 
 namespace dfpjax {
 
@@ -127,6 +128,28 @@ class PatchReader {
   Point least_{}, most_{};  // the extreme coordinates of elements
 };
 
+// Room of one thread for transforms.
+struct PatchSpace {
+  PatchReader::Found found;
+  std::vector<const int16_t*> from;
+  std::vector<float> scales;
+  Scratch values = Scratch::array<float>({kPatchBuffer});
+};
+
+// A transform, and what its results are multiplied by.
+struct NormedTransform {
+  WinogradTile tile;
+  Transform transform;
+  const float* norms;
+};
+// Transforms channels [lane, lane + count) of one of the patches that were found, and quantizes
+// them with an exponent for each position. Writes the mantissas, up to a multiple of
+// kColumnQuantum. Returns the unit; sets *lost if an element is not finite.
+int32_t transform_along(const PatchReader& reader, int64_t patch, int64_t lane, int64_t count,
+                        const NormedTransform& transform, const ContractionKernels& kernels,
+                        PatchSpace* space, int16_t* out, int64_t position_stride,
+                        int32_t* exponents, int64_t exponent_stride, bool* lost);
+
 // The scales 2^(exponent - base), or 0 if this is more than kMostBelowBase below.
 void scales_below(const int32_t* exponents, const int32_t* bases, int64_t count, float* scales);
 // Adds the unit of mantissas to their exponents.
@@ -147,6 +170,10 @@ class WinogradJob : public Job {
   void run_cell(CellArgs* cell, const Norms& row, const Norms& column, int64_t k,
                 int64_t* lengths) const;
   void report_lengths(int64_t g, int64_t* lengths) const;
+  // Multiplies totals by 2^(row + column).
+  static void scale(int32_t row, const int32_t* columns, int64_t count, float* totals);
+  // Makes totals of lost rows and columns NaN.
+  static void lose(bool row, const char* columns, int64_t count, float* totals);
 
   const Part& p_;
   const WinogradPart winograd_;

@@ -1,12 +1,10 @@
 // Winograd tiles along K (wgrad). Stage 1 finds the units of rows and columns. A task of stage 2
 // takes some rows and columns of one split: block by block, it transforms both operands and adds up
 // their products at each position. Stage 3 adds up the splits.
-#include <limits>
 
 #include "contraction/alignment.h"
 #include "contraction/packing.h"
 #include "contraction/running.h"
-#include "contraction/scaling.h"
 #include "contraction/tiled_operand.h"
 #include "contraction/winograd.h"
 #include "runtime/scratch.h"
@@ -31,7 +29,7 @@ class AlongK : public WinogradJob {
   };
   struct Workspace {
     explicit Workspace(const AlongK& t);
-    TiledOperand::Space space;
+    PatchSpace space;
     Scratch a, b;                     // [position][pair][row or column]
     std::vector<int32_t> of_a, of_b;  // exponents [position][row or column]
     std::vector<int32_t> row_bases, column_bases;
@@ -50,9 +48,6 @@ class AlongK : public WinogradJob {
   void multiply(const Task& t, int64_t block, Workspace* w) const;
   void finish(const Task& t, Workspace* w) const;
   void combine(int64_t row) const;
-  void scale(int32_t row, const int32_t* columns, int64_t count, float* totals) const;
-  // Makes totals of lost rows and columns NaN.
-  void lose(bool row, const char* columns, int64_t count, float* totals) const;
 
   int64_t columns(int64_t panel) const {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
@@ -126,7 +121,7 @@ AlongK::Workspace::Workspace(const AlongK& t)
 void AlongK::enlist(std::vector<Stage>* stages) {
   for (TiledOperand* side : {&a_, &b_})
     (*stages)[kPrepare].push_back({p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
-                                     TiledOperand::Space space;
+                                     PatchSpace space;
                                      for (int64_t i = low; i < high; ++i)
                                        side->find_units(i / blocks_, i % blocks_, &space);
                                    }});
@@ -272,16 +267,6 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       }
     }
   }
-}
-
-// Multiplies totals by 2^(row + column).
-void AlongK::scale(int32_t row, const int32_t* columns, int64_t count, float* totals) const {
-  for (int64_t i = 0; i < count; ++i) totals[i] = scale_once(totals[i], int64_t{row} + columns[i]);
-}
-
-void AlongK::lose(bool row, const char* columns, int64_t count, float* totals) const {
-  for (int64_t i = 0; i < count; ++i)
-    if (row || columns[i] != 0) totals[i] = std::numeric_limits<float>::quiet_NaN();
 }
 
 // Adds up the splits of a row of G x rows.

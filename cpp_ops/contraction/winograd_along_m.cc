@@ -1,15 +1,12 @@
 // Winograd tiles along M (fprop and dgrad). Stage 1 transforms the kernels. A task of stage 2
 // transforms the patches of some rows, multiplies them by the kernels of one panel after the other,
 // and transforms the sums back while they are in the second-level cache.
-#include <limits>
-
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
 #include "contraction/alignment.h"
 #include "contraction/packing.h"
-#include "contraction/scaling.h"
 #include "contraction/transformed_kernels.h"
 #include "contraction/winograd.h"
 #include "runtime/scratch.h"
@@ -18,9 +15,8 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
-constexpr int64_t kTaskRows = 72;         // for F(4, 3) along two axes: 36 positions
-constexpr int64_t kFewestRows = 48;       // unless some threads have nothing to do
-constexpr int64_t kValues = kBlock + 16;  // a distance as of spread()
+constexpr int64_t kTaskRows = 72;    // for F(4, 3) along two axes: 36 positions
+constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
 
 class AlongM : public WinogradJob {
  public:
@@ -31,10 +27,7 @@ class AlongM : public WinogradJob {
  private:
   struct Workspace {
     explicit Workspace(const AlongM& t);
-    PatchReader::Found found;
-    std::vector<const int16_t*> from;
-    std::vector<float> scales;
-    Scratch values;                         // [position][kBlock]
+    PatchSpace space;
     Scratch mantissas;                      // [block][position][row][channel]
     std::vector<Norms> norms;               // [block][position][tile]
     std::vector<int32_t> units, exponents;  // [block][row], [block][position][row]
@@ -56,7 +49,7 @@ class AlongM : public WinogradJob {
   Task task(int64_t index) const;
   void run_task(const Task& t, Workspace* w) const;
   void transform_rows(const Task& t, Workspace* w) const;
-  void transform_row(const Task& t, int64_t row, int64_t block, Workspace* w) const;
+  void transform_row(int64_t row, int64_t block, Workspace* w) const;
   void multiply(const Task& t, int64_t panel, Workspace* w) const;
   void finish(const Task& t, int64_t panel, Workspace* w) const;
 
@@ -99,7 +92,7 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
       std::clamp<int64_t>(p_.G * rows_ / (kFewestRows * share), threads_, 2 * threads_);
   const int64_t blocks =
       std::clamp<int64_t>(ceil_div(wanted, p_.G), ceil_div(rows_, most_rows), tiles);
-  task_rows_ = ceil_div(tiles, std::max(blocks, ceil_div(rows_, most_rows))) * kTileRows;
+  task_rows_ = ceil_div(tiles, blocks) * kTileRows;
   row_blocks_ = ceil_div(rows_, task_rows_);
   // Each range of panels transforms the rows again.
   panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, b_.panels());
@@ -110,8 +103,7 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
 }
 
 AlongM::Workspace::Workspace(const AlongM& t)
-    : values(Scratch::array<float>({t.positions_, kValues})),
-      mantissas(Scratch::array<int16_t>({t.blocks_, t.positions_, t.position_stride(0)})),
+    : mantissas(Scratch::array<int16_t>({t.blocks_, t.positions_, t.position_stride(0)})),
       norms(static_cast<size_t>(t.blocks_ * t.positions_ * ceil_div(t.task_rows_, kTileRows))),
       units(static_cast<size_t>(t.blocks_ * t.task_rows_)),
       exponents(static_cast<size_t>(t.blocks_ * t.positions_ * t.task_rows_)),
@@ -157,15 +149,13 @@ void AlongM::run_task(const Task& t, Workspace* w) const {
 }
 
 void AlongM::transform_rows(const Task& t, Workspace* w) const {
-  a_.find(a_g_.offset(t.g), t.row, t.rows, &w->found);
-  w->from.resize(static_cast<size_t>(a_.elements()));
-  w->scales.resize(w->from.size());
+  a_.find(a_g_.offset(t.g), t.row, t.rows, &w->space.found);
   w->lost.assign(w->lost.size(), false);
   const int64_t tiles = ceil_div(t.rows, kTileRows);
   std::fill(w->bases.begin(), w->bases.end(), kAbsent);
   for (int64_t block = 0; block < blocks_; ++block) {
     for (int64_t row = 0; row < t.rows; ++row) {
-      transform_row(t, row, block, w);
+      transform_row(row, block, w);
       int32_t& base = w->bases[static_cast<size_t>(row)];
       base = std::max(base, w->units[static_cast<size_t>(block * task_rows_ + row)]);
     }
@@ -185,36 +175,16 @@ void AlongM::transform_rows(const Task& t, Workspace* w) const {
                  w->row_scales.as<float>() + i * task_rows_);
 }
 
-void AlongM::transform_row(const Task& t, int64_t row, int64_t block, Workspace* w) const {
-  const int64_t k0 = block * kBlock, k = b_.channels(block), origin = a_g_.offset(t.g);
-  const int64_t padded = round_up(k, kColumnQuantum);
-  float* const values = w->values.as<float>();
-  bool lost = false;
-  int32_t unit = kAbsent;
-  for (int64_t lane = k0; lane < k0 + k;) {
-    unit = std::max(unit, a_.unit(w->found, row, 1, lane, &lost));
-    lane = a_.piece(origin, lane, k0 + k, kBlock).end;
-  }
-  for (int64_t lane = k0; lane < k0 + k;) {
-    const auto piece = a_.piece(origin, lane, k0 + k, kBlock);
-    a_.scale(w->found, row, 1, lane, unit, w->from.data(), w->scales.data());
-    kernels_.transform_patch({tile_, Transform::kInput, w->from.data(), w->scales.data(), 1,
-                              static_cast<int>(piece.end - lane)},
-                             values + (lane - k0), kValues);
-    lane = piece.end;
-  }
-  w->units[static_cast<size_t>(block * task_rows_ + row)] = unit;
-  if (lost) w->lost[static_cast<size_t>(row)] = true;
+void AlongM::transform_row(int64_t row, int64_t block, Workspace* w) const {
+  const int64_t k = b_.channels(block), padded = round_up(k, kColumnQuantum);
   int16_t* const to = mantissas(*w, block, 0, row);
   const int64_t distance = position_stride(block);
-  if (padded > k)
-    for (int64_t p = 0; p < positions_; ++p)
-      std::fill(values + p * kValues + k, values + p * kValues + padded, 0.0f);
-  int32_t* const exponents =
-      &w->exponents[static_cast<size_t>(block * positions_ * task_rows_ + row)];
-  kernels_.quantize_rows(values, kValues, kOnes, static_cast<int>(positions_),
-                         static_cast<int>(padded), to, distance, exponents, task_rows_);
-  add_unit(unit, static_cast<int>(positions_), 1, task_rows_, exponents);
+  bool lost = false;
+  w->units[static_cast<size_t>(block * task_rows_ + row)] = transform_along(
+      a_, row, block * kBlock, k, {tile_, Transform::kInput, kOnes}, kernels_, &w->space, to,
+      distance, &w->exponents[static_cast<size_t>(block * positions_ * task_rows_ + row)],
+      task_rows_, &lost);
+  if (lost) w->lost[static_cast<size_t>(row)] = true;
   if (padded < stride(block))
     for (int64_t p = 0; p < positions_; ++p)
       std::fill(to + p * distance + padded, to + p * distance + stride(block), int16_t{0});
@@ -285,12 +255,8 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
     for (size_t i = 0; i < elements; ++i) {
       if (to[i] == nullptr) continue;
       if (out[i] != to[i]) std::copy_n(out[i], count, to[i]);
-      if (!normal)
-        for (int64_t j = 0; j < count; ++j)
-          to[i][j] = scale_once(to[i][j], int64_t{base} + w->column_bases[j]);
-      if (row_lost || any_lost)
-        for (int64_t j = 0; j < count; ++j)
-          if (row_lost || lost[j] != 0) to[i][j] = std::numeric_limits<float>::quiet_NaN();
+      if (!normal) scale(base, w->column_bases, count, to[i]);
+      if (row_lost || any_lost) lose(row_lost, lost, count, to[i]);
     }
   }
 }
