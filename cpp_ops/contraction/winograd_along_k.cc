@@ -17,6 +17,12 @@ constexpr int64_t kTaskTiles = 43;  // of rows
 constexpr int64_t kTaskPanels = 4;
 constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
 
+// Sums come from the third cache, too late for a cell that asks for them at its end.
+void prefetch(const float* sums, int count) {
+  constexpr int kLine = 64 / sizeof(float);
+  for (int i = 0; i < count; i += kLine) __builtin_prefetch(sums + i, 1);
+}
+
 class AlongK : public WinogradJob {
  public:
   AlongK(const Part& part, const Operands& operands, const Chains& chains,
@@ -228,6 +234,7 @@ void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
           out[i] = to + i * kPanelColumns;
           in[i] = first ? kZeros : out[i];
         }
+        prefetch(to + kTileRows * kPanelColumns, kTileRows * kPanelColumns);
         run_cell(&cell, w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
                  w->b_norms[static_cast<size_t>(at)], a_.size(block), w->lengths);
       }
@@ -244,6 +251,8 @@ void AlongK::finish(const Task& t, Workspace* w) const {
     const int64_t width = round_up(count, kColumnQuantum);
     const auto local = static_cast<size_t>((panel - t.panel) * kPanelColumns);
     const int32_t* const bases = &w->column_bases[local];
+    const char* const lost = &w->lost_columns[local];
+    const bool any_lost = std::any_of(lost, lost + count, [](char x) { return x != 0; });
     for (int64_t row = t.row; row < t.row_end; ++row) {
       Point point;
       results_.points.points(row, row + 1, Point{c_g_.offset(t.g), {}}, &point);
@@ -256,6 +265,9 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       const auto at = static_cast<size_t>(row - t.row);
       const int32_t base = w->row_bases[at];
       const bool scaled = splits_ == 1 && all_normal(base, bases, count);
+      if (row + 1 < t.row_end)
+        for (int64_t p = 0; p < positions_; ++p)
+          prefetch(sums(*w, t, panel, p, row + 1 - t.row), kPanelColumns);
       kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
                                sums_stride(), static_cast<int>(width), scaled ? base : 0,
                                scaled ? bases : kNone, out, false});
@@ -263,7 +275,7 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       for (int64_t i = 0; i < taps_; ++i) {
         if (out[i] != to[i]) std::copy_n(out[i], count, to[i]);
         if (!scaled) scale(base, bases, count, to[i]);
-        lose(w->lost_rows[at] != 0, &w->lost_columns[local], count, to[i]);
+        if (w->lost_rows[at] != 0 || any_lost) lose(w->lost_rows[at] != 0, lost, count, to[i]);
       }
     }
   }
