@@ -18,9 +18,9 @@ constexpr int64_t kTaskPanels = 4;
 constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
 
 // Sums come from the third cache, too late for a cell that asks for them at its end.
-void prefetch(const float* sums, int count) {
+void prefetch(const float* sums) {
   constexpr int kLine = 64 / sizeof(float);
-  for (int i = 0; i < count; i += kLine) __builtin_prefetch(sums + i, 1);
+  for (int i = 0; i < kTileRows * kPanelColumns; i += kLine) __builtin_prefetch(sums + i, 1);
 }
 
 class AlongK : public WinogradJob {
@@ -234,7 +234,7 @@ void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
           out[i] = to + i * kPanelColumns;
           in[i] = first ? kZeros : out[i];
         }
-        prefetch(to + kTileRows * kPanelColumns, kTileRows * kPanelColumns);
+        prefetch(to + kTileRows * kPanelColumns);
         run_cell(&cell, w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
                  w->b_norms[static_cast<size_t>(at)], a_.size(block), w->lengths);
       }
@@ -265,9 +265,6 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       const auto at = static_cast<size_t>(row - t.row);
       const int32_t base = w->row_bases[at];
       const bool scaled = splits_ == 1 && all_normal(base, bases, count);
-      if (row + 1 < t.row_end)
-        for (int64_t p = 0; p < positions_; ++p)
-          prefetch(sums(*w, t, panel, p, row + 1 - t.row), kPanelColumns);
       kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
                                sums_stride(), static_cast<int>(width), scaled ? base : 0,
                                scaled ? bases : kNone, out, false});
