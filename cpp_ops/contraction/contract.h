@@ -69,7 +69,7 @@ inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
 // The work of one part in each stage. The parts of a plan go through the stages together.
 class Job {
  public:
-  enum { kPrepare, kCompute, kCombine, kStages };
+  enum { kPrepare, kTransform, kCompute, kCombine, kStages };
   virtual ~Job() = default;
   virtual void enlist(std::vector<Stage>* stages) = 0;
 };

@@ -1,6 +1,7 @@
-// Winograd tiles along K (wgrad). Stage 1 finds the units of rows and columns. A task of stage 2
-// takes some rows and columns of one split: block by block, it transforms both operands and adds up
-// their products at each position. Stage 3 adds up the splits.
+// Winograd tiles along K (wgrad). First come the units of rows and columns. A task then takes some
+// rows and columns of one split, and adds up their products at each position, block by block. If
+// several tasks need the same rows or columns, all blocks are transformed before, or else each task
+// transforms its own. At last the splits are added up.
 
 #include "contraction/alignment.h"
 #include "contraction/packing.h"
@@ -13,11 +14,12 @@ namespace dfpjax {
 namespace {
 
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
+constexpr int64_t kGroupRows = 48;  // whole tiles and vectors
 constexpr int64_t kTaskTiles = 43;  // of rows
 constexpr int64_t kTaskPanels = 4;
-constexpr int64_t kWordsOfB = kBlockOfTiles / 2 * kPanelColumns + 16;  // as of spread()
+constexpr int64_t kMostShared = int64_t{64} << 20;  // bytes
 
-// Sums come from the third cache, too late for a cell that asks for them at its end.
+// Sums come from the outer caches, too late for a cell that asks for them at its end.
 void prefetch(const float* sums) {
   constexpr int kLine = 64 / sizeof(float);
   for (int i = 0; i < kTileRows * kPanelColumns; i += kLine) __builtin_prefetch(sums + i, 1);
@@ -30,29 +32,28 @@ class AlongK : public WinogradJob {
   void enlist(std::vector<Stage>* stages) override;
 
  private:
+  using Packed = TiledOperand::Packed;
   struct Task {
     int64_t g, split, row, row_end, panel, panel_end;  // rows are multiples of kTileRows
   };
   struct Workspace {
     explicit Workspace(const AlongK& t);
     PatchSpace space;
-    Scratch a, b;                     // [position][pair][row or column]
-    std::vector<int32_t> of_a, of_b;  // exponents [position][row or column]
-    std::vector<int32_t> row_bases, column_bases;
-    std::vector<char> lost_rows, lost_columns;
-    std::vector<Norms> a_norms, b_norms;  // [position][tile or panel]
-    Scratch row_scales, column_scales;    // [position][row or column]
-    Scratch sums;                         // [panel][position][row][column]
+    Packed a, b;   // if they are not shared
+    Scratch sums;  // [panel][position][row][column]
     alignas(64) float memory[kTileRows * kPanelColumns];
     alignas(64) float bounce[9][kPanelColumns];
     int64_t lengths[kChainLengths] = {};
   };
 
+  void divide();
+  void share();
+  int64_t tasks() const { return p_.G * splits_ * row_ranges_ * panel_ranges_; }
   Task task(int64_t index) const;
   void run_task(const Task& t, Workspace* w) const;
-  void pack(const Task& t, int64_t block, Workspace* w) const;
-  void multiply(const Task& t, int64_t block, Workspace* w) const;
-  void finish(const Task& t, Workspace* w) const;
+  void multiply(const Task& t, int64_t block, int64_t end, const Packed* a, const Packed* b,
+                Workspace* w) const;
+  void finish(const Task& t, const Packed& a, const Packed& b, Workspace* w) const;
   void combine(int64_t row) const;
 
   int64_t columns(int64_t panel) const {
@@ -71,6 +72,8 @@ class AlongK : public WinogradJob {
   const int64_t rows_, n_, panels_, blocks_, splits_, taps_;
   TiledOperand a_, b_;
   int64_t row_ranges_, panel_ranges_, task_rows_, task_panels_;
+  bool shared_ = false;
+  std::vector<Packed> shared_a_, shared_b_;  // [g][block]
   Scratch partial_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;
 };
@@ -85,15 +88,23 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       taps_(static_cast<int64_t>(results_.elements.size())),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(), part.g,
-         &Dim::stride_a, rows_, blocks_, tile_, Transform::kInput, kernels),
+         &Dim::stride_a, rows_, blocks_, tile_, Transform::kInput, {kGroupRows, kTileRows},
+         kernels),
       b_(part.grid_b, operands.b, operands.eb, part.base_b, winograd_.patches_of_b(false), part.g,
-         &Dim::stride_b, n_, blocks_, tile_, Transform::kCotangent, kernels),
+         &Dim::stride_b, n_, blocks_, tile_, Transform::kCotangent, {kPanelColumns, kPanelColumns},
+         kernels),
       workspaces_(static_cast<size_t>(threads)) {
+  divide();
+  share();
+  if (splits_ > 1)
+    partial_ = Scratch::array<float>({splits_, p_.G, rows_, taps_, round_up(n_, kColumnQuantum)});
+}
+
+// Divides rows and columns among the tasks.
+void AlongK::divide() {
   const int64_t tiles = ceil_div(rows_, kTileRows);
   row_ranges_ = ceil_div(tiles, kTaskTiles);
   panel_ranges_ = ceil_div(panels_, kTaskPanels);
-  // Each range of rows transforms the columns again, and the other way round.
-  const auto tasks = [&] { return p_.G * splits_ * row_ranges_ * panel_ranges_; };
   while (tasks() < threads_ && (row_ranges_ < tiles || panel_ranges_ < panels_)) {
     // Halve the larger side.
     const int64_t rows = rows_ / row_ranges_, wide = n_ / panel_ranges_;
@@ -102,37 +113,63 @@ AlongK::AlongK(const Part& part, const Operands& operands, const Chains& chains,
     else
       row_ranges_ = std::min(2 * row_ranges_, tiles);
   }
+  // Operands that are transformed anyway are divided further, so that the sums of a task stay in
+  // the second cache.
+  shared_ = row_ranges_ * panel_ranges_ > 1 &&
+            p_.G * blocks_ * (a_.room_bytes(rows_) + b_.room_bytes(n_)) <= kMostShared;
+  if (shared_) {
+    panel_ranges_ = panels_;
+    row_ranges_ = std::max(row_ranges_, ceil_div(rows_, kGroupRows));
+    while (tasks() < 4 * threads_ && row_ranges_ < tiles)
+      row_ranges_ = std::min(2 * row_ranges_, tiles);
+  }
   task_rows_ = ceil_div(tiles, row_ranges_) * kTileRows;
   task_panels_ = ceil_div(panels_, panel_ranges_);
-  if (splits_ > 1)
-    partial_ = Scratch::array<float>({splits_, p_.G, rows_, taps_, round_up(n_, kColumnQuantum)});
+}
+
+void AlongK::share() {
+  if (!shared_) return;
+  for (int64_t i = 0; i < p_.G * blocks_; ++i) {
+    shared_a_.push_back(a_.room(rows_));
+    shared_b_.push_back(b_.room(n_));
+  }
 }
 
 AlongK::Workspace::Workspace(const AlongK& t)
-    : a(Scratch::array<int32_t>(
-          {t.positions_, spread(kBlockOfTiles / 2 * round_up(t.task_rows_, kColumnQuantum))})),
-      b(Scratch::array<int32_t>({t.task_panels_, t.positions_, kWordsOfB})),
-      of_a(static_cast<size_t>(t.positions_ * round_up(t.task_rows_, kColumnQuantum))),
-      of_b(static_cast<size_t>(t.task_panels_ * t.positions_ * kPanelColumns)),
-      row_bases(static_cast<size_t>(t.task_rows_)),
-      column_bases(static_cast<size_t>(t.task_panels_ * kPanelColumns)),
-      lost_rows(row_bases.size()),
-      lost_columns(column_bases.size()),
-      a_norms(static_cast<size_t>(t.positions_ * t.task_rows_ / kTileRows)),
-      b_norms(static_cast<size_t>(t.positions_ * t.task_panels_)),
-      row_scales(Scratch::array<float>({t.positions_, t.task_rows_})),
-      column_scales(Scratch::array<float>({t.task_panels_, t.positions_, kPanelColumns})),
-      sums(Scratch::array<float>({t.task_panels_, t.positions_, t.sums_stride()})) {}
+    : sums(Scratch::array<float>({t.task_panels_, t.positions_, t.sums_stride()})) {
+  if (t.shared_) return;
+  a = t.a_.room(t.task_rows_);
+  b = t.b_.room(t.task_panels_ * kPanelColumns);
+}
 
 void AlongK::enlist(std::vector<Stage>* stages) {
-  for (TiledOperand* side : {&a_, &b_})
+  const auto each_side = [this](auto f) {
+    f(&a_, &shared_a_, rows_);
+    f(&b_, &shared_b_, n_);
+  };
+  each_side([&](TiledOperand* side, std::vector<Packed>*, int64_t) {
     (*stages)[kPrepare].push_back({p_.G * blocks_, 1, [this, side](int, int64_t low, int64_t high) {
                                      PatchSpace space;
                                      for (int64_t i = low; i < high; ++i)
                                        side->find_units(i / blocks_, i % blocks_, &space);
                                    }});
-  (*stages)[kCompute].push_back({p_.G * splits_ * row_ranges_ * panel_ranges_, 1,
-                                 [this](int worker, int64_t low, int64_t high) {
+  });
+  if (shared_)
+    each_side([&](TiledOperand* side, std::vector<Packed>* packed, int64_t lanes) {
+      const int64_t groups = side->groups(lanes);
+      (*stages)[kTransform].push_back(
+          {p_.G * blocks_ * groups, 1,
+           [this, side, packed, groups](int, int64_t low, int64_t high) {
+             PatchSpace space;
+             for (int64_t i = low; i < high; ++i) {
+               const int64_t at = i / groups;
+               Packed* const to = &(*packed)[static_cast<size_t>(at)];
+               side->start(at / blocks_, i % groups, i % groups + 1, to);
+               side->pack(at / blocks_, at % blocks_, i % groups, i % groups + 1, &space, to);
+             }
+           }});
+    });
+  (*stages)[kCompute].push_back({tasks(), 1, [this](int worker, int64_t low, int64_t high) {
                                    auto& w = workspaces_[static_cast<size_t>(worker)];
                                    if (w == nullptr) w = std::make_unique<Workspace>(*this);
                                    for (int64_t i = low; i < high; ++i) run_task(task(i), w.get());
@@ -144,7 +181,7 @@ void AlongK::enlist(std::vector<Stage>* stages) {
 }
 
 AlongK::Task AlongK::task(int64_t i) const {
-  const int64_t panel = i % panel_ranges_, row = i / panel_ranges_ % row_ranges_;
+  const int64_t row = i % row_ranges_, panel = i / row_ranges_ % panel_ranges_;
   i /= panel_ranges_ * row_ranges_;
   const int64_t tiles = ceil_div(rows_, kTileRows);
   return {i / splits_,
@@ -156,102 +193,77 @@ AlongK::Task AlongK::task(int64_t i) const {
 }
 
 void AlongK::run_task(const Task& t, Workspace* w) const {
-  a_.find_bases(t.g, t.row, t.row_end, w->row_bases.data(), w->lost_rows.data());
-  const int64_t n0 = t.panel * kPanelColumns, n1 = std::min(t.panel_end * kPanelColumns, n_);
-  std::fill(w->column_bases.begin(), w->column_bases.end(), 0);
-  b_.find_bases(t.g, n0, n1, w->column_bases.data(), w->lost_columns.data());
   const int64_t first = t.split * p_.blocks_per_split;
   const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
-  for (int64_t block = first; block < end; ++block) {
-    pack(t, block, w);
-    multiply(t, block, w);
+  if (shared_) {
+    const auto at = static_cast<size_t>(t.g * blocks_ + first);
+    multiply(t, first, end, &shared_a_[at], &shared_b_[at], w);
+    finish(t, shared_a_[at], shared_b_[at], w);
+  } else {
+    const int64_t groups = a_.groups(t.row_end - t.row), panels = t.panel_end - t.panel;
+    w->a.first = t.row;
+    w->a.end = t.row_end;
+    w->b.first = t.panel * kPanelColumns;
+    w->b.end = std::min(t.panel_end * kPanelColumns, n_);
+    a_.start(t.g, 0, groups, &w->a);
+    b_.start(t.g, 0, panels, &w->b);
+    for (int64_t block = first; block < end; ++block) {
+      a_.pack(t.g, block, 0, groups, &w->space, &w->a);
+      b_.pack(t.g, block, 0, panels, &w->space, &w->b);
+      multiply(t, block, block + 1, &w->a, &w->b, w);
+    }
+    finish(t, w->a, w->b, w);
   }
-  finish(t, w);
   report_lengths(t.g, w->lengths);
 }
 
-// Transforms a block of both operands.
-void AlongK::pack(const Task& t, int64_t block, Workspace* w) const {
-  const int64_t rows = t.row_end - t.row, tiles = task_rows_ / kTileRows;
-  const int64_t stride = round_up(task_rows_, kColumnQuantum);
-  const auto pairs = static_cast<int>(ceil_div(a_.size(block), 2));
-  const int64_t words = spread(kBlockOfTiles / 2 * stride);
-  if (rows < stride) std::fill_n(w->a.as<int32_t>(), positions_ * words, 0);
-  a_.pack(t.g, block, t.row, t.row_end, &w->space, w->a.as<int32_t>(), words, stride,
-          w->of_a.data());
-  for (int64_t p = 0; p < positions_; ++p) {
-    kernels_.norms_pairs(w->a.as<int32_t>() + p * words, stride, static_cast<int>(rows), pairs,
-                         kTileRows, &w->a_norms[static_cast<size_t>(p * tiles)]);
-    scales_below(&w->of_a[static_cast<size_t>(p * stride)], w->row_bases.data(), rows,
-                 w->row_scales.as<float>() + p * task_rows_);
-  }
-  for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
-    const int64_t n = panel * kPanelColumns, local = panel - t.panel;
-    int32_t* const out = w->b.as<int32_t>() + local * positions_ * kWordsOfB;
-    if (columns(panel) < kPanelColumns) std::fill_n(out, positions_ * kWordsOfB, 0);
-    int32_t* const exponents = &w->of_b[static_cast<size_t>(local * positions_ * kPanelColumns)];
-    b_.pack(t.g, block, n, n + columns(panel), &w->space, out, kWordsOfB, kPanelColumns, exponents);
-    for (int64_t p = 0; p < positions_; ++p) {
-      kernels_.norms_pairs(out + p * kWordsOfB, kPanelColumns, static_cast<int>(columns(panel)),
-                           pairs, kPanelColumns,
-                           &w->b_norms[static_cast<size_t>(local * positions_ + p)]);
-      std::fill(exponents + p * kPanelColumns + columns(panel), exponents + (p + 1) * kPanelColumns,
-                kAbsent);
-      scales_below(exponents + p * kPanelColumns,
-                   &w->column_bases[static_cast<size_t>(local * kPanelColumns)], kPanelColumns,
-                   w->column_scales.as<float>() + (local * positions_ + p) * kPanelColumns);
-    }
-  }
-}
-
-void AlongK::multiply(const Task& t, int64_t block, Workspace* w) const {
-  const int64_t rows = t.row_end - t.row, tiles = task_rows_ / kTileRows;
-  const int64_t stride = round_up(task_rows_, kColumnQuantum);
-  const bool first = block == t.split * p_.blocks_per_split;
+// Adds the products of blocks [first, end), whose operands follow a and b.
+void AlongK::multiply(const Task& t, int64_t first, int64_t end, const Packed* a, const Packed* b,
+                      Workspace* w) const {
   const float* in[kTileRows];
   float* out[kTileRows];
   CellArgs cell{};
   cell.a_row = 1;
-  cell.a_pair = stride;
-  cell.pairs = static_cast<int32_t>(ceil_div(a_.size(block), 2));
+  cell.a_pair = kGroupRows;
+  cell.columns = kPanelColumns;
   cell.in = in;
   cell.out = out;
   cell.memory = w->memory;
   // The rows of a position stay in the first two caches.
-  for (int64_t p = 0; p < positions_; ++p) {
-    for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
-      const int64_t at = (panel - t.panel) * positions_ + p;
-      cell.columns = kPanelColumns;
-      cell.narrow = static_cast<int32_t>(columns(panel));
-      cell.b = w->b.as<int32_t>() + at * kWordsOfB;
-      cell.column_scales = w->column_scales.as<float>() + at * kPanelColumns;
-      for (int64_t row = 0; row < rows; row += kTileRows) {
-        cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, rows - row));
-        cell.a = w->a.as<int32_t>() + p * spread(kBlockOfTiles / 2 * stride) + row;
-        cell.row_scales = w->row_scales.as<float>() + p * task_rows_ + row;
-        float* const to = sums(*w, t, panel, p, row);
-        for (int i = 0; i < kTileRows; ++i) {
-          out[i] = to + i * kPanelColumns;
-          in[i] = first ? kZeros : out[i];
+  for (int64_t p = 0; p < positions_; ++p)
+    for (int64_t panel = t.panel; panel < t.panel_end; ++panel)
+      for (int64_t block = first; block < end; ++block) {
+        const TiledOperand::Cell of_b = b_.cell(b[block - first], p, panel * kPanelColumns);
+        cell.narrow = static_cast<int32_t>(columns(panel));
+        cell.pairs = static_cast<int32_t>(ceil_div(a_.size(block), 2));
+        cell.b = of_b.words;
+        cell.column_scales = of_b.scales;
+        for (int64_t row = t.row; row < t.row_end; row += kTileRows) {
+          const TiledOperand::Cell of_a = a_.cell(a[block - first], p, row);
+          cell.rows = static_cast<int32_t>(std::min<int64_t>(kTileRows, t.row_end - row));
+          cell.a = of_a.words;
+          cell.row_scales = of_a.scales;
+          float* const to = sums(*w, t, panel, p, row - t.row);
+          for (int i = 0; i < kTileRows; ++i) {
+            out[i] = to + i * kPanelColumns;
+            in[i] = block == t.split * p_.blocks_per_split ? kZeros : out[i];
+          }
+          prefetch(to + kTileRows * kPanelColumns);
+          run_cell(&cell, *of_a.norms, *of_b.norms, a_.size(block), w->lengths);
         }
-        prefetch(to + kTileRows * kPanelColumns);
-        run_cell(&cell, w->a_norms[static_cast<size_t>(p * tiles + row / kTileRows)],
-                 w->b_norms[static_cast<size_t>(at)], a_.size(block), w->lengths);
       }
-    }
-  }
 }
 
 // Transforms the sums back, and writes them or keeps them as a part of the sum.
-void AlongK::finish(const Task& t, Workspace* w) const {
+void AlongK::finish(const Task& t, const Packed& a, const Packed& b, Workspace* w) const {
   static constexpr int32_t kNone[kPanelColumns] = {};
   float *to[9], *out[9];
   for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
     const int64_t n0 = panel * kPanelColumns, count = columns(panel);
     const int64_t width = round_up(count, kColumnQuantum);
-    const auto local = static_cast<size_t>((panel - t.panel) * kPanelColumns);
-    const int32_t* const bases = &w->column_bases[local];
-    const char* const lost = &w->lost_columns[local];
+    const auto local = static_cast<size_t>(n0 - b.first);
+    const int32_t* const bases = &b.bases[local];
+    const char* const lost = &b.lost[local];
     const bool any_lost = std::any_of(lost, lost + count, [](char x) { return x != 0; });
     for (int64_t row = t.row; row < t.row_end; ++row) {
       Point point;
@@ -262,8 +274,8 @@ void AlongK::finish(const Task& t, Workspace* w) const {
                  : count == width ? to[i]
                                   : w->bounce[i];
       }
-      const auto at = static_cast<size_t>(row - t.row);
-      const int32_t base = w->row_bases[at];
+      const auto at = static_cast<size_t>(row - a.first);
+      const int32_t base = a.bases[at];
       const bool scaled = splits_ == 1 && all_normal(base, bases, count);
       kernels_.transform_back({tile_, Transform::kTaps, sums(*w, t, panel, 0, row - t.row),
                                sums_stride(), static_cast<int>(width), scaled ? base : 0,
@@ -272,7 +284,7 @@ void AlongK::finish(const Task& t, Workspace* w) const {
       for (int64_t i = 0; i < taps_; ++i) {
         if (out[i] != to[i]) std::copy_n(out[i], count, to[i]);
         if (!scaled) scale(base, bases, count, to[i]);
-        if (w->lost_rows[at] != 0 || any_lost) lose(w->lost_rows[at] != 0, lost, count, to[i]);
+        if (a.lost[at] != 0 || any_lost) lose(a.lost[at] != 0, lost, count, to[i]);
       }
     }
   }
