@@ -46,18 +46,19 @@ int log2_of(int64_t power) {
 }  // namespace
 
 const float* normalization(const WinogradTile& tile) {
-  static const auto n4 = differences<6>({0, 0.625, -0.625, 1.5, -1.5});
-  static const auto n2 = differences<4>({0, 1, -1});
+  static const auto of_six = differences<6>({0, 0.625, -0.625, 1.5, -1.5});
+  static const auto of_four = differences<4>({0, 1, -1});
   static const std::array<std::array<float, kMostPositions>, 4> all = {
-      products(n2, false), products(n2, true), products(n4, false), products(n4, true)};
-  return all[static_cast<size_t>((tile.outputs == 4 ? 2 : 0) + tile.axes - 1)].data();
+      products(of_four, false), products(of_four, true), products(of_six, false),
+      products(of_six, true)};
+  return all[static_cast<size_t>((tile.points() == 6 ? 2 : 0) + tile.axes - 1)].data();
 }
 
 const float kOnes[kMostPositions] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
                                      1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 WinogradPart::WinogradPart(const Part& part)
-    : p_(part), tile_{part.tile, static_cast<int>(part.windows.size())} {
+    : p_(part), tile_{part.tile, part.taps, static_cast<int>(part.windows.size())} {
   for (int w = 0; w < tile_.axes; ++w) {
     const auto moves = [w](const Dim& d) { return d.window == w; };
     const Dim& of_m = *std::find_if(p_.m.begin(), p_.m.end(), moves);
@@ -66,7 +67,7 @@ WinogradPart::WinogradPart(const Part& part)
     axis.tiles = ceil_div(axis.tiled.extent, tile_.outputs);
     axis.reversed = axis.taps.coef != axis.tiled.coef;
     axis.origin = p_.windows[static_cast<size_t>(w)].offset -
-                  (axis.reversed ? (kTaps - 1) * axis.tiled.coef : 0);
+                  (axis.reversed ? (axis.taps.extent - 1) * axis.tiled.coef : 0);
     axes_.push_back(axis);
   }
 }
@@ -128,7 +129,7 @@ Patchwork WinogradPart::taps(const Dim& points, int64_t Dim::* stride) const {
   return {Axis({points}, stride, nullptr),
           {},
           {},
-          elements(kTaps, [stride](const WinogradAxis& axis, int index, Point* point, size_t) {
+          elements(tile_.taps, [stride](const WinogradAxis& axis, int index, Point* point, size_t) {
             point->offset += axis.tap(index) * axis.taps.*stride;
           })};
 }

@@ -1,4 +1,4 @@
-// Parts of the Winograd modes: F(2, 3) or F(4, 3) along one or two axes.
+// Parts of the Winograd modes: F(2, 3), F(4, 3) or F(2, 5) along one or two axes.
 //
 // Operands are transformed patch by patch, and each position of the transformed tiles is a product
 // of matrices by itself, with new mantissas and exponents: one exponent for each row of A, and for
@@ -39,7 +39,7 @@ struct WinogradAxis {
   int64_t tiles;
   int64_t origin;  // the coordinate of the first element
   bool reversed;   // the taps are read in reverse order
-  int64_t tap(int64_t index) const { return reversed ? kTaps - 1 - index : index; }
+  int64_t tap(int64_t index) const { return reversed ? taps.extent - 1 - index : index; }
 };
 
 // The operands of a part as patches.

@@ -42,7 +42,7 @@ class AlongK : public WinogradJob {
     Packed a, b;   // if they are not shared
     Scratch sums;  // [panel][position][row][column]
     alignas(64) float memory[kTileRows * kPanelColumns];
-    alignas(64) float bounce[9][kPanelColumns];
+    alignas(64) float bounce[kMostTaps * kMostTaps][kPanelColumns];
     int64_t lengths[kChainLengths] = {};
   };
 
@@ -257,7 +257,7 @@ void AlongK::multiply(const Task& t, int64_t first, int64_t end, const Packed* a
 // Transforms the sums back, and writes them or keeps them as a part of the sum.
 void AlongK::finish(const Task& t, const Packed& a, const Packed& b, Workspace* w) const {
   static constexpr int32_t kNone[kPanelColumns] = {};
-  float *to[9], *out[9];
+  float *to[kMostTaps * kMostTaps], *out[kMostTaps * kMostTaps];
   for (int64_t panel = t.panel; panel < t.panel_end; ++panel) {
     const int64_t n0 = panel * kPanelColumns, count = columns(panel);
     const int64_t width = round_up(count, kColumnQuantum);

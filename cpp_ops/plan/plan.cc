@@ -201,6 +201,18 @@ bool lanes_in_rows(const Grid& grid, int64_t base, int64_t lanes, const std::vec
          multiples_of(lanes, strides) && multiples_of(lanes, of_g);
 }
 
+// The dimensions of the taps of a Winograd part, and of the channels.
+const std::vector<Dim>& dims_of_taps(const Part& p) {
+  return p.mode == Mode::kWinogradAlongM ? p.k : p.m;
+}
+
+// Taps along an axis of a Winograd part, or 0 if it has none.
+int find_taps(const Part& p) {
+  for (const Dim& d : dims_of_taps(p))
+    if (d.window >= 0 && d.extent <= kMostTaps) return static_cast<int>(d.extent);
+  return 0;
+}
+
 // Checks the structure of a Winograd part.
 std::string check_winograd(const Part& p) {
   if (p.tile != 2 && p.tile != 4) return "plan: a Winograd tile must have 2 or 4 outputs";
@@ -209,7 +221,7 @@ std::string check_winograd(const Part& p) {
   if (axes != 1 && axes != 2) return "plan: a Winograd part needs one or two windows";
   const bool along_m = p.mode == Mode::kWinogradAlongM;
   const auto& tiled = along_m ? p.m : p.k;
-  const auto& taps = along_m ? p.k : p.m;
+  const auto& taps = dims_of_taps(p);
   const auto moving = [](const std::vector<Dim>& dims, int64_t w) {
     return std::count_if(dims.begin(), dims.end(), [w](const Dim& d) { return d.window == w; });
   };
@@ -221,7 +233,8 @@ std::string check_winograd(const Part& p) {
       if (d.window >= 0 && (d.coef != 1 && d.coef != -1))
         return "plan: a window of a Winograd part has a stride or dilation";
   for (const Dim& d : taps)
-    if (d.window >= 0 && d.extent != kTaps) return "plan: a Winograd part needs three taps";
+    if (d.window >= 0 && (d.extent != p.taps || (p.taps != 3 && (p.taps != 5 || p.tile != 2))))
+      return "plan: a Winograd part needs 3 taps along each axis, or 5 and a tile of 2 outputs";
   const auto is_channel = [](const Dim& d) { return d.window < 0; };
   if (std::count_if(taps.begin(), taps.end(), is_channel) != 1 || p.n.size() != 1)
     return "plan: a Winograd part needs one dimension of channels, and one of N";
@@ -364,6 +377,7 @@ std::string decode_plan(const int64_t* code, int64_t size, const BufferSizes& si
       window.offset = in.next();
       p.windows.push_back(window);
     }
+    if (p.mode == Mode::kWinogradAlongM || p.mode == Mode::kWinogradAlongK) p.taps = find_taps(p);
     int64_t outputs = 0;
     error = check_part(p, sizes, &outputs);
     if (!error.empty()) return error;

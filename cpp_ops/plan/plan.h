@@ -42,7 +42,7 @@ inline constexpr int64_t kMostProducts = int64_t{1} << 62;
 // kWinogradAlongM: the tiles of Winograd's algorithm lie along M (fprop and dgrad), the taps along
 // K. kWinogradAlongK: the other way round (wgrad). See contraction/winograd.h.
 enum class Mode : int { kTiles = 0, kLanes = 1, kWinogradAlongM = 2, kWinogradAlongK = 3 };
-inline constexpr int kTaps = 3;
+inline constexpr int kMostTaps = 5;
 
 // Where the exponents of an operand in blocks lie: a function of an element's offset in memory. The
 // operand is rows of `columns` elements, in groups of `outer` elements that no block crosses.
@@ -65,7 +65,8 @@ struct Part {
   Grid grid_a, grid_b;
   int64_t base_a, base_b, base_c;
   int64_t blocks_per_split;
-  int tile;  // outputs of a Winograd tile along each axis, or 0
+  int tile;      // outputs of a Winograd tile along each axis, or 0
+  int taps = 0;  // and taps; decode_plan finds them
   // Outermost first, without dimensions of extent 1, except those that move the windows of a
   // Winograd tile.
   std::vector<Dim> g, m, n, k;

@@ -9,20 +9,26 @@ namespace dfpjax {
 
 using Numbers = std::vector<float>;
 
-// Along one axis, for tiles of `tile` outputs.
-using TransformAlongAxis = Numbers (*)(int tile, const Numbers& d);
-Numbers input_transform(int tile, const Numbers& d);
-Numbers kernel_transform(int tile, const Numbers& d);
-Numbers cotangent_transform(int tile, const Numbers& d);
-Numbers output_transform(int tile, const Numbers& d);
-Numbers taps_transform(int tile, const Numbers& d);
+// A tile along one axis.
+struct TileShape {
+  int outputs, taps;
+  int points() const { return outputs + taps - 1; }
+};
+
+// Along one axis.
+using TransformAlongAxis = Numbers (*)(TileShape tile, const Numbers& d);
+Numbers input_transform(TileShape tile, const Numbers& d);
+Numbers kernel_transform(TileShape tile, const Numbers& d);
+Numbers cotangent_transform(TileShape tile, const Numbers& d);
+Numbers output_transform(TileShape tile, const Numbers& d);
+Numbers taps_transform(TileShape tile, const Numbers& d);
 
 // Along one or two axes, the last one first. `cuts` tells whether values are cut between the two.
-Numbers along_axes(TransformAlongAxis transform, int tile, size_t axes, bool cuts,
+Numbers along_axes(TransformAlongAxis transform, TileShape tile, size_t axes, bool cuts,
                    const Numbers& values);
 
 // What the transformed products of each position are multiplied by.
-Numbers normalizations(int tile, size_t axes);
+Numbers normalizations(int points, size_t axes);
 
 }  // namespace dfpjax
 

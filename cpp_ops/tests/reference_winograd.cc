@@ -77,10 +77,12 @@ struct Tiling {
     return position;
   }
 
+  TileShape shape() const { return {p.tile, p.taps}; }
   // Point i of a patch of A: where output o meets tap i - o.
   Position in_patch(int64_t g, int64_t tile, int64_t channel, int64_t i) const {
-    const auto tap = [&](int w) { return std::min<int64_t>(along(w, i, p.tile + 2), kTaps - 1); };
-    const auto output = [&](int w) { return along(w, i, p.tile + 2) - tap(w); };
+    const int side = shape().points();
+    const auto tap = [&](int w) { return std::min<int64_t>(along(w, i, side), p.taps - 1); };
+    const auto output = [&](int w) { return along(w, i, side) - tap(w); };
     bool exists;
     return at(g, tile, channel, output, tap, &exists);
   }
@@ -93,7 +95,7 @@ struct Tiling {
   Position of_tap(int64_t g, int64_t channel, int64_t i) const {
     bool exists;
     return at(
-        g, 0, channel, [](int) { return int64_t{0}; }, [&](int w) { return along(w, i, kTaps); },
+        g, 0, channel, [](int) { return int64_t{0}; }, [&](int w) { return along(w, i, p.taps); },
         &exists);
   }
 };
@@ -160,7 +162,8 @@ Transformed transformed(const Tiling& t, int64_t rows, int64_t size, int64_t blo
           patch.push_back(counts ? static_cast<float>(x.mantissa) * power_of_two(x.exponent - unit)
                                  : 0);
         }
-        const Numbers points = along_axes(transform, t.p.tile, t.axes(), t.p.tile == 4, patch);
+        const Numbers points =
+            along_axes(transform, t.shape(), t.axes(), t.shape().points() == 6, patch);
         for (size_t p = 0; p < norms.size(); ++p) values[p].push_back(points[p]);
       }
       for (size_t p = 0; p < norms.size(); ++p) {
@@ -215,7 +218,7 @@ std::vector<Numbers> multiplied(const Transformed& a, const Transformed& b, size
 
 void run_winograd(const Part& p, const Operands& x, int64_t g, ReferenceCounts* counts) {
   const Tiling t(p);
-  const Numbers norms = normalizations(p.tile, t.axes()), ones(norms.size(), 1.0f);
+  const Numbers norms = normalizations(t.shape().points(), t.axes()), ones(norms.size(), 1.0f);
   const int64_t rows = t.along_m ? t.tile_count : t.channels;
   const int64_t size = t.along_m ? t.channels : t.tile_count;
   const int64_t block = t.along_m ? kBlock : kBlock / 2;
@@ -236,7 +239,7 @@ void run_winograd(const Part& p, const Operands& x, int64_t g, ReferenceCounts* 
   const Transformed a =
       transformed(t, rows, size, block, norms.size(), input_transform, ones, of_a);
   const Transformed b =
-      transformed(t, p.N, size, block, t.power(t.along_m ? kTaps : p.tile),
+      transformed(t, p.N, size, block, t.power(t.along_m ? p.taps : p.tile),
                   t.along_m ? kernel_transform : cotangent_transform, norms, of_b);
 
   const int64_t split = t.along_m ? size : p.blocks_per_split * block;
@@ -250,7 +253,7 @@ void run_winograd(const Part& p, const Operands& x, int64_t g, ReferenceCounts* 
       for (int64_t column = 0; column < p.N; ++column) {
         Numbers points;
         for (const auto& sum : sums) points.push_back(sum[row][column]);
-        const Numbers result = along_axes(back, p.tile, t.axes(), false, points);
+        const Numbers result = along_axes(back, t.shape(), t.axes(), false, points);
         Numbers& total = totals[row][column];
         if (low == 0) total = result;
         for (size_t i = 0; low > 0 && i < total.size(); ++i) total[i] += result[i];

@@ -16,17 +16,23 @@ namespace {
 enum class Pass { kFprop, kDgrad, kWgrad };
 constexpr Pass kAllPasses[] = {Pass::kFprop, Pass::kDgrad, Pass::kWgrad};
 
-// A pass of a convolution with kernels of 3 x 3.
-Case winograd(Pass pass, int64_t tile, int64_t batch, int64_t height, int64_t width, int64_t in,
-              int64_t out, int64_t pad, int64_t split = 1) {
-  const Conv v{batch, height, width, in, out, 3, 1, pad, 1};
+// A tile along each axis, and the kernel's extent.
+struct TileOfKernel {
+  int64_t outputs, taps;
+};
+constexpr TileOfKernel kAllTiles[] = {{2, 3}, {4, 3}, {2, 5}};
+
+// A pass of a convolution with square kernels. The padding of those of 5 x 5 is larger by 1.
+Case winograd(Pass pass, TileOfKernel tile, int64_t batch, int64_t height, int64_t width,
+              int64_t in, int64_t out, int64_t pad, int64_t split = 1) {
+  const Conv v{batch, height, width, in, out, tile.taps, 1, pad + (tile.taps - 3) / 2, 1};
   Case t = pass == Pass::kFprop   ? fprop(v, split)
            : pass == Pass::kDgrad ? dgrad(v, split)
                                   : wgrad(v, split);
-  t.name += " tile " + std::to_string(tile) + " split " + std::to_string(split);
+  t.name += " tile " + std::to_string(tile.outputs) + " split " + std::to_string(split);
   PartCode& p = t.parts[0];
   p.mode = pass == Pass::kWgrad ? 3 : 2;
-  p.tile = tile;
+  p.tile = tile.outputs;
   return t;
 }
 
@@ -38,8 +44,8 @@ std::vector<Dim*> dims_of(PartCode* p) {
 }
 
 // A convolution along the width of images of one row.
-Case along_one_axis(Pass pass, int64_t tile, int64_t batch, int64_t width, int64_t in, int64_t out,
-                    int64_t split = 1) {
+Case along_one_axis(Pass pass, TileOfKernel tile, int64_t batch, int64_t width, int64_t in,
+                    int64_t out, int64_t split = 1) {
   Case t = winograd(pass, tile, batch, 1, width, in, out, 1, split);
   t.name += " along one axis";
   PartCode& p = t.parts[0];
@@ -51,7 +57,7 @@ Case along_one_axis(Pass pass, int64_t tile, int64_t batch, int64_t width, int64
       if (d.window == 1) d.window = 0;
   }
   p.windows.erase(p.windows.begin());
-  if (pass == Pass::kWgrad) t.c /= 3;
+  if (pass == Pass::kWgrad) t.c /= tile.taps;
   return t;
 }
 
@@ -126,7 +132,7 @@ std::vector<Case> make_cases() {
   const auto add = [&](const Case& t) {
     cases.push_back(in_small_blocks(t, cases.size() % 2 ? 60 : 5));
   };
-  for (const int64_t tile : {2, 4})
+  for (const TileOfKernel tile : kAllTiles)
     for (const Pass pass : kAllPasses) {
       // Every remainder of extents, and padding of 0 to 2.
       for (int64_t extent = 3; extent <= 8; ++extent)
@@ -180,7 +186,7 @@ void check_rejected(const Case& t, const std::string& message) {
 
 void check_validation() {
   for (const Pass pass : kAllPasses) {
-    const Case good = in_small_blocks(winograd(pass, 4, 2, 7, 6, 8, 20, 1), 5);
+    const Case good = in_small_blocks(winograd(pass, {4, 3}, 2, 7, 6, 8, 20, 1), 5);
     const auto rejected = [&good](const std::string& message, auto change) {
       Case t = good;
       change(&t, &t.parts[0]);
@@ -215,8 +221,8 @@ void check_validation() {
           for (Dim& d : of_m ? p->m : p->k)
             if (d.window == 1) d.coef = coef;
         });
-    for (const int64_t extent : {1, 2, 4})
-      rejected("three taps", [=](Case*, PartCode* p) {
+    for (const int64_t extent : {1, 2, 4, 5, 6})
+      rejected("needs 3 taps", [=](Case*, PartCode* p) {
         for (Dim& d : p->mode == 2 ? p->k : p->m)
           if (d.window == 0) d.extent = extent;
       });
@@ -273,7 +279,7 @@ void run_test(bool quick) {
   size_t turn = 0;
   for (const Case& t : cases)
     for (const Data kind : {kAllData[turn++ % 6], kAllData[turn++ % 6]}) check(t, kind, 3, &random);
-  for (const int64_t tile : {2, 4})
+  for (const TileOfKernel tile : kAllTiles)
     for (const Pass pass : kAllPasses) {
       const Case deep = winograd(pass, tile, 2, 9, 10, 300, 66, 1);
       const Case small = winograd(pass, tile, 9, 19, 18, 5, 20, 1);

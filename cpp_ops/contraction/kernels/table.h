@@ -115,21 +115,21 @@ enum class Transform {
   kTaps        // back to the result, where the tiles lie along k
 };
 struct WinogradTile {
-  int outputs;                                          // along each axis: 2 or 4
-  int axes;                                             // 1 or 2
-  constexpr int points() const { return outputs + 2; }  // along each axis
+  int outputs, taps;  // along each axis: 2 and 3, 4 and 3, or 2 and 5
+  int axes;           // 1 or 2
+  constexpr int points() const { return outputs + taps - 1; }  // along each axis
   constexpr int power(int extent) const { return axes == 2 ? extent * extent : extent; }
   constexpr int positions() const { return power(points()); }
 };
-constexpr int extent_before(Transform transform, int outputs) {
+constexpr int extent_before(Transform transform, int outputs, int taps) {
   return transform == Transform::kCotangent ? outputs
-         : transform == Transform::kKernel  ? kTaps
-                                            : outputs + 2;
+         : transform == Transform::kKernel  ? taps
+                                            : outputs + taps - 1;
 }
-constexpr int extent_after(Transform transform, int outputs) {
+constexpr int extent_after(Transform transform, int outputs, int taps) {
   return transform == Transform::kOutput ? outputs
-         : transform == Transform::kTaps ? kTaps
-                                         : outputs + 2;
+         : transform == Transform::kTaps ? taps
+                                         : outputs + taps - 1;
 }
 inline constexpr int kMostPositions = 36;
 inline constexpr float kMostMantissa = 32767;

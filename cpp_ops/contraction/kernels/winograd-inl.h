@@ -4,13 +4,13 @@
 // product is exact, and fused operations give the bits of separate ones.
 // dfpjax/numbers/contraction/winograd.py defines the same in plain JAX.
 
-// The transforms along one axis. The points are 0, 1, -1 and infinity, or 0, 5/8, -5/8, 3/2, -3/2
-// and infinity.
-template <class S, int kTile>
+// The transforms along one axis, of so many outputs and taps. The points are 0, 1, -1 and infinity,
+// or 0, 5/8, -5/8, 3/2, -3/2 and infinity.
+template <class S, int kOutputs, int kTaps>
 struct AlongAxis;
 
 template <class S>
-struct AlongAxis<S, 2> {
+struct AlongAxis<S, 2, 3> {
   using F = typename S::F;
   static F cut(F x) { return x; }
   static void input(const F* d, F* out) {
@@ -44,11 +44,12 @@ struct AlongAxis<S, 2> {
   }
 };
 
+// What the transforms to and from six points have in common.
 template <class S>
-struct AlongAxis<S, 4> {
+struct SixPoints {
   using F = typename S::F;
   static constexpr float kP = 0.625f, kP2 = kP * kP, kP3 = kP2 * kP;
-  static constexpr float kQ = 1.5f, kQ2 = kQ * kQ, kQ3 = kQ2 * kQ;
+  static constexpr float kQ = 1.5f, kQ2 = kQ * kQ, kQ3 = kQ2 * kQ, kQ4 = kQ2 * kQ2;
 
   // Keeps 16 significant bits.
   static F cut(F x) { return S::cut(x); }
@@ -61,56 +62,105 @@ struct AlongAxis<S, 4> {
     out[0] = S::add_float(even, odd);
     out[1] = S::sub_float(even, odd);
   }
-
   static void input(const F* d, F* out) {
     both(plus(-kQ2, d[2], d[4]), plus(-kP * kQ2, d[1], times(kP, d[3])), out + 1);
     both(plus(-kP2, d[2], d[4]), plus(-kQ * kP2, d[1], times(kQ, d[3])), out + 3);
     out[0] = plus(kP2 * kQ2, d[0], plus(-(kP2 + kQ2), d[2], d[4]));
     out[5] = plus(kP2 * kQ2, d[1], plus(-(kP2 + kQ2), d[3], d[5]));
   }
-  static void cotangent(const F* y, F* out) {
-    out[0] = y[0];
-    both(plus(kP2, y[2], y[0]), plus(kP3, y[3], times(kP, y[1])), out + 1);
-    both(plus(kQ2, y[2], y[0]), plus(kQ3, y[3], times(kQ, y[1])), out + 3);
-    out[5] = y[3];
-  }
-  static void kernel(const F* w, F* out) {
-    out[0] = w[0];
-    both(plus(kP2, w[2], w[0]), times(kP, w[1]), out + 1);
-    both(plus(kQ2, w[2], w[0]), times(kQ, w[1]), out + 3);
-    out[5] = w[2];
-  }
-  // Sums and differences of the values at opposite points.
+  // Sums and differences of the values at opposite points, and what these add to the coefficients
+  // of a polynomial.
   struct Halves {
     explicit Halves(const F* y)
         : s1(cut(S::add_float(y[1], y[2]))),
           d1(cut(S::sub_float(y[1], y[2]))),
           s2(cut(S::add_float(y[3], y[4]))),
           d2(cut(S::sub_float(y[3], y[4]))) {}
+    F to0(F first) const { return S::add_float(first, S::add_float(s1, s2)); }
+    F to1() const { return plus(kQ, d2, times(kP, d1)); }
+    F to2() const { return plus(kQ2, s2, times(kP2, s1)); }
+    F to3() const { return plus(kQ3, d2, times(kP3, d1)); }
+    F to4() const { return plus(kQ4, s2, times(kP2, cut(times(kP2, s1)))); }
     F s1, d1, s2, d2;
   };
+};
+
+template <class S>
+struct AlongAxis<S, 4, 3> : SixPoints<S> {
+  using Six = SixPoints<S>;
+  using F = typename S::F;
+  static void cotangent(const F* y, F* out) {
+    out[0] = y[0];
+    Six::both(Six::plus(Six::kP2, y[2], y[0]), Six::plus(Six::kP3, y[3], Six::times(Six::kP, y[1])),
+              out + 1);
+    Six::both(Six::plus(Six::kQ2, y[2], y[0]), Six::plus(Six::kQ3, y[3], Six::times(Six::kQ, y[1])),
+              out + 3);
+    out[5] = y[3];
+  }
+  static void kernel(const F* w, F* out) {
+    out[0] = w[0];
+    Six::both(Six::plus(Six::kP2, w[2], w[0]), Six::times(Six::kP, w[1]), out + 1);
+    Six::both(Six::plus(Six::kQ2, w[2], w[0]), Six::times(Six::kQ, w[1]), out + 3);
+    out[5] = w[2];
+  }
   static void output(const F* y, F* out) {
-    const Halves h(y);
-    out[0] = S::add_float(y[0], S::add_float(h.s1, h.s2));
-    out[1] = plus(kQ, h.d2, times(kP, h.d1));
-    out[2] = plus(kQ2, h.s2, times(kP2, h.s1));
-    out[3] = S::add_float(plus(kQ3, h.d2, times(kP3, h.d1)), y[5]);
+    const typename Six::Halves h(y);
+    out[0] = h.to0(y[0]);
+    out[1] = h.to1();
+    out[2] = h.to2();
+    out[3] = S::add_float(h.to3(), y[5]);
   }
   static void taps(const F* y, F* out) {
-    const Halves h(y);
-    out[0] = S::add_float(y[0], S::add_float(h.s1, h.s2));
-    out[1] = plus(kQ, h.d2, times(kP, h.d1));
-    out[2] = S::add_float(plus(kQ2, h.s2, times(kP2, h.s1)), y[5]);
+    const typename Six::Halves h(y);
+    out[0] = h.to0(y[0]);
+    out[1] = h.to1();
+    out[2] = S::add_float(h.to2(), y[5]);
+  }
+};
+
+template <class S>
+struct AlongAxis<S, 2, 5> : SixPoints<S> {
+  using Six = SixPoints<S>;
+  using F = typename S::F;
+  static void cotangent(const F* y, F* out) {
+    out[0] = y[0];
+    Six::both(y[0], Six::times(Six::kP, y[1]), out + 1);
+    Six::both(y[0], Six::times(Six::kQ, y[1]), out + 3);
+    out[5] = y[1];
+  }
+  static void kernel(const F* w, F* out) {
+    const auto at = [w](float x, float square, F* out) {
+      const F even = Six::cut(Six::plus(square, w[4], w[2]));
+      const F odd = Six::cut(Six::plus(square, w[3], w[1]));
+      Six::both(Six::plus(square, even, w[0]), Six::times(x, odd), out);
+    };
+    out[0] = w[0];
+    at(Six::kP, Six::kP2, out + 1);
+    at(Six::kQ, Six::kQ2, out + 3);
+    out[5] = w[4];
+  }
+  static void output(const F* y, F* out) {
+    const typename Six::Halves h(y);
+    out[0] = h.to0(y[0]);
+    out[1] = S::add_float(h.to1(), y[5]);
+  }
+  static void taps(const F* y, F* out) {
+    const typename Six::Halves h(y);
+    out[0] = h.to0(y[0]);
+    out[1] = h.to1();
+    out[2] = h.to2();
+    out[3] = h.to3();
+    out[4] = S::add_float(h.to4(), y[5]);
   }
 };
 
 // One transform along all axes of a tile.
-template <class S, Transform kTransform, int kTile, int kAxes>
+template <class S, Transform kTransform, int kOutputs, int kTaps, int kAxes>
 struct AllAxes {
   using F = typename S::F;
-  using Axis = AlongAxis<S, kTile>;
-  static constexpr int kIn = extent_before(kTransform, kTile);
-  static constexpr int kOut = extent_after(kTransform, kTile);
+  using Axis = AlongAxis<S, kOutputs, kTaps>;
+  static constexpr int kIn = extent_before(kTransform, kOutputs, kTaps);
+  static constexpr int kOut = extent_after(kTransform, kOutputs, kTaps);
   static constexpr int kElements = kAxes == 2 ? kIn * kIn : kIn;
   static constexpr int kResults = kAxes == 2 ? kOut * kOut : kOut;
   // Whether results that are needed twice are kept: those of kernels are soon computed again.
@@ -164,9 +214,11 @@ struct AllAxes {
 template <class S, Transform kTransform, class F>
 inline void with_tile(const WinogradTile& tile, F f) {
   if (tile.outputs == 4)
-    tile.axes == 2 ? f(AllAxes<S, kTransform, 4, 2>{}) : f(AllAxes<S, kTransform, 4, 1>{});
+    tile.axes == 2 ? f(AllAxes<S, kTransform, 4, 3, 2>{}) : f(AllAxes<S, kTransform, 4, 3, 1>{});
+  else if (tile.taps == 3)
+    tile.axes == 2 ? f(AllAxes<S, kTransform, 2, 3, 2>{}) : f(AllAxes<S, kTransform, 2, 3, 1>{});
   else
-    tile.axes == 2 ? f(AllAxes<S, kTransform, 2, 2>{}) : f(AllAxes<S, kTransform, 2, 1>{});
+    tile.axes == 2 ? f(AllAxes<S, kTransform, 2, 5, 2>{}) : f(AllAxes<S, kTransform, 2, 5, 1>{});
 }
 template <class S, class F>
 inline void with_transform(const Patches& t, F f) {

@@ -193,6 +193,7 @@ void put_winograd(Bytes* in, const Lanes& lanes, int64_t* base_c, bool* disjoint
                   std::vector<int64_t>* code) {
   const bool along_m = lanes.along_k || in->one_in(2);
   const int axes = static_cast<int>(in->between(1, 2));
+  const int64_t tap_count = in->one_in(3) ? 5 : 3;
   std::vector<Dim> g(static_cast<size_t>(in->below(3))), n(1), m, k;
   std::vector<Dim>&tiled = along_m ? m : k, &taps = along_m ? k : m;
   const Dim plain{1, 0, 0, 0, 0, 0, -1, 0};
@@ -201,7 +202,7 @@ void put_winograd(Bytes* in, const Lanes& lanes, int64_t* base_c, bool* disjoint
   for (int w = 0; w < axes; ++w) {
     const int64_t extent = in->one_in(4) ? in->between(1, 40) : in->between(1, 9);
     tiled.push_back({extent, 0, 0, 0, 0, 0, w, in->one_in(3) ? -1 : 1});
-    taps.push_back({kTaps, 0, 0, 0, 0, 0, w, in->one_in(3) ? -1 : 1});
+    taps.push_back({tap_count, 0, 0, 0, 0, 0, w, in->one_in(3) ? -1 : 1});
     windows.push_back(
         {in->between(1, 20), lanes.columns_a * in->between(1, 20), in->between(-4, 20)});
   }
@@ -251,7 +252,7 @@ void put_winograd(Bytes* in, const Lanes& lanes, int64_t* base_c, bool* disjoint
     }
   const int64_t at_a = base(dims_a, &Dim::stride_a) + (in->one_in(20) ? in->between(-1, 3) : 0);
   const int64_t at_b = base(dims_b, &Dim::stride_b) + (in->one_in(20) ? in->between(-1, 3) : 0);
-  const int64_t tile = in->one_in(40) ? in->below(6) : in->one_in(2) ? 4 : 2;
+  const int64_t tile = in->one_in(40) ? in->below(6) : tap_count == 3 && in->one_in(2) ? 4 : 2;
   put_code({along_m ? 2 : 3, at_a, at_b, *base_c, in->between(1, 3), tile}, {&g, &m, &n, &k},
            windows, code);
   *base_c += outputs;

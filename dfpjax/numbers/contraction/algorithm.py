@@ -1,13 +1,14 @@
 """Which algorithm computes a contraction: its products themselves, or a Winograd algorithm with fewer.
 
-A Winograd algorithm F(m × m, 3 × 3) transforms tiles of m + 2 points per axis, so that m outputs of 3 taps
-take m + 2 products instead of 3·m. Tiles lie along the outputs (in fprop and dgrad) or along the contracted
-index (in wgrad, where the outputs are the 3 taps). "auto" takes what is expected to be fastest. That is a
-function of shapes alone, those of one example of the whole contraction: a choice by the machine, its threads
-or a shard would change the bits of results.
+A Winograd algorithm F(t × t, r × r) transforms tiles of t + r − 1 points per axis, so that t outputs of r
+taps take t + r − 1 products instead of r·t. Tiles lie along the outputs (in fprop and dgrad) or along the
+contracted index (in wgrad, where the outputs are the taps). "auto" takes what is expected to be fastest. That
+is a function of shapes alone, those of one example of the whole contraction: a choice by the machine, its
+threads or a shard would change the bits of results.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,9 @@ RequestedAlgorithm = Literal["auto", "direct", "winograd2", "winograd4"]
 TILES: dict[str, int] = {"winograd2": 2, "winograd4": 4}
 """Outputs per axis of each algorithm's tiles."""
 
-TAPS = 3
+TAPS = {"winograd2": (3, 5), "winograd4": (3,)}
+"""Taps per axis of the windows that each algorithm takes."""
+ALL_TAPS = tuple(sorted({taps for of_algorithm in TAPS.values() for taps in of_algorithm}))
 
 
 class Choice(NamedTuple):
@@ -50,15 +53,15 @@ class Cost:
 
 # Fitted to times of shapes from 16 to 512 channels and from 1 to 30000 tiles, on two cores of a Zen 4 with
 # AVX-512 VNNI.
-COSTS: dict[tuple[int, int, bool], Cost] = {
-    (2, 2, False): Cost(product=1.15, per_channel=27, per_tile=25),
-    (4, 1, False): Cost(product=1.25, per_channel=17, per_tile=46),
-    (4, 2, False): Cost(product=1.3, per_channel=30, per_tile=46),
-    (4, 1, True): Cost(product=1.4, per_channel=15, per_tile=46),
-    (4, 2, True): Cost(product=1.6, per_channel=40, per_tile=46),
+COSTS: dict[tuple[int, int, int, bool], Cost] = {
+    (2, 3, 2, False): Cost(product=1.15, per_channel=27, per_tile=25),
+    (4, 3, 1, False): Cost(product=1.25, per_channel=17, per_tile=46),
+    (4, 3, 2, False): Cost(product=1.3, per_channel=30, per_tile=46),
+    (4, 3, 1, True): Cost(product=1.4, per_channel=15, per_tile=46),
+    (4, 3, 2, True): Cost(product=1.6, per_channel=40, per_tile=46),
 }
-"""Those that "auto" takes into account: for the outputs of a tile along an axis, the number of axes, and
-whether tiles lie along the contracted index, as in wgrad. The others are never the fastest."""
+"""Those that "auto" takes into account: for the outputs of a tile and the taps along an axis, the number of
+axes, and whether tiles lie along the contracted index, as in wgrad. The others are never the fastest."""
 
 MOST_OF_DIRECT = 0.95
 """The relative time up to which "auto" takes a Winograd algorithm."""
@@ -87,11 +90,12 @@ def choose_algorithm(
     operands = (contraction, lhs_shape, rhs_shape, lhs_exponent, rhs_exponent, blocks)
     if requested == "direct":
         return Choice("direct", "asked for")
-    if (reason := objection(*operands, certified=certified)) is not None:
+    named = None if requested == "auto" else requested
+    if (reason := objection(*operands, certified=certified, algorithm=named)) is not None:
         return Choice("direct", reason)
     loops = _loops(contraction, lhs_shape, rhs_shape)
-    algorithm = requested
-    if requested == "auto":
+    algorithm = named
+    if named is None:
         times = {name: time for name in TILES if (time := relative_time(loops, TILES[name])) is not None}
         if not times:
             return Choice("direct", "no Winograd algorithm is ever faster")
@@ -111,9 +115,10 @@ def objection(
     blocks: tuple[Blocks | None, Blocks | None] = (None, None),
     *,
     certified: bool = True,
+    algorithm: Algorithm | None = None,
 ) -> str | None:
-    """Why a Winograd algorithm cannot compute a contraction, or None if it can. The arguments are those of
-    `choose_algorithm`."""
+    """Why a Winograd algorithm cannot compute a contraction, or None if it can. Without `algorithm`, why none
+    of them can. The other arguments are those of `choose_algorithm`."""
     if not contraction.windows:
         return "there is no window"
     if not certified:
@@ -128,10 +133,11 @@ def objection(
     if loops is None:
         coefs = [abs(coef) for w in contraction.windows for coef in (w.lhs_coef, w.rhs_coef, w.out_coef)]
         return f"a stride or dilation of {max(coefs)}"
-    return _objection_to_loops(loops)
+    return _objection_to_loops(loops, ALL_TAPS if algorithm is None else TAPS[algorithm])
 
 
-def _objection_to_loops(loops: Loops) -> str | None:
+def _objection_to_loops(loops: Loops, possible: Sequence[int]) -> str | None:
+    """`possible` are the taps of an axis that an algorithm takes."""
     if extent((*loops.g, *loops.m, *loops.n, *loops.k)) == 0:
         return "there is nothing to compute"
     windowed = [d for d in (*loops.m, *loops.k) if d.window >= 0]
@@ -142,12 +148,12 @@ def _objection_to_loops(loops: Loops) -> str | None:
         return "its window has a single tap"
     if len(loops.bounds) > 2:
         return f"{len(loops.bounds)} axes have windows of several taps, not 1 or 2"
-    along_k = has_tiles_along_k(loops)
-    taps = _windowed(loops.m if along_k else loops.k)
-    if {d.extent for d in taps} != {TAPS}:
+    if taps_of(loops) not in possible:
         fewer = min(_windowed(loops.m), _windowed(loops.k), key=extent)
         extents = "x".join(str(d.extent) for d in fewer)
-        return f"its window has {extents} taps, not {'x'.join([str(TAPS)] * len(taps))}"
+        of_all = " or ".join("x".join([str(taps)] * len(fewer)) for taps in possible)
+        return f"its window has {extents} taps, not {of_all}"
+    along_k = has_tiles_along_k(loops)
     if len(loops.n) != 1 or loops.n[0].c != 1:
         return "the innermost axis of the result is not one of channels"
     channels = unwindowed(loops.m if along_k else loops.k)
@@ -160,9 +166,22 @@ def _objection_to_loops(loops: Loops) -> str | None:
     return None
 
 
+def taps_of(loops: Loops) -> int | None:
+    """Taps per axis of the window, or None if a Winograd algorithm has no tiles for it."""
+    return _taps_and_place(loops)[0]
+
+
 def has_tiles_along_k(loops: Loops) -> bool:
     """Whether tiles lie along the contracted index. They lie along the outputs if they can."""
-    return {d.extent for d in _windowed(loops.k)} != {TAPS}
+    return _taps_and_place(loops)[1]
+
+
+def _taps_and_place(loops: Loops) -> tuple[int | None, bool]:
+    for taps in ALL_TAPS:
+        for along_k, dims in ((False, loops.k), (True, loops.m)):
+            if {d.extent for d in _windowed(dims)} == {taps}:
+                return taps, along_k
+    return None, False
 
 
 def unwindowed(dims: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -193,7 +212,7 @@ def relative_time(loops: Loops, tile: int) -> float | None:
     """The time that a Winograd algorithm is expected to take, as a multiple of the direct products' time;
     None if it is never the fastest."""
     along_k = has_tiles_along_k(loops)
-    cost = COSTS.get((tile, len(loops.bounds), along_k))
+    cost = COSTS.get((tile, taps_of(loops), len(loops.bounds), along_k))
     if cost is None:
         return None
     channels = extent(unwindowed(loops.m if along_k else loops.k))
@@ -204,7 +223,7 @@ def relative_time(loops: Loops, tile: int) -> float | None:
 
 def _saving(loops: Loops, tile: int) -> float:
     """By what factor a Winograd algorithm has fewer products."""
-    points = (tile + TAPS - 1) ** len(loops.bounds)
+    points = (tile + taps_of(loops) - 1) ** len(loops.bounds)
     if has_tiles_along_k(loops):
         tiles = extent(unwindowed(loops.m)) * tiles_along(loops.k, tile)
     else:

@@ -79,6 +79,16 @@ class Part(Loops):
     tiles_along_k: bool = False
     """Whether the loops that count tiles are those of k, as in wgrad, rather than those of m."""
 
+    @property
+    def taps(self) -> int:
+        """Taps per axis of a part with tiles."""
+        return next(d.extent for d in (self.m if self.tiles_along_k else self.k) if d.window >= 0)
+
+    @property
+    def points(self) -> int:
+        """Points per axis of a Winograd tile."""
+        return self.tile + self.taps - 1
+
     def encode(self) -> tuple[int, ...]:
         mode = 2 + self.tiles_along_k if self.tile else int(self.lanes)
         dims = [d.encode() for d in (*self.g, *self.m, *self.n, *self.k)]
@@ -141,7 +151,7 @@ def make_plan(
     """
     operands = (lhs_shape, rhs_shape, lhs_exponent, rhs_exponent)
     tile = TILES.get(algorithm, 0)
-    if tile and (reason := objection(contraction, *operands, blocks)) is not None:
+    if tile and (reason := objection(contraction, *operands, blocks, algorithm=algorithm)) is not None:
         raise ValueError(f"{algorithm} is not possible: {reason}")
     if gathers_rhs(contraction, lhs_shape, rhs_shape):
         swapped = (rhs_shape, lhs_shape, rhs_exponent, lhs_exponent)

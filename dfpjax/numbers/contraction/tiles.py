@@ -1,13 +1,14 @@
 """`Tiles`: which elements the tiles of a Winograd algorithm read and write.
 
-Along each transformed axis a tile of t outputs reads a patch of t + 2 points of A, at unit steps. Point u
-contributes to output o by the tap u − o. Where a part's loops run against each other, the taps are reversed.
+Along each transformed axis a tile of t outputs of r taps reads a patch of t + r − 1 points of A, at unit
+steps. Point u contributes to output o by the tap u − o. Where a part's loops run against each other, the taps
+are reversed.
 """
 
 import functools
 from dataclasses import dataclass, replace
 
-from dfpjax.numbers.contraction.algorithm import TAPS, unwindowed
+from dfpjax.numbers.contraction.algorithm import unwindowed
 from dfpjax.numbers.contraction.elements import Elements
 from dfpjax.numbers.contraction.loops import Bounds, Dim
 from dfpjax.numbers.contraction.plan import Part
@@ -39,11 +40,11 @@ class Tiles:
         for window, (output, tap) in enumerate(zip(of_outputs, of_taps, strict=True)):
             bound, stride = part.bounds[window], getattr(tap, inner_field)
             if output.coef != tap.coef:  # at a tile's first point, its first output meets the last tap
-                bound = replace(bound, offset=bound.offset - (TAPS - 1) * output.coef)
-                base[inner_field] += (TAPS - 1) * stride
+                bound = replace(bound, offset=bound.offset - (part.taps - 1) * output.coef)
+                base[inner_field] += (part.taps - 1) * stride
                 stride = -stride
-            points.append(Dim(part.tile + TAPS - 1, window=window, coef=output.coef))
-            taps.append(Dim(TAPS, **{inner_field: stride}))
+            points.append(Dim(part.points, window=window, coef=output.coef))
+            taps.append(Dim(part.taps, **{inner_field: stride}))
             bounds_a.append(bound)
             bounds_outputs.append(Bounds(output.extent, getattr(output, outer_field), 0))
         outputs = [Dim(part.tile, window=window, coef=1) for window in range(len(part.bounds))]

@@ -70,7 +70,7 @@ def sum_in_tiles(
         multiply-accumulates of transformed elements by chain length.
     """
     tiles, axes = Tiles.of(part), len(part.bounds)
-    transforms, c = TRANSFORMS[part.tile], normalizations(part.tile, axes)
+    transforms, c = TRANSFORMS[part.tile, part.taps], normalizations(part.points, axes)
     block = TILES_BLOCK if part.tiles_along_k else BLOCK
     of_b, back = (
         (transforms.cotangent, transforms.taps)
@@ -78,7 +78,7 @@ def sum_in_tiles(
         else (transforms.kernel, transforms.output)
     )
     of_a, of_b = (
-        functools.partial(along_axes, transform, axes=axes, cuts=part.tile == 4)
+        functools.partial(along_axes, transform, axes=axes, cuts=part.points == 6)
         for transform in (transforms.input, of_b)
     )
     back = functools.partial(along_axes, back, axes=axes)
