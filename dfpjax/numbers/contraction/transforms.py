@@ -132,9 +132,11 @@ def along_axes(
     if axes == 1:
         return jnp.stack(transform([x[..., i] for i in range(x.shape[-1])]), axis=-1)
     side = round(x.shape[-1] ** 0.5)
-    rows = [along_axes(transform, x[..., start : start + side], 1) for start in range(0, x.shape[-1], side)]
-    columns = transform([cut(row) if cuts else row for row in rows])
-    return jnp.concatenate(columns, axis=-1)
+    # Loops, lest XLA compute a row again for each result. Compiling that can take it minutes.
+    each = functools.partial(lax.map, functools.partial(along_axes, transform, axes=1))
+    rows = each(jnp.moveaxis(x.reshape(*x.shape[:-1], side, side), -2, 0))
+    columns = each(jnp.moveaxis(cut(rows) if cuts else rows, (-1, 0), (0, -1)))
+    return jnp.moveaxis(columns, 0, -1).reshape(*x.shape[:-1], -1)
 
 
 @functools.cache
