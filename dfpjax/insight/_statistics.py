@@ -119,7 +119,7 @@ class LayerStatistics:
     are the values that the algorithm quantizes anew: those of all points of its tiles, transformed in float32
     from the operand's mantissas, normalization included. So this says what is lost in addition to the
     operand's `sqnr_db`. The sums are over a sample of the rows that have an exponent for each point: all of
-    them or, spread evenly, 256. A row is a tile and up to 256 of its channels; of the weight, an output
+    them or, spread evenly, 64. A row is a tile and up to 256 of its channels; of the weight, an output
     channel of the pass and as many of its inputs; in wgrad, a channel and up to 128 tiles. None for a pass
     that is computed product by product."""
 

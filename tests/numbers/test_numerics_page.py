@@ -62,6 +62,7 @@ def test_its_examples_of_blocks():
         f"or e is more than {running.MOST_BELOW} below E",
         f"If L = 0 or s < −{transformed.LEAST_SCALE}, they are 0",
         f"less than 2^−{transformed.LEAST_SCALE}, and added",
+        f"over {transformed.SAMPLE} pairs of a row (column) and a block of κ",
     ],
 )
 def test_its_constants_are_those_of_the_code(statement):

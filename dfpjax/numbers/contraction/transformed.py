@@ -27,7 +27,7 @@ from dfpjax.numbers.format.scaling import NONFINITE_THRESHOLD, float_bits, power
 LEAST_SCALE = 48
 """Terms whose exponent is more than this below the one of their row (column) count as zero."""
 
-SAMPLE = 256
+SAMPLE = 64
 """Rows (columns) in a block of an operand of which the loss is measured."""
 
 _MOST = 32767
