@@ -89,31 +89,31 @@ def transformed(operand: Operand, values: jax.Array, exponent: jax.Array) -> Tra
 
     def in_blocks(x: jax.Array, padding: int) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, -k % block), (0, 0)), constant_values=padding)
-        return x.reshape(g, rows, -1, block, points)
+        return jnp.moveaxis(x.reshape(g, rows, -1, block, points), -1, 0)
 
     exponent = in_blocks(elements.take(exponent, ABSENT, operand.grid.index), ABSENT)
     x = _quantize(operand, in_blocks(elements.take(values), 0), exponent)
-    mantissas = jnp.pad(jnp.moveaxis(x.mantissas, (4, 3), (0, 4)), [(0, 0)] * 4 + [(0, BLOCK - block)])
+    mantissas = jnp.pad(x.mantissas, [(0, 0)] * 4 + [(0, BLOCK - block)])
 
     base = x.unit.max(axis=2)
     base = jnp.where(base == ABSENT, 0, base)
-    below = base[:, :, None, None] - (x.unit[..., None] + x.shift)
+    below = base[:, :, None] - (x.unit + x.shift)
     takes_part = x.takes_part & (below <= LEAST_SCALE)
     scale = jnp.where(takes_part, power_of_two(-jnp.clip(below, -LEAST_SCALE, LEAST_SCALE)), 0.0)
-    return Transformed(mantissas, jnp.moveaxis(scale, 3, 0), base, x.lost.any(axis=2))
+    return Transformed(mantissas, scale, base, x.lost.any(axis=2))
 
 
 class _Quantized(NamedTuple):
     """Rows in a block, [...], of transformed elements: values · 2^unit ≈ mantissas · 2^(unit + shift)."""
 
     values: jax.Array
-    """float32[..., block, points], before their normalization."""
+    """float32[points, ..., block], with their normalization."""
     mantissas: jax.Array
-    """int32[..., block, points]."""
+    """int32[points, ..., block]."""
     shift: jax.Array
-    """int32[..., points]."""
+    """int32[points, ...]."""
     takes_part: jax.Array
-    """bool[..., points]: whether there is an exponent. Otherwise the mantissas are 0."""
+    """bool[points, ...]: whether there is an exponent. Otherwise the mantissas are 0."""
     unit: jax.Array
     """int32[...]."""
     lost: jax.Array
@@ -121,23 +121,24 @@ class _Quantized(NamedTuple):
 
 
 def _quantize(operand: Operand, mantissas: jax.Array, exponent: jax.Array) -> _Quantized:
-    """Transform rows in a block, [..., block, points], and quantize them. The exponent of an element that is
+    """Transform rows in a block, [points, ..., block], and quantize them. The exponent of an element that is
     missing is `ABSENT`."""
-    c = operand.normalization
     exponent, not_finite = present(exponent)
-    unit = exponent.max(axis=(-2, -1))
-    below = unit[..., None, None] - exponent
+    unit = exponent.max(axis=(0, -1))
+    below = unit[..., None] - exponent
     takes_part = (exponent > ABSENT) & (below <= MOST_BELOW)
     power = jnp.where(takes_part, power_of_two(-jnp.clip(below, 0, MOST_BELOW)), 0.0)
     values = operand.transform(mantissas.astype(jnp.float32) * power)
 
-    largest = jnp.abs(values).max(axis=-2) * c
+    c = operand.normalization.reshape(-1, *[1] * unit.ndim)
+    largest = jnp.abs(values).max(axis=-1) * c
     shift = ((float_bits(jnp.abs(largest)) + 256) >> 23) - 127 - 14
     takes_part = (largest != 0) & (shift >= -LEAST_SCALE)
     factor = c * power_of_two(-jnp.maximum(shift, -LEAST_SCALE))
-    scaled = jnp.where(takes_part[..., None, :], values * factor[..., None, :], 0.0)
+    scaled = jnp.where(takes_part[..., None], values * factor[..., None], 0.0)
     quantized = jnp.clip(jnp.rint(scaled), -_MOST, _MOST).astype(jnp.int32)
-    return _Quantized(values, quantized, shift, takes_part, unit, not_finite.any(axis=(-2, -1)))
+    values = values * c[..., None]
+    return _Quantized(values, quantized, shift, takes_part, unit, not_finite.any(axis=(0, -1)))
 
 
 # --- loss -----------------------------------------------------------------------------------------
@@ -155,29 +156,26 @@ def transformed_sqnr_db(operand: Operand, values: jax.Array, exponent: jax.Array
     """
     elements = _sample(operand)
     x = _quantize(operand, elements.take(values), elements.take(exponent, ABSENT, operand.grid.index))
-    unit = power_of_two(jnp.maximum(x.unit - x.unit.max(), -126))[..., None, None]
-    exact = x.values * operand.normalization * unit
+    unit = power_of_two(jnp.maximum(x.unit - x.unit.max(), -126))
     of_mantissa = jnp.where(x.takes_part, power_of_two(jnp.maximum(x.shift, -LEAST_SCALE)), 0.0)
-    noise = exact - x.mantissas.astype(jnp.float32) * of_mantissa[..., None, :] * unit
+    exact = x.values * unit[..., None]
+    noise = exact - x.mantissas.astype(jnp.float32) * (of_mantissa * unit)[..., None]
     signal, lost = jnp.sum(exact * exact), jnp.sum(noise * noise)
     sqnr_db = jnp.where(lost == 0, jnp.inf, 10 * jnp.log10(signal / lost))
     return jnp.where(exponent.max() < NONFINITE_THRESHOLD, sqnr_db, jnp.nan)
 
 
 def _sample(operand: Operand) -> Elements:
-    """The elements of the sample, [rows in a block, block, points]. Their addresses are computed in the
+    """The elements of the sample, [points, rows in a block, block]. Their addresses are computed in the
     program, which would otherwise contain large constants."""
     g, rows, k, points = operand.elements.shape
     blocks, size = -(-k // operand.block), min(k, operand.block)
     row, block = np.divmod(_spread(g * rows * blocks, SAMPLE), blocks)
     group, row = np.divmod(row, rows)
-    in_block = jnp.asarray(block * operand.block)[:, None, None] + jnp.arange(size)[:, None]
-    elements = operand.elements.at(
-        jnp.asarray(group)[:, None, None],
-        jnp.asarray(row)[:, None, None],
-        jnp.minimum(in_block, k - 1),
-        jnp.arange(points),
-    )
+    group, row, start = (jnp.asarray(x)[:, None] for x in (group, row, block * operand.block))
+    in_block = start + jnp.arange(size)
+    point = jnp.arange(points)[:, None, None]
+    elements = operand.elements.at(group, row, jnp.minimum(in_block, k - 1), point)
     return Elements(elements.address, elements.inside & (in_block < k))
 
 

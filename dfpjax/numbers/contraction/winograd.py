@@ -48,8 +48,7 @@ def sum_in_tiles(
     for start in range(0, len(of_k), part.blocks_per_split):
         split = slice(start, start + part.blocks_per_split)
         sums, count = _sum_of_points(x, y, split, macs[split].astype(np.float32))
-        # The points innermost: [points, g, m, n] becomes [g, m, n, points].
-        result = jnp.moveaxis(back(jnp.moveaxis(sums, 0, -1)), -1, 2)
+        result = jnp.moveaxis(back(sums), 0, 2)
         total = result if total is None else total + result
         counts += count
     lost = x.lost[:, :, None, None] | y.lost[:, None, None, :]
