@@ -159,6 +159,7 @@ class _Writer:
     def operation(self, eqn: JaxprEqn, place: Place) -> None:
         """Write a contraction in dynamic fixed point, and its statistics."""
         if place.kind is not None and place.is_used:
+            self._transformed(place, eqn)
             eqn = self._chains(place, eqn)
         self._eqns.append(eqn)
         for index, (factor, name) in enumerate(zip(factors(eqn), place.operands, strict=True)):
@@ -170,8 +171,6 @@ class _Writer:
                 self._measure(target, self._inline(measure, [factor, eqn.invars[-1]], eqn))
             else:
                 self._operand(target, factor, eqn)
-        if place.kind is not None and place.is_used:
-            self._transformed(place, eqn)
         if self._collector.shadow and place.kind is not None:
             self._error((place.layer, _ERRORS[place.kind]), eqn)
 
