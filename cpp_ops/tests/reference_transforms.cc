@@ -98,9 +98,9 @@ Numbers along_axes(TransformAlongAxis transform, TileShape tile, size_t axes, bo
   return result;
 }
 
-Numbers normalizations(int points, size_t axes) {
+Numbers normalizations(int count, size_t axes) {
   std::vector<double> of_axis;
-  const std::vector<double> points = finite_points(points);
+  const std::vector<double> points = finite_points(count);
   for (double x : points) {
     double product = 1;
     for (double other : points)

@@ -28,7 +28,7 @@ Numbers along_axes(TransformAlongAxis transform, TileShape tile, size_t axes, bo
                    const Numbers& values);
 
 // What the transformed products of each position are multiplied by.
-Numbers normalizations(int points, size_t axes);
+Numbers normalizations(int count, size_t axes);
 
 }  // namespace dfpjax
 

@@ -20,6 +20,7 @@ from dfpjax import _compat
 from dfpjax.insight import _measures
 from dfpjax.insight._places import Place
 from dfpjax.numbers import Blocks
+from dfpjax.operations.algorithms import algorithm_of
 from dfpjax.policy._config import Pass
 from dfpjax.transform._contractions import factors
 from dfpjax.transform._replace import renamed, without_constants
@@ -158,6 +159,7 @@ class _Writer:
     def operation(self, eqn: JaxprEqn, place: Place) -> None:
         """Write a contraction in dynamic fixed point, and its statistics."""
         if place.kind is not None and place.is_used:
+            self._transformed(place, eqn)
             eqn = self._chains(place, eqn)
         self._eqns.append(eqn)
         for index, (factor, name) in enumerate(zip(factors(eqn), place.operands, strict=True)):
@@ -201,6 +203,16 @@ class _Writer:
         measure = functools.partial(_measures.of_chains, primitive=eqn.primitive, **eqn.params)
         self._measure(target, self._inline(measure, eqn.invars, eqn))
         return eqn.replace(params=eqn.params | {"counted": True}) if certified else eqn
+
+    def _transformed(self, place: Place, eqn: JaxprEqn) -> None:
+        """Measure the transformed operands of a Winograd algorithm."""
+        target = (place.layer, "transformed_sqnr_db", place.kind)
+        types = [atom.aval for atom in eqn.invars]
+        if target in self._collector.done or algorithm_of(eqn.primitive, *types, **eqn.params) == "direct":
+            return
+        of = {"primitive": eqn.primitive, "names": place.operands}
+        measure = functools.partial(_measures.of_transformed, **of, **eqn.params)
+        self._measure(target, self._inline(measure, eqn.invars, eqn))
 
     def _error(self, target: Target, eqn: JaxprEqn) -> None:
         """Measure the difference from a contraction of the operands before quantization."""

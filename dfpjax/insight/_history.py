@@ -77,7 +77,8 @@ class History:
         """A dictionary of plain values for each step, layer and operand, for a data frame or JSON.
 
         Keys: step, layer, operand ("input", "weight" or "output_gradient"), bits, and the fields of
-        `OperandStatistics`. For the layer: its errors, the shares of chains ("fprop chain 256", …, "wgrad
+        `OperandStatistics`. Of the operand in the passes that transform it: "fprop transformed_sqnr_db", ….
+        For the layer: its errors, the shares of chains ("fprop chain 256", …, "wgrad
         chain 2") and the counts of saturated chains ("fprop saturated", …), None where not measured. The
         iterations of a `scan` are separate layers, `layer[0]`, `layer[1]`, ….
         """
@@ -141,6 +142,10 @@ def _records(name: str, layer: LayerStatistics) -> Iterator[dict[str, Any]]:
                 **{value: np.asarray(getattr(statistics, value))[index].item() for value in _VALUES},
                 **{error: _at(getattr(layer, error), index) for error in _ERRORS},
                 **_chains(layer, index),
+                **{
+                    f"{name} transformed_sqnr_db": _at((of_pass or {}).get(operand), index)
+                    for name, of_pass in layer.transformed_sqnr_db._asdict().items()
+                },
             }
 
 

@@ -15,6 +15,7 @@ from dfpjax.numbers.format.explicit import automatic, summed, with_partitions
 from dfpjax.numbers.format.scaling import MIN_FLOAT_EXPONENT
 from dfpjax.operations.exponents import align, blocks_of, quantize_operand
 from dfpjax.operations.primitives import chain_lengths, saturated_chains
+from dfpjax.operations.transformed import transformed_sqnr_db
 
 
 def of_quantized(
@@ -66,6 +67,20 @@ def of_chains(*operands: jax.Array, primitive: Primitive, **params: object) -> j
         lengths = chain_lengths(primitive, *operands, **params)
         return jnp.mean(lengths, axis=range(lengths.ndim - 1))  # every example has as many products
     return sum_of_counts(saturated_chains(primitive, *operands, **params))
+
+
+def of_transformed(
+    *operands: jax.Array, primitive: Primitive, names: tuple[str, str], **params: object
+) -> dict[str, jax.Array]:
+    """The signal to quantization noise of the transformed operands of an equation that is computed by a
+    Winograd algorithm.
+
+    Arguments:
+        operands, primitive, params: the equation's.
+        names: of lhs and rhs.
+    """
+    operands = [without_gradient(x) for x in operands]
+    return dict(zip(names, transformed_sqnr_db(primitive, *operands, **params), strict=True))
 
 
 def sum_of_counts(counts: jax.Array) -> jax.Array:

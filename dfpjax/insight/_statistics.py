@@ -56,13 +56,13 @@ class OperandStatistics:
 class PerPass(NamedTuple):
     """One measurement for each pass of a layer; None where the program does not contain it or hides it."""
 
-    fprop: jax.Array | None = None
+    fprop: jax.Array | dict[str, jax.Array] | None = None
     """Of the operation itself."""
 
-    dgrad: jax.Array | None = None
+    dgrad: jax.Array | dict[str, jax.Array] | None = None
     """Of the gradient with respect to `input`."""
 
-    wgrad: jax.Array | None = None
+    wgrad: jax.Array | dict[str, jax.Array] | None = None
     """Of the gradient with respect to `weight`."""
 
 
@@ -72,7 +72,8 @@ _NOT_MEASURED = PerPass()
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
-        "input", "weight", "output_gradient", "error", "dgrad_error", "wgrad_error", "chains", "saturated"
+        "input", "weight", "output_gradient", "error", "dgrad_error", "wgrad_error", "chains", "saturated",
+        "transformed_sqnr_db",
     ],
     meta_fields=[],
 )  # fmt: skip
@@ -111,6 +112,16 @@ class LayerStatistics:
     saturated: PerPass = _NOT_MEASURED
     """int32: the number of saturated chains of a `FixedChain`, at most 2³¹ − 1; −1 where the operation was
     not computed. None with certified accumulation."""
+
+    transformed_sqnr_db: PerPass = _NOT_MEASURED
+    """By the names of the pass's two operands ("input", "weight", "output_gradient"), float32: signal to
+    quantization noise of the operand as a Winograd algorithm transforms it, 10 · log10(Σv² / Σ(v − q)²). v
+    are the values that the algorithm quantizes anew: those of all points of its tiles, transformed in float32
+    from the operand's mantissas, normalization included. So this says what is lost in addition to the
+    operand's `sqnr_db`. The sums are over a sample of the rows that have an exponent for each point: all of
+    them or, spread evenly, 64. A row is a tile and up to 256 of its channels; of the weight, an output
+    channel of the pass and as many of its inputs; in wgrad, a channel and up to 128 tiles. None for a pass
+    that is computed product by product."""
 
     def __str__(self) -> str:
         return statistics_tables({"": self})

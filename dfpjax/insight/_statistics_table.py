@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 _OPERANDS = ("input", "weight", "output_gradient")
 _OPERAND_COLUMNS = ("layer", "tensor", "bits", "exponent", "rms/max", "SQNR (dB)", "to zero", "clamped")
-_PASS_COLUMNS = ("layer", "pass", "error", "MACs by length of chain", "saturated chains")
-_WORDS = ("layer", "tensor", "pass", "MACs by length of chain")
+_TRANSFORMED = "SQNR of transformed tensors (dB)"
+_PASS_COLUMNS = ("layer", "pass", "error", _TRANSFORMED, "MACs by length of chain", "saturated chains")
+_WORDS = ("layer", "tensor", "pass", _TRANSFORMED, "MACs by length of chain")
 """The columns that are not numbers."""
 
 _ERRORS = {"fprop": "error", "dgrad": "dgrad_error", "wgrad": "wgrad_error"}
@@ -65,10 +66,16 @@ def _operand_cells(statistics: Any) -> tuple[str, ...]:
     )
 
 
-def _pass_cells(layer: "LayerStatistics", which: str) -> tuple[str, str, str]:
+def _pass_cells(layer: "LayerStatistics", which: str) -> tuple[str, ...]:
     chains = getattr(layer.chains, which)
+    transformed = getattr(layer.transformed_sqnr_db, which) or {}
     return (
         _value(getattr(layer, _ERRORS[which]), "{:.2e}"),
+        ", ".join(
+            f"{operand.replace('_', ' ')}: {_value(transformed[operand], '{:.1f}')}"
+            for operand in _OPERANDS
+            if operand in transformed
+        ),
         "" if chains is None else _concrete(chains, _shares),
         _value(getattr(layer.saturated, which), "{:d}"),
     )

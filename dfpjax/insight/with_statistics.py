@@ -21,9 +21,10 @@ def with_statistics(fun: Callable, policy: Policy | None = None, *, shadow: bool
     """Transform a function as `mixed_precision` does, and return statistics with its result.
 
     The statistics say, layer by layer, how well dynamic fixed point suits the tensors of this call:
-    exponents, quantization noise, the shares of values rounded to zero or clamped, and how products are
-    summed (the lengths of certified chains, or the number of saturated chains of a `FixedChain`). They cost a
-    few more passes over the operands, so a training program can afford a step with them now and then. Under
+    exponents, quantization noise, the shares of values rounded to zero or clamped, how products are summed
+    (the lengths of certified chains, or the number of saturated chains of a `FixedChain`), and the noise that
+    a Winograd algorithm adds when it quantizes transformed operands, measured on a sample. They cost a few
+    more passes over the operands, so a training program can afford a step with them now and then. Under
     `jit` the kernels count chains as they compute. The count repeats the operation without `jit`, inside
     functions with a custom derivative, and in programs that are partitioned between devices, where each
     device repeats it.

@@ -1,13 +1,14 @@
-"""`conv_algorithms`: which algorithms compute a convolution and its gradients."""
+"""Which algorithms compute a convolution and its gradients."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
-from dfpjax.numbers.contraction.algorithm import Choice
+from dfpjax.numbers.contraction.algorithm import Algorithm, Choice
 from dfpjax.operations.conv import conv_problem
 from dfpjax.operations.dot import quantized
 from dfpjax.operations.primitives import chosen_algorithm, contract_linear_p, contract_p, linear_parts
@@ -44,6 +45,12 @@ def contraction_algorithms(*operands, **params) -> Algorithms:
     """Those of an equation of `contract_p`, given the types of its operands."""
     operands = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
     return _traced(lambda *operands: _algorithms(operands, params), *operands)
+
+
+def algorithm_of(primitive: Primitive, *operands, **params) -> Algorithm:
+    """That of an equation of `contract_p` or `contract_linear_p`, given the types of its operands."""
+    operands = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+    return _traced(lambda *operands: chosen_algorithm(primitive, *operands, **params).algorithm, *operands)
 
 
 def _traced(function, *operands):

@@ -32,7 +32,7 @@ def run_certified(
 ) -> jax.Array:
     """The result with certified chains."""
     run = kernels.contract if native else run_plan
-    return run(*_planned(contraction, blocks, algorithm, *operands))
+    return run(*planned(contraction, blocks, algorithm, *operands))
 
 
 def run_counting(
@@ -41,8 +41,8 @@ def run_counting(
     """The result with certified chains, and their lengths."""
     examples = examples_of(contraction)
     run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
-    planned = _planned(contraction, blocks, algorithm, *operands)
-    out, lengths = run(*planned, examples=math.prod(examples))
+    operands = planned(contraction, blocks, algorithm, *operands)
+    out, lengths = run(*operands, examples=math.prod(examples))
     return out, lengths.reshape(*examples, len(CHAINS))
 
 
@@ -56,7 +56,7 @@ def run_fixed_chain(
         run = functools.partial(kernels.contract_fixed_chain, bounded=is_bounded(length, *bits))
     else:
         run = run_plan_fixed_chain
-    out, saturated = run(*_planned(contraction, blocks, "direct", *operands), **chains)
+    out, saturated = run(*planned(contraction, blocks, "direct", *operands), **chains)
     return out, saturated.reshape(examples)
 
 
@@ -65,7 +65,7 @@ def examples_of(contraction: Contraction) -> tuple[int, ...]:
     return contraction.out_shape[: len(contraction.mapped)]
 
 
-def _planned(
+def planned(
     contraction: Contraction, blocks, algorithm: RequestedAlgorithm, lhs, lhs_exponent, rhs, rhs_exponent
 ) -> tuple[Plan, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The plan, and the operands in its order."""

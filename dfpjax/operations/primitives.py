@@ -125,7 +125,7 @@ def chain_lengths(primitive: Primitive, *operands, **params) -> jax.Array:
 def chosen_algorithm(primitive: Primitive, *operands, **params) -> Choice:
     """The algorithm of an equation of `contract_p` or `contract_linear_p` with these operands, and why."""
     if primitive is contract_linear_p:
-        operands, params = _all_quantized(*operands, **params)
+        operands, params = all_quantized(*operands, **params)
     wanted = {name: params[name] for name in ("blocks", "accumulation", "algorithm")}
     return chosen(params["contraction"], *operands, **wanted)
 
@@ -133,7 +133,7 @@ def chosen_algorithm(primitive: Primitive, *operands, **params) -> Choice:
 def _bind_beside(measure: Primitive, primitive: Primitive, *operands, **params):
     """Bind a primitive that measures an equation of `primitive`."""
     if primitive is contract_linear_p:
-        operands, params = _all_quantized(*operands, **params)
+        operands, params = all_quantized(*operands, **params)
     params = {name: value for name, value in params.items() if name != "counted"}
     return measure.bind(*_compat.vary_together(*operands), **params)
 
@@ -177,11 +177,11 @@ def _contract(
 
 
 def _contract_linear(*operands, **params):
-    operands, params = _all_quantized(*operands, **params)
+    operands, params = all_quantized(*operands, **params)
     return _contract(*operands, **params)
 
 
-def _all_quantized(
+def all_quantized(
     lhs, rhs, rhs_exponent, *, contraction: Contraction, cotangent: Quantizer, blocks, backend, **params
 ):
     """Operands and parameters of `contract_p` from those of `contract_linear_p`."""

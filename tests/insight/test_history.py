@@ -61,6 +61,17 @@ def test_records(history):
     assert len(history.to_dicts()) == 18
 
 
+def test_records_without_what_was_not_measured_yet_are_continued(history):
+    records = [
+        {key: value for key, value in record.items() if "transformed" not in key}
+        for record in history.to_dicts()
+    ]
+    assert records != history.to_dicts()
+    continued = dfpjax.History(records)
+    continued.add(30, statistics_of(1))
+    assert len(continued.to_dicts()) == len(records) + 6 and continued.to_dicts()[:18] == records
+
+
 def test_what_add_returns_is_what_it_added():
     history = dfpjax.History()
     history.add(1, statistics_of(1))

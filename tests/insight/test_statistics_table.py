@@ -26,6 +26,9 @@ LAYERS = Statistics(
             error=np.float32(1.5e-4),
             chains=PerPass(fprop=SHARES, wgrad=SHARES[::-1]),
             saturated=PerPass(dgrad=np.int32(3)),
+            transformed_sqnr_db=PerPass(
+                dgrad={"output_gradient": np.float32(80.25), "weight": np.float32([79, np.inf])}
+            ),
         ),
     }
 )
@@ -46,10 +49,13 @@ def test_statistics_print_as_tables():
         ["Conv_10", "output gradient", "16", "-20", "0.25", "inf", "1.50%", "0.00%"],
     ]
     header, _, *rows = map(cells, passes.splitlines())
-    assert header == ["layer", "pass", "error", "MACs by length of chain", "saturated chains"]
+    assert header == [
+        "layer", "pass", "error", "SQNR of transformed tensors (dB)", "MACs by length of chain",
+        "saturated chains",
+    ]  # fmt: skip
     assert rows == [
         ["Conv_2", "fprop", "1.50e-04", "128: 75%, 64: 25%"],
-        ["Conv_2", "dgrad", "3"],
+        ["Conv_2", "dgrad", "weight: 79.0 to inf, output gradient: 80.2", "3"],
         ["Conv_2", "wgrad", "8: 25%, 4: 75%"],
     ]
 

@@ -75,12 +75,17 @@ def in_two_axes(transform, x, *, cuts=False):
     return np.stack(transform(list(np.moveaxis(cut(along_x) if cuts else along_x, -2, 0))), -2)
 
 
-def quantized(m, e, transform, c, tile):
-    """Of a row's (column's) block [k, side, side]: mantissas [k, points, points], their exponents, E."""
+def transformed(m, e, transform, tile):
+    """Of a row's (column's) block [k, side, side]: transformed values [k, points, points], E."""
     there = (e > -163) & (e < 2**19)
     largest = e[there].max() if there.any() else ABSENT
     d = np.where(there & (largest - e <= 100), np.ldexp(m.astype(float), np.clip(e - largest, -200, 0)), 0)
-    v = in_two_axes(transform, d.astype(F), cuts=tile == 4)
+    return in_two_axes(transform, d.astype(F), cuts=tile == 4), largest
+
+
+def quantized(m, e, transform, c, tile):
+    """Of a row's (column's) block [k, side, side]: mantissas [k, points, points], their exponents, E."""
+    v, largest = transformed(m, e, transform, tile)
     mantissas, exponents = np.zeros(v.shape, np.int64), np.full(v.shape[1:], ABSENT)
     for p in np.ndindex(v.shape[1:]):
         of_point = v[(slice(None), *p)]
@@ -91,6 +96,11 @@ def quantized(m, e, transform, c, tile):
             mantissas[(slice(None), *p)] = np.clip(scaled, -32767, 32767)
             exponents[p] = largest + exponent
     return mantissas, exponents, largest
+
+
+def normalizations(tile):
+    n = [np.prod([x - y for y in POINTS[tile] if y != x]) for x in POINTS[tile]] + [1]
+    return (1 / np.outer(n, n)).astype(F)
 
 
 def norm(x, length):
@@ -120,8 +130,7 @@ def winograd(a, b, tile, *, of_b, back, block, blocks_per_split):
     Returns:
         float32[rows, columns, outputs or taps, …].
     """
-    n = [np.prod([x - y for y in POINTS[tile] if y != x]) for x in POINTS[tile]] + [1]
-    c = (1 / np.outer(n, n)).astype(F)
+    c = normalizations(tile)
     count = -(-a[0].shape[1] // block)
 
     def operand(x, transform, c):
@@ -162,3 +171,16 @@ def winograd(a, b, tile, *, of_b, back, block, blocks_per_split):
     result[lost_a] = np.nan
     result[:, lost_b] = np.nan
     return result
+
+
+def in_patches(x, low, shape, tile, fill):
+    """The patches [tiles, channels, points, points] of images that are padded by `low` before each axis."""
+    side = tile + 2
+    counts = [-(-size // tile) for size in shape]
+    high = [n * tile + 2 - low - size for n, size in zip(counts, x.shape[1:3], strict=True)]
+    x = np.pad(x, ((0, 0), *((low, max(h, 0)) for h in high), (0, 0)), constant_values=fill)
+    found = [
+        x[n, i * tile : i * tile + side, j * tile : j * tile + side]
+        for n in range(len(x)) for i in range(counts[0]) for j in range(counts[1])
+    ]  # fmt: skip
+    return np.moveaxis(np.stack(found), 3, 1)

@@ -13,7 +13,7 @@ from by_the_page_winograd import cut
 
 import dfpjax
 from dfpjax.numbers import Blocks
-from dfpjax.numbers.contraction import algorithm, alignment, plan, running, transforms, winograd
+from dfpjax.numbers.contraction import algorithm, alignment, plan, running, transformed, transforms
 from dfpjax.numbers.format import scaling
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
@@ -60,8 +60,9 @@ def test_its_examples_of_blocks():
         f"of k, in blocks of {plan.BLOCK}. In wgrad it is",
         f"κ are tiles, in blocks of {plan.TILES_BLOCK}",
         f"or e is more than {running.MOST_BELOW} below E",
-        f"If L = 0 or s < −{winograd.LEAST_SCALE}, they are 0",
-        f"less than 2^−{winograd.LEAST_SCALE}, and added",
+        f"If L = 0 or s < −{transformed.LEAST_SCALE}, they are 0",
+        f"less than 2^−{transformed.LEAST_SCALE}, and added",
+        f"over {transformed.SAMPLE} pairs of a row (column) and a block of κ",
     ],
 )
 def test_its_constants_are_those_of_the_code(statement):

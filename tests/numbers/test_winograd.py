@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from blocked import exact, normal, problem, wide
+from by_the_page_winograd import in_patches
 from cases import COMPILED_QUICKLY, NCHW, SAME, conv, dot, passes
 from winograd_cases import BOTH, CASES_IN_TIERS, TILES, of_case
 
@@ -65,19 +66,6 @@ def test_one_exponent_of_each_operand(tiles):
 
 def elements(mantissas, exponents, blocks):
     return np.asarray(mantissas, np.int64), expanded(np.asarray(exponents), mantissas.shape, blocks)
-
-
-def in_patches(x, low, shape, tile, fill):
-    """The patches [tiles, channels, points, points] of images that are padded by `low` before each axis."""
-    side = tile + 2
-    counts = [-(-size // tile) for size in shape]
-    high = [n * tile + 2 - low - size for n, size in zip(counts, x.shape[1:3], strict=True)]
-    x = np.pad(x, ((0, 0), *((low, max(h, 0)) for h in high), (0, 0)), constant_values=fill)
-    found = [
-        x[n, i * tile : i * tile + side, j * tile : j * tile + side]
-        for n in range(len(x)) for i in range(counts[0]) for j in range(counts[1])
-    ]  # fmt: skip
-    return np.moveaxis(np.stack(found), 3, 1)
 
 
 def out_of_tiles(y, images, shape, tile):

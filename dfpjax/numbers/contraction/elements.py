@@ -1,6 +1,5 @@
-"""`Elements`: a tensor of a contraction as matrices, by the addresses of a plan's loops."""
+"""`Elements`: a tensor of a contraction as matrices, by the addresses of a plan's loops, a `Nest`."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpjax.numbers.contraction.loops import Bounds, Dim
+from dfpjax.numbers.contraction.loops import Bounds, Dim, extent
 from dfpjax.numbers.contraction.plan import Part
 
 
@@ -21,50 +20,20 @@ def addresses(dims: Sequence[Dim], field: str, offset: int = 0) -> np.ndarray:
     return np.broadcast_to(address, tuple(d.extent for d in dims))
 
 
-def _coordinates(dims: Sequence[Dim], window: int, offset: int) -> np.ndarray:
-    """Coordinate in a windowed axis over nested loops: an array of the loops' shape."""
-    coordinate = np.asarray(offset)
-    for position, dim in enumerate(dims):
-        step = np.arange(dim.extent) * (dim.coef if dim.window == window else 0)
-        coordinate = coordinate + step.reshape((-1,) + (1,) * (len(dims) - 1 - position))
-    return np.broadcast_to(coordinate, tuple(d.extent for d in dims))
-
-
 @dataclass(frozen=True)
 class Elements:
-    """The elements of a tensor for a part of a plan, as arrays with an axis for each group of loops."""
+    """Elements of a tensor for a part of a plan, as arrays."""
 
-    address: np.ndarray
-    inside: np.ndarray
+    address: np.ndarray | jax.Array
+    inside: np.ndarray | jax.Array
     """False for padding."""
 
     @classmethod
     def of_operands(cls, part: Part) -> tuple["Elements", "Elements"]:
         """Those of A, [g, m, k], and those of B, [g, n, k]."""
-        of_a = cls.of((part.g, part.m, part.k), "a", part.base_a, part.bounds)
-        return of_a, cls.of((part.g, part.n, part.k), "b", part.base_b)
-
-    @classmethod
-    def of(
-        cls, groups: Sequence[Sequence[Dim]], field: str, base: int, bounds: Sequence[Bounds] = ()
-    ) -> "Elements":
-        """Those at the addresses that groups of nested loops give.
-
-        Arguments:
-            groups: the loops.
-            field: the tensor: "a", "b" or "c".
-            base: its address where all indices are zero.
-            bounds: the axes that the loops' windows move along.
-        """
-        dims = [dim for group in groups for dim in group]
-        address, inside = addresses(dims, field, base), np.asarray(True)
-        for window, bound in enumerate(bounds):
-            coordinate = _coordinates(dims, window, bound.offset)
-            address = address + coordinate * bound.a
-            inside = inside & (coordinate >= 0) & (coordinate < bound.size)
-        shape = tuple(math.prod(d.extent for d in group) for group in groups)
-        inside = np.broadcast_to(inside, address.shape)
-        return cls(np.where(inside, address, 0).reshape(shape), inside.reshape(shape))
+        of_a = Nest((part.g, part.m, part.k), "a", part.base_a, part.bounds)
+        of_b = Nest((part.g, part.n, part.k), "b", part.base_b)
+        return of_a.elements(), of_b.elements()
 
     def take(self, flat: jax.Array, absent: int = 0, index=None) -> jax.Array:
         """The elements as int32, with `absent` for the padding. `index` maps addresses to those in `flat`."""
@@ -76,3 +45,43 @@ class Elements:
     def places(self, beyond: int) -> np.ndarray:
         """The addresses, with `beyond` for the padding."""
         return np.where(self.inside, self.address, beyond)
+
+
+@dataclass(frozen=True)
+class Nest:
+    """Groups of nested loops that address a tensor."""
+
+    groups: tuple[tuple[Dim, ...], ...]
+    field: str
+    """The tensor: "a", "b" or "c"."""
+    base: int
+    """Its address where all indices are zero."""
+    bounds: tuple[Bounds, ...] = ()
+    """The axes that the loops' windows move along."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How often each group of loops runs."""
+        return tuple(extent(group) for group in self.groups)
+
+    def elements(self) -> Elements:
+        """All elements, with an axis for each group of loops."""
+        return self.at(*np.ix_(*map(np.arange, self.shape)))
+
+    def at(self, *indices: np.ndarray | jax.Array) -> Elements:
+        """The elements at an index into each group of loops. Indices are of NumPy or JAX, as the result is,
+        and are broadcast against each other."""
+        address, inside = self.base, np.asarray(True)
+        coordinates = [bound.offset for bound in self.bounds]
+        for dims, index in zip(self.groups, indices, strict=True):
+            for dim in reversed(dims):
+                index, digit = divmod(index, dim.extent)
+                address = address + digit * getattr(dim, self.field)
+                if self.bounds and dim.window >= 0:
+                    coordinates[dim.window] = coordinates[dim.window] + digit * dim.coef
+        for coordinate, bound in zip(coordinates, self.bounds, strict=True):
+            address = address + coordinate * bound.a
+            inside = inside & (coordinate >= 0) & (coordinate < bound.size)
+        shape = np.broadcast_shapes(*(index.shape for index in indices))
+        broadcast = jnp.broadcast_to if isinstance(address, jax.Array) else np.broadcast_to
+        return Elements(*(broadcast(x, shape) for x in (address * inside, inside)))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from dfpjax.numbers.contraction.contraction import Contraction, Shape
@@ -29,11 +30,11 @@ class Grid:
     def encode(self) -> tuple[int, ...]:
         return self.outer, self.columns, self.block_rows, self.block_columns, int(self.dithered)
 
-    def index(self, offset: np.ndarray) -> np.ndarray:
+    def index(self, offset: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
         """The index of the exponent of the element at each offset."""
         rows = self.outer // self.columns
-        outer, inside = np.divmod(offset, self.outer)
-        row, column = np.divmod(inside, self.columns)
+        outer, inside = divmod(offset, self.outer)
+        row, column = divmod(inside, self.columns)
         block_rows, block_columns = -(-rows // self.block_rows), -(-self.columns // self.block_columns)
         return (outer * block_rows + row // self.block_rows) * block_columns + column // self.block_columns
 

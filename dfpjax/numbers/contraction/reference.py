@@ -118,7 +118,7 @@ def _run(plan: Plan, a, b, exponent_a, exponent_b, length: int) -> tuple[jax.Arr
         free = (*part.g, *part.m, *part.n)
         if part.tile:
             total, exponent, count = sum_in_tiles(part, plan.grids, a.ravel(), b.ravel(), exponents)
-            address = Tiles.of(part).outputs.places(beyond=out.size)
+            address = Tiles.of(part).outputs.elements().places(beyond=out.size)
         elif part.lanes and plan.grids is not None and not length:
             total, exponent, count = sum_in_lanes(part, plan.grids, a.ravel(), b.ravel(), exponents)
             address = part.base_c + addresses(free, "c")

@@ -5,11 +5,10 @@ steps. Point u contributes to output o by the tap u − o. Where a part's loops 
 are reversed.
 """
 
-import functools
 from dataclasses import dataclass, replace
 
 from dfpjax.numbers.contraction.algorithm import unwindowed
-from dfpjax.numbers.contraction.elements import Elements
+from dfpjax.numbers.contraction.elements import Nest
 from dfpjax.numbers.contraction.loops import Bounds, Dim
 from dfpjax.numbers.contraction.plan import Part
 
@@ -18,15 +17,14 @@ from dfpjax.numbers.contraction.plan import Part
 class Tiles:
     """The elements of a part with tiles. Points, taps and outputs of two axes are in row-major order."""
 
-    patches: Elements
+    patches: Nest
     """Of A: [g, rows, k, points]. Rows and k are tiles and channels, or in wgrad channels and tiles."""
-    taps: Elements
+    taps: Nest
     """Of B: [g, columns, k, taps]; in wgrad [g, columns, k, outputs of a tile]."""
-    outputs: Elements
+    outputs: Nest
     """Of C: [g, rows, outputs of a tile, columns]; in wgrad [g, rows, taps, columns]."""
 
     @classmethod
-    @functools.lru_cache(maxsize=8)
     def of(cls, part: Part) -> "Tiles":
         """Those of a part."""
         # Tiles count the outputs, along m, and the taps are k's, or the other way round.
@@ -49,21 +47,22 @@ class Tiles:
             bounds_outputs.append(Bounds(output.extent, getattr(output, outer_field), 0))
         outputs = [Dim(part.tile, window=window, coef=1) for window in range(len(part.bounds))]
 
-        def in_tiles(coefs: list[int]) -> list[Dim]:
+        def in_tiles(coefs: list[int]) -> tuple[Dim, ...]:
             """The loops along which there are tiles; those that move a window count tiles."""
-            return [
+            return tuple(
                 d if d.window < 0 else Dim(-(-d.extent // part.tile), window=d.window, coef=coefs[d.window])
                 for d in outer
-            ]
+            )
 
         of_patches = in_tiles([part.tile * d.coef for d in of_outputs])
         along, across = in_tiles([part.tile] * len(outputs)), unwindowed(inner)
         groups = (across, of_patches) if part.tiles_along_k else (of_patches, across)
-        patches = Elements.of((part.g, *groups, points), "a", part.base_a, bounds_a)
+        patches = Nest((part.g, *groups, tuple(points)), "a", part.base_a, tuple(bounds_a))
+        taps, outputs, bounds = tuple(taps), tuple(outputs), tuple(bounds_outputs)
         if part.tiles_along_k:
-            of_b = Elements.of((part.g, part.n, along, outputs), "b", base["b"], bounds_outputs)
-            of_c = Elements.of((part.g, across, taps, part.n), "c", base["c"])
+            of_b = Nest((part.g, part.n, along, outputs), "b", base["b"], bounds)
+            of_c = Nest((part.g, across, taps, part.n), "c", base["c"])
         else:
-            of_b = Elements.of((part.g, part.n, across, taps), "b", base["b"])
-            of_c = Elements.of((part.g, along, outputs, part.n), "c", base["c"], bounds_outputs)
+            of_b = Nest((part.g, part.n, across, taps), "b", base["b"])
+            of_c = Nest((part.g, along, outputs, part.n), "c", base["c"], bounds)
         return cls(patches=patches, taps=of_b, outputs=of_c)

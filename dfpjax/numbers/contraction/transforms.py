@@ -150,20 +150,22 @@ def along_axes(
 
     Arguments:
         transform: one of `TRANSFORMS[outputs, taps]`.
-        x: float32[..., values]: of all axes together, in row-major order.
+        x: float32[values, ...]: of all axes together, in row-major order.
         axes: their number.
         cuts: whether what goes from the first pass to the second is cut, as the transforms of operands to
             six points need it. (Those of sums cut by themselves what they multiply.)
 
     Returns:
-        float32[..., values].
+        float32[values, ...].
     """
     if axes == 1:
-        return jnp.stack(transform([x[..., i] for i in range(x.shape[-1])]), axis=-1)
-    side = round(x.shape[-1] ** 0.5)
-    rows = [along_axes(transform, x[..., start : start + side], 1) for start in range(0, x.shape[-1], side)]
-    columns = transform([cut(row) if cuts else row for row in rows])
-    return jnp.concatenate(columns, axis=-1)
+        return jnp.stack(transform(list(x)))
+    side = round(len(x) ** 0.5)
+    # Loops, lest XLA compute a row again for each result. Compiling that can take it minutes.
+    each = functools.partial(lax.map, functools.partial(along_axes, transform, axes=1))
+    rows = each(x.reshape(side, side, *x.shape[1:]))
+    columns = each((cut(rows) if cuts else rows).swapaxes(0, 1))
+    return columns.swapaxes(0, 1).reshape(-1, *x.shape[1:])
 
 
 @functools.cache
