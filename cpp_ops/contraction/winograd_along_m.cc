@@ -1,6 +1,6 @@
-// Winograd tiles along M (fprop and dgrad). Stage 1 transforms the kernels. A task of stage 2
-// transforms the patches of some rows, multiplies them by the kernels of one panel after the other,
-// and transforms the sums back while they are in the second-level cache.
+// Winograd tiles along M (fprop and dgrad). Stage 1 transforms the kernels, unless they are reused.
+// A task of stage 2 transforms the patches of some rows, multiplies them by the kernels of one
+// panel after the other, and transforms the sums back while they are in the second-level cache.
 #include <memory>
 
 #if defined(__x86_64__)
@@ -8,6 +8,7 @@
 #endif
 
 #include "contraction/alignment.h"
+#include "contraction/kept_kernels.h"
 #include "contraction/packing.h"
 #include "contraction/transformed_kernels.h"
 #include "contraction/winograd.h"
@@ -23,7 +24,7 @@ constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
 class AlongM : public WinogradJob {
  public:
   AlongM(const Part& part, const Operands& operands, const Chains& chains,
-         const ContractionKernels& kernels, int threads);
+         const ContractionKernels& kernels, int threads, KernelReuse& reuse);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -66,7 +67,8 @@ class AlongM : public WinogradJob {
            position * position_stride(block) + row * stride(block);
   }
 
-  KernelTransform transform_;
+  KernelReuse& reuse_;
+  const std::unique_ptr<KernelTransform> transform_;  // null if kernels are reused
   const std::shared_ptr<const TransformedKernels> b_;
   const int64_t blocks_;  // of k
   const PatchReader a_;
@@ -78,10 +80,13 @@ class AlongM : public WinogradJob {
 };
 
 AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
-               const ContractionKernels& kernels, int threads)
+               const ContractionKernels& kernels, int threads, KernelReuse& reuse)
     : WinogradJob(part, operands, chains, kernels, threads),
-      transform_(winograd_, operands.b, operands.eb, kernels),
-      b_(transform_.result()),
+      reuse_(reuse),
+      transform_(reuse.found() != nullptr ? nullptr
+                                          : std::make_unique<KernelTransform>(
+                                                winograd_, operands.b, operands.eb, kernels)),
+      b_(transform_ != nullptr ? transform_->result() : reuse.found()),
       blocks_(b_->blocks()),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(),
          winograd_.channels().extent),
@@ -117,10 +122,14 @@ AlongM::Workspace::Workspace(const AlongM& t)
       sums(Scratch::array<float>({t.positions_, t.sums_stride()})) {}
 
 void AlongM::enlist(std::vector<Stage>* stages) {
-  (*stages)[kPrepare].push_back({b_->all_panels(), 1, [this](int, int64_t low, int64_t high) {
-                                   KernelTransform::Space space;
-                                   for (int64_t i = low; i < high; ++i) transform_.pack(i, &space);
-                                 }});
+  if (transform_ != nullptr) {
+    Stage& stage = (*stages)[kPrepare];
+    stage.push_back({b_->all_panels(), 1, [this](int, int64_t low, int64_t high) {
+                       KernelTransform::Space space;
+                       for (int64_t i = low; i < high; ++i) transform_->pack(i, &space);
+                     }});
+    reuse_.offer(b_, &stage);
+  }
   (*stages)[kCompute].push_back(
       {p_.G * row_blocks_ * panel_ranges_, 1, [this](int worker, int64_t low, int64_t high) {
          auto& w = workspaces_[static_cast<size_t>(worker)];
@@ -269,8 +278,8 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,
-                                           int threads) {
-  return std::make_unique<AlongM>(part, operands, chains, kernels, threads);
+                                           int threads, KernelReuse& reuse) {
+  return std::make_unique<AlongM>(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace dfpjax
