@@ -48,7 +48,7 @@ KeptShare::KeptShare(size_t bytes) : bytes_(bytes) {
 
 KeptShare::~KeptShare() { kept.fetch_sub(bytes_); }
 
-size_t kept_bytes() { return kept.load(); }
+size_t kept_kernel_bytes() { return kept.load(); }
 
 void release_kept_kernels() {
   Sites& s = sites();
@@ -121,15 +121,14 @@ void KernelReuse::look_up(Executor& executor) {
 }
 
 bool KernelReuse::equals(const KeptKernels::Kept& kept, Executor& executor) const {
+  if (std::memcmp(exponents_.data, kept.exponents.as<char>(), exponents_.size) != 0) return false;
   std::atomic<bool> equal{true};
-  const auto compare = [&equal](const Bytes& bytes, const Scratch& copy) {
-    return in_pieces(bytes.size, [&, data = bytes.data, to = copy.as<char>()](size_t at, size_t n) {
-      if (equal.load(std::memory_order_relaxed) && std::memcmp(data + at, to + at, n) != 0)
-        equal.store(false, std::memory_order_relaxed);
-    });
+  const auto compare = [&, from = mantissas_.data, copy = kept.mantissas.as<char>()](size_t at,
+                                                                                     size_t size) {
+    if (equal.load(std::memory_order_relaxed) && std::memcmp(from + at, copy + at, size) != 0)
+      equal.store(false, std::memory_order_relaxed);
   };
-  const std::vector<Stage> stages{
-      {compare(mantissas_, kept.mantissas), compare(exponents_, kept.exponents)}};
+  const std::vector<Stage> stages{{in_pieces(mantissas_.size, compare)}};
   run_stages(executor, stages);
   return equal.load();
 }
@@ -147,14 +146,10 @@ void KernelReuse::offer(std::shared_ptr<const TransformedKernels> kernels, Stage
   } catch (const std::bad_alloc&) {
     return;  // the call needs no copy
   }
-  const auto copy = [stage](const Bytes& bytes, const Scratch& copies) {
-    stage->push_back(
-        in_pieces(bytes.size, [from = bytes.data, to = copies.as<char>()](size_t at, size_t n) {
-          std::memcpy(to + at, from + at, n);
-        }));
-  };
-  copy(mantissas_, offered_->mantissas);
-  copy(exponents_, offered_->exponents);
+  std::memcpy(offered_->exponents.as<char>(), exponents_.data, exponents_.size);
+  const auto copy = [from = mantissas_.data, to = offered_->mantissas.as<char>()](
+                        size_t at, size_t size) { std::memcpy(to + at, from + at, size); };
+  stage->push_back(in_pieces(mantissas_.size, copy));
 }
 
 void KernelReuse::finish() {

@@ -37,11 +37,11 @@ class KeptShare {
 };
 
 // Bytes of all kernels that are kept, and of the copies of B they were made of.
-size_t kept_bytes();
+size_t kept_kernel_bytes();
 // Drops the kernels of all call sites.
 void release_kept_kernels();
 
-// What one call site keeps. Calls may run at the same time.
+// What one call site keeps. Its calls have the same plan, and may run at the same time.
 class KeptKernels {
  public:
   KeptKernels();
@@ -75,8 +75,8 @@ class KernelReuse {
   void look_up(Executor& executor);
   // The kernels that are kept, or null.
   const std::shared_ptr<const TransformedKernels>& found() const { return found_; }
-  // Offers the kernels that the call makes in this stage, which also copies B if they are to be
-  // kept.
+  // Offers the kernels that the call makes in this stage. If they are to be kept, the stage copies
+  // B, too.
   void offer(std::shared_ptr<const TransformedKernels> kernels, Stage* stage);
   // Keeps them; call this after the stage.
   void finish();

@@ -127,7 +127,8 @@ NB_MODULE(_native, m) {
       },
       "Frees the scratch memory and the transformed kernels kept between calls.");
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
-  m.def("kept_bytes", &kept_bytes, "Bytes of transformed kernels kept between calls.");
+  m.def("kept_kernel_bytes", &kept_kernel_bytes,
+        "Bytes of transformed kernels kept between calls.");
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
         "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
 }

@@ -123,7 +123,7 @@ void check_sequence(const Calls& calls) {
     KeptKernels site;
     const auto call = [&](const Version& version, bool reuses, bool keeps, const char* which) {
       expect(calls.run(version, &site, kernels, threads) == reuses, which);
-      expect((kept_bytes() > 0) == keeps, std::string(which) + ": kept bytes");
+      expect((kept_kernel_bytes() > 0) == keeps, std::string(which) + ": kept bytes");
     };
     call(first, false, false, "first call");
     call(first, false, true, "second call");
@@ -138,12 +138,12 @@ void check_sequence(const Calls& calls) {
     call(exponent, false, true, "the other exponent again");
     call(exponent, true, true, "the other exponent for the third time");
     release_kept_kernels();
-    expect(kept_bytes() == 0, "released");
+    expect(kept_kernel_bytes() == 0, "released");
     call(exponent, false, false, "first call after the release");
     call(exponent, false, true, "second call after the release");
     call(exponent, true, true, "third call after the release");
   });
-  expect(kept_bytes() == 0, "sites that are gone keep nothing");
+  expect(kept_kernel_bytes() == 0, "sites that are gone keep nothing");
 }
 
 void check_threads(const Calls& calls) {
@@ -168,7 +168,7 @@ void check_that_nothing_is_kept() {
       expect(!calls.run(calls.first(), with_site ? &site : nullptr,
                         contraction_kernels(Isa::kPortable), 2),
              what);
-    expect(kept_bytes() == 0, what);
+    expect(kept_kernel_bytes() == 0, what);
   };
   const Case good = winograd(true, 2);
   check(good, false, "without a site");
@@ -186,7 +186,7 @@ void check_limit() {
   const KeptShare most(kKeptLimit - 10);
   expect(most.granted(), "a share of less than the limit");
   expect(!KeptShare(11).granted(), "more than the limit");
-  expect(kept_bytes() == kKeptLimit - 10, "what was refused does not count");
+  expect(kept_kernel_bytes() == kKeptLimit - 10, "what was refused does not count");
   const Calls calls(winograd(true, 2));
   KeptKernels site;
   for (int i = 0; i < 3; ++i)

@@ -35,7 +35,7 @@ def fresh(x, w):
 @pytest.fixture(autouse=True)
 def nothing_kept():
     _native.release_scratch()
-    assert _native.kept_bytes() == 0
+    assert _native.kept_kernel_bytes() == 0
 
 
 def test_inference_has_the_same_bits_in_every_call():
@@ -44,10 +44,10 @@ def test_inference_has_the_same_bits_in_every_call():
     kept = []
     for w, result in ((W, expected),) * 4 + ((OTHER, other), (W, expected)) + ((OTHER, other),) * 3:
         np.testing.assert_array_equal(infer(X, w), result)
-        kept.append(_native.kept_bytes() > 0)
+        kept.append(_native.kept_kernel_bytes() > 0)
     assert kept == [False, True, True, True, False, False, False, True, True]
     _native.release_scratch()
-    assert _native.kept_bytes() == _native.scratch_bytes() == 0
+    assert _native.kept_kernel_bytes() == _native.scratch_bytes() == 0
     np.testing.assert_array_equal(infer(X, OTHER), other)
 
 
@@ -55,11 +55,11 @@ def test_kernels_are_kept_as_long_as_the_program():
     infer = jax.jit(lambda x: conv(x, W))
     for _ in range(3):
         infer(X).block_until_ready()
-    assert _native.kept_bytes() > 0
+    assert _native.kept_kernel_bytes() > 0
     infer.clear_cache()
     del infer
     gc.collect()
-    assert _native.kept_bytes() == 0
+    assert _native.kept_kernel_bytes() == 0
 
 
 def test_a_loop_keeps_its_kernels():
@@ -68,7 +68,7 @@ def test_a_loop_keeps_its_kernels():
     for _ in range(4):
         expected = jnp.tanh(fresh(expected, W))
     np.testing.assert_allclose(looped(X, W), expected, rtol=1e-5, atol=1e-6)
-    assert _native.kept_bytes() > 0
+    assert _native.kept_kernel_bytes() > 0
 
 
 def test_training_keeps_nothing():
@@ -79,7 +79,7 @@ def test_training_keeps_nothing():
     w = W
     for _ in range(4):
         w = step(w)
-        assert _native.kept_bytes() == 0
+        assert _native.kept_kernel_bytes() == 0
 
 
 def test_an_exported_program_keeps_them_too():
@@ -87,7 +87,7 @@ def test_an_exported_program_keeps_them_too():
     call = jax.jit(exported.call)
     for _ in range(3):
         np.testing.assert_array_equal(call(X, W), fresh(X, W))
-    assert _native.kept_bytes() > 0
+    assert _native.kept_kernel_bytes() > 0
 
 
 def test_without_a_state_nothing_is_kept():
@@ -99,7 +99,7 @@ def test_without_a_state_nothing_is_kept():
     def runs(target):
         call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
         program = jax.jit(lambda *operands: call(*operands, **attributes))
-        return [np.asarray(program(*operands)) for _ in range(3)], _native.kept_bytes()
+        return [np.asarray(program(*operands)) for _ in range(3)], _native.kept_kernel_bytes()
 
     results, kept = runs("dfpjax_contract_without_state")
     assert kept == 0
