@@ -1,6 +1,7 @@
 """Kernels that a call has transformed are kept for the next calls while they stay the same."""
 
 import gc
+import time
 
 import jax
 import jax.export
@@ -58,8 +59,12 @@ def test_kernels_are_kept_as_long_as_the_program():
     assert _native.kept_kernel_bytes() > 0
     infer.clear_cache()
     del infer
-    gc.collect()
-    assert _native.kept_kernel_bytes() == 0
+    for _ in range(1000):  # XLA's threads may hold the program for a moment
+        gc.collect()
+        if _native.kept_kernel_bytes() == 0:
+            return
+        time.sleep(0.01)
+    pytest.fail("kernels are kept without a program")
 
 
 def test_a_loop_keeps_its_kernels():
