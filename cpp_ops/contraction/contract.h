@@ -59,9 +59,12 @@ struct Chains {
   Counts* lengths = nullptr;
 };
 
-// Runs a decoded plan. Throws OutOfScratch and std::bad_alloc.
+class KernelReuse;
+
+// Runs a decoded plan. `reuse` may be null; only plans of a single part, with Winograd tiles along
+// M, make use of it. Throws OutOfScratch and std::bad_alloc.
 void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
-              const ContractionKernels& kernels, Executor& executor);
+              const ContractionKernels& kernels, Executor& executor, KernelReuse* reuse = nullptr);
 
 // Outputs of at least this size bypass the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;

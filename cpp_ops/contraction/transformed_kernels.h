@@ -3,7 +3,9 @@
 #define DFPJAX_CONTRACTION_TRANSFORMED_KERNELS_H_
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "contraction/packing.h"
@@ -12,18 +14,12 @@
 
 namespace dfpjax {
 
+// The words of all panels, with what belongs to them.
 class TransformedKernels {
  public:
-  TransformedKernels(const WinogradPart& part, const int16_t* data, const int32_t* exponents,
-                     const ContractionKernels& kernels);
+  explicit TransformedKernels(const WinogradPart& part);
 
-  struct Space : PatchSpace {
-    std::vector<int16_t> rows;
-  };
-  int64_t all_panels() const { return g_.extent() * panels_; }
-  // Transforms the kernels of a panel; the index is over [g][panel].
-  void pack(int64_t index, Space* space);
-
+  int64_t all_panels() const { return groups_ * panels_; }
   int64_t blocks() const { return blocks_; }
   int64_t panels() const { return panels_; }
   int64_t channels(int64_t block) const { return std::min<int64_t>(kBlock, k_ - block * kBlock); }
@@ -31,6 +27,7 @@ class TransformedKernels {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
   }
   int64_t width(int64_t panel) const { return round_up(columns(panel), kColumnQuantum); }
+  size_t bytes() const;
 
   // A panel and block of k at one position.
   struct Panel {
@@ -51,8 +48,8 @@ class TransformedKernels {
   }
 
  private:
-  void pack_across(int64_t g, int64_t panel, int64_t block, Space* space);
-  void pack_along(int64_t g, int64_t panel, int64_t block, Space* space);
+  friend class KernelTransform;
+
   // Index of [g][panel][block][position].
   int64_t index(int64_t g, int64_t panel, int64_t block) const {
     return ((g * panels_ + panel) * blocks_ + block) * positions_;
@@ -60,20 +57,49 @@ class TransformedKernels {
   int32_t* words_at(int64_t g, int64_t panel, int64_t block) const {
     return words_.as<int32_t>() + index(g, panel, block) * block_words_;
   }
+  int32_t* exponents_at(int64_t g, int64_t panel, int64_t block) const {
+    return exponents_.as<int32_t>() + index(g, panel, block) * kPanelColumns;
+  }
   int32_t* units(int64_t g, int64_t panel, int64_t block) const {
     return units_.as<int32_t>() + index(g, panel, block) / positions_ * kPanelColumns;
   }
+  void lose(int64_t g, int64_t panel, int64_t column, int64_t count) {
+    std::fill_n(&lost_[static_cast<size_t>((g * panels_ + panel) * kPanelColumns + column)], count,
+                char{1});
+  }
 
-  const ContractionKernels& kernels_;
-  const WinogradTile tile_;
-  const int64_t positions_, k_, n_, blocks_, panels_, block_words_;
-  const bool along_k_;  // contiguous along the channels, else along the columns
-  const PatchReader reader_;
-  const Axis g_;
+  const int64_t positions_, groups_, k_, n_, blocks_, panels_, block_words_;
   Scratch words_, exponents_;  // [g][panel][block][position]
   Scratch units_;              // [g][panel][block][column]
   std::vector<Norms> norms_;
   std::vector<char> lost_;  // [g][panel][column]
+};
+
+// Transforms the kernels of one call.
+class KernelTransform {
+ public:
+  KernelTransform(const WinogradPart& part, const int16_t* data, const int32_t* exponents,
+                  const ContractionKernels& kernels);
+
+  struct Space : PatchSpace {
+    std::vector<int16_t> rows;
+  };
+  // Complete when all panels are.
+  std::shared_ptr<const TransformedKernels> result() const { return result_; }
+  // Transforms the kernels of a panel; the index is over [g][panel].
+  void pack(int64_t index, Space* space);
+
+ private:
+  void pack_across(int64_t g, int64_t panel, int64_t block, Space* space);
+  void pack_along(int64_t g, int64_t panel, int64_t block, Space* space);
+
+  const std::shared_ptr<TransformedKernels> result_;
+  TransformedKernels& to_;
+  const ContractionKernels& kernels_;
+  const WinogradTile tile_;
+  const bool along_k_;  // contiguous along the channels, else along the columns
+  const PatchReader reader_;
+  const Axis g_;
 };
 
 }  // namespace dfpjax

@@ -1,11 +1,14 @@
-// Winograd tiles along M (fprop and dgrad). Stage 1 transforms the kernels. A task of stage 2
-// transforms the patches of some rows, multiplies them by the kernels of one panel after the other,
-// and transforms the sums back while they are in the second-level cache.
+// Winograd tiles along M (fprop and dgrad). Stage 1 transforms the kernels, unless they are reused.
+// A task of stage 2 transforms the patches of some rows, multiplies them by the kernels of one
+// panel after the other, and transforms the sums back while they are in the second-level cache.
+#include <memory>
+
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
 
 #include "contraction/alignment.h"
+#include "contraction/kept_kernels.h"
 #include "contraction/packing.h"
 #include "contraction/transformed_kernels.h"
 #include "contraction/winograd.h"
@@ -21,7 +24,7 @@ constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
 class AlongM : public WinogradJob {
  public:
   AlongM(const Part& part, const Operands& operands, const Chains& chains,
-         const ContractionKernels& kernels, int threads);
+         const ContractionKernels& kernels, int threads, KernelReuse& reuse);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -53,7 +56,7 @@ class AlongM : public WinogradJob {
   void multiply(const Task& t, int64_t panel, Workspace* w) const;
   void finish(const Task& t, int64_t panel, Workspace* w) const;
 
-  int64_t stride(int64_t block) const { return round_up(b_.channels(block), kSegment); }
+  int64_t stride(int64_t block) const { return round_up(b_->channels(block), kSegment); }
   // Between positions.
   int64_t position_stride(int64_t block) const {
     return 2 * spread(task_rows_ * stride(block) / 2);
@@ -64,7 +67,9 @@ class AlongM : public WinogradJob {
            position * position_stride(block) + row * stride(block);
   }
 
-  TransformedKernels b_;
+  KernelReuse& reuse_;
+  const std::unique_ptr<KernelTransform> transform_;  // null if kernels are reused
+  const std::shared_ptr<const TransformedKernels> b_;
   const int64_t blocks_;  // of k
   const PatchReader a_;
   const Axis a_g_;
@@ -75,10 +80,14 @@ class AlongM : public WinogradJob {
 };
 
 AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
-               const ContractionKernels& kernels, int threads)
+               const ContractionKernels& kernels, int threads, KernelReuse& reuse)
     : WinogradJob(part, operands, chains, kernels, threads),
-      b_(winograd_, operands.b, operands.eb, kernels),
-      blocks_(b_.blocks()),
+      reuse_(reuse),
+      transform_(reuse.found() != nullptr ? nullptr
+                                          : std::make_unique<KernelTransform>(
+                                                winograd_, operands.b, operands.eb, kernels)),
+      b_(transform_ != nullptr ? transform_->result() : reuse.found()),
+      blocks_(b_->blocks()),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(),
          winograd_.channels().extent),
       a_g_(part.g, &Dim::stride_a, nullptr),
@@ -95,7 +104,7 @@ AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
   task_rows_ = ceil_div(tiles, blocks) * kTileRows;
   row_blocks_ = ceil_div(rows_, task_rows_);
   // Each range of panels transforms the rows again.
-  panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, b_.panels());
+  panel_ranges_ = std::clamp<int64_t>(2 * threads_ / (p_.G * row_blocks_), 1, b_->panels());
   bool aligned = reinterpret_cast<uintptr_t>(c_) % 64 == 0 && p_.N % kColumnQuantum == 0;
   for (const auto* dims : {&p_.g, &p_.m})
     for (const Dim& d : *dims) aligned &= d.stride_c % kColumnQuantum == 0;
@@ -113,10 +122,14 @@ AlongM::Workspace::Workspace(const AlongM& t)
       sums(Scratch::array<float>({t.positions_, t.sums_stride()})) {}
 
 void AlongM::enlist(std::vector<Stage>* stages) {
-  (*stages)[kPrepare].push_back({b_.all_panels(), 1, [this](int, int64_t low, int64_t high) {
-                                   TransformedKernels::Space space;
-                                   for (int64_t i = low; i < high; ++i) b_.pack(i, &space);
-                                 }});
+  if (transform_ != nullptr) {
+    Stage& stage = (*stages)[kPrepare];
+    stage.push_back({b_->all_panels(), 1, [this](int, int64_t low, int64_t high) {
+                       KernelTransform::Space space;
+                       for (int64_t i = low; i < high; ++i) transform_->pack(i, &space);
+                     }});
+    reuse_.offer(b_, &stage);
+  }
   (*stages)[kCompute].push_back(
       {p_.G * row_blocks_ * panel_ranges_, 1, [this](int worker, int64_t low, int64_t high) {
          auto& w = workspaces_[static_cast<size_t>(worker)];
@@ -132,7 +145,7 @@ AlongM::Task AlongM::task(int64_t i) const {
   const int64_t range = i % panel_ranges_, rows = i / panel_ranges_ % row_blocks_;
   const int64_t row = rows * task_rows_;
   return {i / panel_ranges_ / row_blocks_, row, std::min(task_rows_, rows_ - row),
-          b_.panels() * range / panel_ranges_, b_.panels() * (range + 1) / panel_ranges_};
+          b_->panels() * range / panel_ranges_, b_->panels() * (range + 1) / panel_ranges_};
 }
 
 void AlongM::run_task(const Task& t, Workspace* w) const {
@@ -176,7 +189,7 @@ void AlongM::transform_rows(const Task& t, Workspace* w) const {
 }
 
 void AlongM::transform_row(int64_t row, int64_t block, Workspace* w) const {
-  const int64_t k = b_.channels(block), padded = round_up(k, kColumnQuantum);
+  const int64_t k = b_->channels(block), padded = round_up(k, kColumnQuantum);
   int16_t* const to = mantissas(*w, block, 0, row);
   const int64_t distance = position_stride(block);
   bool lost = false;
@@ -193,12 +206,12 @@ void AlongM::transform_row(int64_t row, int64_t block, Workspace* w) const {
 // Multiplies the transformed rows by the transformed kernels of a panel.
 void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
   const int64_t tiles = ceil_div(t.rows, kTileRows);
-  b_.find_bases(t.g, panel, w->column_bases);
+  b_->find_bases(t.g, panel, w->column_bases);
   const float* in[kTileRows];
   float* out[kTileRows];
   CellArgs cell{};
-  cell.columns = static_cast<int32_t>(b_.width(panel));
-  cell.narrow = static_cast<int32_t>(b_.columns(panel));
+  cell.columns = static_cast<int32_t>(b_->width(panel));
+  cell.narrow = static_cast<int32_t>(b_->columns(panel));
   cell.a_pair = 1;
   cell.in = in;
   cell.out = out;
@@ -206,10 +219,10 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
   cell.column_scales = w->column_scales;
   for (int64_t block = 0; block < blocks_; ++block) {
     cell.a_row = stride(block) / 2;
-    cell.pairs = static_cast<int32_t>(ceil_div(b_.channels(block), 2));
+    cell.pairs = static_cast<int32_t>(ceil_div(b_->channels(block), 2));
     for (int64_t p = 0; p < positions_; ++p) {
-      const TransformedKernels::Panel b = b_.at(t.g, panel, block, p);
-      scales_below(b.exponents, w->column_bases, b_.width(panel), w->column_scales);
+      const TransformedKernels::Panel b = b_->at(t.g, panel, block, p);
+      scales_below(b.exponents, w->column_bases, b_->width(panel), w->column_scales);
       cell.b = b.words;
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t row = tile * kTileRows;
@@ -222,7 +235,7 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
           in[i] = block == 0 ? kZeros : out[i];
         }
         const int64_t at = (block * positions_ + p) * (task_rows_ / kTileRows) + tile;
-        run_cell(&cell, w->norms[static_cast<size_t>(at)], *b.norms, b_.channels(block),
+        run_cell(&cell, w->norms[static_cast<size_t>(at)], *b.norms, b_->channels(block),
                  w->lengths);
       }
     }
@@ -231,8 +244,8 @@ void AlongM::multiply(const Task& t, int64_t panel, Workspace* w) const {
 
 // Transforms the sums of a panel back and writes the results.
 void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
-  const int64_t n0 = panel * kPanelColumns, count = b_.columns(panel);
-  const char* const lost = b_.lost(t.g, panel);
+  const int64_t n0 = panel * kPanelColumns, count = b_->columns(panel);
+  const char* const lost = b_->lost(t.g, panel);
   const bool any_lost = std::any_of(lost, lost + count, [](char x) { return x != 0; });
   static constexpr int32_t kNone[kPanelColumns] = {};
   const size_t elements = results_.elements.size();
@@ -244,12 +257,12 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
       to[i] = exists(results_.bounds, point, element.coord)
                   ? c_ + point.offset + element.offset + n0
                   : nullptr;
-      out[i] = to[i] != nullptr && count < b_.width(panel) ? w->bounce[i] : to[i];
+      out[i] = to[i] != nullptr && count < b_->width(panel) ? w->bounce[i] : to[i];
     }
     const int32_t base = w->bases[static_cast<size_t>(row)];
     const bool normal = all_normal(base, w->column_bases, count);
     kernels_.transform_back({tile_, Transform::kOutput, w->sums.as<float>() + row * kPanelColumns,
-                             sums_stride(), static_cast<int>(b_.width(panel)), normal ? base : 0,
+                             sums_stride(), static_cast<int>(b_->width(panel)), normal ? base : 0,
                              normal ? w->column_bases : kNone, out, stream_});
     const bool row_lost = w->lost[static_cast<size_t>(row)];
     for (size_t i = 0; i < elements; ++i) {
@@ -265,8 +278,8 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,
-                                           int threads) {
-  return std::make_unique<AlongM>(part, operands, chains, kernels, threads);
+                                           int threads, KernelReuse& reuse) {
+  return std::make_unique<AlongM>(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace dfpjax

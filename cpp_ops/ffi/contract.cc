@@ -2,15 +2,44 @@
 #include "contraction/contract.h"
 
 #include <algorithm>
+#include <exception>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "contraction/kept_kernels.h"
 #include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "plan/plan.h"
+
+namespace dfpjax {
+namespace {
+
+// What XLA holds for each call of contract_v1 in an executable, as long as the executable lives.
+struct CallSite {
+  static ffi::TypeId id;
+  KeptKernels kernels;
+};
+ffi::TypeId CallSite::id{};
+
+// Stands for the CallSite, or null where the host has none.
+struct OptionalCallSite {};
+
+}  // namespace
+}  // namespace dfpjax
+
+template <>
+struct xla::ffi::CtxDecoding<dfpjax::OptionalCallSite> {
+  using Type = dfpjax::CallSite*;
+  static std::optional<Type> Decode(const XLA_FFI_Api* api, XLA_FFI_ExecutionContext* context,
+                                    DiagnosticEngine&) {
+    DiagnosticEngine unused;
+    return CtxDecoding<State<dfpjax::CallSite>>::Decode(api, context, unused).value_or(nullptr);
+  }
+};
 
 namespace dfpjax {
 namespace {
@@ -24,10 +53,11 @@ int chain_length(Arguments* arguments) {
 }
 
 // The common part of all handlers. `saturated` is null for certified chains; `lengths` is null
-// unless the chain lengths are requested.
+// unless the chain lengths are requested; `site` may be null.
 ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                ffi::Result<ffi::AnyBuffer> c, const ffi::AnyBuffer* saturated,
-               const ffi::AnyBuffer* lengths, ffi::ThreadPool pool, ffi::Dictionary attributes) {
+               const ffi::AnyBuffer* lengths, CallSite* site, ffi::ThreadPool pool,
+               ffi::Dictionary attributes) {
   Arguments arguments(attributes);
   const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
                           arguments.buffer<ffi::S32>("ea", ea),
@@ -72,28 +102,30 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
   chains.saturated = &saturations;
   if (lengths != nullptr) chains.lengths = &macs;
   XlaExecutor executor(&pool, threads);
-  run_plan(parts, operands, chains, contraction_kernels(*path), executor);
+  KernelReuse reuse(site != nullptr ? &site->kernels : nullptr, operands.b, sizes.b, operands.eb,
+                    sizes.eb);
+  run_plan(parts, operands, chains, contraction_kernels(*path), executor, &reuse);
   if (counts != nullptr) saturations.write(counts);
   if (shares != nullptr) macs.write_shares(shares);
   return ffi::Error::Success();
 }
 
 ffi::Error contract(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
-                    ffi::Result<ffi::AnyBuffer> c, ffi::ThreadPool pool,
+                    ffi::Result<ffi::AnyBuffer> c, CallSite* site, ffi::ThreadPool pool,
                     ffi::Dictionary attributes) {
-  return run(a, b, ea, eb, c, nullptr, nullptr, pool, attributes);
+  return run(a, b, ea, eb, c, nullptr, nullptr, site, pool, attributes);
 }
 
 ffi::Error fixed_chain(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                        ffi::Result<ffi::AnyBuffer> c, ffi::Result<ffi::AnyBuffer> saturated,
                        ffi::ThreadPool pool, ffi::Dictionary attributes) {
-  return run(a, b, ea, eb, c, &*saturated, nullptr, pool, attributes);
+  return run(a, b, ea, eb, c, &*saturated, nullptr, nullptr, pool, attributes);
 }
 
 ffi::Error chain_lengths(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBuffer eb,
                          ffi::Result<ffi::AnyBuffer> c, ffi::Result<ffi::AnyBuffer> lengths,
                          ffi::ThreadPool pool, ffi::Dictionary attributes) {
-  return run(a, b, ea, eb, c, nullptr, &*lengths, pool, attributes);
+  return run(a, b, ea, eb, c, nullptr, &*lengths, nullptr, pool, attributes);
 }
 
 // The operands and the first result of every contraction; `complete` adds the rest.
@@ -111,16 +143,36 @@ auto complete(Binding binding) {
   return std::move(binding).template Ctx<ffi::ThreadPool>().Attrs();
 }
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, Guarded<contract>::call, complete(contraction()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(contract_v1, Guarded<contract>::call,
+                              complete(contraction().Ctx<OptionalCallSite>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fixed_chain_v1, Guarded<fixed_chain>::call,
                               complete(contraction().Ret<ffi::AnyBuffer>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(chain_lengths_v1, Guarded<chain_lengths>::call,
                               complete(contraction().Ret<ffi::AnyBuffer>()));
 
+ffi::ErrorOr<std::unique_ptr<CallSite>> make_call_site(ffi::Dictionary) noexcept {
+  try {
+    return std::make_unique<CallSite>();
+  } catch (...) {
+    return ffi::Unexpected(error_of(std::current_exception()));
+  }
+}
+
+XLA_FFI_DEFINE_HANDLER(make_call_site_v1, make_call_site, ffi::Ffi::BindInstantiate().Attrs());
+
+// XLA takes the handler only when the type of the state is registered. jax.ffi registers types
+// after handlers, so this does it in the first call, in which XLA asks the handler about itself.
+XLA_FFI_Error* instantiate_contract_v1(XLA_FFI_CallFrame* frame) {
+  static const XLA_FFI_TypeInfo info = ffi::MakeTypeInfo<CallSite>();
+  static XLA_FFI_Error* error =
+      ffi::Ffi::RegisterTypeId(frame->api, "dfpjax_call_site", &CallSite::id, &info);
+  return error != nullptr ? std::exchange(error, nullptr) : make_call_site_v1(frame);
+}
+
 }  // namespace
 
 Handlers contraction_handlers() {
-  return {{"dfpjax_contract_v1", contract_v1},
+  return {{"dfpjax_contract_v1", contract_v1, instantiate_contract_v1},
           {"dfpjax_fixed_chain_v1", fixed_chain_v1},
           {"dfpjax_chain_lengths_v1", chain_lengths_v1}};
 }

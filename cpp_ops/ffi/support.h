@@ -47,8 +47,13 @@ struct Guarded<handler> {
   }
 };
 
-// Names and handlers, for registration with XLA.
-using Handlers = std::vector<std::pair<const char*, XLA_FFI_Handler*>>;
+// For registration with XLA.
+struct Handler {
+  const char* name;
+  XLA_FFI_Handler* execute;
+  XLA_FFI_Handler* instantiate = nullptr;  // makes the state of a call site, if it has one
+};
+using Handlers = std::vector<Handler>;
 Handlers contraction_handlers();
 Handlers pass_handlers();
 

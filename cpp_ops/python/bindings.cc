@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "contraction/kept_kernels.h"
 #include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
@@ -27,8 +28,13 @@ namespace {
 nb::dict registrations() {
   nb::dict result;
   for (const Handlers& handlers : {contraction_handlers(), pass_handlers()})
-    for (const auto& [name, handler] : handlers)
-      result[name] = nb::capsule(reinterpret_cast<void*>(handler));
+    for (const Handler& handler : handlers) {
+      nb::dict stages;
+      stages["execute"] = nb::capsule(reinterpret_cast<void*>(handler.execute));
+      if (handler.instantiate != nullptr)
+        stages["instantiate"] = nb::capsule(reinterpret_cast<void*>(handler.instantiate));
+      result[handler.name] = stages;
+    }
   return result;
 }
 
@@ -106,15 +112,23 @@ nb::dict measure_peak(int threads, const std::string& name) {
 
 NB_MODULE(_native, m) {
   m.doc() = "Native kernels of dfpjax.";
-  m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsule.");
+  m.def("registrations", &registrations, "XLA FFI targets: a dict of name to capsules by stage.");
   m.def(
       "isa", [] { return std::string(name_of(isa_or_raise(""))); },
       "The name of the instruction-set path in use. Raises ValueError if DFPJAX_ISA is wrong.");
   m.def("isa_asked_for", &isa_asked_for, "Whether DFPJAX_ISA asked for the path in use.");
   m.def("isas", &isas,
         "All paths, best first, as tuples (name, why it cannot run or an empty string).");
-  m.def("release_scratch", &release_scratch, "Frees the scratch memory kept between calls.");
+  m.def(
+      "release_scratch",
+      [] {
+        release_kept_kernels();  // whose memory becomes scratch
+        release_scratch();
+      },
+      "Frees the scratch memory and the transformed kernels kept between calls.");
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
+  m.def("kept_kernel_bytes", &kept_kernel_bytes,
+        "Bytes of transformed kernels kept between calls.");
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
         "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
 }

@@ -43,6 +43,7 @@ class Scratch {
   T* as() const {
     return static_cast<T*>(data_);
   }
+  size_t bytes() const { return size_; }
 
  private:
   static int64_t array_bytes(std::initializer_list<int64_t> extents, size_t element);

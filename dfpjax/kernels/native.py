@@ -13,8 +13,8 @@ from dfpjax.numbers.contraction.plan import CHAINS, Plan
 _CERTIFIED, _CHAIN_LENGTHS = "dfpjax_contract_v1", "dfpjax_chain_lengths_v1"
 _FIXED_CHAIN = "dfpjax_fixed_chain_v1"
 
-for _name, _capsule in _native.registrations().items():
-    jax.ffi.register_ffi_target(_name, _capsule, platform="cpu")
+for _name, _stages in _native.registrations().items():
+    jax.ffi.register_ffi_target(_name, _stages, platform="cpu")
 
 
 def contract(

@@ -1,0 +1,161 @@
+#include "contraction/kept_kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <set>
+#include <utility>
+#include <vector>
+
+namespace dfpjax {
+namespace {
+
+constexpr size_t kLine = 64;      // of the cache
+constexpr size_t kSamples = 128;  // lines of a fingerprint
+constexpr size_t kPiece = size_t{128} << 10;
+
+std::atomic<size_t> kept{0};
+
+struct Sites {
+  std::mutex mutex;
+  std::set<KeptKernels*> all;
+};
+
+// Never destroyed: executables may outlive the module's static objects.
+Sites& sites() {
+  static Sites* const instance = new Sites;
+  return *instance;
+}
+
+// The loop visit(start, size) over the pieces of so many bytes.
+template <class F>
+Loop in_pieces(size_t size, F visit) {
+  return {static_cast<int64_t>((size + kPiece - 1) / kPiece), 1,
+          [size, visit](int, int64_t low, int64_t high) {
+            const size_t start = static_cast<size_t>(low) * kPiece;
+            visit(start, std::min(size, static_cast<size_t>(high) * kPiece) - start);
+          }};
+}
+
+}  // namespace
+
+KeptShare::KeptShare(size_t bytes) : bytes_(bytes) {
+  if (kept.fetch_add(bytes) + bytes <= kKeptLimit) return;
+  kept.fetch_sub(bytes);
+  bytes_ = 0;
+}
+
+KeptShare::~KeptShare() { kept.fetch_sub(bytes_); }
+
+size_t kept_kernel_bytes() { return kept.load(); }
+
+void release_kept_kernels() {
+  Sites& s = sites();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  for (KeptKernels* site : s.all) site->release();
+}
+
+KeptKernels::KeptKernels() {
+  Sites& s = sites();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  s.all.insert(this);
+}
+
+KeptKernels::~KeptKernels() {
+  Sites& s = sites();
+  std::lock_guard<std::mutex> lock(s.mutex);
+  s.all.erase(this);
+}
+
+void KeptKernels::release() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  last_.reset();
+  kept_.reset();
+}
+
+KernelReuse::KernelReuse(KeptKernels* site, const int16_t* b, int64_t size,
+                         const int32_t* exponents, int64_t exponents_size)
+    : site_(site),
+      mantissas_{reinterpret_cast<const char*>(b), static_cast<size_t>(size) * sizeof *b},
+      exponents_{reinterpret_cast<const char*>(exponents),
+                 static_cast<size_t>(exponents_size) * sizeof *exponents} {}
+
+// Of evenly spaced lines.
+uint64_t KernelReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
+  const size_t lines = (bytes.size + kLine - 1) / kLine, samples = std::min(lines, kSamples);
+  for (size_t i = 0; i < samples; ++i) {
+    const size_t start = lines * i / samples * kLine;
+    uint64_t words[kLine / sizeof(uint64_t)] = {};
+    std::memcpy(words, bytes.data + start, std::min(kLine, bytes.size - start));
+    for (const uint64_t word : words) {
+      hash = (hash ^ word) * 0x9e3779b97f4a7c15;
+      hash ^= hash >> 32;
+    }
+  }
+  return hash;
+}
+
+void KernelReuse::look_up(Executor& executor) {
+  if (site_ == nullptr) return;
+  fingerprint_ = fingerprint(exponents_, fingerprint(mantissas_, 0));
+  std::shared_ptr<const KeptKernels::Kept> candidate;
+  {
+    std::lock_guard<std::mutex> lock(site_->mutex_);
+    again_ = site_->last_ == fingerprint_;
+    site_->last_ = fingerprint_;
+    if (again_)
+      candidate = site_->kept_;
+    else
+      site_->kept_.reset();
+  }
+  if (candidate == nullptr) return;
+  if (equals(*candidate, executor)) {
+    found_ = candidate->kernels;
+    return;
+  }
+  // The calls before had another B, whatever its fingerprint.
+  again_ = false;
+  std::lock_guard<std::mutex> lock(site_->mutex_);
+  if (site_->kept_ == candidate) site_->kept_.reset();
+}
+
+bool KernelReuse::equals(const KeptKernels::Kept& kept, Executor& executor) const {
+  if (std::memcmp(exponents_.data, kept.exponents.as<char>(), exponents_.size) != 0) return false;
+  std::atomic<bool> equal{true};
+  const auto compare = [&, from = mantissas_.data, copy = kept.mantissas.as<char>()](size_t at,
+                                                                                     size_t size) {
+    if (equal.load(std::memory_order_relaxed) && std::memcmp(from + at, copy + at, size) != 0)
+      equal.store(false, std::memory_order_relaxed);
+  };
+  const std::vector<Stage> stages{{in_pieces(mantissas_.size, compare)}};
+  run_stages(executor, stages);
+  return equal.load();
+}
+
+void KernelReuse::offer(std::shared_ptr<const TransformedKernels> kernels, Stage* stage) {
+  if (!again_) return;
+  try {
+    auto kept =
+        std::make_shared<KeptKernels::Kept>(kernels->bytes() + mantissas_.size + exponents_.size);
+    if (!kept->share.granted()) return;
+    kept->mantissas = Scratch(static_cast<int64_t>(mantissas_.size));
+    kept->exponents = Scratch(static_cast<int64_t>(exponents_.size));
+    kept->kernels = std::move(kernels);
+    offered_ = std::move(kept);
+  } catch (const std::bad_alloc&) {
+    return;  // the call needs no copy
+  }
+  std::memcpy(offered_->exponents.as<char>(), exponents_.data, exponents_.size);
+  const auto copy = [from = mantissas_.data, to = offered_->mantissas.as<char>()](
+                        size_t at, size_t size) { std::memcpy(to + at, from + at, size); };
+  stage->push_back(in_pieces(mantissas_.size, copy));
+}
+
+void KernelReuse::finish() {
+  if (offered_ == nullptr) return;
+  std::lock_guard<std::mutex> lock(site_->mutex_);
+  if (site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
+}
+
+}  // namespace dfpjax

@@ -1,0 +1,210 @@
+// Tests calls that reuse transformed kernels: which calls do, and that results are the reference's.
+#include "contraction/kept_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "contraction/contract.h"
+#include "contraction/kernels/table.h"
+#include "plan/plan.h"
+#include "tests/cases.h"
+#include "tests/executor.h"
+#include "tests/reference.h"
+#include "tests/test.h"
+
+namespace dfpjax {
+namespace {
+
+// B and the reference's results.
+struct Version {
+  std::vector<int16_t> b;
+  std::vector<int32_t> exponents;
+  std::vector<float> expected;
+};
+
+class Calls {
+ public:
+  explicit Calls(const Case& t) : size_c_(t.c) {
+    const std::vector<int64_t> code = encode(t.parts, t.grids);
+    const std::string error = decode_plan(code.data(), static_cast<int64_t>(code.size()),
+                                          {t.a, t.b, t.c, t.exponents_a, t.exponents_b}, &parts_);
+    expect(error.empty(), t.name + ": " + error);
+    std::mt19937 random(1);
+    const auto fill = [&random](auto* to, int64_t size, int from, unsigned range) {
+      to->resize(static_cast<size_t>(size));
+      for (auto& x : *to) x = static_cast<int16_t>(from + static_cast<int>(random() % range));
+    };
+    fill(&a_, t.a, -5000, 10001);
+    fill(&ea_, t.exponents_a, -20, t.spread);
+    fill(&first_.b, t.b, -5000, 10001);
+    fill(&first_.exponents, t.exponents_b, -20, t.spread);
+    first_.exponents.back() = 1 << 20;  // not finite
+    refer(&first_);
+  }
+
+  const Version& first() const { return first_; }
+  template <class Change>
+  Version changed(Change change) const {
+    Version version = first_;
+    change(&version);
+    refer(&version);
+    expect(std::memcmp(version.expected.data(), first_.expected.data(),
+                       version.expected.size() * sizeof(float)) != 0,
+           "the change makes a difference");
+    return version;
+  }
+
+  // Whether the call reused kernels.
+  bool run(const Version& version, KeptKernels* site, const ContractionKernels& kernels,
+           int threads) const {
+    std::vector<float> c(static_cast<size_t>(size_c_));
+    TestExecutor executor(threads);
+    KernelReuse reuse(site, version.b.data(), static_cast<int64_t>(version.b.size()),
+                      version.exponents.data(), static_cast<int64_t>(version.exponents.size()));
+    run_plan(parts_, operands(version, &c), Chains(), kernels, executor, &reuse);
+    const bool same =
+        std::equal(c.begin(), c.end(), version.expected.begin(), [](float x, float y) {
+          return std::memcmp(&x, &y, sizeof x) == 0 || (std::isnan(x) && std::isnan(y));
+        });
+    expect(same, "the results are the reference's");
+    return reuse.found() != nullptr;
+  }
+
+ private:
+  Operands operands(const Version& version, std::vector<float>* c) const {
+    return {a_.data(), version.b.data(), ea_.data(), version.exponents.data(), c->data()};
+  }
+  void refer(Version* version) const {
+    version->expected.resize(static_cast<size_t>(size_c_));
+    run_reference(parts_, operands(*version, &version->expected), 0);
+  }
+
+  const int64_t size_c_;
+  std::vector<Part> parts_;
+  std::vector<int16_t> a_;
+  std::vector<int32_t> ea_;
+  Version first_;
+};
+
+// 64 to 80 channels, whose kernels are in blocks.
+Case winograd(bool forward, int64_t tile) {
+  const Conv v{1, 6, 5, 64, 80, 3, 1, 1, 1};
+  Case t = forward ? fprop(v, 1) : dgrad(v, 1);
+  t.parts[0].mode = 2;
+  t.parts[0].tile = tile;
+  return in_blocks(t, forward ? v.in : v.out, v.out, false, 5);
+}
+
+template <class Run>
+void on_every_path(Run run) {
+  for (int i = 0; i < kIsaCount; ++i)
+    if (all_isas()[i].usable)
+      for (const int threads : {1, 3}) run(contraction_kernels(static_cast<Isa>(i)), threads);
+}
+
+// A mantissa between the lines of the fingerprint, and an exponent.
+Version other_mantissa(const Calls& calls) {
+  return calls.changed([](Version* v) { v->b[33 * 7] += 9000; });
+}
+Version other_exponent(const Calls& calls) {
+  return calls.changed([](Version* v) { ++v->exponents[3]; });
+}
+
+void check_sequence(const Calls& calls) {
+  const Version& first = calls.first();
+  const Version mantissa = other_mantissa(calls), exponent = other_exponent(calls);
+  on_every_path([&](const ContractionKernels& kernels, int threads) {
+    KeptKernels site;
+    const auto call = [&](const Version& version, bool reuses, bool keeps, const char* which) {
+      expect(calls.run(version, &site, kernels, threads) == reuses, which);
+      expect((kept_kernel_bytes() > 0) == keeps, std::string(which) + ": kept bytes");
+    };
+    call(first, false, false, "first call");
+    call(first, false, true, "second call");
+    for (int i = 0; i < 3; ++i) call(first, true, true, "later calls");
+    call(mantissa, false, false, "another mantissa");
+    // Kept at once, since the fingerprint does not differ.
+    call(first, false, true, "back from another mantissa");
+    call(first, true, true, "once more");
+    call(exponent, false, false, "another exponent");
+    call(first, false, false, "back from another exponent");
+    call(exponent, false, false, "alternating");
+    call(exponent, false, true, "the other exponent again");
+    call(exponent, true, true, "the other exponent for the third time");
+    release_kept_kernels();
+    expect(kept_kernel_bytes() == 0, "released");
+    call(exponent, false, false, "first call after the release");
+    call(exponent, false, true, "second call after the release");
+    call(exponent, true, true, "third call after the release");
+  });
+  expect(kept_kernel_bytes() == 0, "sites that are gone keep nothing");
+}
+
+void check_threads(const Calls& calls) {
+  const Version other = other_mantissa(calls);
+  const ContractionKernels& kernels = contraction_kernels(Isa::kPortable);
+  KeptKernels site;
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i)
+    threads.emplace_back([&, i] {
+      for (int j = 0; j < 12; ++j)
+        calls.run(i > 0 && j / 4 == 1 ? other : calls.first(), &site, kernels, 2);
+    });
+  release_kept_kernels();
+  for (std::thread& thread : threads) thread.join();
+}
+
+void check_that_nothing_is_kept() {
+  const auto check = [](const Case& t, bool with_site, const char* what) {
+    const Calls calls(t);
+    KeptKernels site;
+    for (int i = 0; i < 3; ++i)
+      expect(!calls.run(calls.first(), with_site ? &site : nullptr,
+                        contraction_kernels(Isa::kPortable), 2),
+             what);
+    expect(kept_kernel_bytes() == 0, what);
+  };
+  const Case good = winograd(true, 2);
+  check(good, false, "without a site");
+  Case direct = good;
+  direct.parts[0].mode = direct.parts[0].tile = 0;
+  check(direct, true, "direct");
+  Case several = good;
+  several.parts.push_back(several.parts[0]);
+  several.parts[1].base_c = several.c;
+  several.c *= 2;
+  check(several, true, "several parts");
+}
+
+void check_limit() {
+  const KeptShare most(kKeptLimit - 10);
+  expect(most.granted(), "a share of less than the limit");
+  expect(!KeptShare(11).granted(), "more than the limit");
+  expect(kept_kernel_bytes() == kKeptLimit - 10, "what was refused does not count");
+  const Calls calls(winograd(true, 2));
+  KeptKernels site;
+  for (int i = 0; i < 3; ++i)
+    expect(!calls.run(calls.first(), &site, contraction_kernels(Isa::kPortable), 1),
+           "no kernels beyond the limit");
+}
+
+}  // namespace
+
+void run_test(bool quick) {
+  for (const int64_t tile : {2, 4})
+    for (const bool forward : {true, false}) {
+      const Calls calls(winograd(forward, tile));
+      if (!quick || forward == (tile == 2)) check_sequence(calls);
+      check_threads(calls);
+    }
+  check_that_nothing_is_kept();
+  check_limit();
+}
+
+}  // namespace dfpjax
