@@ -55,6 +55,10 @@ class Cost:
 # AVX-512 VNNI.
 COSTS: dict[tuple[int, int, int, bool], Cost] = {
     (2, 3, 2, False): Cost(product=1.15, per_channel=27, per_tile=25),
+    (2, 5, 1, False): Cost(product=1.15, per_channel=14, per_tile=46),
+    (2, 5, 2, False): Cost(product=1.05, per_channel=22, per_tile=30),
+    (2, 5, 1, True): Cost(product=1.25, per_channel=8, per_tile=46),
+    (2, 5, 2, True): Cost(product=1.35, per_channel=25, per_tile=100),
     (4, 3, 1, False): Cost(product=1.25, per_channel=17, per_tile=46),
     (4, 3, 2, False): Cost(product=1.3, per_channel=30, per_tile=46),
     (4, 3, 1, True): Cost(product=1.4, per_channel=15, per_tile=46),
