@@ -48,7 +48,7 @@ class Conv:
 
     @property
     def suits_winograd(self) -> bool:
-        """Whether a Winograd algorithm computes it and can gain: 3×3 taps without a stride, and channels
+        """Whether all Winograd algorithms compute it and can gain: 3×3 taps without a stride, and channels
         enough for products to outweigh the transforms."""
         taps = (self.kernel, self.stride, self.groups)
         return taps == (3, 1, 1) and min(self.channels, self.features) >= 64

@@ -47,9 +47,10 @@ def conv_general_dilated(
         quantizers: bits, rounding and granularity of the operands and of the cotangents.
         accumulation: "certified" for chains that cannot overflow, or a `FixedChain`.
         algorithm: "direct", or a Winograd algorithm of tiles of 2 or 4 outputs along each axis that has a
-            window: "winograd2" or "winograd4". They take up to 2.25 and 4 times fewer products and round
-            more. Gradients use the algorithm, too, where it can compute them. "auto" takes what is expected
-            to be the fastest for the shapes, for the operation and for each gradient by itself.
+            window: "winograd2" or "winograd4". They round more and take fewer products: with windows of 3×3
+            taps up to 2.25 and 4 times, with 5×5, which "winograd2" takes too, 2.8 times. Gradients use the
+            algorithm, too, where it can compute them. "auto" takes what is expected to be the fastest for
+            the shapes, for the operation and for each gradient by itself.
         backend: "auto" for native kernels where the platform has them, "reference" for plain JAX.
         witness: float32 of any shape with the largest magnitude of lhs, which saves a pass over lhs.
 
@@ -61,8 +62,8 @@ def conv_general_dilated(
         TypeError: if an operand is not float32.
         ValueError: if shapes and parameters do not fit (JAX's own message), if the accumulation does not suit
             the quantizers' bits, or if a Winograd algorithm is asked for that cannot compute the convolution:
-            it takes windows of 3 taps along one or two axes without strides or dilations, certified
-            accumulation, and the granularities "tensor" and "block".
+            it takes windows of 3 taps ("winograd2": of 3 or of 5) along one or two axes without strides or
+            dilations, certified accumulation, and the granularities "tensor" and "block".
     """
     problem = conv_problem(
         lhs,
@@ -84,7 +85,7 @@ def conv_general_dilated(
         if choice.algorithm != algorithm:
             raise ValueError(
                 f"conv_general_dilated: algorithm={algorithm!r} cannot compute this convolution: "
-                f'{choice.reason}. algorithm="auto" computes it directly'
+                f'{choice.reason}. algorithm="auto" chooses one that can'
             )
     return problem.result(primitives.contract(*operands, **params))
 

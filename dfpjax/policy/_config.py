@@ -99,10 +99,10 @@ class OpConfig:
       so with the same bits on every machine.
     - `"direct"`: product by product, in most cases the most exact way.
     - `"winograd2"`, `"winograd4"`: by a Winograd algorithm, in tiles of 2 or 4 outputs along each axis of a
-      window of 3 taps. They take up to 2.25 and 4 times fewer products and round more. They need strides and
-      dilations of 1, certified accumulation, and granularities other than `"channel"`. A convolution that
-      they cannot compute is an error, so it needs a `Rule` of its own; a gradient that they cannot compute is
-      direct.
+      window. Both take windows of 3 taps, and `"winograd2"` also those of 5. They round more and take fewer
+      products: with 3×3 taps up to 2.25 and 4 times, with 5×5 taps 2.8 times. They need strides and dilations
+      of 1, certified accumulation, and granularities other than `"channel"`. A convolution that they cannot
+      compute is an error, so it needs a `Rule` of its own; a gradient that they cannot compute is direct.
 
     Dot products have no windows and are always direct. `dfpjax.explain` shows the algorithm of each pass."""
 

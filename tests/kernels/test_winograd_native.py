@@ -7,9 +7,9 @@ import numpy as np
 import oracle
 import pytest
 from blocked import everywhere, normal, problem, reference, wide
-from cases import COMPILED_QUICKLY, SAME, conv, passes
+from cases import COMPILED_QUICKLY, conv, passes
 from test_native import ISAS
-from winograd_cases import BOTH, CASES_IN_TIERS, TILES, of_case
+from winograd_cases import BOTH, CASES_IN_TIERS, TILES, of_case, of_taps, same
 
 from dfpjax import kernels
 from dfpjax.numbers.contraction.plan import make_plan
@@ -25,27 +25,26 @@ def assert_the_same_everywhere(plan, operands):
     return expected
 
 
-@pytest.mark.parametrize("tiles", TILES)
-@pytest.mark.parametrize(("name", "which"), CASES_IN_TIERS)
+@pytest.mark.parametrize(("name", "which", "tiles"), CASES_IN_TIERS)
 def test_every_path_has_the_bits_of_the_reference(name, which, tiles):
     for data, lost in ((normal, False), (wide, True)):
         plan, operands, _ = problem(of_case(name, which), data, blocks=BOTH, lost=lost, algorithm=tiles)
         assert np.isnan(assert_the_same_everywhere(plan, operands)).any() == lost
 
 
-@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize(("tiles", "taps"), TILES)
 @pytest.mark.parametrize("blocks", [(None, None), (None, Blocks()), (Blocks(rows=1, columns=16), None)])
-def test_one_exponent_of_an_operand(blocks, tiles):
+def test_one_exponent_of_an_operand(blocks, tiles, taps):
     for which in ("fprop", "wgrad"):
-        plan, operands, _ = problem(of_case("same", which), wide, blocks=blocks, algorithm=tiles)
+        plan, operands, _ = problem(of_taps(taps, which), wide, blocks=blocks, algorithm=tiles)
         assert_the_same_everywhere(plan, operands)
 
 
-@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize(("tiles", "taps"), TILES)
 @pytest.mark.parametrize("data", [oracle.full_scale, oracle.alternating])
-def test_full_scale_mantissas(data, tiles):
+def test_full_scale_mantissas(data, tiles, taps):
     for which in ("fprop", "wgrad"):
-        case = passes(*conv((1, 8, 8, 258), (3, 3, 258, 7), padding=SAME))[which]
+        case = passes(*conv((1, 8, 8, 258), (taps, taps, 258, 7), padding=same(taps)))[which]
         assert_the_same_everywhere(*problem(case, data, blocks=(None, None), algorithm=tiles)[:2])
 
 
@@ -56,9 +55,9 @@ def _chain_lengths(*operands, plan, examples, native):
     return [kernels.contract_chain_lengths(plan, *operands, examples=examples, isa=isa) for isa in ISAS]
 
 
-@pytest.mark.parametrize("tiles", TILES)
-def test_each_example_of_vmap_has_its_own_exponents_and_chains(tiles):
-    contraction, lhs, rhs = of_case("same", "fprop")
+@pytest.mark.parametrize(("tiles", "taps"), TILES)
+def test_each_example_of_vmap_has_its_own_exponents_and_chains(tiles, taps):
+    contraction, lhs, rhs = of_taps(taps, "fprop")
     case = contraction.map(3, lhs=True, rhs=False), (3, *lhs), rhs
     _, (x, w, _, of_w), _ = problem(case, normal, blocks=(None, None), algorithm=tiles)
     exponents = np.array([-3, 40, NONFINITE_EXPONENT]).reshape(3, 1, 1, 1, 1)

@@ -69,15 +69,21 @@ def test_its_constants_are_those_of_the_code(statement):
     assert statement in ONE_LINE
 
 
-TRANSFORM = re.compile(r"^\| (\w+), of d \| (\d) \| (.*) ?\| (.*) \|$", re.MULTILINE)
+TRANSFORM = re.compile(r"^\| (\w+), of d \| (F\(.*?\)) \| (.*) ?\| (.*) \|$", re.MULTILINE)
 
 
 def test_its_transforms_are_those_of_the_code():
-    rows = TRANSFORM.findall(PAGE)
-    assert len(rows) == len(transforms.TRANSFORMS) * len(transforms.Transforms._fields)
+    rows = [
+        (name, (int(outputs), int(taps)), first, result)
+        for name, tiles, first, result in TRANSFORM.findall(PAGE)
+        for outputs, taps in re.findall(r"F\((\d), (\d)\)", tiles)
+    ]
+    assert {(name, tile) for name, tile, *_ in rows} == {
+        *itertools.product(transforms.Transforms._fields, transforms.TRANSFORMS)
+    }
     rng = np.random.default_rng(0)
     for name, tile, first, result in rows:
-        values = rng.standard_normal(int(tile) + 2).astype(np.float32)
+        values = rng.standard_normal(sum(tile) - 1).astype(np.float32)
         known = {f"d{i}": x for i, x in enumerate(values)} | {"cut": lambda x: cut(x)[0]}
 
         def of(text, known=known):
@@ -86,13 +92,13 @@ def test_its_transforms_are_those_of_the_code():
         for assignment in filter(str.strip, first.split(";")):
             variable, text = assignment.split("=")
             known[variable.strip()] = of(text)
-        actual = getattr(transforms.TRANSFORMS[int(tile)], name)([jnp.asarray(x) for x in values])
+        actual = getattr(transforms.TRANSFORMS[tile], name)([jnp.asarray(x) for x in values])
         np.testing.assert_array_equal(actual, [of(text) for text in result.split(";")], name)
 
 
 def test_its_points_are_those_of_the_code():
-    for tile, points in transforms.POINTS.items():
-        written = re.search(rf"([−\d/, ]+), ∞ for t = {tile}", ONE_LINE)[1].replace("−", "-")
+    for count, points in transforms.POINTS.items():
+        written = re.search(rf"{count} points [a-z ]*([−\d/, ]+), ∞", ONE_LINE)[1].replace("−", "-")
         assert tuple(eval(x) for x in written.split(",")) == points
 
 

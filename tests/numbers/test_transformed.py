@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 from blocked import normal, problem, wide
-from by_the_page_winograd import in_patches
+from by_the_page_winograd import F23, F25, F43, in_patches
 from cases import SAME, conv, passes
+from winograd_cases import same
 
 from dfpjax.numbers.contraction import transformed
 from dfpjax.numbers.format.blocks import Blocks, expanded
@@ -63,33 +64,35 @@ def patches(x, low, shape, tile):
 
 
 @pytest.mark.usefixtures("everything")
-@pytest.mark.parametrize(("data", "algorithm"), [(wide, "winograd2"), (normal, "winograd4")])
-def test_fprop(data, algorithm):
+@pytest.mark.parametrize(("data", "tile"), [(wide, F23), (normal, F43), (normal, F25)])
+def test_fprop(data, tile):
     """Several blocks of channels."""
-    tile = int(algorithm[-1])
-    case = passes(*conv((2, 6, 5, 262), (3, 3, 262, 67), padding=SAME))["fprop"]
-    (x, w), found = measured(case, data, algorithm)
-    of_x, of_w = (page.input2, page.kernel2) if tile == 2 else (page.input4, page.kernel4)
+    taps = tile.taps
+    case = passes(*conv((2, 6, 5, 262), (taps, taps, 262, 67), padding=same(taps)))["fprop"]
+    (x, w), found = measured(case, data, f"winograd{tile.outputs}")
     c = page.normalizations(tile)
+    a = patches(x, taps // 2, (6, 5), tile)
     expected = [
-        by_the_page(*patches(x, 1, (6, 5), tile), of_x, np.ones_like(c), tile, 256),
-        by_the_page(*(z.transpose(3, 2, 0, 1) for z in w), of_w, c, tile, 256),
+        by_the_page(*a, page.INPUT[tile], np.ones_like(c), tile, 256),
+        by_the_page(*(z.transpose(3, 2, 0, 1) for z in w), page.KERNEL[tile], c, tile, 256),
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("everything")
-@pytest.mark.parametrize(("data", "algorithm"), [(normal, "winograd2"), (wide, "winograd4")])
-def test_wgrad(data, algorithm):
+@pytest.mark.parametrize(("data", "tile"), [(normal, F23), (wide, F43), (wide, F25)])
+def test_wgrad(data, tile):
     """Several blocks of tiles, the last of which is not full."""
-    tile, size = int(algorithm[-1]), 5 * int(algorithm[-1]) + 1
-    case = passes(*conv((4, size, size, 7), (3, 3, 7, 9), padding=SAME))["wgrad"]
-    (x, dy), found = measured(case, data, algorithm)
-    of_x, of_dy = (page.input2, page.cotangent2) if tile == 2 else (page.input4, page.cotangent4)
+    t, taps, size = tile.outputs, tile.taps, 5 * tile.outputs + 1
+    case = passes(*conv((4, size, size, 7), (taps, taps, 7, 9), padding=same(taps)))["wgrad"]
+    (x, dy), found = measured(case, data, f"winograd{t}")
     c, shape = page.normalizations(tile), (size, size)
-    a = [z.swapaxes(0, 1) for z in patches(x, 1, shape, tile)]
-    b = [z.swapaxes(0, 1)[..., :tile, :tile] for z in patches(dy, 0, shape, tile)]
-    expected = [by_the_page(*a, of_x, np.ones_like(c), tile, 128), by_the_page(*b, of_dy, c, tile, 128)]
+    a = [z.swapaxes(0, 1) for z in patches(x, taps // 2, shape, tile)]
+    b = [z.swapaxes(0, 1)[..., :t, :t] for z in patches(dy, 0, shape, tile)]
+    expected = [
+        by_the_page(*a, page.INPUT[tile], np.ones_like(c), tile, 128),
+        by_the_page(*b, page.COTANGENT[tile], c, tile, 128),
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

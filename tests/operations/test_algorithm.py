@@ -27,13 +27,11 @@ def arrays(*shapes):
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
-X, W = arrays((2, 7, 6, 16), (3, 3, 16, 10))
+X, W, W5 = arrays((2, 7, 6, 16), (3, 3, 16, 10), (5, 5, 16, 10))
 
 
-def float32(x, w):
-    return jax.lax.conv_general_dilated(
-        x, w, (1, 1), SAME["padding"], dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def float32(x, w, *, padding):
+    return jax.lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def algorithms_of(function, *args):
@@ -46,14 +44,17 @@ def algorithms_of(function, *args):
     ]
 
 
-@pytest.mark.parametrize(("algorithm", "bound"), [("winograd2", 2e-4), ("winograd4", 5e-4)])
-def test_an_operation_and_its_gradients(algorithm, bound):
+@pytest.mark.parametrize(
+    ("algorithm", "kernel", "bound"),
+    [("winograd2", W, 2e-4), ("winograd4", W, 5e-4), ("winograd2", W5, 5e-4)],
+)
+def test_an_operation_and_its_gradients(algorithm, kernel, bound):
     def loss(conv, x, w):
-        y = conv(x, w)
+        y = conv(x, w, padding=((len(w) // 2,) * 2,) * 2)
         return jnp.sum(y * jnp.sin(y)), y
 
     def run(conv):
-        return jit(jax.grad(functools.partial(loss, conv), (0, 1), has_aux=True))(X, W)
+        return jit(jax.grad(functools.partial(loss, conv), (0, 1), has_aux=True))(X, kernel)
 
     named, direct, exact = (run(f) for f in (functools.partial(conv, algorithm=algorithm), conv, float32))
     assert oracle.relative_error(named[1], exact[1]) < bound
@@ -62,8 +63,8 @@ def test_an_operation_and_its_gradients(algorithm, bound):
     for a, b in zip(jax.tree.leaves(named), jax.tree.leaves(direct), strict=True):
         assert not np.array_equal(a, b)
     gradient = jax.grad(lambda x, w: loss(functools.partial(conv, algorithm=algorithm), x, w)[0], (0, 1))
-    assert algorithms_of(gradient, X, W) == [algorithm] * 3
-    assert {*algorithms_of(jax.hessian(lambda x: gradient(x, W)[0].sum()), X)} == {algorithm}
+    assert algorithms_of(gradient, X, kernel) == [algorithm] * 3
+    assert {*algorithms_of(jax.hessian(lambda x: gradient(x, kernel)[0].sum()), X)} == {algorithm}
 
 
 def test_auto_is_direct_where_tiles_or_channels_are_few():
@@ -143,7 +144,12 @@ def test_what_they_do_not_take(changes, reason):
         ValueError, match=r"conv_general_dilated: algorithm='winograd4' cannot .*" + reason
     ) as error:
         conv(X, W, algorithm="winograd4", **changes)
-    assert str(error.value).endswith('algorithm="auto" computes it directly')
+    assert str(error.value).endswith('algorithm="auto" chooses one that can')
+
+
+def test_the_error_of_a_window_says_which_algorithm_takes_it():
+    with pytest.raises(ValueError, match=r"has 5x5 taps, not 3x3 \(winograd2 takes 5x5\)\."):
+        conv(X, W5, algorithm="winograd4", padding=((2, 2), (2, 2)))
 
 
 def test_saturated_chains_of_an_algorithm():

@@ -137,11 +137,10 @@ def objection(
     if loops is None:
         coefs = [abs(coef) for w in contraction.windows for coef in (w.lhs_coef, w.rhs_coef, w.out_coef)]
         return f"a stride or dilation of {max(coefs)}"
-    return _objection_to_loops(loops, ALL_TAPS if algorithm is None else TAPS[algorithm])
+    return _objection_to_loops(loops, algorithm)
 
 
-def _objection_to_loops(loops: Loops, possible: Sequence[int]) -> str | None:
-    """`possible` are the taps of an axis that an algorithm takes."""
+def _objection_to_loops(loops: Loops, algorithm: Algorithm | None) -> str | None:
     if extent((*loops.g, *loops.m, *loops.n, *loops.k)) == 0:
         return "there is nothing to compute"
     windowed = [d for d in (*loops.m, *loops.k) if d.window >= 0]
@@ -152,11 +151,9 @@ def _objection_to_loops(loops: Loops, possible: Sequence[int]) -> str | None:
         return "its window has a single tap"
     if len(loops.bounds) > 2:
         return f"{len(loops.bounds)} axes have windows of several taps, not 1 or 2"
-    if taps_of(loops) not in possible:
-        fewer = min(_windowed(loops.m), _windowed(loops.k), key=extent)
-        extents = "x".join(str(d.extent) for d in fewer)
-        of_all = " or ".join("x".join([str(taps)] * len(fewer)) for taps in possible)
-        return f"its window has {extents} taps, not {of_all}"
+    possible = ALL_TAPS if algorithm is None else TAPS[algorithm]
+    if (taps := taps_of(loops)) not in possible:
+        return _objection_to_taps(loops, taps, possible)
     along_k = has_tiles_along_k(loops)
     if len(loops.n) != 1 or loops.n[0].c != 1:
         return "the innermost axis of the result is not one of channels"
@@ -168,6 +165,19 @@ def _objection_to_loops(loops: Loops, possible: Sequence[int]) -> str | None:
     if loops.n[0].b != 1 and (along_k or channels[0].b != 1):
         return "the innermost axis of the smaller operand is not one of channels"
     return None
+
+
+def _objection_to_taps(loops: Loops, taps: int | None, possible: Sequence[int]) -> str:
+    fewer = min(_windowed(loops.m), _windowed(loops.k), key=extent)
+
+    def each(taps: int) -> str:
+        return "x".join([str(taps)] * len(fewer))
+
+    of_all = " or ".join(map(each, possible))
+    if taps is None:
+        return f"its window has {'x'.join(str(d.extent) for d in fewer)} taps, not {of_all}"
+    other = next(name for name in TAPS if taps in TAPS[name])
+    return f"its window has {each(taps)} taps, not {of_all} ({other} takes {each(taps)})"
 
 
 def taps_of(loops: Loops) -> int | None:
