@@ -84,8 +84,6 @@ void TiledOperand::pack(int64_t g, int64_t block, int64_t group, int64_t end, Pa
   const int64_t origin = g_.offset(g), count = size(block), width = groups_.lanes;
   const int positions = tile_.positions();
   reader_.find(origin, block * kBlockOfTiles, count, &s->found);
-  s->from.resize(s->found.from.size());
-  s->scales.resize(s->found.from.size());
   const float* const norms = transform_ == Transform::kInput ? kOnes : normalization(tile_);
   for (; group < end; ++group) {
     const int64_t start = out->first + group * width, lanes = std::min(width, out->end - start);
@@ -98,14 +96,10 @@ void TiledOperand::pack(int64_t g, int64_t block, int64_t group, int64_t end, Pa
     nonzero = lanes;
     for (int64_t lane = start; lane < start + lanes;) {
       const PatchReader::Piece piece = reader_.piece(origin, lane, start + lanes, width);
-      const int64_t to = lane - start, length = piece.end - lane;
+      const int64_t to = lane - start;
       const int32_t unit = units_[static_cast<size_t>((g * blocks_ + block) * lanes_ + lane)];
-      reader_.scale(s->found, 0, count, lane, unit, s->from.data(), s->scales.data());
-      kernels_.pack_patches({tile_, transform_, s->from.data(), s->scales.data(),
-                             static_cast<int>(count), static_cast<int>(length)},
-                            norms, s->values.as<float>(), words + to, position_words(), width,
-                            exponents + to, width);
-      add_unit(unit, positions, length, width, exponents + to);
+      transform_across(reader_, count, lane, piece.end - lane, unit, {tile_, transform_, norms},
+                       kernels_, s, {words + to, position_words(), width, exponents + to, width});
       lane = piece.end;
     }
     for (int p = 0; p < positions; ++p) {

@@ -70,25 +70,16 @@ void KernelTransform::pack_across(int64_t g, int64_t panel, int64_t block, Space
   const int64_t first = panel * kPanelColumns, origin = g_.offset(g);
   int32_t* const words = to_.words_at(g, panel, block);
   reader_.find(origin, block * kBlock, k, &s->found);
-  s->from.resize(static_cast<size_t>(k * reader_.elements()));
-  s->scales.resize(s->from.size());
   if (columns < width) std::fill_n(words, to_.positions_ * to_.block_words_, 0);
   for (int64_t lane = first; lane < first + columns;) {
     const PatchReader::Piece piece = reader_.piece(origin, lane, first + columns, kPanelColumns);
     const int64_t count = piece.end - lane, column = lane - first;
     bool lost = false;
     const int32_t unit = reader_.unit(s->found, 0, k, lane, &lost);
-    reader_.scale(s->found, 0, k, lane, unit, s->from.data(), s->scales.data());
-    const Patches patches{tile_,
-                          Transform::kKernel,
-                          s->from.data(),
-                          s->scales.data(),
-                          static_cast<int>(k),
-                          static_cast<int>(count)};
-    int32_t* const exponents = to_.exponents_at(g, panel, block) + column;
-    kernels_.pack_patches(patches, normalization(tile_), s->values.as<float>(), words + column,
-                          to_.block_words_, width, exponents, kPanelColumns);
-    add_unit(unit, static_cast<int>(to_.positions_), count, kPanelColumns, exponents);
+    transform_across(reader_, k, lane, count, unit,
+                     {tile_, Transform::kKernel, normalization(tile_)}, kernels_, s,
+                     {words + column, to_.block_words_, width,
+                      to_.exponents_at(g, panel, block) + column, kPanelColumns});
     std::fill_n(to_.units(g, panel, block) + column, count, unit);
     if (lost) to_.lose(g, panel, column, count);
     lane = piece.end;
