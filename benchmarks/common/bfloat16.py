@@ -6,7 +6,8 @@ the CPU multiplies bfloat16 (`avx512_bf16`, AMX), jaxlib 0.11.1 and later then c
 
 - convolutions, and dot products whose left operand is summed over its first axis, as weight gradients are, in
   oneDNN unless they are small, but only with the option below. Without it both are converted to float32,
-  which is no faster than float32 itself. Convolutions that oneDNN does not take stay so;
+  which is no faster than float32 itself. Convolutions that oneDNN does not take stay so: the gradients of
+  inputs, unless the window has a single tap;
 - all other dot products in YNNPACK or, before jaxlib 0.12, oneDNN.
 
 Both add products in float32. Earlier releases know the option, but compute everything in float32, except dot
