@@ -4,9 +4,9 @@
 
 For each shape and each of fprop, dgrad and wgrad: the DFP16 kernel alone (packing and certification
 included) with exponents of blocks, the same with the quantization of both operands, the kernel with one
-exponent per tensor, the kernel by each Winograd algorithm where these suit, XLA in float32, and PyTorch
-(oneDNN) in float32 and, where the CPU has instructions for it, in bfloat16, if an interpreter that has it is
-found: this one, or the one named by --torch-python. Rates are of the products of the definition, which a
+exponent per tensor, the kernel by each Winograd algorithm where these suit, and XLA and PyTorch (oneDNN) in
+float32 and, where the CPU has instructions for it, in bfloat16: PyTorch if an interpreter that has it is
+found, this one or the one named by --torch-python. Rates are of the products of the definition, which a
 Winograd algorithm has fewer of. Prints every row and a summary; --out writes OUT.json and a bar chart for
 each suite, OUT_SUITE.png. All contenders have the same allocator settings (--allocator). Without --suite all
 run, some 15 minutes on four cores, but "winograd": what these algorithms suit of resnet50 and vgg16.
@@ -34,7 +34,7 @@ from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_a
 from benchmarks.common.operations import passes
 from benchmarks.common.timing import best_seconds
 from benchmarks.kernels import contenders, results
-from benchmarks.kernels.contenders import XLA, Torch
+from benchmarks.kernels.contenders import Torch
 from benchmarks.kernels.results import Row
 from dfpjax import _native, runtime_info
 from dfpjax.numbers.contraction.algorithm import TILES
@@ -53,7 +53,7 @@ def peer_rows(suite: str, case, torch: Torch | None, **how) -> list[Row]:
     for _ in range(TURNS):  # a slow moment of the machine should hit all of them
         onednn = torch.seconds(case, threads=CORES, **how) if torch else {}
         for which in ours:
-            seconds = best_seconds({**ours[which], XLA: theirs[which]}, **how)
+            seconds = best_seconds({**ours[which], **theirs[which]}, **how)
             for name, value in (seconds | onednn.get(which, {})).items():
                 best[which][name] = min(value, best[which].get(name, value))
     return [row(suite, case, which, seconds) for which, seconds in best.items()]

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks.common import shapes
+from benchmarks.common.bfloat16 import COMPILER_OPTIONS
 from benchmarks.common.environment import ROOT, cpu_flags
 from benchmarks.common.operations import PASSES, normal, ours_and_jax
 from benchmarks.common.timing import Contenders
@@ -24,7 +26,7 @@ from dfpjax.numbers.format.quantize import quantize_array
 KERNEL, QUANTIZED, ONE_EXPONENT = "dfp16 kernel", "dfp16 + quantize", "one exponent"
 WINOGRAD = {algorithm: f"dfp16 {algorithm}" for algorithm in TILES}
 """The kernel by each Winograd algorithm."""
-XLA, ONEDNN, ONEDNN_BFLOAT16 = "XLA f32", "oneDNN f32", "oneDNN bf16"
+XLA, XLA_BFLOAT16, ONEDNN, ONEDNN_BFLOAT16 = "XLA f32", "XLA bf16", "oneDNN f32", "oneDNN bf16"
 ONEDNN_TYPES = {ONEDNN: "float32", ONEDNN_BFLOAT16: "bfloat16"}
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """What Linux calls the instructions that multiply bfloat16."""
@@ -81,18 +83,32 @@ def kernel(
     return lambda: run(*quantized).block_until_ready()
 
 
-def xla(case) -> Contenders:
-    """JAX's own float32 operation and its two gradients."""
+def xla(case) -> dict[str, Contenders]:
+    """JAX's own operation and its two gradients: for each pass in float32 and, where the CPU has instructions
+    for it, in bfloat16."""
+    found = {XLA: _xla(case, jnp.float32)}
+    if multiplies_bfloat16():
+        found[XLA_BFLOAT16] = _xla(case, jnp.bfloat16, COMPILER_OPTIONS)
+    return {which: {name: passes[which] for name, passes in found.items()} for which in PASSES}
+
+
+def _xla(case, dtype, compiler_options: dict | None = None) -> Contenders:
     _, operation = ours_and_jax(case)
-    x, w, dy = map(normal, (case.lhs, case.rhs, case.out))
+    x, w, dy = (normal(shape).astype(dtype) for shape in (case.lhs, case.rhs, case.out))
     functions = {
-        "fprop": (jax.jit(operation), x, w),
-        "dgrad": (jax.jit(lambda dy, w: jax.linear_transpose(lambda x: operation(x, w), x)(dy)[0]), dy, w),
-        "wgrad": (jax.jit(lambda dy, x: jax.linear_transpose(lambda w: operation(x, w), w)(dy)[0]), dy, x),
+        "fprop": (operation, x, w),
+        "dgrad": (lambda dy, w: jax.linear_transpose(lambda x: operation(x, w), x)(dy)[0], dy, w),
+        "wgrad": (lambda dy, x: jax.linear_transpose(lambda w: operation(x, w), w)(dy)[0], dy, x),
     }
-    return {
-        which: lambda f=f, a=a, b=b: f(a, b).block_until_ready() for which, (f, a, b) in functions.items()
+    compiled = {
+        which: (jax.jit(f, compiler_options=compiler_options), a, b) for which, (f, a, b) in functions.items()
     }
+    return {which: lambda f=f, a=a, b=b: f(a, b).block_until_ready() for which, (f, a, b) in compiled.items()}
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it."""
+    return bool(BFLOAT16_FLAGS & cpu_flags())
 
 
 class Torch:
@@ -107,7 +123,7 @@ class Torch:
         self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
         self.version: str = self._read()["torch"]
         # Without such instructions oneDNN computes in float32.
-        self._types = ONEDNN_TYPES if BFLOAT16_FLAGS & cpu_flags() else {ONEDNN: ONEDNN_TYPES[ONEDNN]}
+        self._types = ONEDNN_TYPES if multiplies_bfloat16() else {ONEDNN: ONEDNN_TYPES[ONEDNN]}
 
     def _read(self) -> dict:
         answer = self._process.stdout.readline()

@@ -18,18 +18,20 @@ from benchmarks.kernels.contenders import (
     QUANTIZED,
     WINOGRAD,
     XLA,
+    XLA_BFLOAT16,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTENDERS = (KERNEL, QUANTIZED, *WINOGRAD.values(), XLA, ONEDNN, ONEDNN_BFLOAT16)
+CONTENDERS = (KERNEL, QUANTIZED, *WINOGRAD.values(), XLA, XLA_BFLOAT16, ONEDNN, ONEDNN_BFLOAT16)
 COLOURS = {
     KERNEL: figures.DFP16,
     QUANTIZED: figures.DFP16_VARIANT,
     WINOGRAD["winograd2"]: figures.WINOGRAD2,
     WINOGRAD["winograd4"]: figures.WINOGRAD4,
     XLA: figures.FLOAT32,
+    XLA_BFLOAT16: figures.BFLOAT16_VARIANT,
     ONEDNN: figures.FLOAT32_PEER,
     ONEDNN_BFLOAT16: figures.BFLOAT16,
 }
@@ -95,17 +97,18 @@ def rates_table(rows: list[Row]) -> Table:
     """Every row's rates, the kernel's share of the peak, and its speed as a multiple of the peers'."""
     columns = (
         "shape", "pass", "peak", KERNEL, "of peak", QUANTIZED, ONE_EXPONENT, f"× {ONE_EXPONENT}",
-        XLA, "× XLA", ONEDNN, "× oneDNN",
+        XLA, "× XLA", XLA_BFLOAT16, "× XLA bf16", ONEDNN, "× oneDNN",
     )  # fmt: skip
     result = _table("GMAC/s", columns, words=2)
     for row in rows:
-        kernel, quantized, one_exponent, xla, onednn = (
-            rate(row.rate(c)) for c in (KERNEL, QUANTIZED, ONE_EXPONENT, XLA, ONEDNN)
+        kernel, quantized, one_exponent, xla, xla_bfloat16, onednn = (
+            rate(row.rate(c)) for c in (KERNEL, QUANTIZED, ONE_EXPONENT, XLA, XLA_BFLOAT16, ONEDNN)
         )
         result.add_row(
             row.name, row.which, rate(row.peak), kernel, ratio(row.share()), quantized,
             one_exponent, ratio(row.times(ONE_EXPONENT)),
-            xla, ratio(row.times(XLA)), onednn, ratio(row.times(ONEDNN)),
+            xla, ratio(row.times(XLA)), xla_bfloat16, ratio(row.times(XLA_BFLOAT16)),
+            onednn, ratio(row.times(ONEDNN)),
         )  # fmt: skip
     return result
 
@@ -155,9 +158,12 @@ def algorithms(rows: list[Row]) -> Table:
     peak and with the peers, and at the end geometric means."""
     result = _table(
         "algorithms, GMAC/s of the definition's products",
-        ("shape", "pass", "algorithm", "rate", "of peak", "× direct", "× oneDNN", "× oneDNN bf16"),
+        (
+            "shape", "pass", "algorithm", "rate", "of peak", "× direct", "× oneDNN", "× oneDNN bf16",
+            "× XLA bf16",
+        ),
         words=3,
-    )
+    )  # fmt: skip
     names = {"direct": KERNEL, **WINOGRAD}
     rows = [row for row in rows if set(WINOGRAD.values()) <= set(row.seconds)]
 
@@ -169,7 +175,7 @@ def algorithms(rows: list[Row]) -> Table:
                 ratio(geometric_mean(row.share(ours) for row in group)),
                 *(
                     ratio(geometric_mean(row.times(other, ours) for row in group))
-                    for other in (KERNEL, ONEDNN, ONEDNN_BFLOAT16)
+                    for other in (KERNEL, ONEDNN, ONEDNN_BFLOAT16, XLA_BFLOAT16)
                 ),
                 **style,
             )  # fmt: skip

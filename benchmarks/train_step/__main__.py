@@ -4,9 +4,10 @@
 
 Each contender has a process of its own, all with the same allocator settings (--allocator) and all cores,
 and they take turns: a few steps each, round after round. PyTorch's are the same networks, with the same
-numbers of parameters, channels last; bfloat16 is its autocast. PyTorch is looked for in this interpreter, or
-in the one named by --torch-python, and left out with a message where it is missing. Data is random and lies
-in memory.
+numbers of parameters, channels last; bfloat16 is its autocast. Each is measured eager and compiled; a second
+table compares DFP16 with the faster of the two. PyTorch is looked for in this interpreter, or in the one
+named by --torch-python, and left out with a message where it is missing. JAX's bfloat16 is at its best with
+jaxlib 0.11.1 and later, see `benchmarks.common.bfloat16`. Data is random and lies in memory.
 
 For DFP16 a few more steps are profiled: a table has the time by class of operation, the bytes that each class
 reads and writes, and what the machine would need at best.
@@ -100,7 +101,7 @@ def measure(
 def show(rows: list[Row]) -> str:
     """Everything in Markdown."""
     breakdowns = [results.breakdown_table(row) for row in rows if row.breakdown]
-    return "\n\n".join([results.table(rows), *breakdowns])
+    return "\n\n".join(filter(None, [results.table(rows), results.comparison(rows), *breakdowns]))
 
 
 def parse(argv) -> argparse.Namespace:

@@ -47,9 +47,9 @@ CONTENDERS = {
     "torch-float32-compiled": Contender(framework="torch", precision="float32", compiled=True),
     "torch-bfloat16-compiled": Contender(framework="torch", precision="bfloat16", compiled=True),
 }
-"""By their names on the command line."""
+"""By their names on the command line. `benchmarks.common.bfloat16` says what JAX's bfloat16 computes."""
 
-USUAL = ("jax-float32", "jax-dfp16", "torch-float32", "torch-bfloat16")
+USUAL = tuple(name for name in CONTENDERS if name != "jax-dfp16-direct")
 
 
 class Worker:

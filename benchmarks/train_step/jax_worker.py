@@ -6,6 +6,7 @@ import math
 import jax
 
 import dfpjax
+from benchmarks.common.bfloat16 import COMPILER_OPTIONS
 from benchmarks.train_step import breakdown, roofline
 from benchmarks.train_step.networks import NETWORKS, infer, initial_state, random_batch
 from benchmarks.train_step.service import serve
@@ -24,7 +25,7 @@ def prepare(wanted: dict):
         lowered = train_step.lower(state, inputs, labels, label_smoothing=0.0)
     else:
         lowered = infer.lower(state, inputs)
-    compiled = lowered.compile()
+    compiled = lowered.compile(COMPILER_OPTIONS if wanted["precision"] == "bfloat16" else None)
 
     def train():
         nonlocal state

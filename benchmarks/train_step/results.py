@@ -24,6 +24,8 @@ COLOURS = {
 }
 
 OURS = "JAX dfp16"
+COMPILED = " compiled"
+"""What the names of those that torch.compile compiles end with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,37 @@ def table(rows: list[Row]) -> str:
             ]  # fmt: skip
             lines.append(_line(cells))
     return "\n".join(lines)
+
+
+PEERS = ("JAX float32", "JAX bfloat16", "PyTorch float32", "PyTorch bfloat16")
+
+
+def comparison(rows: list[Row]) -> str:
+    """A Markdown table with a line for each network; empty without DFP16.
+
+    It has images or texts per second of DFP16 and of its peers, and how many times as fast as each DFP16 is.
+    PyTorch is eager or compiled, whichever is faster.
+    """
+    columns = "network", "mode", "batch", "allocator", OURS, *PEERS, *(f"dfp16 : {name}" for name in PEERS)
+    lines = []
+    for (network, mode, batch, allocator), contenders in cases(rows).items():
+        if not (ours := contenders.get(OURS)):
+            continue
+        peers = [_faster(contenders, name) for name in PEERS]
+        rates = [f"{peer.rate:.3g}{_how(peer)}" if peer else "" for peer in peers]
+        ratios = [f"{peer.median / ours.median:.2f}" if peer else "" for peer in peers]
+        lines.append(_line((network, mode, batch, allocator, f"{ours.rate:.3g}", *rates, *ratios)))
+    head = [_line(columns), _line(["---"] * 4 + ["---:"] * (1 + 2 * len(PEERS)))]
+    return "\n".join([*head, *lines]) if lines else ""
+
+
+def _faster(contenders: dict[str, Row], name: str) -> Row | None:
+    found = [contenders[form] for form in (name, f"{name}{COMPILED}") if form in contenders]
+    return min(found, key=lambda row: row.median, default=None)
+
+
+def _how(row: Row) -> str:
+    return COMPILED * row.contender.endswith(COMPILED)
 
 
 def breakdown_table(row: Row) -> str:

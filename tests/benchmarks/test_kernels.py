@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -11,7 +12,14 @@ from benchmarks.common.operations import PASSES, passes
 from benchmarks.common.shapes import Conv, Dot
 from benchmarks.kernels import __main__ as kernels
 from benchmarks.kernels import contenders, results
-from benchmarks.kernels.contenders import KERNEL, ONEDNN, ONEDNN_BFLOAT16, WINOGRAD
+from benchmarks.kernels.contenders import (
+    KERNEL,
+    ONEDNN,
+    ONEDNN_BFLOAT16,
+    WINOGRAD,
+    XLA,
+    XLA_BFLOAT16,
+)
 from dfpjax.numbers.contraction.algorithm import TILES
 
 CASE = Conv(1, 64, 64, 3, 8)
@@ -71,9 +79,22 @@ def test_both_precisions_of_onednn_are_recorded():
         assert (found.seconds[ONEDNN], found.seconds[ONEDNN_BFLOAT16]) == (1e-9, 2e-9)
 
 
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}], ids=" ".join)
+@pytest.mark.parametrize("case", [CASE, Dot(m=5, k=40, n=9)], ids=["convolution", "dot"])
+def test_bfloat16_of_xla_is_measured_where_the_cpu_multiplies_it(case, flags, monkeypatch):
+    monkeypatch.setattr(contenders, "cpu_flags", lambda: flags)
+    precisions = [XLA, XLA_BFLOAT16] if "avx512_bf16" in flags else [XLA]
+    for passes_of in contenders.xla(case).values():
+        assert list(passes_of) == precisions
+        exact, *others = (run() for run in passes_of.values())
+        for other in others:
+            assert other.dtype == jnp.bfloat16
+            assert 1e-4 < oracle.relative_error(np.asarray(other, np.float32), np.asarray(exact)) < 1e-2
+
+
 def test_the_table_of_algorithms_compares_each_with_peak_and_peers():
     two, four = WINOGRAD.values()
-    peers = {ONEDNN: 0.02, ONEDNN_BFLOAT16: 0.01}
+    peers = {ONEDNN: 0.02, ONEDNN_BFLOAT16: 0.01, XLA_BFLOAT16: 0.005}
     rows = [
         row("fprop", **{KERNEL: 0.01, two: 0.008, four: 0.005}, **peers),
         row("fprop", "128→128 k3 8²", **{KERNEL: 0.01, two: 0.008, four: 0.00125}, **peers),
@@ -82,10 +103,10 @@ def test_the_table_of_algorithms_compares_each_with_peak_and_peers():
     ]
     table, mean = results.algorithms(rows), "winograd: geometric mean"
     assert {cells[0] for cells in lines(table)} == {"64→64 k3 8²", "128→128 k3 8²", mean}
-    assert line(table, "64→64 k3 8²", "fprop", "winograd4") == ["200", "1.00", "2.00", "4.00", "2.00"]
-    assert line(table, "64→64 k3 8²", "wgrad", "winograd4") == ["50", "0.25", "0.50", "", ""]
-    assert line(table, mean, "fprop", "direct") == ["100", "0.50", "1.00", "2.00", "1.00"]
-    assert line(table, mean, "fprop", "winograd4") == ["400", "2.00", "4.00", "8.00", "4.00"]
+    assert line(table, "64→64 k3 8²", "fprop", "winograd4") == ["200", "1.00", "2.00", "4.00", "2.00", "1.00"]
+    assert line(table, "64→64 k3 8²", "wgrad", "winograd4") == ["50", "0.25", "0.50", "", "", ""]
+    assert line(table, mean, "fprop", "direct") == ["100", "0.50", "1.00", "2.00", "1.00", "0.50"]
+    assert line(table, mean, "fprop", "winograd4") == ["400", "2.00", "4.00", "8.00", "4.00", "2.00"]
 
 
 def test_suites_have_a_mean_together():

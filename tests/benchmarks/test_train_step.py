@@ -189,6 +189,20 @@ def row(contender: str, seconds: list[float], **more) -> Row:
     return Row(contender=contender, seconds=seconds, **fixed, **sizes, **more)
 
 
+def test_the_peer_is_pytorch_eager_or_compiled_whichever_is_faster():
+    peers = {
+        "JAX float32": 4, "JAX bfloat16": 3, "PyTorch float32": 6, "PyTorch float32 compiled": 5,
+        "PyTorch bfloat16": 1, "PyTorch bfloat16 compiled": 1.5,
+    }  # fmt: skip
+    rows = [row(name, [seconds]) for name, seconds in peers.items()]
+    assert results.comparison(rows) == ""
+    line = results.comparison([row(results.OURS, [2]), *rows]).splitlines()[-1]
+    cells = [cell.strip() for cell in line.split("|")[5:-1]]
+    assert cells == ["3", "1.5", "2", "1.2 compiled", "6", "2.00", "1.50", "2.50", "0.50"]
+    some = [row(results.OURS, [2]), row("JAX float32", [4])]
+    assert results.comparison(some).splitlines()[-1].endswith("| 3 | 1.5 |  |  |  | 2.00 |  |  |  |")
+
+
 def test_tables_and_chart(tmp_path):
     classes = {
         breakdown.KERNELS: {"seconds": 1.5, "bytes": 10**9},
