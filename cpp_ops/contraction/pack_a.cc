@@ -88,14 +88,14 @@ void PackerA::pack(int64_t g, int64_t m, int64_t rows, int64_t block, int64_t co
 }
 
 void PackerA::mark_far(int64_t rows, int64_t pairs, const PackedA& packed, TileSegments* tile) {
-  const int32_t* const all = tile->exponents[0];
-  if (std::none_of(all, all + kSegments * kSegmentRows, [](int32_t e) { return e == kAbsent; }))
-    return;
   int32_t found = 0;
-  for (int64_t k = 0; k < pairs; ++k)
-    for (int64_t row = 0; row < rows; ++row)
-      if (tile->exponents[k / (kSegment / 2)][row] == kAbsent)
-        found |= packed.words[row * packed.row_stride + k * packed.pair_stride];
+  for (int64_t k = 0; k < pairs; k += kSegment / 2)
+    for (int64_t row = 0; row < rows; ++row) {
+      if (tile->exponents[k / (kSegment / 2)][row] != kAbsent) continue;
+      const int32_t* const words = packed.words + row * packed.row_stride;
+      for (int64_t i = k; i < std::min<int64_t>(k + kSegment / 2, pairs); ++i)
+        found |= words[i * packed.pair_stride];
+    }
   if (found != 0) tile->range = kFarRange;
 }
 
