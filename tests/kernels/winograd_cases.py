@@ -28,6 +28,7 @@ CASES = {
     "1x3": conv((2, 4, 9, 12), (1, 3, 12, 10), padding=((0, 0), (1, 1))),
     "3x1_strided": conv((2, 9, 8, 12), (3, 1, 12, 10), (1, 2), ((1, 1), (0, 0))),
     "grouped": conv((2, 6, 7, 24), (3, 3, 6, 32), padding=SAME, feature_group_count=4),
+    "three_outputs": conv((4, 5, 5, 12), (3, 3, 12, 10)),
     "reversed": conv((2, 6, 7, 8), (3, 3, 8, 6), padding=SAME, numbers=("NWHC", "HWIO", "NHWC")),
 }
 CASES_OF_5 = {
@@ -35,6 +36,7 @@ CASES_OF_5 = {
     "asymmetric_5x5": conv((2, 6, 9, 8), (5, 5, 8, 6), padding=((0, 3), (4, -1))),
     "deep_5x5": conv((1, 6, 7, 300), (5, 5, 300, 70), padding=same(5)),
     "wide_5x5": conv((6, 30, 31, 9), (5, 5, 9, 17), padding=same(5)),
+    "three_outputs_5x5": conv((4, 7, 7, 12), (5, 5, 12, 10)),
     "1d_5": conv((3, 17, 12), (5, 12, 10), (1,), ((4, 0),), NHC),
     "1x5": conv((2, 4, 9, 12), (1, 5, 12, 10), padding=((0, 0), (2, 2))),
     "5x1_strided": conv((2, 9, 8, 12), (5, 1, 12, 10), (1, 2), ((2, 2), (0, 0))),
@@ -48,9 +50,10 @@ QUICK = {
     *(("deep", "fprop"), ("wide", "wgrad"), ("1x3", "wgrad"), ("3x1_strided", "wgrad"), ("full", "dgrad")),
     *(("same_5x5", "fprop"), ("asymmetric_5x5", "dgrad"), ("wide_5x5", "wgrad")),
     *(("1d_5", "fprop"), ("1x5", "dgrad"), ("5x1_strided", "wgrad")),
+    *(("three_outputs", "wgrad"), ("three_outputs_5x5", "fprop")),
 }
 IMPOSSIBLE = {
-    ("full", "wgrad"),  # the result's rows and columns in another order
+    *(("full", "wgrad"), ("three_outputs_5x5", "dgrad")),  # the result's rows and columns in another order
     *(("3x1_strided", "dgrad"), ("5x1_strided", "dgrad")),  # phases
 }
 

@@ -186,15 +186,17 @@ def taps_of(loops: Loops) -> int | None:
 
 
 def has_tiles_along_k(loops: Loops) -> bool:
-    """Whether tiles lie along the contracted index. They lie along the outputs if they can."""
+    """Whether tiles lie along the contracted index, as in wgrad."""
     return _taps_and_place(loops)[1]
 
 
 def _taps_and_place(loops: Loops) -> tuple[int | None, bool]:
-    for taps in ALL_TAPS:
-        for along_k, dims in ((False, loops.k), (True, loops.m)):
-            if {d.extent for d in _windowed(dims)} == {taps}:
-                return taps, along_k
+    # Both loops of a window can have as many steps as an algorithm has taps. The channels tell them apart.
+    has_channels_in_m = any(d.a == 1 for d in unwindowed(loops.m))
+    for along_k in (has_channels_in_m, not has_channels_in_m):
+        extents = {d.extent for d in _windowed(loops.m if along_k else loops.k)}
+        if len(extents) == 1 and extents <= {*ALL_TAPS}:
+            return extents.pop(), along_k
     return None, False
 
 
