@@ -79,7 +79,7 @@ def test_both_precisions_of_onednn_are_recorded():
         assert (found.seconds[ONEDNN], found.seconds[ONEDNN_BFLOAT16]) == (1e-9, 2e-9)
 
 
-@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}], ids=" ".join)
+@pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}], ids=["avx2", "avx512_bf16"])
 @pytest.mark.parametrize("case", [CASE, Dot(m=5, k=40, n=9)], ids=["convolution", "dot"])
 def test_bfloat16_of_xla_is_measured_where_the_cpu_multiplies_it(case, flags, monkeypatch):
     monkeypatch.setattr(contenders, "cpu_flags", lambda: flags)
