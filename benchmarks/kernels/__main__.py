@@ -31,7 +31,7 @@ from rich.console import Console
 from benchmarks.common import shapes
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
-from benchmarks.common.operations import passes
+from benchmarks.common.operations import PASSES, passes
 from benchmarks.common.timing import best_seconds
 from benchmarks.kernels import contenders, results
 from benchmarks.kernels.contenders import Torch
@@ -43,9 +43,9 @@ TURNS = 3
 """How often the processes take turns."""
 
 
-def peer_rows(suite: str, case, torch: Torch | None, **how) -> list[Row]:
+def peer_rows(suite: str, case, torch: Torch | None, *, xla: bool = True, **how) -> list[Row]:
     """The kernel and its peers, for every pass of one shape."""
-    theirs = contenders.xla(case)
+    theirs = contenders.xla(case) if xla else {which: {} for which in PASSES}
     algorithms = TILES if isinstance(case, shapes.Conv) and case.suits_winograd else ()
     ours = {which: contenders.ours(*contraction, algorithms) for which, contraction in passes(case)}
     best = {which: {} for which in ours}
@@ -98,6 +98,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--threads", type=thread_counts, help="compare these numbers of threads, as in 1,4")
     parser.add_argument("--isa", help="instruction set path (default: DFPJAX_ISA, or the best one)")
     parser.add_argument("--torch-python", help="an interpreter that has PyTorch, for the oneDNN column")
+    parser.add_argument("--no-xla", action="store_true", help="leave out XLA, which takes most of the time")
     parser.add_argument("--out", type=Path, help="write OUT.json and OUT_SUITE.png")
     add_allocator(parser)
     arguments = parser.parse_args(argv)
@@ -141,7 +142,7 @@ def main(argv=None) -> list[Row]:
         if arguments.threads:
             rows += thread_rows(suite, case, arguments.threads, **how)
         else:
-            rows += peer_rows(suite, case, torch, **how)
+            rows += peer_rows(suite, case, torch, xla=not arguments.no_xla, **how)
     # The kernels are measured against the best that the machine has shown in the run.
     peak = max(peaks[CORES]["int16_dot"], *(row.peak for row in rows))
     rows = [replace(row, peak=peak) for row in rows]

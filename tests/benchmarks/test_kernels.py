@@ -74,9 +74,12 @@ class FakeTorch:
         return {which: {ONEDNN: 1e-9, ONEDNN_BFLOAT16: 2e-9} for which in PASSES}
 
 
-def test_both_precisions_of_onednn_are_recorded():
-    for found in kernels.peer_rows("suite", Dot(m=5, k=40, n=9), FakeTorch(), budget=0.003, rounds=1):
+@pytest.mark.parametrize("xla", [True, False])
+def test_both_precisions_of_onednn_are_recorded(xla):
+    how = {"xla": xla, "budget": 0.003, "rounds": 1}
+    for found in kernels.peer_rows("suite", Dot(m=5, k=40, n=9), FakeTorch(), **how):
         assert (found.seconds[ONEDNN], found.seconds[ONEDNN_BFLOAT16]) == (1e-9, 2e-9)
+        assert (XLA in found.seconds) == xla
 
 
 @pytest.mark.parametrize("flags", [{"avx2"}, {"avx2", "avx512_bf16"}], ids=["avx2", "avx512_bf16"])
