@@ -91,7 +91,7 @@ class KernelReuse {
   bool equals(const KeptKernels::Kept& kept, Executor& executor) const;
 
   KeptKernels* const site_ = nullptr;
-  const Bytes mantissas_, exponents_;
+  const Bytes mantissas_{}, exponents_{};
   uint64_t fingerprint_ = 0;
   bool again_ = false;  // the call before had the same fingerprint
   std::shared_ptr<const TransformedKernels> found_;
