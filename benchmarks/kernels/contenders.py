@@ -1,9 +1,6 @@
 """What `benchmarks.kernels` times: our functions, XLA's and PyTorch's, for one shape at a time."""
 
 import functools
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
@@ -12,9 +9,10 @@ import jax.numpy as jnp
 
 from benchmarks.common import shapes
 from benchmarks.common.bfloat16 import COMPILER_OPTIONS
-from benchmarks.common.environment import ROOT, cpu_flags
+from benchmarks.common.environment import cpu_flags
 from benchmarks.common.operations import PASSES, normal, ours_and_jax
 from benchmarks.common.timing import Contenders
+from benchmarks.common.torch_process import TorchProcess, has_torch
 from dfpjax import kernels
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.algorithm import TILES, Algorithm
@@ -115,21 +113,10 @@ class Torch:
     """A PyTorch process that times one case at a time."""
 
     def __init__(self, python: str):
-        command = [python, "-m", "benchmarks.kernels.torch_worker"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        # Each OpenMP thread on a core of its own: two on one, which a scheduler may leave there for seconds,
-        # would halve its speed.
-        environment = {**os.environ, "OMP_PROC_BIND": "true"}
-        self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
-        self.version: str = self._read()["torch"]
+        self._process = TorchProcess(python, "benchmarks.kernels.torch_worker")
+        self.version: str = self._process.greeting["torch"]
         # Without such instructions oneDNN computes in float32.
         self._types = ONEDNN_TYPES if multiplies_bfloat16() else {ONEDNN: ONEDNN_TYPES[ONEDNN]}
-
-    def _read(self) -> dict:
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the PyTorch process ended; its message stands above")
-        return json.loads(answer)
 
     def seconds(self, case, **how) -> dict[str, dict[str, float]]:
         """The seconds of each pass, in float32 and, where the CPU has instructions for it, in bfloat16."""
@@ -140,13 +127,10 @@ class Torch:
         request = {"lhs": case.lhs, "rhs": case.rhs, "type": dtype, **how}
         if isinstance(case, shapes.Conv):
             request.update(stride=case.stride, padding=case.padding, groups=case.groups)
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._read()
+        return self._process.ask(**request)
 
 
 def find_torch(python: str | None) -> Torch | None:
     """PyTorch in that interpreter, or in this one; None if it is not there."""
     python = python or sys.executable
-    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
-        return None
-    return Torch(python)
+    return Torch(python) if has_torch(python) else None

@@ -12,9 +12,6 @@ Prints a Markdown table; --out writes OUT.json.
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,8 +24,9 @@ import numpy as np
 
 import dfpjax
 from benchmarks.common.arguments import prepare_output
-from benchmarks.common.environment import CORES, ROOT, add_allocator, cpu_model, use_allocator
+from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
 from benchmarks.common.records import write_record
+from benchmarks.common.torch_process import TorchProcess, has_torch
 from benchmarks.open_issues.programs import PROGRAMS, Program
 from benchmarks.open_issues.results import JAX, OURS, TORCH, Row, table
 
@@ -40,44 +38,27 @@ class Torch:
     """A PyTorch process that runs one program at a time."""
 
     def __init__(self, python: str):
-        command = [python, "-m", "benchmarks.open_issues.torch_worker"]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        # Each OpenMP thread on a core of its own, as oneDNN recommends.
-        environment = {**os.environ, "OMP_PROC_BIND": "true"}
-        self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
-        self.version: str = self._read()["version"]
-
-    def _read(self) -> dict:
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the PyTorch process ended; its message stands above")
-        return json.loads(answer)
-
-    def _ask(self, **request) -> dict:
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._read()
+        self._process = TorchProcess(python, "benchmarks.open_issues.torch_worker")
+        self.version: str = self._process.greeting["version"]
 
     def prepare(self, program: str, operands: list[np.ndarray]) -> list[float]:
         """Run that program from now on; returns the norms of its results."""
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/operands.npz"
             np.savez(path, *operands)
-            return self._ask(program=program, operands=path, threads=CORES)["norms"]
+            return self._process.ask(program=program, operands=path, threads=CORES)["norms"]
 
     def seconds(self) -> float:
         """Of one run."""
-        return self._ask()["seconds"]
+        return self._process.ask()["seconds"]
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.close()
 
 
 def find_torch(python: str) -> Torch | None:
     """PyTorch in that interpreter; None if it is not there."""
-    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
-        return None
-    return Torch(python)
+    return Torch(python) if has_torch(python) else None
 
 
 def measure(program: Program, torch: Torch | None, *, small: bool, rounds: int, budget: float) -> Row:

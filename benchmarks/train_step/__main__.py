@@ -27,13 +27,13 @@ import jaxlib
 
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, ROOT, cpu_model
+from benchmarks.common.torch_process import has_torch
 from benchmarks.train_step import results
 from benchmarks.train_step.contenders import (
     ALLOCATORS,
     CONTENDERS,
     USUAL,
     Worker,
-    has_torch,
     start,
     without_folders,
 )

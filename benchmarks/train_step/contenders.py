@@ -128,7 +128,3 @@ def start(
         if len(set(parameters.values())) > 1:
             raise RuntimeError(f"the contenders' networks differ in the number of parameters: {parameters}")
         yield workers
-
-
-def has_torch(python: str) -> bool:
-    return not subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
