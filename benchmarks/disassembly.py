@@ -86,7 +86,7 @@ def count(kernel: re.Match, body: list[str], stack: re.Pattern) -> Loop | None:
     broadcasts = [text for text in vectors if "vpbroadcast" in text or "{1to" in text]
     loads = [text for text in vectors if text not in broadcasts and not re.search(r"\)(\{.*)?$", text)]
     return Loop(
-        path=PATHS[found[0][1], found[0][2]],
+        path=PATHS[min(match.groups() for match in found)],
         kernel=kernel[1],
         rows=int(kernel[2] or ROWS),
         columns=int(kernel[3]),

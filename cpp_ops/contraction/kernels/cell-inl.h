@@ -89,8 +89,62 @@ __attribute__((noinline)) void long_chains(const CellArgs& t, int column) {
                       S::load_float(totals + i * kPanelColumns + j * S::kLanes));
 }
 
+// Adds the sums of chains of kChain words to float32 sums, as many chains as `left` words fill. A
+// row's chain ends before the next row's begins, so few int32 sums are alive at a time, and there
+// are registers for the words of B.
+template <class S, int kChain, int MR, int NV>
+inline __attribute__((always_inline)) void add_chains(const CellArgs& t, int* left,
+                                                      const int32_t** a, const int32_t** b,
+                                                      typename S::F (&total)[MR][NV]) {
+  // Hidden from the compiler, which would hold the address of each row, and more than it has
+  // registers for.
+  const int32_t *upper[kChain], *lower[kChain];
+#pragma GCC unroll 8
+  for (int k = 0; k < kChain; ++k) {
+    upper[k] = *a + k * t.a_pair;
+    lower[k] = upper[k] + 3 * t.a_row;
+    asm("" : "+r"(upper[k]), "+r"(lower[k]));
+  }
+  const int64_t row = t.a_row, step = kChain * t.a_pair, columns = t.columns;
+  const int32_t* at = *b;
+  int words = *left;
+  for (; words >= kChain; words -= kChain, at += kChain * columns) {
+    typename S::I bk[kChain][NV];
+#pragma GCC unroll 8
+    for (int k = 0; k < kChain; ++k)
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) bk[k][j] = S::load(at + k * columns + j * S::kLanes);
+#pragma GCC unroll 6
+    for (int i = 0; i < MR; ++i) {
+      typename S::I sum[NV];
+#pragma GCC unroll 8
+      for (int k = 0; k < kChain; ++k) {
+        const typename S::I ak = S::broadcast((i < 3 ? upper : lower)[k] + i % 3 * row);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j)
+          if (k == 0)
+            sum[j] = S::pair_dot(ak, bk[k][j]);
+          else
+            S::dot(sum[j], ak, bk[k][j]);
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) total[i][j] = S::add_float(total[i][j], S::to_float(sum[j]));
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kChain; ++k) {
+      upper[k] += step;
+      lower[k] += step;
+      asm("" : "+r"(upper[k]), "+r"(lower[k]));
+    }
+  }
+  *left = words;
+  *a = upper[0];
+  *b = at;
+}
+
 // For short chains, which end often. With half as many columns, the float32 sums stay in registers.
-template <class S, int MR, int NV>
+// If kChain is not zero, it is the length of chains.
+template <class S, int kChain, int MR, int NV>
 __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
   const int32_t* a = t.a;
   const int32_t* b = t.b + column;
@@ -99,7 +153,9 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) total[i][j] = S::broadcast_float(0);
-  for (int left = t.pairs; left > 0;) {
+  int left = t.pairs;
+  if constexpr (kChain > 0) add_chains<S, kChain>(t, &left, &a, &b, total);
+  while (left > 0) {
     typename S::I sum[MR][NV];
     take_chain<S>(t, t.chain, &left, &a, &b, sum);
 #pragma GCC unroll 6
@@ -114,18 +170,32 @@ __attribute__((noinline)) void short_chains(const CellArgs& t, int column) {
       store_output<S>(t, t.final_scales, i, column + j * S::kLanes, total[i][j]);
 }
 
+// Walks the cell in strips of half of kStripVectors vectors; the last strip may be narrower.
+template <class S, int kChain, int MR>
+void short_chain_rows(const CellArgs& t) {
+  constexpr int kVectors = S::kStripVectors / 2, kStrip = kVectors * S::kLanes;
+  int column = 0;
+  for (; column + kStrip <= t.columns; column += kStrip)
+    short_chains<S, kChain, MR, kVectors>(t, column);
+  if constexpr (kStrip > kColumnQuantum)
+    if (column < t.columns) short_chains<S, kChain, MR, 1>(t, column);
+}
+
 // Walks the cell in strips of kStripVectors vectors; the last strip may be narrower.
 template <class S, int MR>
 void cell_rows(const CellArgs& t) {
-  constexpr int kLong = S::kStripVectors, kShort = kLong / 2;
+  if (t.chain <= S::kShortChain) switch (t.chain) {
+      case 1:
+        return short_chain_rows<S, 1, MR>(t);
+      case 2:
+        return short_chain_rows<S, 2, MR>(t);
+      case 4:
+        return short_chain_rows<S, 4, MR>(t);
+      default:
+        return short_chain_rows<S, 0, MR>(t);
+    }
+  constexpr int kLong = S::kStripVectors;
   int column = 0;
-  if (t.chain <= S::kShortChain) {
-    constexpr int kStrip = kShort * S::kLanes;
-    for (; column + kStrip <= t.columns; column += kStrip) short_chains<S, MR, kShort>(t, column);
-    if constexpr (kStrip > kColumnQuantum)
-      if (column < t.columns) short_chains<S, MR, 1>(t, column);
-    return;
-  }
   constexpr int kStrip = kLong * S::kLanes;
   for (; column + kStrip <= t.columns; column += kStrip) long_chains<S, MR, kLong>(t, column);
   if constexpr (kStrip > kColumnQuantum) {

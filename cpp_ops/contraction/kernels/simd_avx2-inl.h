@@ -11,7 +11,7 @@ struct Avx2 {
   static constexpr bool kFused = Dot::kFused;
   static constexpr int kStripVectors = 2;  // 6 x 2 sums, 2 of B, the broadcast of A, one to spare
   static constexpr bool kNarrow = false;   // 8 lanes are too few for 4 columns of 4 words
-  static constexpr int kShortChain = 2;    // words; up to this, float32 sums stay in registers
+  static constexpr int kShortChain = 4;    // words; up to this, float32 sums stay in registers
 
   static I zero() { return _mm256_setzero_si256(); }
   static I load(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
