@@ -6,8 +6,7 @@
 #include <string>
 #include <utility>
 
-#include "ffi/support.h"
-#include "isa/isa.h"
+#include "ffi/pass_support.h"
 #include "passes/block_quantize.h"
 #include "passes/channel_sums.h"
 #include "passes/kernels/table.h"
@@ -17,28 +16,6 @@
 
 namespace dfpjax {
 namespace {
-
-using Floats = ffi::Buffer<ffi::F32>;
-using Numbers = ffi::Buffer<ffi::S32>;
-
-// Finds the kernels and runs `work(kernels, executor)`, unless something is wrong.
-template <class Work>
-ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view isa,
-               int64_t threads, Work work) {
-  if (threads < 0) error = "threads: must not be negative";
-  std::string why;
-  const std::optional<Isa> path = find_isa(std::string(isa).c_str(), &why);
-  if (!path) error = "isa: " + why;
-  if (!error.empty()) return ffi::Error::InvalidArgument(error);
-  ffi::ThreadPool own = pool;
-  XlaExecutor executor(&own, threads);
-  work(pass_kernels(*path), executor);
-  return ffi::Error::Success();
-}
-
-std::string must_be(const char* name, const char* what) {
-  return std::string(name) + ": must be " + what;
-}
 
 std::string check_channels(const Floats& x) {
   return x.dimensions().size() == 3 ? "" : must_be("x", "[groups, rows, channels]");
@@ -101,8 +78,6 @@ ffi::Error run_rectified_sums(Floats g, Floats x, Floats centre, Floats scale, F
   });
 }
 
-using Truth = ffi::Buffer<ffi::PRED>;
-
 ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scale, Floats shift,
                              ffi::Result<Floats> y, ffi::Result<Truth> positive,
                              ffi::Result<Floats> low, ffi::Result<Floats> high,
@@ -137,9 +112,8 @@ ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
   });
 }
 
-ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
-                        ffi::Result<Numbers> exponent, ffi::ThreadPool pool, std::string_view isa,
-                        int64_t threads, int64_t bits) {
+ffi::Error run_quantize(Floats x, ffi::Result<Mantissas> mantissas, ffi::Result<Numbers> exponent,
+                        ffi::ThreadPool pool, std::string_view isa, int64_t threads, int64_t bits) {
   std::string error;
   if (mantissas->element_count() != x.element_count()) error = must_be("mantissas", "of x's size");
   if (exponent->element_count() != 1) error = must_be("exponent", "one number");
@@ -150,30 +124,10 @@ ffi::Error run_quantize(Floats x, ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
   });
 }
 
-using Sizes = ffi::Span<const int64_t>;
-
-// Whether a tensor with these extents has so many numbers.
-bool has_size(Sizes extents, size_t numbers) {
-  int64_t size = 1;
-  for (const int64_t extent : extents)
-    if (extent < 0 || __builtin_mul_overflow(size, extent, &size)) return false;
-  return size == static_cast<int64_t>(numbers);
-}
-
-// `seeds` says how stochastic rounding gets its random bits: from seeds, or from the numbers.
-std::optional<BlockRounding> find_rounding(std::string_view name, bool seeds) {
-  if (name == "nearest") return BlockRounding::kNearest;
-  if (name == "biased") return BlockRounding::kBiased;
-  if (name == "truncate") return BlockRounding::kTruncate;
-  if (name == "stochastic") return seeds ? BlockRounding::kSeed : BlockRounding::kOwnBits;
-  return std::nullopt;
-}
-
 ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
-                               ffi::Result<ffi::Buffer<ffi::S16>> mantissas,
-                               ffi::Result<Numbers> exponents, ffi::ThreadPool pool,
-                               std::string_view isa, int64_t threads, int64_t bits,
-                               std::string_view rounding, Sizes view, Sizes block) {
+                               ffi::Result<Mantissas> mantissas, ffi::Result<Numbers> exponents,
+                               ffi::ThreadPool pool, std::string_view isa, int64_t threads,
+                               int64_t bits, std::string_view rounding, Sizes view, Sizes block) {
   std::string error;
   BlockedShape shape{};
   const bool seeded = seeds.element_count() != 0;
@@ -197,8 +151,9 @@ ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
     if (!mode) error = must_be("rounding", "nearest, stochastic, biased or truncate");
   }
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    quantize_blocks(shape, x.typed_data(), static_cast<int>(bits), *mode, seeds.typed_data(),
-                    mantissas->typed_data(), exponents->typed_data(), kernels, executor);
+    const BlockedOperand to{static_cast<int>(bits), *mode, seeds.typed_data(),
+                            mantissas->typed_data(), exponents->typed_data()};
+    quantize_blocks(shape, x.typed_data(), to, kernels, executor);
   });
 }
 
@@ -269,15 +224,6 @@ ffi::Error run_local_response_gradient(Floats g, Floats x, ffi::Result<Floats> o
   });
 }
 
-// Completes a binding of operands and results with what every pass has.
-template <class Binding>
-auto pass(Binding binding) {
-  return std::move(binding)
-      .template Ctx<ffi::ThreadPool>()
-      .template Attr<std::string_view>("isa")
-      .template Attr<int64_t>("threads");
-}
-
 template <class Binding>
 auto response(Binding binding) {
   return std::move(binding)
@@ -316,18 +262,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, Guarded<run_largest>::call,
                               pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Numbers>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     quantize_v1, Guarded<run_quantize>::call,
-    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<ffi::Buffer<ffi::S16>>().Ret<Numbers>())
-        .Attr<int64_t>("bits"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(quantize_blocks_v1, Guarded<run_quantize_blocks>::call,
-                              pass(ffi::Ffi::Bind()
-                                       .Arg<Floats>()
-                                       .Arg<ffi::Buffer<ffi::U32>>()
-                                       .Ret<ffi::Buffer<ffi::S16>>()
-                                       .Ret<Numbers>())
-                                  .Attr<int64_t>("bits")
-                                  .Attr<std::string_view>("rounding")
-                                  .Attr<Sizes>("view")
-                                  .Attr<Sizes>("block"));
+    pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Mantissas>().Ret<Numbers>()).Attr<int64_t>("bits"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    quantize_blocks_v1, Guarded<run_quantize_blocks>::call,
+    pass(
+        ffi::Ffi::Bind().Arg<Floats>().Arg<ffi::Buffer<ffi::U32>>().Ret<Mantissas>().Ret<Numbers>())
+        .Attr<int64_t>("bits")
+        .Attr<std::string_view>("rounding")
+        .Attr<Sizes>("view")
+        .Attr<Sizes>("block"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     max_pool_v1, Guarded<run_max_pool>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Floats>()).Attr<Sizes>("windows"));

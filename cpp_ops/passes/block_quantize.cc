@@ -28,10 +28,9 @@ std::string check_blocks(const BlockedShape& shape, int64_t bits) {
   return "";
 }
 
-void quantize_blocks(const BlockedShape& shape, const float* x, int bits, BlockRounding rounding,
-                     const uint32_t* seeds, int16_t* mantissas, int32_t* exponents,
-                     const PassKernels& kernels, Executor& executor) {
-  if (shape.blocks() == 0) return;
+Loop loop_over_pieces(const BlockedShape& shape, const float* x, const BlockedOperand& to,
+                      PieceWork work) {
+  if (shape.blocks() == 0) return {0, 1, nullptr};
   const int64_t block_rows = std::min(shape.block_rows, shape.rows);
   // If no block is cut off at the end of a matrix, the matrices of an example are one.
   const bool joined = shape.rows % block_rows == 0;
@@ -46,31 +45,36 @@ void quantize_blocks(const BlockedShape& shape, const float* x, int bits, BlockR
   const int64_t piece_blocks =
       std::clamp<int64_t>(kLeastNumbers / (block_rows * columns), 1, row_blocks);
   const int64_t down = (row_blocks + piece_blocks - 1) / piece_blocks;
-  const auto run = [&](int, int64_t low, int64_t high) {
+  const auto run = [=](int worker, int64_t low, int64_t high) {
     for (int64_t piece = low; piece < high; ++piece) {
       const int64_t matrix = piece / (across * down), example = matrix / outer;
       const int64_t of_matrix = rows * shape.columns;
       BlockedPart part{};
       part.x = x + matrix * of_matrix;
-      part.mantissas = mantissas + matrix * of_matrix;
-      part.exponents = exponents + matrix * row_blocks * shape.column_blocks();
+      part.mantissas = to.mantissas + matrix * of_matrix;
+      part.exponents = to.exponents + matrix * row_blocks * shape.column_blocks();
       part.rows = rows;
-      part.columns = part.stride = shape.columns;
+      part.columns = part.stride = part.x_stride = shape.columns;
       part.exponent_stride = shape.column_blocks();
       part.block_rows = block_rows;
       part.block_columns = shape.block_columns;
-      part.bits = bits;
-      part.rounding = rounding;
-      part.seed = rounding == BlockRounding::kSeed ? hash(seeds[example]) : 0;
+      part.bits = to.bits;
+      part.rounding = to.rounding;
+      part.seed = to.rounding == BlockRounding::kSeed ? hash(to.seeds[example]) : 0;
       part.index = static_cast<uint32_t>(matrix % outer * of_matrix);
-      kernels.quantize_blocks(part.from(piece / across % down * piece_blocks * block_rows,
-                                        piece % across * columns, piece_blocks * block_rows,
-                                        columns));
+      work(worker, part.from(piece / across % down * piece_blocks * block_rows,
+                             piece % across * columns, piece_blocks * block_rows, columns));
     }
   };
   const int64_t piece_numbers = std::min(piece_blocks * block_rows, rows) * columns;
   const int64_t grain = std::max<int64_t>(kLeastNumbers / piece_numbers, 1);
-  run_stages(executor, {{Loop{shape.examples * outer * down * across, grain, run}}});
+  return {shape.examples * outer * down * across, grain, run};
+}
+
+void quantize_blocks(const BlockedShape& shape, const float* x, const BlockedOperand& to,
+                     const PassKernels& kernels, Executor& executor) {
+  const auto quantize = [&](int, const BlockedPart& piece) { kernels.quantize_blocks(piece); };
+  run_stages(executor, {{loop_over_pieces(shape, x, to, quantize)}});
 }
 
 }  // namespace dfpjax

@@ -3,6 +3,7 @@
 #define DFPJAX_PASSES_BLOCK_QUANTIZE_H_
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "passes/kernels/table.h"
@@ -25,12 +26,25 @@ struct BlockedShape {
 // What is wrong with a shape or with the bits of mantissas, or an empty string.
 std::string check_blocks(const BlockedShape& shape, int64_t bits);
 
-// Computes the mantissas of the tensors and the exponents of their blocks
-// [examples][outer][row_blocks][column_blocks], as dfpjax.numbers.format.quantize does, in one
-// pass. `seeds` has the seed of each example, for BlockRounding::kSeed.
-void quantize_blocks(const BlockedShape& shape, const float* x, int bits, BlockRounding rounding,
-                     const uint32_t* seeds, int16_t* mantissas, int32_t* exponents,
+// How tensors are quantized, and the mantissas and the exponents of the blocks
+// [examples][outer][row_blocks][column_blocks].
+struct BlockedOperand {
+  int bits;
+  BlockRounding rounding;
+  const uint32_t* seeds;  // one for each example, for BlockRounding::kSeed
+  int16_t* mantissas;
+  int32_t* exponents;
+};
+
+// Quantizes x, as dfpjax.numbers.format.quantize does, in one pass.
+void quantize_blocks(const BlockedShape& shape, const float* x, const BlockedOperand& to,
                      const PassKernels& kernels, Executor& executor);
+
+// The loop that calls work(worker, piece) for all pieces of the tensors: some rows of blocks each
+// or, if these are long, a part of one. Its body is a copy of `work`.
+using PieceWork = std::function<void(int worker, const BlockedPart& piece)>;
+Loop loop_over_pieces(const BlockedShape& shape, const float* x, const BlockedOperand& to,
+                      PieceWork work);
 
 }  // namespace dfpjax
 

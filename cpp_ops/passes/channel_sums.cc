@@ -98,7 +98,9 @@ void rectified_sum(const ChannelShape& shape, const Rectified& in, const Rectifi
                                                out.y + start,
                                                out.positive ? out.positive + start : nullptr,
                                                low.of(unit, kInfinity),
-                                               high.of(unit, 0)};
+                                               high.of(unit, 0),
+                                               shape.channels,
+                                               shape.channels};
                       kernels.rectified_sum(rows, blocks.row_count(unit), shape.channels);
                     }
                   }};
@@ -107,12 +109,17 @@ void rectified_sum(const ChannelShape& shape, const Rectified& in, const Rectifi
         join(blocks, group, low.all(), [](float a, float b) { return std::min(a, b); });
     const int32_t* const highs =
         join(blocks, group, high.all(), [](int32_t a, int32_t b) { return std::max(a, b); });
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      const int64_t i = group * shape.channels + c;
-      std::memcpy(out.high + i, highs + c, sizeof(float));
-      out.low[i] = std::isnan(out.high[i]) ? out.high[i] : lows[c];
-    }
+    const int64_t first = group * shape.channels;
+    store_extremes(shape.channels, lows, highs, out.low + first, out.high + first);
   });
+}
+
+void store_extremes(int64_t channels, const float* least, const int32_t* greatest_bits, float* low,
+                    float* high) {
+  for (int64_t c = 0; c < channels; ++c) {
+    std::memcpy(high + c, greatest_bits + c, sizeof(float));
+    low[c] = std::isnan(high[c]) ? high[c] : least[c];
+  }
 }
 
 }  // namespace dfpjax

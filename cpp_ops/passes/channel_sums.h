@@ -31,7 +31,8 @@ void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float
                  const PassKernels& kernels, Executor& executor);
 
 // Computes y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null),
-// and its least and greatest value as in Moments, except that the greatest is 0 without rows.
+// and its least and greatest value as in Moments, except that the greatest is 0 without rows. The
+// product and its addition to the shift are rounded once, here and above.
 struct Rectified {
   const float *x, *residual, *mean, *scale, *shift;
 };
@@ -42,6 +43,11 @@ struct RectifiedSum {
 };
 void rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
                    const PassKernels& kernels, Executor& executor);
+
+// Stores the extremes of channels, given the least values without NaNs, and the bits of the
+// greatest.
+void store_extremes(int64_t channels, const float* least, const int32_t* greatest_bits, float* low,
+                    float* high);
 
 }  // namespace dfpjax
 

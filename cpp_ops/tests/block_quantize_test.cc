@@ -95,8 +95,10 @@ void check(const BlockedShape& shape, const Values& x, int bits, BlockRounding r
                             shape.block_rows, shape.block_columns})
       where += " " + std::to_string(n);
     Quantized actual{room<int16_t>(static_cast<int64_t>(x.size())), room<int32_t>(shape.blocks())};
-    quantize_blocks(shape, x.data(), bits, rounding, seeds.data(), actual.mantissas.data(),
-                    actual.exponents.data(), kernels, executor);
+    quantize_blocks(
+        shape, x.data(),
+        {bits, rounding, seeds.data(), actual.mantissas.data(), actual.exponents.data()}, kernels,
+        executor);
     expect(same_bits(actual.exponents, expected.exponents), "exponents, " + where);
     expect(same_bits(actual.mantissas, expected.mantissas), "mantissas, " + where);
   });

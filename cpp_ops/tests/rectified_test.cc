@@ -26,12 +26,9 @@ struct Operands {
   size_t at(int64_t group, int64_t row, int64_t channel) const {
     return static_cast<size_t>((group * shape.rows + row) * shape.channels + channel);
   }
-  // As the passes compute it: rounded after each operation.
+  // As the passes compute it, and XLA: the product and the addition are rounded once.
   float normalized(size_t i, size_t c) const {
-    volatile float value = x[i] - mean[c];
-    value = value * scale[c];
-    value = value + shift[c];
-    return value;
+    return std::fma(x[i] - mean[c], scale[c], shift[c]);
   }
 };
 

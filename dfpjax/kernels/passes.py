@@ -30,7 +30,7 @@ def moments(x: jax.Array, *, isa: str = "", threads: int = 0) -> tuple[jax.Array
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 4
-    return tuple(_call("dfpjax_moments_v1", results, isa, threads)(x))
+    return tuple(call("dfpjax_moments_v1", results, isa, threads)(x))
 
 
 def paired_sums(
@@ -47,7 +47,7 @@ def paired_sums(
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
-    return tuple(_call("dfpjax_paired_sums_v1", results, isa, threads)(g, x, centre))
+    return tuple(call("dfpjax_paired_sums_v1", results, isa, threads)(g, x, centre))
 
 
 def rectified_sums(
@@ -55,6 +55,8 @@ def rectified_sums(
     *, isa: str = "", threads: int = 0,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The result of `paired_sums` with g set to zero where (x − centre) · scale + shift is not positive.
+
+    The product and its addition to the shift are rounded once, as XLA does on CPUs.
 
     Arguments:
         g, x: float32[groups, rows, channels].
@@ -65,7 +67,7 @@ def rectified_sums(
     """
     groups, _, channels = x.shape
     results = [jax.ShapeDtypeStruct((groups, channels), jnp.float32)] * 2
-    return tuple(_call("dfpjax_rectified_sums_v1", results, isa, threads)(g, x, centre, scale, shift))
+    return tuple(call("dfpjax_rectified_sums_v1", results, isa, threads)(g, x, centre, scale, shift))
 
 
 def rectified_sum(
@@ -73,6 +75,8 @@ def rectified_sum(
     *, masked: bool = True, isa: str = "", threads: int = 0,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
     """y = max((x − mean) · scale + shift + residual, 0), the mask y > 0, and the extremes of y.
+
+    The product and its addition to the shift are rounded once, as XLA does on CPUs.
 
     Arguments:
         x, residual: float32[groups, rows, channels].
@@ -87,13 +91,13 @@ def rectified_sum(
     extreme = jax.ShapeDtypeStruct((groups, channels), jnp.float32)
     positive = jax.ShapeDtypeStruct(x.shape if masked else (0,), jnp.bool_)
     results = [jax.ShapeDtypeStruct(x.shape, jnp.float32), positive, extreme, extreme]
-    return tuple(_call("dfpjax_rectified_sum_v1", results, isa, threads)(x, residual, mean, scale, shift))
+    return tuple(call("dfpjax_rectified_sum_v1", results, isa, threads)(x, residual, mean, scale, shift))
 
 
 def largest_magnitude(x: jax.Array, *, isa: str = "", threads: int = 0) -> jax.Array:
     """The bits of max|x| as int32[], or those of an infinity or a NaN if x has one. `x` is float32."""
     result = jax.ShapeDtypeStruct((), jnp.int32)
-    return _call("dfpjax_largest_magnitude_v1", result, isa, threads)(x)
+    return call("dfpjax_largest_magnitude_v1", result, isa, threads)(x)
 
 
 def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +106,7 @@ def quantize(x: jax.Array, bits: int, *, isa: str = "", threads: int = 0) -> tup
     Bit-identical to `dfpjax.numbers.format.quantize`; `x` is float32.
     """
     results = [jax.ShapeDtypeStruct(x.shape, jnp.int16), jax.ShapeDtypeStruct((), jnp.int32)]
-    mantissa, exponent = _call("dfpjax_quantize_v1", results, isa, threads, bits=np.int64(bits))(x)
+    mantissa, exponent = call("dfpjax_quantize_v1", results, isa, threads, bits=np.int64(bits))(x)
     return mantissa, exponent
 
 
@@ -143,7 +147,7 @@ def quantize_blocks(
         "block": np.int64(blocks.size(example)),
     }
     seeds = jnp.zeros(0, jnp.uint32) if seeds is None else seeds
-    mantissa, exponent = _call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)
+    mantissa, exponent = call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)
     return mantissa, exponent
 
 
@@ -160,7 +164,7 @@ def max_pool(
         float32 of `out_shape`; NaN where a window contains one.
     """
     result = jax.ShapeDtypeStruct(out_shape, jnp.float32)
-    return _call("dfpjax_max_pool_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(x)
+    return call("dfpjax_max_pool_v1", result, isa, threads, windows=np.asarray(windows, np.int64))(x)
 
 
 def max_pool_gradient(
@@ -175,7 +179,7 @@ def max_pool_gradient(
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     windows = np.asarray(windows, np.int64)
-    return _call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=windows)(g, x)
+    return call("dfpjax_max_pool_gradient_v1", result, isa, threads, windows=windows)(g, x)
 
 
 def local_response(
@@ -191,7 +195,7 @@ def local_response(
         float32 of x's shape.
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
-    return _call("dfpjax_local_response_v1", result, isa, threads, **_response(reach, k, alpha))(x)
+    return call("dfpjax_local_response_v1", result, isa, threads, **_response(reach, k, alpha))(x)
 
 
 def local_response_gradient(
@@ -204,7 +208,7 @@ def local_response_gradient(
     """
     result = jax.ShapeDtypeStruct(x.shape, jnp.float32)
     response = _response(reach, k, alpha)
-    return _call("dfpjax_local_response_gradient_v1", result, isa, threads, **response)(g, x)
+    return call("dfpjax_local_response_gradient_v1", result, isa, threads, **response)(g, x)
 
 
 def _response(reach: int, k: float, alpha: float) -> dict:
@@ -212,6 +216,7 @@ def _response(reach: int, k: float, alpha: float) -> dict:
     return {"reach": np.int64(reach), "k": np.float32(k), "alpha": np.float32(alpha)}
 
 
-def _call(target: str, results, isa: str, threads: int, **attributes):
+def call(target: str, results, isa: str, threads: int, **attributes):
+    """The function that calls a pass with its operands."""
     attributes |= {"isa": isa, "threads": np.int64(threads)}
     return lambda *operands: jax.ffi.ffi_call(target, results)(*operands, **attributes)

@@ -1,4 +1,6 @@
 // The kernels of passes for x86 CPUs with AVX2.
+#include <immintrin.h>
+
 #include "passes/kernels/table.h"
 
 namespace dfpjax {

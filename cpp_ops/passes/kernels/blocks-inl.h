@@ -119,19 +119,19 @@ inline void for_vectors(const BlockedPart& part, int64_t first_block, Whole whol
   if (c < part.columns) rest(block, c, part.columns - c);
 }
 
-// Calls row(offset, first_block) for each row.
+// Calls row(x, offset, first_block) for each row of x; `offset` is that of its mantissas.
 template <class Row>
 inline void for_rows(const BlockedPart& part, Row row) {
+  const float* x = part.x;
   int64_t offset = 0;
   for (int64_t b = 0; b < part.row_blocks(); ++b)
-    for (int64_t r = 0; r < part.rows_of(b); ++r, offset += part.stride)
-      row(offset, b * part.column_blocks());
+    for (int64_t r = 0; r < part.rows_of(b); ++r, x += part.x_stride, offset += part.stride)
+      row(x, offset, b * part.column_blocks());
 }
 
 template <int kColumns>
 inline void find_largest(const BlockedPart& part, Ints* most) {
-  for_rows(part, [&](int64_t offset, int64_t first_block) {
-    const float* const x = part.x + offset;
+  for_rows(part, [&](const float* x, int64_t, int64_t first_block) {
     for_vectors<kColumns>(
         part, first_block,
         [&](int64_t block, int64_t c) { join(most + block, load_as<Floats>(x + c)); },
@@ -180,8 +180,7 @@ class Rounder {
 template <BlockRounding kRounding, int kColumns>
 inline void round_all(const BlockedPart& part, const BlockScales& scales) {
   const Rounder<kRounding> rounder(part);
-  for_rows(part, [&](int64_t offset, int64_t first_block) {
-    const float* const x = part.x + offset;
+  for_rows(part, [&](const float* x, int64_t offset, int64_t first_block) {
     int16_t* const out = part.mantissas + offset;
     const auto rounded = [&](int64_t block, int64_t c, Floats numbers) {
       return rounder(numbers, offset + c, scales.first[block], scales.second[block]);

@@ -11,12 +11,6 @@ inline void add_lanes(V v, double* to) {
   for (size_t i = 0; i < sizeof(V) / sizeof(float); ++i) to[i] += static_cast<double>(lanes[i]);
 }
 
-// Stores the result of a comparison as bool.
-inline void store_truth(bool* to, Ints holds) {
-  store_as(to, __builtin_convertvector(holds & 1, Bytes));
-}
-inline void store_truth(bool* to, bool holds) { *to = holds; }
-
 // Handles `kVectors` vectors of channels over up to kRowsInFloat rows.
 template <class V, int kVectors>
 inline void moments_of(const float* x, int64_t rows, int64_t stride, double* sums, double* squares,
@@ -74,7 +68,7 @@ inline void paired_of(const PairedRows& at, int64_t rows, int64_t stride) {
     for (int v = 0; v < kVectors; ++v) {
       const V centred = load_as<V>(at.x + r * stride + v * kLanes) - middle[v];
       V a = load_as<V>(at.g + r * stride + v * kLanes);
-      if constexpr (kRectified) a = centred * scale[v] + shift[v] > V{} ? a : V{};
+      if constexpr (kRectified) a = fused(centred, scale[v], shift[v]) > V{} ? a : V{};
       sum[v] += a;
       product[v] += a * centred;
     }
@@ -104,53 +98,4 @@ void paired_sums(const PairedRows& at, int64_t rows, int64_t channels) {
     paired_rows<true>(at, rows, channels);
   else
     paired_rows<false>(at, rows, channels);
-}
-
-// Handles `kVectors` vectors of channels over up to kRowsInFloat rows.
-template <class V, class Bits, int kVectors>
-inline void rectified_of(const RectifiedRows& at, int64_t rows, int64_t stride) {
-  constexpr int kLanes = sizeof(V) / sizeof(float);
-  V mean[kVectors], scale[kVectors], shift[kVectors], least[kVectors];
-  Bits most[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    mean[v] = load_as<V>(at.mean + v * kLanes);
-    scale[v] = load_as<V>(at.scale + v * kLanes);
-    shift[v] = load_as<V>(at.shift + v * kLanes);
-    least[v] = load_as<V>(at.low + v * kLanes);
-    most[v] = load_as<Bits>(at.high_bits + v * kLanes);
-  }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = r * stride + v * kLanes;
-      const V sum =
-          (load_as<V>(at.x + i) - mean[v]) * scale[v] + shift[v] + load_as<V>(at.residual + i);
-      const V y = sum <= V{} ? V{} : sum;  // keeps NaN, turns -0 into 0
-      store_as(at.out + i, y);
-      if (at.positive != nullptr) store_truth(at.positive + i, y > V{});
-      // The bits of a NaN are the greatest.
-      const Bits bits = load_as<Bits>(&y) & 0x7fffffff;
-      most[v] = bits > most[v] ? bits : most[v];
-      least[v] = y < least[v] ? y : least[v];
-    }
-  for (int v = 0; v < kVectors; ++v) {
-    store_as(at.low + v * kLanes, least[v]);
-    store_as(at.high_bits + v * kLanes, most[v]);
-  }
-}
-
-void rectified_sum(const RectifiedRows& all, int64_t rows, int64_t channels) {
-  RectifiedRows at = all;
-  for (; rows > 0; rows -= kRowsInFloat) {
-    const int64_t count = rows < kRowsInFloat ? rows : kRowsInFloat;
-    int64_t c = 0;
-    for (; c + 2 * kFloats <= channels; c += 2 * kFloats)
-      rectified_of<Floats, Ints, 2>(at.from(c), count, channels);
-    for (; c + kFloats <= channels; c += kFloats)
-      rectified_of<Floats, Ints, 1>(at.from(c), count, channels);
-    for (; c < channels; ++c) rectified_of<float, int32_t, 1>(at.from(c), count, channels);
-    at.x += kRowsInFloat * channels;
-    at.residual += kRowsInFloat * channels;
-    at.out += kRowsInFloat * channels;
-    if (at.positive != nullptr) at.positive += kRowsInFloat * channels;
-  }
 }

@@ -2,11 +2,14 @@
 // describes.
 
 #include "passes/kernels/blocks-inl.h"
+#include "passes/kernels/fused-inl.h"
 #include "passes/kernels/pool-inl.h"
+#include "passes/kernels/produce-inl.h"
 #include "passes/kernels/quantize-inl.h"
 #include "passes/kernels/response-inl.h"
 #include "passes/kernels/sums-inl.h"
 
 constexpr PassKernels kTable = {
-    moments,         paired_sums, rectified_sum,      largest_magnitude, quantize,
-    quantize_blocks, max_of_taps, add_to_max_of_taps, local_response,    local_response_gradient};
+    moments,     paired_sums,        rectified,      rectified_sum,
+    gradient,    largest_magnitude,  quantize,       quantize_blocks,
+    max_of_taps, add_to_max_of_taps, local_response, local_response_gradient};

@@ -11,7 +11,8 @@ namespace dfpjax {
 // g and x are rows [rows][channels]; the others have one number per channel.
 struct PairedRows {
   const float *g, *x, *centre;
-  // May be null. Otherwise g counts as zero unless (x - centre) * scale + shift > 0.
+  // May be null. Otherwise g counts as zero unless (x - centre) * scale + shift > 0, rounded as
+  // below.
   const float *scale, *shift;
   double *sums, *products;
 
@@ -27,6 +28,9 @@ struct PairedRows {
   }
 };
 
+// In normalizations and their gradients, a product and the addition that follows it are rounded
+// once, as by a fused multiply-add: XLA contracts them on CPUs.
+
 // x, residual, out and positive are rows [rows][channels]; the others have one number per channel.
 struct RectifiedRows {
   const float *x, *residual, *mean, *scale, *shift;
@@ -34,17 +38,47 @@ struct RectifiedRows {
   bool* positive;  // may be null
   float* low;
   int32_t* high_bits;
+  int64_t stride;      // from one row to the next
+  int64_t out_stride;  // the same of `out`
 
-  RectifiedRows from(int64_t channel) const {
-    return {x + channel,
-            residual + channel,
-            mean + channel,
-            scale + channel,
-            shift + channel,
-            out + channel,
-            positive == nullptr ? nullptr : positive + channel,
-            low + channel,
-            high_bits + channel};
+  // Always inlined, since each path compiles them with its own flags.
+  [[gnu::always_inline]] RectifiedRows from(int64_t row, int64_t channel) const {
+    RectifiedRows at = *this;
+    at.x += row * stride + channel;
+    if (out != nullptr) at.out += row * out_stride + channel;
+    at.mean += channel;
+    at.scale += channel;
+    at.shift += channel;
+    if (residual == nullptr) return at;  // and there are no extremes
+    at.residual += row * stride + channel;
+    if (positive != nullptr) at.positive += row * stride + channel;
+    at.low += channel;
+    at.high_bits += channel;
+    return at;
+  }
+};
+
+// g, x and out are rows [rows][channels]; the others have one number per channel.
+struct GradientRows {
+  const float *g, *x, *scale, *offset, *slope;
+  // May be null. Otherwise g counts as zero unless (x - mean) * scale + shift > 0.
+  const float *mean, *shift;
+  float* out;
+  int64_t stride;      // from one row of g and x to the next
+  int64_t out_stride;  // the same of `out`
+
+  [[gnu::always_inline]] GradientRows from(int64_t row, int64_t channel) const {
+    GradientRows at = *this;
+    at.g += row * stride + channel;
+    at.x += row * stride + channel;
+    if (out != nullptr) at.out += row * out_stride + channel;
+    at.scale += channel;
+    at.offset += channel;
+    at.slope += channel;
+    if (mean == nullptr) return at;
+    at.mean += channel;
+    at.shift += channel;
+    return at;
   }
 };
 
@@ -75,7 +109,8 @@ struct BlockedPart {
   int16_t* mantissas;
   int32_t* exponents;
   int64_t rows, columns, block_rows, block_columns;
-  int64_t stride;           // from one row to the next, also of the mantissas
+  int64_t stride;           // from one row of mantissas to the next
+  int64_t x_stride;         // the same of x; equals `stride` if blocks have all columns
   int64_t exponent_stride;  // from one row of blocks to the next
   int bits;
   BlockRounding rounding;
@@ -97,7 +132,7 @@ struct BlockedPart {
                                           int64_t most_columns) const {
     BlockedPart part = *this;
     const int64_t offset = row * stride + column;
-    part.x += offset;
+    part.x += row * x_stride + column;
     part.mantissas += offset;
     part.index += static_cast<uint32_t>(offset);
     part.exponents += row / block_rows * exponent_stride + column / block_columns;
@@ -114,10 +149,14 @@ struct PassKernels {
                   float* low, float* high);
   // Likewise adds to the sums of g and of g * (x - centre).
   void (*paired_sums)(const PairedRows& at, int64_t rows, int64_t channels);
+  // Computes out = max((x - mean) * scale + shift, 0); a NaN stays a NaN.
+  void (*rectified)(const RectifiedRows& at, int64_t rows, int64_t channels);
   // Computes out = max((x - mean) * scale + shift + residual, 0), and whether it is positive. For
   // each channel, updates the least value, which ignores NaNs, and the bits of the greatest, where
   // a NaN counts as the greatest.
   void (*rectified_sum)(const RectifiedRows& at, int64_t rows, int64_t channels);
+  // Computes out = slope * x + (g * scale + offset), the gradient of a normalization.
+  void (*gradient)(const GradientRows& at, int64_t rows, int64_t channels);
   // Returns the greatest of the bits of the numbers without their signs. It is at least the bits of
   // infinity if not all numbers are finite.
   int32_t (*largest_magnitude)(const float* x, int64_t count);

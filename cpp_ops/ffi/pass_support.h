@@ -1,0 +1,70 @@
+// Shared by the XLA handlers of passes: types of buffers, what every pass has, checks.
+#ifndef DFPJAX_FFI_PASS_SUPPORT_H_
+#define DFPJAX_FFI_PASS_SUPPORT_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "ffi/support.h"
+#include "isa/isa.h"
+#include "passes/kernels/table.h"
+
+namespace dfpjax {
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Numbers = ffi::Buffer<ffi::S32>;
+using Mantissas = ffi::Buffer<ffi::S16>;
+using Truth = ffi::Buffer<ffi::PRED>;
+using Sizes = ffi::Span<const int64_t>;
+
+// Finds the kernels and runs `work(kernels, executor)`, unless something is wrong.
+template <class Work>
+ffi::Error run(std::string error, const ffi::ThreadPool& pool, std::string_view isa,
+               int64_t threads, Work work) {
+  if (threads < 0) error = "threads: must not be negative";
+  std::string why;
+  const std::optional<Isa> path = find_isa(std::string(isa).c_str(), &why);
+  if (!path) error = "isa: " + why;
+  if (!error.empty()) return ffi::Error::InvalidArgument(error);
+  ffi::ThreadPool own = pool;
+  XlaExecutor executor(&own, threads);
+  work(pass_kernels(*path), executor);
+  return ffi::Error::Success();
+}
+
+inline std::string must_be(const char* name, const char* what) {
+  return std::string(name) + ": must be " + what;
+}
+
+// Whether a tensor with these extents has so many numbers.
+inline bool has_size(Sizes extents, size_t numbers) {
+  int64_t size = 1;
+  for (const int64_t extent : extents)
+    if (extent < 0 || __builtin_mul_overflow(size, extent, &size)) return false;
+  return size == static_cast<int64_t>(numbers);
+}
+
+// `seeds` says how stochastic rounding gets its random bits: from seeds, or from the numbers.
+inline std::optional<BlockRounding> find_rounding(std::string_view name, bool seeds) {
+  if (name == "nearest") return BlockRounding::kNearest;
+  if (name == "biased") return BlockRounding::kBiased;
+  if (name == "truncate") return BlockRounding::kTruncate;
+  if (name == "stochastic") return seeds ? BlockRounding::kSeed : BlockRounding::kOwnBits;
+  return std::nullopt;
+}
+
+// Completes a binding of operands and results with what every pass has.
+template <class Binding>
+auto pass(Binding binding) {
+  return std::move(binding)
+      .template Ctx<ffi::ThreadPool>()
+      .template Attr<std::string_view>("isa")
+      .template Attr<int64_t>("threads");
+}
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_FFI_PASS_SUPPORT_H_
