@@ -56,6 +56,7 @@ struct Handler {
 using Handlers = std::vector<Handler>;
 Handlers contraction_handlers();
 Handlers pass_handlers();
+Handlers operand_handlers();
 
 // XLA's own pool; a second one would oversubscribe the machine.
 class XlaExecutor : public Executor {

@@ -1,0 +1,35 @@
+// Passes that compute a tensor and quantize it at once, so that its float32 numbers need not go
+// through memory: rectified normalizations, and gradients of normalizations.
+#ifndef DFPJAX_PASSES_PRODUCED_OPERAND_H_
+#define DFPJAX_PASSES_PRODUCED_OPERAND_H_
+
+#include <cstdint>
+
+#include "passes/block_quantize.h"
+#include "passes/channel_sums.h"
+#include "passes/kernels/table.h"
+#include "runtime/parallel.h"
+
+namespace dfpjax {
+
+// Tensors have the shape of the operand, and their last axis is `channels` long: it divides
+// shape.columns. In each product and the addition that follows it, there is one rounding.
+
+// Quantizes y = max((x - mean) * scale + shift, 0), where a mean that is null counts as 0 and a
+// scale as 1. Unless `sum` is null, quantizes y = max((x - mean) * scale + shift + residual, 0),
+// and writes what rectified_sum does.
+void rectified_operand(const BlockedShape& shape, int64_t channels, const Rectified& in,
+                       const BlockedOperand& to, const RectifiedSum* sum,
+                       const PassKernels& kernels, Executor& executor);
+
+// Quantizes slope * x + (g * scale + offset). `mean` and `shift` may be null; otherwise g counts as
+// zero unless (x - mean) * scale + shift is positive.
+struct Gradient {
+  const float *g, *x, *scale, *offset, *slope, *mean, *shift;
+};
+void gradient_operand(const BlockedShape& shape, int64_t channels, const Gradient& in,
+                      const BlockedOperand& to, const PassKernels& kernels, Executor& executor);
+
+}  // namespace dfpjax
+
+#endif  // DFPJAX_PASSES_PRODUCED_OPERAND_H_

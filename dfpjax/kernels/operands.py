@@ -1,0 +1,117 @@
+"""Bindings of the native passes that compute a tensor and write it as an operand at once: its mantissas, and
+the exponents of its blocks. They have the bits of `passes.quantize_blocks` of that tensor.
+
+fma(a, b, c) is a · b + c, rounded once, as XLA computes such expressions on CPUs. `isa` and `threads` are
+those of `passes`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dfpjax.kernels import passes
+from dfpjax.numbers.format.blocks import Blocks
+from dfpjax.numbers.format.quantizer import Quantizer
+
+
+def rectified_operand(
+    x: jax.Array,
+    shift: jax.Array,
+    *,
+    mean: jax.Array | None = None,
+    scale: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    quantizer: Quantizer,
+    blocks: Blocks,
+    masked: bool = False,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, ...]:
+    """Quantize y = max(fma(x − mean, scale, shift), 0), or max(fma(x − mean, scale, shift) + residual, 0).
+
+    Arguments:
+        x: float32[..., channels].
+        shift: float32[channels].
+        mean, scale: float32[channels]; None stands for zeros and ones.
+        residual: float32 of x's shape, or None.
+        quantizer: bits and rounding; random bits are those of the numbers.
+        blocks: the size of blocks.
+        masked: whether to return the mask of a sum with a residual.
+
+    Returns:
+        The mantissas as int16 of x's shape, and the exponents as int32[*blocks.counts(x.shape)]. With a
+        residual also y as float32 of x's shape; y > 0 as bool of that shape, or bool[0] without `masked`; the
+        least and the greatest y of each channel as float32[channels], NaN where a channel has a NaN. If x has
+        no numbers, these are infinity and 0.
+
+    Raises:
+        jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
+    """
+    given = residual is not None
+    full, extreme = (x.shape, x.shape[-1:]) if given else ((0,), (0,))
+    results = [
+        *_operand(x, blocks),
+        jax.ShapeDtypeStruct(full, jnp.float32),
+        jax.ShapeDtypeStruct(full if masked else (0,), jnp.bool_),
+        *[jax.ShapeDtypeStruct(extreme, jnp.float32)] * 2,
+    ]
+    attributes = _attributes(x, quantizer, blocks)
+    call = passes.call("dfpjax_rectified_operand_v1", results, isa, threads, **attributes)
+    produced = call(x, shift, *map(_or_empty, (mean, scale, residual)))
+    return tuple(produced) if given else tuple(produced[:2])
+
+
+def gradient_operand(
+    g: jax.Array,
+    x: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    slope: jax.Array,
+    *,
+    mean: jax.Array | None = None,
+    shift: jax.Array | None = None,
+    quantizer: Quantizer,
+    blocks: Blocks,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Quantize the gradient of a normalization, fma(slope, x, fma(g, scale, offset)).
+
+    Arguments:
+        g, x: float32[..., channels].
+        scale, offset, slope: float32[channels].
+        mean, shift: float32[channels], or both None. If they are given, g counts as zero where
+            fma(x − mean, scale, shift) is not positive.
+        quantizer: bits and rounding; random bits are those of the numbers.
+        blocks: the size of blocks.
+
+    Returns:
+        The mantissas as int16 of x's shape, and the exponents as int32[*blocks.counts(x.shape)].
+
+    Raises:
+        jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
+    """
+    attributes = _attributes(x, quantizer, blocks)
+    call = passes.call("dfpjax_gradient_operand_v1", _operand(x, blocks), isa, threads, **attributes)
+    mantissas, exponents = call(g, x, scale, offset, slope, *map(_or_empty, (mean, shift)))
+    return mantissas, exponents
+
+
+def _operand(x: jax.Array, blocks: Blocks) -> list[jax.ShapeDtypeStruct]:
+    return [
+        jax.ShapeDtypeStruct(x.shape, jnp.int16),
+        jax.ShapeDtypeStruct(blocks.counts(x.shape), jnp.int32),
+    ]
+
+
+def _attributes(x: jax.Array, quantizer: Quantizer, blocks: Blocks) -> dict:
+    return {
+        "bits": np.int64(quantizer.bits),
+        "rounding": quantizer.rounding,
+        "view": np.int64(blocks.view(x.shape)),
+        "block": np.int64(blocks.size(x.shape)),
+    }
+
+
+def _or_empty(x: jax.Array | None) -> jax.Array:
+    return jnp.zeros(0, jnp.float32) if x is None else x
