@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t kNumbers = 8192;
 
 int64_t most_numbers(const BlockedShape& shape) {
-  return std::max(kNumbers, shape.block_rows * std::min(shape.block_columns, shape.columns));
+  return std::max(kNumbers, std::min(shape.block_rows, shape.rows) *
+                                std::min(shape.block_columns, shape.columns));
 }
 
 // Calls work(strip) for strips of whole blocks that have at most most_numbers numbers.
