@@ -89,15 +89,15 @@ ffi::Error run_rectified(Floats x, Floats shift, Floats mean, Floats scale, Floa
                       is_given(mean) ? operand.check_channels("mean", mean) : "",
                       is_given(scale) ? operand.check_channels("scale", scale) : "",
                       check_sum("residual", residual), check_sum("y", *y),
-                      is_given(*positive) ? check_sum("positive", *positive) : "",
+                      is_given(*positive) ? operand.check_size("positive", *positive) : "",
                       check_extreme("low", *low), check_extreme("high", *high)});
   return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
-    const Rectified in{x.typed_data(), residual.typed_data(), or_null(mean), or_null(scale),
+    const Rectified in{x.typed_data(), or_null(residual), or_null(mean), or_null(scale),
                        shift.typed_data()};
-    const RectifiedSum sum{y->typed_data(), or_null(*positive), low->typed_data(),
-                           high->typed_data()};
-    rectified_operand(operand.shape, static_cast<int64_t>(operand.channels), in, operand.to,
-                      summed ? &sum : nullptr, kernels, executor);
+    const RectifiedSum out{y->typed_data(), or_null(*positive),
+                           summed ? low->typed_data() : nullptr, high->typed_data()};
+    rectified_operand(operand.shape, static_cast<int64_t>(operand.channels), in, operand.to, out,
+                      kernels, executor);
   });
 }
 
@@ -120,6 +120,19 @@ ffi::Error run_gradient(Floats g, Floats x, Floats scale, Floats offset, Floats 
                       slope.typed_data(), or_null(mean),  or_null(shift)};
     gradient_operand(operand.shape, static_cast<int64_t>(operand.channels), in, operand.to, kernels,
                      executor);
+  });
+}
+
+ffi::Error run_masked(Floats x, Truth positive, ffi::Result<Mantissas> mantissas,
+                      ffi::Result<Numbers> exponents, ffi::ThreadPool pool, std::string_view isa,
+                      int64_t threads, int64_t bits, std::string_view rounding, Sizes view,
+                      Sizes block) {
+  Operand operand{};
+  std::string error = describe(x, *mantissas, *exponents, bits, rounding, view, block, &operand);
+  if (error.empty()) error = operand.check_size("positive", positive);
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
+    masked_operand(operand.shape, x.typed_data(), positive.typed_data(), operand.to, kernels,
+                   executor);
   });
 }
 
@@ -157,12 +170,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gradient_operand_v1, Guarded<run_gradient>::call,
                                                .Arg<Floats>()
                                                .Ret<Mantissas>()
                                                .Ret<Numbers>())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    masked_operand_v1, Guarded<run_masked>::call,
+    operand(pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Truth>().Ret<Mantissas>().Ret<Numbers>())));
 
 }  // namespace
 
 Handlers operand_handlers() {
   return {{"dfpjax_rectified_operand_v1", rectified_operand_v1},
-          {"dfpjax_gradient_operand_v1", gradient_operand_v1}};
+          {"dfpjax_gradient_operand_v1", gradient_operand_v1},
+          {"dfpjax_masked_operand_v1", masked_operand_v1}};
 }
 
 }  // namespace dfpjax

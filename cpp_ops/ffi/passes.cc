@@ -103,6 +103,19 @@ ffi::Error run_rectified_sum(Floats x, Floats residual, Floats mean, Floats scal
   });
 }
 
+ffi::Error run_masked_sums(Floats x, Truth positive, ffi::Result<Floats> sums, ffi::ThreadPool pool,
+                           std::string_view isa, int64_t threads) {
+  std::string error = check_channels(x);
+  if (error.empty()) {
+    if (positive.element_count() != x.element_count()) error = must_be("positive", "of x's size");
+    if (sums->element_count() != channel_count(x)) error = must_be("result", "[groups, channels]");
+  }
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
+    masked_sums(channel_shape(x), x.typed_data(), positive.typed_data(), sums->typed_data(),
+                kernels, executor);
+  });
+}
+
 ffi::Error run_largest(Floats x, ffi::Result<Numbers> out, ffi::ThreadPool pool,
                        std::string_view isa, int64_t threads) {
   const std::string error = out->element_count() == 1 ? "" : must_be("result", "one number");
@@ -258,6 +271,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(rectified_sum_v1, Guarded<run_rectified_sum>::call
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     paired_sums_v1, Guarded<run_paired_sums>::call,
     pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Floats>().Arg<Floats>().Ret<Floats>().Ret<Floats>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(masked_sums_v1, Guarded<run_masked_sums>::call,
+                              pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Truth>().Ret<Floats>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(largest_magnitude_v1, Guarded<run_largest>::call,
                               pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Numbers>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
@@ -290,6 +305,7 @@ Handlers pass_handlers() {
           {"dfpjax_paired_sums_v1", paired_sums_v1},
           {"dfpjax_rectified_sums_v1", rectified_sums_v1},
           {"dfpjax_rectified_sum_v1", rectified_sum_v1},
+          {"dfpjax_masked_sums_v1", masked_sums_v1},
           {"dfpjax_largest_magnitude_v1", largest_magnitude_v1},
           {"dfpjax_quantize_v1", quantize_v1},
           {"dfpjax_quantize_blocks_v1", quantize_blocks_v1},

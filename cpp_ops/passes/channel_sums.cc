@@ -80,6 +80,22 @@ void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float
   });
 }
 
+void masked_sums(const ChannelShape& shape, const float* x, const bool* positive, float* sums,
+                 const PassKernels& kernels, Executor& executor) {
+  const ChannelBlocks blocks(shape);
+  const Partial<double> partial(blocks);
+  const Loop loop{
+      blocks.count(), 1, [&](int, int64_t begin, int64_t end) {
+        for (int64_t unit = begin; unit < end; ++unit) {
+          const int64_t start = blocks.first_row(unit) * shape.channels;
+          const MaskedRows rows{x + start, positive + start, nullptr, shape.channels, 0};
+          kernels.masked_sums(rows, blocks.row_count(unit), shape.channels, partial.of(unit, 0));
+        }
+      }};
+  run_then_combine(executor, loop, shape.groups,
+                   [&](int64_t group) { combine(blocks, group, partial.all(), sums); });
+}
+
 void rectified_sum(const ChannelShape& shape, const Rectified& in, const RectifiedSum& out,
                    const PassKernels& kernels, Executor& executor) {
   const ChannelBlocks blocks(shape);

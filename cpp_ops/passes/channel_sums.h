@@ -30,6 +30,10 @@ struct Paired {
 void paired_sums(const ChannelShape& shape, const Paired& in, float* sums, float* products,
                  const PassKernels& kernels, Executor& executor);
 
+// The sums of x over the rows, where it counts as zero unless `positive`.
+void masked_sums(const ChannelShape& shape, const float* x, const bool* positive, float* sums,
+                 const PassKernels& kernels, Executor& executor);
+
 // Computes y = max((x - mean) * scale + shift + residual, 0), whether it is positive (unless null),
 // and its least and greatest value as in Moments, except that the greatest is 0 without rows. The
 // product and its addition to the shift are rounded once, here and above.

@@ -142,7 +142,7 @@ void sum_and_quantize(const BlockedShape& shape, int64_t channels, const Rectifi
 }  // namespace
 
 void rectified_operand(const BlockedShape& shape, int64_t channels, const Rectified& in,
-                       const BlockedOperand& to, const RectifiedSum* sum,
+                       const BlockedOperand& to, const RectifiedSum& out,
                        const PassKernels& kernels, Executor& executor) {
   const OfColumns mean(in.mean, 0, shape, channels), scale(in.scale, 1, shape, channels);
   const OfColumns shift(in.shift, 0, shape, channels);
@@ -151,13 +151,19 @@ void rectified_operand(const BlockedShape& shape, int64_t channels, const Rectif
   all.mean = mean.numbers();
   all.scale = scale.numbers();
   all.shift = shift.numbers();
+  all.positive = out.positive;
   all.stride = all.out_stride = shape.columns;
-  if (sum == nullptr)
+  if (out.low == nullptr)
     return produce_and_quantize(shape, all, to, kernels.rectified, kernels, executor);
   all.residual = in.residual;
-  all.out = sum->y;
-  all.positive = sum->positive;
-  sum_and_quantize(shape, channels, all, to, sum->low, sum->high, kernels, executor);
+  all.out = out.y;
+  sum_and_quantize(shape, channels, all, to, out.low, out.high, kernels, executor);
+}
+
+void masked_operand(const BlockedShape& shape, const float* x, const bool* positive,
+                    const BlockedOperand& to, const PassKernels& kernels, Executor& executor) {
+  const MaskedRows all{x, positive, nullptr, shape.columns, 0};
+  produce_and_quantize(shape, all, to, kernels.masked, kernels, executor);
 }
 
 void gradient_operand(const BlockedShape& shape, int64_t channels, const Gradient& in,

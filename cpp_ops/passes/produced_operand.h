@@ -16,11 +16,15 @@ namespace dfpjax {
 // shape.columns. In each product and the addition that follows it, there is one rounding.
 
 // Quantizes y = max((x - mean) * scale + shift, 0), where a mean that is null counts as 0 and a
-// scale as 1. Unless `sum` is null, quantizes y = max((x - mean) * scale + shift + residual, 0),
-// and writes what rectified_sum does.
+// scale as 1, and writes whether y is positive (unless null). If `out` has extremes, quantizes
+// y = max((x - mean) * scale + shift + residual, 0) and writes all that rectified_sum does.
 void rectified_operand(const BlockedShape& shape, int64_t channels, const Rectified& in,
-                       const BlockedOperand& to, const RectifiedSum* sum,
+                       const BlockedOperand& to, const RectifiedSum& out,
                        const PassKernels& kernels, Executor& executor);
+
+// Quantizes x, where it counts as zero unless `positive`.
+void masked_operand(const BlockedShape& shape, const float* x, const bool* positive,
+                    const BlockedOperand& to, const PassKernels& kernels, Executor& executor);
 
 // Quantizes slope * x + (g * scale + offset). `mean` and `shift` may be null; otherwise g counts as
 // zero unless (x - mean) * scale + shift is positive.

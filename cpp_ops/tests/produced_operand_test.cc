@@ -29,13 +29,25 @@ struct Operands {
 };
 
 // Which of the operands are given.
-enum class Kind { kBias, kNormalization, kSum, kMaskedSum, kGradient, kRectifiedGradient };
-constexpr Kind kKinds[] = {Kind::kBias,      Kind::kNormalization, Kind::kSum,
-                           Kind::kMaskedSum, Kind::kGradient,      Kind::kRectifiedGradient};
+enum class Kind {
+  kBias,
+  kMaskedBias,
+  kNormalization,
+  kSum,
+  kMaskedSum,
+  kGradient,
+  kRectifiedGradient,
+  kMasked
+};
+constexpr Kind kKinds[] = {
+    Kind::kBias,      Kind::kMaskedBias, Kind::kNormalization,     Kind::kSum,
+    Kind::kMaskedSum, Kind::kGradient,   Kind::kRectifiedGradient, Kind::kMasked};
 constexpr BlockRounding kRoundings[] = {BlockRounding::kNearest, BlockRounding::kBiased,
                                         BlockRounding::kTruncate, BlockRounding::kOwnBits};
 
 bool has_sum(Kind kind) { return kind == Kind::kSum || kind == Kind::kMaskedSum; }
+bool has_mask(Kind kind) { return kind == Kind::kMaskedBias || kind == Kind::kMaskedSum; }
+bool is_bias(Kind kind) { return kind == Kind::kBias || kind == Kind::kMaskedBias; }
 
 Operands random_operands(const BlockedShape& shape, int64_t channels, std::mt19937* random) {
   const int64_t size = shape.examples * shape.outer * shape.rows * shape.columns;
@@ -62,7 +74,8 @@ float produced(const Operands& in, Kind kind, size_t i) {
     return std::fma(in.slope[c], in.x[i],
                     std::fma(counts ? in.other[i] : 0.0F, in.scale[c], in.shift[c]));
   }
-  float sum = kind == Kind::kBias ? in.x[i] + in.shift[c] : normalized;
+  if (kind == Kind::kMasked) return in.other[i] > 0 ? in.x[i] : 0.0F;
+  float sum = is_bias(kind) ? in.x[i] + in.shift[c] : normalized;
   if (has_sum(kind)) sum += in.other[i];
   return std::isnan(sum) || sum > 0 ? sum : 0.0F;
 }
@@ -105,13 +118,17 @@ void run(const Operands& in, Kind kind, const BlockedOperand& to, Sum* sum,
                             rectified ? in.shift.data() : nullptr};
     return gradient_operand(in.shape, in.channels, operands, to, kernels, executor);
   }
-  const bool bias = kind == Kind::kBias;
-  const Rectified operands{in.x.data(), in.other.data(), bias ? nullptr : in.mean.data(),
-                           bias ? nullptr : in.scale.data(), in.shift.data()};
-  const RectifiedSum out{sum->y.data(), kind == Kind::kMaskedSum ? sum->positive.get() : nullptr,
-                         sum->low.data(), sum->high.data()};
-  rectified_operand(in.shape, in.channels, operands, to, has_sum(kind) ? &out : nullptr, kernels,
-                    executor);
+  if (kind == Kind::kMasked) {
+    for (size_t i = 0; i < in.x.size(); ++i) sum->positive[i] = in.other[i] > 0;
+    return masked_operand(in.shape, in.x.data(), sum->positive.get(), to, kernels, executor);
+  }
+  const bool bias = is_bias(kind);
+  const Rectified operands{in.x.data(), has_sum(kind) ? in.other.data() : nullptr,
+                           bias ? nullptr : in.mean.data(), bias ? nullptr : in.scale.data(),
+                           in.shift.data()};
+  const RectifiedSum out{sum->y.data(), has_mask(kind) ? sum->positive.get() : nullptr,
+                         has_sum(kind) ? sum->low.data() : nullptr, sum->high.data()};
+  rectified_operand(in.shape, in.channels, operands, to, out, kernels, executor);
 }
 
 // All NaNs are the same, but the two zeros are not.
@@ -122,8 +139,7 @@ bool all_same(const Values& a, const Values& b) {
   return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(), same);
 }
 
-void check_sum(const Sum& sum, const Values& y, const Operands& in, bool masked,
-               const std::string& where) {
+void check_sum(const Sum& sum, const Values& y, const std::string& where) {
   Values low(sum.low.size(), kInfinity), high(sum.high.size(), 0.0F);
   for (size_t i = 0; i < y.size(); ++i) {
     const size_t c = i % low.size();
@@ -133,8 +149,6 @@ void check_sum(const Sum& sum, const Values& y, const Operands& in, bool masked,
   expect(all_same(sum.y, y), "y, " + where);
   expect(all_same(sum.low, low), "least, " + where);
   expect(all_same(sum.high, high), "greatest, " + where);
-  for (size_t i = 0; i < in.x.size(); ++i)
-    expect(sum.positive[i] == (masked && y[i] > 0), "where it is positive, " + where);
 }
 
 void check(const Operands& in, Kind kind, BlockRounding rounding, int bits = 16) {
@@ -157,7 +171,11 @@ void check(const Operands& in, Kind kind, BlockRounding rounding, int bits = 16)
     run(in, kind, actual.as(rounding, bits), &sum, kernels, executor);
     expect(same_bits(actual.exponents, expected.exponents), "exponents, " + where);
     expect(same_bits(actual.mantissas, expected.mantissas), "mantissas, " + where);
-    if (has_sum(kind)) check_sum(sum, tensor, in, kind == Kind::kMaskedSum, where);
+    if (has_sum(kind)) check_sum(sum, tensor, where);
+    if (kind == Kind::kMasked) return;  // the mask is an operand
+    for (size_t i = 0; i < tensor.size(); ++i)
+      expect(sum.positive[i] == (has_mask(kind) && tensor[i] > 0),
+             "where it is positive, " + where);
   });
 }
 

@@ -13,6 +13,9 @@ from dfpjax.kernels import passes
 from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.quantizer import Quantizer
 
+RECTIFIED_OPERAND = "dfpjax_rectified_operand_v1"
+"""The target of `rectified_operand`."""
+
 
 def rectified_operand(
     x: jax.Array,
@@ -36,13 +39,13 @@ def rectified_operand(
         residual: float32 of x's shape, or None.
         quantizer: bits and rounding; random bits are those of the numbers.
         blocks: the size of blocks.
-        masked: whether to return the mask of a sum with a residual.
+        masked: whether to return the mask y > 0.
 
     Returns:
-        The mantissas as int16 of x's shape, and the exponents as int32[*blocks.counts(x.shape)]. With a
-        residual also y as float32 of x's shape; y > 0 as bool of that shape, or bool[0] without `masked`; the
-        least and the greatest y of each channel as float32[channels], NaN where a channel has a NaN. If x has
-        no numbers, these are infinity and 0.
+        The mantissas as int16 of x's shape; the exponents as int32[*blocks.counts(x.shape)]; y > 0 as bool of
+        x's shape, or bool[0] without `masked`. With a residual also y as float32 of x's shape, and the least
+        and the greatest y of each channel as float32[channels], NaN where a channel has a NaN. If x has no
+        numbers, these are infinity and 0.
 
     Raises:
         jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
@@ -52,13 +55,13 @@ def rectified_operand(
     results = [
         *_operand(x, blocks),
         jax.ShapeDtypeStruct(full, jnp.float32),
-        jax.ShapeDtypeStruct(full if masked else (0,), jnp.bool_),
+        jax.ShapeDtypeStruct(x.shape if masked else (0,), jnp.bool_),
         *[jax.ShapeDtypeStruct(extreme, jnp.float32)] * 2,
     ]
-    attributes = _attributes(x, quantizer, blocks)
-    call = passes.call("dfpjax_rectified_operand_v1", results, isa, threads, **attributes)
-    produced = call(x, shift, *map(_or_empty, (mean, scale, residual)))
-    return tuple(produced) if given else tuple(produced[:2])
+    attributes = operand_attributes(x.shape, quantizer, blocks)
+    call = passes.call(RECTIFIED_OPERAND, results, isa, threads, **attributes)
+    mantissas, exponents, y, positive, *extremes = call(x, shift, *map(_or_empty, (mean, scale, residual)))
+    return mantissas, exponents, positive, *((y, *extremes) if given else ())
 
 
 def gradient_operand(
@@ -91,9 +94,38 @@ def gradient_operand(
     Raises:
         jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
     """
-    attributes = _attributes(x, quantizer, blocks)
+    attributes = operand_attributes(x.shape, quantizer, blocks)
     call = passes.call("dfpjax_gradient_operand_v1", _operand(x, blocks), isa, threads, **attributes)
     mantissas, exponents = call(g, x, scale, offset, slope, *map(_or_empty, (mean, shift)))
+    return mantissas, exponents
+
+
+def masked_operand(
+    x: jax.Array,
+    positive: jax.Array,
+    *,
+    quantizer: Quantizer,
+    blocks: Blocks,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Quantize x where `positive` holds, and zero elsewhere.
+
+    Arguments:
+        x: float32[..., channels].
+        positive: bool of x's shape.
+        quantizer: bits and rounding; random bits are those of the numbers.
+        blocks: the size of blocks.
+
+    Returns:
+        The mantissas as int16 of x's shape, and the exponents as int32[*blocks.counts(x.shape)].
+
+    Raises:
+        jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
+    """
+    attributes = operand_attributes(x.shape, quantizer, blocks)
+    call = passes.call("dfpjax_masked_operand_v1", _operand(x, blocks), isa, threads, **attributes)
+    mantissas, exponents = call(x, positive)
     return mantissas, exponents
 
 
@@ -104,12 +136,13 @@ def _operand(x: jax.Array, blocks: Blocks) -> list[jax.ShapeDtypeStruct]:
     ]
 
 
-def _attributes(x: jax.Array, quantizer: Quantizer, blocks: Blocks) -> dict:
+def operand_attributes(shape: tuple[int, ...], quantizer: Quantizer, blocks: Blocks) -> dict:
+    """The attributes of a call that writes an operand of this shape."""
     return {
         "bits": np.int64(quantizer.bits),
         "rounding": quantizer.rounding,
-        "view": np.int64(blocks.view(x.shape)),
-        "block": np.int64(blocks.size(x.shape)),
+        "view": np.int64(blocks.view(shape)),
+        "block": np.int64(blocks.size(shape)),
     }
 
 

@@ -70,6 +70,21 @@ def rectified_sums(
     return tuple(call("dfpjax_rectified_sums_v1", results, isa, threads)(g, x, centre, scale, shift))
 
 
+def masked_sums(x: jax.Array, positive: jax.Array, *, isa: str = "", threads: int = 0) -> jax.Array:
+    """Sums of x over the channels where `positive` holds.
+
+    Arguments:
+        x: float32[groups, rows, channels].
+        positive: bool of x's shape.
+
+    Returns:
+        float32[groups, channels], summed in the order of `moments`.
+    """
+    groups, _, channels = x.shape
+    result = jax.ShapeDtypeStruct((groups, channels), jnp.float32)
+    return call("dfpjax_masked_sums_v1", result, isa, threads)(x, positive)
+
+
 def rectified_sum(
     x: jax.Array, residual: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array,
     *, masked: bool = True, isa: str = "", threads: int = 0,

@@ -59,8 +59,8 @@ def test_rectified_normalization(shape):
     y = rectify(fused(x - mean, scale, shift))
     blocks = Blocks(rows=4)
     actual = run(operands.rectified_operand, x, shift, given={"mean": mean, "scale": scale}, blocks=blocks)
-    assert len(actual) == 2
-    assert_operand(actual, y, Quantizer(), blocks)
+    assert len(actual) == 3 and actual[2].shape == (0,)
+    assert_operand(actual[:2], y, Quantizer(), blocks)
 
 
 @pytest.mark.parametrize("given", ["", "mean", "scale"])
@@ -73,8 +73,35 @@ def test_absent_operands(given, with_residual):
         named["residual"] = residual
         y = y + residual
     actual = run(operands.rectified_operand, x, shift, given=named)
-    assert len(actual) == (6 if with_residual else 2)
-    assert_operand(actual, rectify(y), Quantizer(), Blocks())
+    assert len(actual) == (6 if with_residual else 3)
+    assert_operand(actual[:2], rectify(y), Quantizer(), Blocks())
+
+
+def assert_mask(actual, expected):
+    assert actual.dtype == np.bool_
+    if expected is None:
+        assert actual.shape == (0,)
+        return
+    # Compare bytes, since a bool must be exactly 0 or 1.
+    np.testing.assert_array_equal(actual.view(np.uint8), expected.astype(np.uint8))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_bias_and_its_mask(shape):
+    x, _, _, _, shift, _ = arguments(shape)
+    y, blocks = rectify(x + shift), Blocks(rows=4)
+    actual = run(operands.rectified_operand, x, shift, blocks=blocks, masked=True)
+    assert_operand(actual[:2], y, Quantizer(), blocks)
+    assert_mask(actual[2], y > 0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_masked_operand(shape):
+    x, other, *_ = arguments(shape)
+    x.flat[:1] = np.nan
+    positive, blocks = other > 0, Blocks(rows=4)
+    actual = run(operands.masked_operand, x, positive, blocks=blocks)
+    assert_operand(actual, np.where(positive, x, np.float32(0)), Quantizer(), blocks)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -85,12 +112,10 @@ def test_sum_with_a_residual(shape, masked):
     given = {"mean": mean, "scale": scale, "residual": residual}
     blocks = Blocks(rows=4)
     actual = run(operands.rectified_operand, x, shift, given=given, blocks=blocks, masked=masked)
-    assert_operand(actual, y, Quantizer(), blocks)
-    _, _, written, positive, low, high = actual
+    assert_operand(actual[:2], y, Quantizer(), blocks)
+    _, _, positive, written, low, high = actual
     assert_same_bits(written, y)
-    assert positive.dtype == np.bool_ and positive.shape == (shape if masked else (0,))
-    if masked:  # Compare bytes, since a bool must be exactly 0 or 1.
-        np.testing.assert_array_equal(positive.view(np.uint8), (y > 0).astype(np.uint8))
+    assert_mask(positive, y > 0 if masked else None)
     rows = tuple(range(y.ndim - 1))
     assert_same_bits(low, y.min(rows, initial=np.inf))
     assert_same_bits(high, y.max(rows, initial=0))
@@ -119,7 +144,7 @@ def test_roundings(rounding):
     normalized = fused(x - mean, scale, shift)
     given = {"mean": mean, "scale": scale}
     actual = run_one(operands.rectified_operand, x, shift, given=given)
-    assert_operand(actual, rectify(normalized), quantizer, blocks)
+    assert_operand(actual[:2], rectify(normalized), quantizer, blocks)
     actual = run_one(operands.rectified_operand, x, shift, given=given | {"residual": g})
     assert_operand(actual[:2], rectify(normalized + g), quantizer, blocks)
     actual = run_one(operands.gradient_operand, g, x, scale, shift, slope)
@@ -135,12 +160,11 @@ def test_special_numbers(special):
         y = rectify(normalized + g)
     given = {"mean": mean, "scale": scale}
     actual = run(operands.rectified_operand, x, shift, given=given)
-    assert_operand(actual, rectify(normalized), Quantizer(), Blocks())
+    assert_operand(actual[:2], rectify(normalized), Quantizer(), Blocks())
     actual = run(operands.rectified_operand, x, shift, given=given | {"residual": g})
     assert_operand(actual[:2], y, Quantizer(), Blocks())
-    for found, expected in zip(actual[2::2], (y, y.min((0, 1, 2))), strict=True):
+    for found, expected in zip(actual[3:], (y, y.min((0, 1, 2)), y.max((0, 1, 2))), strict=True):
         assert_same_bits(found, expected)
-    assert_same_bits(actual[5], y.max((0, 1, 2)))
     given = {"mean": mean, "shift": shift}
     actual = run(operands.gradient_operand, g, x, scale, shift, slope, given=given)
     counted = np.where(normalized > 0, g, np.float32(0))
@@ -162,7 +186,7 @@ def test_subnormal_numbers(scale):
     assert_same_bits(actual[0], to_integers(mantissas))
     nothing = np.asarray(exponents) == -149 - 14
     assert_same_bits(actual[1], np.where(nothing, exponents, exponents - 100))
-    assert_same_bits(actual[2], y)
+    assert_same_bits(actual[3], y)
     gradient = fused(slope, x, fused(g, factor, shift))
     actual = run(operands.gradient_operand, g, x, factor, shift, slope)
     mantissas, exponents = quantize_array(
@@ -176,7 +200,7 @@ def test_products_are_not_rounded():
     """(1 + 2^-23) · (1 − 2^-23) − 1 is −2^-46, and 0 if the product is rounded."""
     x, one = np.full((1, 4, 4, 32), 1 + 2.0**-23, np.float32), np.ones(32, np.float32)
     factor = -(np.float32(1) - np.float32(2.0**-23)) * one
-    mantissas, exponents = run(operands.rectified_operand, x, one, given={"scale": factor})
+    mantissas, exponents, _ = run(operands.rectified_operand, x, one, given={"scale": factor})
     assert (mantissas * 2.0 ** int(exponents.ravel()[0]) == 2.0**-46).all() and (exponents == -60).all()
     mantissas, exponents = run(operands.gradient_operand, x, x, factor, one, 0 * one)
     assert (mantissas == 2**14).all() and (exponents == -60).all()
@@ -205,6 +229,11 @@ def test_bad_rectified_operands_are_refused(changes, message):
     arguments = {"x": X, "shift": OF, **PLAIN, **changes}
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(operands.rectified_operand(**arguments))
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="positive: must be of x's size"):
+        jax.block_until_ready(operands.masked_operand(X, X[:1] > 0, **PLAIN))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +289,10 @@ def replaced(results, at, result):
         ({"sum": replaced(SUM, 2, struct(3))}, "low: must be one number for each channel"),
         ({"sum": replaced(SUM, 3, struct(3))}, "high: must be one number for each channel"),
         ({"sum": replaced(NO_SUM, 0, SUM[0]), "residual": None}, "y: must be empty without a residual"),
-        ({"sum": replaced(NO_SUM, 1, SUM[1]), "residual": None}, "positive: must be empty without"),
+        (
+            {"sum": replaced(NO_SUM, 1, struct(2, 3, dtype=jnp.bool_)), "residual": None},
+            "positive: must be of x's size",
+        ),
         ({"sum": replaced(NO_SUM, 3, SUM[3]), "residual": None}, "high: must be empty without a residual"),
     ],
 )

@@ -1,5 +1,5 @@
-// Normalized and rectified numbers, and gradients of normalizations. Included as isa/common-inl.h
-// describes.
+// Normalized and rectified numbers, and gradients of normalizations, row by row. Included as
+// isa/common-inl.h describes.
 
 // Stores the result of a comparison as bool.
 inline void store_truth(bool* to, Ints holds) {
@@ -7,98 +7,98 @@ inline void store_truth(bool* to, Ints holds) {
 }
 inline void store_truth(bool* to, bool holds) { *to = holds; }
 
-// Handles `kVectors` vectors of channels.
-template <class V, class Bits, int kVectors, bool kSum>
-inline void rectified_of(RectifiedRows at, int64_t rows) {
-  constexpr int kLanes = sizeof(V) / sizeof(float);
-  V mean[kVectors], scale[kVectors], shift[kVectors], least[kVectors];
-  Bits most[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    mean[v] = load_as<V>(at.mean + v * kLanes);
-    scale[v] = load_as<V>(at.scale + v * kLanes);
-    shift[v] = load_as<V>(at.shift + v * kLanes);
-    if constexpr (kSum) {
-      least[v] = load_as<V>(at.low + v * kLanes);
-      most[v] = load_as<Bits>(at.high_bits + v * kLanes);
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = r * at.stride + v * kLanes;
-      V sum = fused(load_as<V>(at.x + i) - mean[v], scale[v], shift[v]);
-      if constexpr (kSum) sum = sum + load_as<V>(at.residual + i);
-      const V y = sum <= V{} ? V{} : sum;  // keeps NaN, turns -0 into 0
-      store_as(at.out + r * at.out_stride + v * kLanes, y);
-      if constexpr (kSum) {
-        if (at.positive != nullptr) store_truth(at.positive + i, y > V{});
-        // The bits of a NaN are the greatest.
-        const Bits bits = load_as<Bits>(&y) & 0x7fffffff;
-        most[v] = bits > most[v] ? bits : most[v];
-        least[v] = y < least[v] ? y : least[v];
-      }
-    }
+// The numbers from p on that are true, as the result of a comparison.
+template <class V>
+inline auto load_truth(const bool* p) {
+  if constexpr (sizeof(V) == sizeof(float))
+    return *p;
+  else
+    return __builtin_convertvector(load_as<Bytes>(p), Ints) != 0;
+}
+
+// Calls whole(channel) for each vector of channels, and last(channel) for those that do not fill
+// one.
+template <class Whole, class Last>
+inline void for_channels(int64_t channels, Whole whole, Last last) {
+  int64_t c = 0;
+  for (; c + kFloats <= channels; c += kFloats) whole(c);
+  for (; c < channels; ++c) last(c);
+}
+
+// A row of RectifiedRows, at a channel.
+template <class V, class Bits, bool kSum>
+inline void rectified_at(const RectifiedRows& row, int64_t c) {
+  V sum = fused(load_as<V>(row.x + c) - load_as<V>(row.mean + c), load_as<V>(row.scale + c),
+                load_as<V>(row.shift + c));
+  if constexpr (kSum) sum = sum + load_as<V>(row.residual + c);
+  const V y = sum <= V{} ? V{} : sum;  // keeps NaN, turns -0 into 0
+  store_as(row.out + c, y);
+  if (row.positive != nullptr) store_truth(row.positive + c, y > V{});
   if constexpr (kSum) {
-    for (int v = 0; v < kVectors; ++v) {
-      store_as(at.low + v * kLanes, least[v]);
-      store_as(at.high_bits + v * kLanes, most[v]);
-    }
+    // The bits of a NaN are the greatest.
+    const Bits bits = load_as<Bits>(&y) & 0x7fffffff, most = load_as<Bits>(row.high_bits + c);
+    const V least = load_as<V>(row.low + c);
+    store_as(row.high_bits + c, bits > most ? bits : most);
+    store_as(row.low + c, y < least ? y : least);
   }
 }
 
-template <class V, int kVectors, bool kRectified>
-inline void gradient_of(GradientRows at, int64_t rows) {
-  constexpr int kLanes = sizeof(V) / sizeof(float);
-  V scale[kVectors], offset[kVectors], slope[kVectors], mean[kVectors], shift[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    scale[v] = load_as<V>(at.scale + v * kLanes);
-    offset[v] = load_as<V>(at.offset + v * kLanes);
-    slope[v] = load_as<V>(at.slope + v * kLanes);
-    if constexpr (kRectified) {
-      mean[v] = load_as<V>(at.mean + v * kLanes);
-      shift[v] = load_as<V>(at.shift + v * kLanes);
-    }
-  }
-  for (int64_t r = 0; r < rows; ++r)
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t i = r * at.stride + v * kLanes;
-      const V x = load_as<V>(at.x + i);
-      V g = load_as<V>(at.g + i);
-      if constexpr (kRectified) g = fused(x - mean[v], scale[v], shift[v]) > V{} ? g : V{};
-      store_as(at.out + r * at.out_stride + v * kLanes,
-               fused(slope[v], x, fused(g, scale[v], offset[v])));
-    }
-}
-
-// Calls two(at), one(at) or last(at) for two vectors of channels, one, or a single channel. It
-// takes a few rows at a time, of which the caches and prefetchers can follow all.
-template <class Rows, class Two, class One, class Last>
-inline void for_channels(const Rows& all, int64_t rows, int64_t channels, Two two, One one,
-                         Last last) {
-  constexpr int64_t kMostRows = 32;
-  for (int64_t r = 0; r < rows; r += kMostRows) {
-    const int64_t count = rows - r < kMostRows ? rows - r : kMostRows;
-    int64_t c = 0;
-    for (; c + 2 * kFloats <= channels; c += 2 * kFloats) two(all.from(r, c), count);
-    for (; c + kFloats <= channels; c += kFloats) one(all.from(r, c), count);
-    for (; c < channels; ++c) last(all.from(r, c), count);
+template <bool kSum>
+inline void rectified_rows(const RectifiedRows& at, int64_t rows, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const RectifiedRows row = at.from(r, 0);
+    for_channels(
+        channels, [&](int64_t c) { rectified_at<Floats, Ints, kSum>(row, c); },
+        [&](int64_t c) { rectified_at<float, int32_t, kSum>(row, c); });
   }
 }
 
 void rectified(const RectifiedRows& at, int64_t rows, int64_t channels) {
-  for_channels(at, rows, channels, rectified_of<Floats, Ints, 2, false>,
-               rectified_of<Floats, Ints, 1, false>, rectified_of<float, int32_t, 1, false>);
+  rectified_rows<false>(at, rows, channels);
 }
 
 void rectified_sum(const RectifiedRows& at, int64_t rows, int64_t channels) {
-  for_channels(at, rows, channels, rectified_of<Floats, Ints, 2, true>,
-               rectified_of<Floats, Ints, 1, true>, rectified_of<float, int32_t, 1, true>);
+  rectified_rows<true>(at, rows, channels);
+}
+
+// A row of GradientRows, at a channel.
+template <class V, bool kRectified>
+inline void gradient_at(const GradientRows& row, int64_t c) {
+  const V x = load_as<V>(row.x + c), scale = load_as<V>(row.scale + c);
+  V g = load_as<V>(row.g + c);
+  if constexpr (kRectified)
+    g = fused(x - load_as<V>(row.mean + c), scale, load_as<V>(row.shift + c)) > V{} ? g : V{};
+  store_as(row.out + c,
+           fused(load_as<V>(row.slope + c), x, fused(g, scale, load_as<V>(row.offset + c))));
+}
+
+template <bool kRectified>
+inline void gradient_rows(const GradientRows& at, int64_t rows, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const GradientRows row = at.from(r, 0);
+    for_channels(
+        channels, [&](int64_t c) { gradient_at<Floats, kRectified>(row, c); },
+        [&](int64_t c) { gradient_at<float, kRectified>(row, c); });
+  }
 }
 
 void gradient(const GradientRows& at, int64_t rows, int64_t channels) {
   if (at.mean != nullptr)
-    for_channels(at, rows, channels, gradient_of<Floats, 2, true>, gradient_of<Floats, 1, true>,
-                 gradient_of<float, 1, true>);
+    gradient_rows<true>(at, rows, channels);
   else
-    for_channels(at, rows, channels, gradient_of<Floats, 2, false>, gradient_of<Floats, 1, false>,
-                 gradient_of<float, 1, false>);
+    gradient_rows<false>(at, rows, channels);
+}
+
+template <class V>
+inline void masked_at(const MaskedRows& row, int64_t c) {
+  store_as(row.out + c, load_truth<V>(row.positive + c) ? load_as<V>(row.x + c) : V{});
+}
+
+void masked(const MaskedRows& at, int64_t rows, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const MaskedRows row = at.from(r, 0);
+    for_channels(
+        channels, [&](int64_t c) { masked_at<Floats>(row, c); },
+        [&](int64_t c) { masked_at<float>(row, c); });
+  }
 }

@@ -46,12 +46,12 @@ struct RectifiedRows {
     RectifiedRows at = *this;
     at.x += row * stride + channel;
     if (out != nullptr) at.out += row * out_stride + channel;
+    if (positive != nullptr) at.positive += row * stride + channel;
     at.mean += channel;
     at.scale += channel;
     at.shift += channel;
     if (residual == nullptr) return at;  // and there are no extremes
     at.residual += row * stride + channel;
-    if (positive != nullptr) at.positive += row * stride + channel;
     at.low += channel;
     at.high_bits += channel;
     return at;
@@ -78,6 +78,23 @@ struct GradientRows {
     if (mean == nullptr) return at;
     at.mean += channel;
     at.shift += channel;
+    return at;
+  }
+};
+
+// x, positive and out are rows [rows][channels].
+struct MaskedRows {
+  const float* x;
+  const bool* positive;  // where it is false, x counts as zero
+  float* out;
+  int64_t stride;      // from one row of x and positive to the next
+  int64_t out_stride;  // the same of `out`
+
+  [[gnu::always_inline]] MaskedRows from(int64_t row, int64_t channel) const {
+    MaskedRows at = *this;
+    at.x += row * stride + channel;
+    at.positive += row * stride + channel;
+    if (out != nullptr) at.out += row * out_stride + channel;
     return at;
   }
 };
@@ -149,7 +166,10 @@ struct PassKernels {
                   float* low, float* high);
   // Likewise adds to the sums of g and of g * (x - centre).
   void (*paired_sums)(const PairedRows& at, int64_t rows, int64_t channels);
-  // Computes out = max((x - mean) * scale + shift, 0); a NaN stays a NaN.
+  // Adds to the sums of x where it counts.
+  void (*masked_sums)(const MaskedRows& at, int64_t rows, int64_t channels, double* sums);
+  // Computes out = max((x - mean) * scale + shift, 0), where a NaN stays a NaN, and whether it is
+  // positive.
   void (*rectified)(const RectifiedRows& at, int64_t rows, int64_t channels);
   // Computes out = max((x - mean) * scale + shift + residual, 0), and whether it is positive. For
   // each channel, updates the least value, which ignores NaNs, and the bits of the greatest, where
@@ -157,6 +177,8 @@ struct PassKernels {
   void (*rectified_sum)(const RectifiedRows& at, int64_t rows, int64_t channels);
   // Computes out = slope * x + (g * scale + offset), the gradient of a normalization.
   void (*gradient)(const GradientRows& at, int64_t rows, int64_t channels);
+  // Computes out = x where it counts, and 0 elsewhere.
+  void (*masked)(const MaskedRows& at, int64_t rows, int64_t channels);
   // Returns the greatest of the bits of the numbers without their signs. It is at least the bits of
   // infinity if not all numbers are finite.
   int32_t (*largest_magnitude)(const float* x, int64_t count);
