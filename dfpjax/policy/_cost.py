@@ -22,7 +22,8 @@ class Work:
     """Multiply-accumulate operations, of the whole batch."""
 
     elements: int
-    """Elements of the operands, which are read and quantized, and of the result, which is written."""
+    """Elements of the operands, which are read and quantized, and of the result, which is written. A
+    transposed convolution reads its input for each phase of its stride."""
 
 
 @dataclass(frozen=True, kw_only=True)

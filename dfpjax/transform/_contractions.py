@@ -78,8 +78,10 @@ def macs(eqn: JaxprEqn) -> int:
 
 def work(eqn: JaxprEqn) -> Work:
     """The work of one run of an equation that may be rewritten."""
-    shapes = (*operand_shapes(eqn), eqn.outvars[0].aval.shape)
-    return Work(kind=_kind(eqn), macs=macs(eqn), elements=sum(map(math.prod, shapes)))
+    lhs, rhs = map(math.prod, operand_shapes(eqn))
+    phases = math.prod(eqn.params.get("lhs_dilation") or ())
+    out = math.prod(eqn.outvars[0].aval.shape)
+    return Work(kind=_kind(eqn), macs=macs(eqn), elements=phases * lhs + rhs + out)
 
 
 def _kind(eqn: JaxprEqn) -> Kind:

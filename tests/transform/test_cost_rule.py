@@ -8,6 +8,7 @@ from forced import FORCED
 from jax import lax
 from transform_helpers import floats, normal, quantized
 
+from dfpjax import explain
 from dfpjax.policy import OpConfig, Policy, Rule, policies
 from dfpjax.transform import mixed_precision
 
@@ -58,6 +59,19 @@ def test_force_overrides_no_obstacle():
 
 def test_skinny_products_stay():
     assert counts(product, (shape(4096, 4096), shape(1, 4096))) == (1, 0)
+
+
+def test_a_transposed_convolution_reads_its_input_for_each_phase():
+    """To one channel, each phase of a long stride has few products for what it reads."""
+
+    def upsample(stride, channels):
+        def fun(x, w):
+            return lax.conv_transpose(x, w, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+
+        return explain(fun, shape(1, 128, 512), shape(4 * stride, 512, channels)).ops[0]
+
+    assert "MACs per element" in upsample(128, 1).reason and upsample(128, 1).dtype == "float32"
+    assert upsample(2, 64).dtype == upsample(128, 64).dtype == "dfp16"
 
 
 def test_the_papers_policy_knows_no_cost():
