@@ -123,6 +123,52 @@ def is_partitioned(ctx) -> bool:
     return False
 
 
+def composite_of(value) -> tuple[str, list, list] | None:
+    """dfpjax's composite (`jax.lax.composite`) that computes a value of the module that is being lowered.
+
+    Returns:
+        its name, its operands and their types, or None if the value comes from elsewhere. The lowering rule
+        of the primitive that the value is an operand of must be registered with `cacheable=False`: others
+        are lowered apart from what makes their operands.
+    """
+    operation = _operation_of(value, "stablehlo.composite")
+    if operation is None or not operation.attributes["name"].value.startswith("dfpjax."):
+        return None
+    types = [operand.type for operand in operation.operands]
+    avals = [ShapedArray(tuple(t.shape), _DTYPES[str(t.element_type)]) for t in types]
+    return operation.attributes["name"].value, list(operation.operands), avals
+
+
+_DTYPES = {
+    "f32": np.dtype("float32"),
+    "i1": np.dtype("bool"),
+    "i16": np.dtype("int16"),
+    "i32": np.dtype("int32"),
+}
+
+
+def ffi_call_of(value) -> tuple[str, dict, list] | None:
+    """The call of a foreign function (`jax.ffi`) that computes a value, likewise.
+
+    Returns:
+        its target, its attributes as integers, strings and lists of integers, and its results, or None.
+    """
+    operation = _operation_of(value, "stablehlo.custom_call")
+    if operation is None or "mhlo.backend_config" not in operation.attributes:
+        return None
+    config = operation.attributes["mhlo.backend_config"]
+    attributes = {}
+    for entry in config if hasattr(config, "__getitem__") else ():
+        found = getattr(entry.attr, "value", entry.attr)
+        attributes[entry.name] = found if isinstance(found, int | str) else [int(v) for v in found]
+    return operation.attributes["call_target_name"].value, attributes, list(operation.results)
+
+
+def _operation_of(value, name: str):
+    operation = getattr(getattr(value, "owner", None), "operation", None)
+    return operation if operation is not None and operation.name == name else None
+
+
 def tile_assignment(sharding, rank: int) -> np.ndarray:
     """The number of the device that holds each tile of an array: int array of shape (tiles along axis 0,
     tiles along axis 1, …, replicas)."""

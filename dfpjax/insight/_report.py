@@ -84,8 +84,11 @@ class FusedRecord:
     """Something between operations that is computed in one pass over memory."""
 
     kind: str
-    """`channel statistics`, `normalization` or `bias` (their gradients), `maximum pooling`; or `exponent from
-    statistics`, for an operation's input whose largest magnitude is known without a pass."""
+    """`channel statistics`, `normalization` or `bias` (their gradients), `rectified normalization`,
+    `rectified sum`, `maximum pooling`; or, of an operation, `exponent from statistics`: its input's largest
+    magnitude is known without a pass, `operand from rectification`: the pass that rectifies its input also
+    quantizes it, `cotangent from normalization`: the pass that computes the gradient by its result also
+    quantizes it."""
 
     name: str
     """Layer name, as an operation's."""

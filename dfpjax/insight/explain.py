@@ -71,8 +71,14 @@ def _fused(body: Body, policy: BoundPolicy, stack: Any) -> Iterator[FusedRecord]
         if (found := fusions.passes.get(index)) is not None:
             yield record(found.kind, eqn)
         match body.found.get(index):
-            case Site() as site if fusions.witness(site.eqn, decide(site, policy).treatment) is not None:
-                yield record("exponent from statistics", eqn)
+            case Site() as site:
+                treatment = decide(site, policy).treatment
+                if fusions.witness(site.eqn, treatment) is not None:
+                    yield record("exponent from statistics", eqn)
+                if fusions.gives_operand(site.eqn, treatment):
+                    yield record("operand from rectification", eqn)
+                if fusions.gives_cotangent(site.eqn, treatment):
+                    yield record("cotangent from normalization", eqn)
             case Call() as call:
                 for _, inner in call.inside:
                     yield from _fused(inner, policy, call.scope.stack)

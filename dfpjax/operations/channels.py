@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad
 
 from dfpjax import _compat
-from dfpjax.numbers.format.explicit import lower_fun
-from dfpjax.operations.passes import moments, paired_sums, series_in_hlo
+from dfpjax.operations.composites import expression, of_its_first_operand, self_adjoint
+from dfpjax.operations.moments import moments
+from dfpjax.operations.passes import paired_sums
 
 
 @jax.custom_jvp
@@ -60,7 +60,7 @@ def normalize_channels(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: j
 def _normalize_jvp(primals, tangents):
     x, mean, scale, _ = primals
     dx, *of_channels = tangents
-    terms = [] if isinstance(dx, SymbolicZero) else [dx * scale]
+    terms = [] if isinstance(dx, SymbolicZero) else [scaled_p.bind(*_compat.vary_together(dx, scale))]
     if not all(isinstance(t, SymbolicZero) for t in of_channels):
         given = [jnp.zeros(t.shape, t.dtype) if isinstance(t, SymbolicZero) else t for t in of_channels]
         terms.append(normalize_tangent_p.bind(*_compat.vary_together(*given, x, mean, scale)))
@@ -78,31 +78,15 @@ def _normalize_tangent(dmean, dscale, dshift, x, mean, scale):
     return (x - mean) * dscale - dmean * scale + dshift
 
 
-def _batch(fun, operands, dims, **params):
-    return jax.vmap(functools.partial(fun, **params), in_axes=tuple(dims))(*operands), 0
-
-
-def expression(name: str, fun) -> Primitive:
-    """A primitive that computes `fun`, so that its transpose can differ from `fun`'s. The caller registers
-    the transpose and the abstract evaluation."""
-    primitive = Primitive(name)
-    primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
-    mlir.register_lowering(primitive, lower_fun(fun, multiple_results=False))
-    batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
-    ad.primitive_jvps[primitive] = functools.partial(_expression_jvp, primitive, fun)
-    _compat.jet_rules[primitive] = functools.partial(series_in_hlo, fun)
-    return primitive
-
-
-def _expression_jvp(primitive, fun, primals, tangents, **params):
-    # Second derivatives are rare and take ordinary operations.
-    tangents = [ad.instantiate_zeros(t) for t in tangents]
-    out = primitive.bind(*primals, **params)
-    return out, jax.jvp(functools.partial(fun, **params), tuple(primals), tuple(tangents))[1]
+def _scaled(g, scale):
+    return g * scale
 
 
 broadcast_rows_p = expression("dfp_broadcast_rows", _broadcast_rows)
 normalize_tangent_p = expression("dfp_normalize_tangent", _normalize_tangent)
+scaled_p = expression("dfp_scaled", _scaled)
+of_its_first_operand(scaled_p)
+self_adjoint(scaled_p)
 
 
 @broadcast_rows_p.def_abstract_eval

@@ -131,50 +131,6 @@ def ungrouped(results, x: jax.Array, mapped: int):
     return tuple(result.reshape(*x.shape[:mapped], x.shape[-1]) for result in results)
 
 
-def _moments_in_hlo(x, *, mapped):
-    rows = rows_of(x, mapped)
-    low, high = jnp.min(x, rows, initial=np.inf), jnp.max(x, rows, initial=-np.inf)
-    return jnp.sum(x, rows), jnp.sum(x * x, rows), low, high
-
-
-def _moments_natively(x, *, mapped):
-    return ungrouped(passes.moments(grouped(x, mapped)), x, mapped)
-
-
-moments_p = pass_primitive("dfp_moments", _moments_in_hlo, _moments_natively, several=True)
-
-
-def moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The sum, sum of squares, least and greatest value of each channel, in one pass.
-
-    Arguments:
-        x: float32[..., channels].
-
-    Returns:
-        Four float32[channels], NaN where a channel has a NaN. No gradient flows through the last two.
-    """
-    return tuple(moments_p.bind(x, mapped=0))
-
-
-def _moments_jvp(primals, tangents, *, mapped):
-    (x,), (dx,) = primals, tangents
-    out = moments_p.bind(x, mapped=mapped)
-    zeros = [ad.Zero(jax.typeof(y).to_tangent_aval()) for y in out]
-    if isinstance(dx, ad.Zero):
-        return out, zeros
-    rows = rows_of(x, mapped)
-    return out, [jnp.sum(dx, rows), jnp.sum(dx * (2.0 * x), rows), *zeros[2:]]
-
-
-def _moments_series(primals, series, *, mapped):
-    """The rule for `jax.experimental.jet`."""
-    rows = rows_of(primals[0], mapped)
-    _, terms = _compat.jet(
-        lambda x: (jnp.sum(x, rows), jnp.sum(x * x, rows)), primals, [list(series[0])], factorial_scaled=False
-    )
-    return moments_p.bind(*primals, mapped=mapped), [*terms, *[_compat.zero_series] * 2]
-
-
 def _paired_in_hlo(g, x, centre, *, mapped):
     rows = rows_of(x, mapped)
     return jnp.sum(g, rows), jnp.sum(g * (x - jnp.expand_dims(centre, rows)), rows)
@@ -239,9 +195,6 @@ def _sums_transpose(in_hlo, cts, g, *others, mapped):
     return [out, *[None] * len(others)]
 
 
-ad.primitive_jvps[moments_p] = _moments_jvp
-_compat.jet_rules[moments_p] = _moments_series
-batching.primitive_batchers[moments_p] = functools.partial(batch_as_groups, moments_p)
 for _p, _in_hlo in ((paired_sums_p, _paired_in_hlo), (rectified_sums_p, _rectified_in_hlo)):
     ad.primitive_jvps[_p] = functools.partial(jvp_in_hlo, _p, _in_hlo)
     ad.primitive_transposes[_p] = functools.partial(_sums_transpose, _in_hlo)

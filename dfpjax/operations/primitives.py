@@ -213,7 +213,7 @@ def _chain_lengths(
     return run_counting(contraction, *operands, blocks=blocks, algorithm=algorithm, native=native)[1]
 
 
-def _register(primitive, abstract_eval, function):
+def _register(primitive, abstract_eval, function, *, cacheable: bool = True):
     run = lower_fun(function, multiple_results=False)
 
     def lower(ctx, *operands, native, **params):
@@ -225,11 +225,13 @@ def _register(primitive, abstract_eval, function):
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     for platform, native in ((None, False), ("cpu", True)):
-        mlir.register_lowering(primitive, functools.partial(lower, native=native), platform=platform)
+        rule = functools.partial(lower, native=native)
+        mlir.register_lowering(primitive, rule, platform=platform, cacheable=cacheable)
 
 
 _register(contract_p, _abstract_eval, _contract)
-_register(contract_linear_p, _abstract_eval, _contract_linear)
+# It quantizes, and a quantization looks at what makes its operand.
+_register(contract_linear_p, _abstract_eval, _contract_linear, cacheable=False)
 _register(saturated_chains_p, _abstract_saturated_chains, _saturated_chains)
 _register(chain_lengths_p, _abstract_chain_lengths, _chain_lengths)
 

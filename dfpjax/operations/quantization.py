@@ -2,7 +2,8 @@
 
 On large tensors it runs faster than HLO, and on small ones it compiles much faster. Other kinds of
 quantization lower to HLO. In partitioned programs each device quantizes the blocks it has; XLA partitions
-other kinds, and stochastic rounding.
+other kinds, and stochastic rounding. One pass also computes the operand itself if there is a pass that does
+(`dfpjax.operations.producers`).
 """
 
 import functools
@@ -19,6 +20,7 @@ from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import from_integers, to_integers
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.quantize import quantize_in_hlo, quantize_p
+from dfpjax.operations.producers import find_producer
 from dfpjax.operations.sharding import partitioned_quantization
 
 
@@ -68,7 +70,11 @@ _quantized = lower_fun(_quantize, multiple_results=True)
 def _lower(ctx, *operands, on_cpu: bool, **params):
     native = on_cpu and params["native"]
     devices = ()
-    if _compat.is_partitioned(ctx):
+    if not _compat.is_partitioned(ctx):
+        producer = find_producer(operands[0], params) if native else None
+        if producer is not None:
+            return producer.lower(ctx, params)
+    else:
         # Stochastic rounding depends on an element's index in the whole tensor, which a shard does not know.
         random = params["quantizer"].rounding == "stochastic" or params["given"]
         if params["blocks"] is not None and not random:
@@ -78,4 +84,5 @@ def _lower(ctx, *operands, on_cpu: bool, **params):
 
 
 for _platform, _on_cpu in ((None, False), ("cpu", True)):
-    mlir.register_lowering(quantize_p, functools.partial(_lower, on_cpu=_on_cpu), platform=_platform)
+    lower = functools.partial(_lower, on_cpu=_on_cpu)
+    mlir.register_lowering(quantize_p, lower, platform=_platform, cacheable=False)

@@ -15,7 +15,10 @@ from jax.interpreters import ad, batching
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.operations.channels import expression, normalize_tangent_p
+from dfpjax.kernels.operands import rectified_operand
+from dfpjax.numbers import Quantizer
+from dfpjax.operations.channels import normalize_tangent_p, scaled_p
+from dfpjax.operations.composites import expression, of_its_first_operand, self_adjoint
 from dfpjax.operations.passes import (
     batch_as_groups,
     grouped,
@@ -42,7 +45,22 @@ def rectify_normalized(x: jax.Array, mean: jax.Array, scale: jax.Array, shift: j
     Returns:
         float32 of x's shape.
     """
+    return rectify_normalized_p.bind(*_compat.vary_together(x, mean, scale, shift))
+
+
+def _rectify_normalized(x, mean, scale, shift):
     return jnp.maximum((x - mean) * scale + shift, 0)
+
+
+def _rectified_scaled(g, x, mean, scale, shift):
+    return jnp.where((x - mean) * scale + shift > 0, g, 0) * scale
+
+
+rectify_normalized_p = expression("dfp_rectify_normalized", _rectify_normalized)
+rectified_scaled_p = expression("dfp_rectified_scaled", _rectified_scaled)
+for _p in (rectify_normalized_p, rectified_scaled_p):
+    of_its_first_operand(_p)
+self_adjoint(rectified_scaled_p)
 
 
 @functools.partial(rectify_normalized.defjvp, symbolic_zeros=True)
@@ -51,8 +69,7 @@ def _rectify_jvp(primals, tangents):
     dx, *of_channels = tangents
     terms = []
     if not isinstance(dx, SymbolicZero):
-        normalized = (x - mean) * scale + shift
-        terms.append(lax.select(normalized > 0, dx * scale, jnp.zeros_like(x)))
+        terms.append(rectified_scaled_p.bind(*_compat.vary_together(dx, x, mean, scale, shift)))
     if not all(isinstance(t, SymbolicZero) for t in of_channels):
         operands = _compat.vary_together(*map(_instantiated, of_channels), x, mean, scale, shift)
         terms.append(rectified_tangent_p.bind(*operands))
@@ -93,8 +110,9 @@ ad.primitive_transposes[rectified_tangent_p] = _rectified_tangent_transpose
 
 
 def rectify_sum(
-    x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x: jax.Array, mean: jax.Array, scale: jax.Array, shift: jax.Array, residual: jax.Array,
+    *, operand: Quantizer | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """y = max((x − mean) · scale + shift + residual, 0) and its extremes, in one native pass.
 
     For the gradient, a mask with one byte per number says where y is positive.
@@ -102,18 +120,20 @@ def rectify_sum(
     Arguments:
         x, residual: float32[..., channels].
         mean, scale, shift: float32[1, ..., 1, channels], of x's rank.
+        operand: quantizer of an operation that takes y, with exponents of blocks. The pass also quantizes y
+            by it, and the quantization of y finds that (`dfpjax.operations.producers`).
 
     Returns:
         y as float32 of x's shape, and the least and the greatest y of each channel as float32[channels], NaN
         where a channel has a NaN. No gradient flows through the last two.
     """
     of_channels = (v.reshape(-1) for v in (mean, scale, shift))
-    operands = _compat.vary_together(x, residual, *of_channels)
-    y, _, low, high = rectified_sum_p.bind(*operands, mapped=0, masked=False)
+    given = _compat.vary_together(x, residual, *of_channels)
+    y, _, low, high = rectified_sum_p.bind(*given, mapped=0, masked=False, operand=operand)
     return y, low, high
 
 
-def _sum_in_hlo(x, residual, mean, scale, shift, *, mapped, masked):
+def _sum_in_hlo(x, residual, mean, scale, shift, *, mapped, masked, operand):
     rows = rows_of(x, mapped)
     y = jnp.maximum(_plain_sum(x, residual, mean, scale, shift, mapped=mapped), 0)
     low, high = jnp.min(y, rows, initial=np.inf), jnp.max(y, rows, initial=0)
@@ -125,10 +145,16 @@ def _plain_sum(x, residual, mean, scale, shift, *, mapped):
     return (x - mean) * scale + shift + residual
 
 
-def _sum_natively(x, residual, *of_channels, mapped, masked):
+def _sum_natively(x, residual, *of_channels, mapped, masked, operand):
+    if operand is not None and not mapped:
+        mean, scale, shift = of_channels
+        params = {"quantizer": operand, "blocks": operand.blocks, "masked": masked}
+        produced = rectified_operand(x, shift, mean=mean, scale=scale, residual=residual, **params)
+        _, _, positive, y, *extremes = produced
+        return y, positive, *extremes
     of_channels = (grouped_channels(v, mapped) for v in of_channels)
-    operands = grouped(x, mapped), grouped(residual, mapped), *of_channels
-    y, positive, *extremes = passes.rectified_sum(*operands, masked=masked)
+    given = grouped(x, mapped), grouped(residual, mapped), *of_channels
+    y, positive, *extremes = passes.rectified_sum(*given, masked=masked)
     positive = positive.reshape(x.shape) if masked else positive
     return y.reshape(x.shape), positive, *ungrouped(extremes, x, mapped)
 
@@ -136,9 +162,9 @@ def _sum_natively(x, residual, *of_channels, mapped, masked):
 rectified_sum_p = pass_primitive("dfp_rectified_sum", _sum_in_hlo, _sum_natively, several=True)
 
 
-def _sum_jvp(primals, tangents, *, mapped, masked):
+def _sum_jvp(primals, tangents, *, mapped, masked, operand):
     x, _, *of_channels = primals
-    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True)
+    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True, operand=operand)
     out = [y, positive if masked else jnp.zeros(0, jnp.bool_), low, high]
     zeros = [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in out]
     if all(isinstance(t, ad.Zero) for t in tangents):
@@ -159,24 +185,25 @@ def _sum_tangent(x, of_channels, tangents):
         shape = (1,) * (x.ndim - 1) + x.shape[-1:]
         mean, scale, _ = (v.reshape(shape) for v in of_channels)
         if not isinstance(dx, ad.Zero):
-            terms.append(dx * scale)
+            terms.append(scaled_p.bind(*_compat.vary_together(dx, scale)))
         if not all(isinstance(t, ad.Zero) for t in dof_channels):
             given = (ad.instantiate_zeros(t).reshape(shape) for t in dof_channels)
             terms.append(normalize_tangent_p.bind(*_compat.vary_together(*given, x, mean, scale)))
     return functools.reduce(lax.add, terms)
 
 
-def _sum_series(primals, series, *, mapped, masked):
+def _sum_series(primals, series, *, mapped, masked, operand):
     """The rule for `jax.experimental.jet`."""
-    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True)
+    y, positive, low, high = rectified_sum_p.bind(*primals, mapped=mapped, masked=True, operand=operand)
     terms = series_in_hlo(functools.partial(_plain_sum, mapped=mapped), primals, series)[1]
     terms = [lax.select(positive, term, jnp.zeros_like(y)) for term in terms]
     out = [y, positive if masked else jnp.zeros(0, jnp.bool_), low, high]
     return out, [terms, *[_compat.zero_series] * 3]
 
 
-def _sum_batch(operands, dims, *, mapped, masked):
-    out, out_dims = batch_as_groups(rectified_sum_p, operands, dims, mapped=mapped, masked=masked)
+def _sum_batch(given, dims, *, mapped, masked, operand):
+    params = {"mapped": mapped, "masked": masked, "operand": operand}
+    out, out_dims = batch_as_groups(rectified_sum_p, given, dims, **params)
     return out, out_dims if masked else [out_dims[0], None, *out_dims[2:]]
 
 

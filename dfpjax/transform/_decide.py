@@ -29,6 +29,17 @@ class Treatment:
     passes: frozenset[Pass]
     """Which of the operation itself and its gradients are computed in dynamic fixed point."""
 
+    @property
+    def lhs_in_blocks(self) -> bool:
+        """Whether the operation quantizes its left operand with exponents of blocks."""
+        return "fprop" in self.passes and self.quantizers.lhs.granularity == "block"
+
+    @property
+    def cotangent_in_blocks(self) -> bool:
+        """Whether a gradient quantizes the operation's cotangent with exponents of blocks."""
+        in_blocks = self.quantizers.cotangent.granularity == "block"
+        return in_blocks and not self.passes.isdisjoint(("dgrad", "wgrad"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:

@@ -8,30 +8,31 @@
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
 - A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
+- What is rectified, and a normalization's gradient, become an operand in blocks in the pass that computes
+  them, if an operation takes them.
 - Maximum pooling of images in NHWC, and its gradient.
 
 Large float32 tensors alone gain. Nothing is assumed of a program that does not match: it stays as it is.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.interpreters import partial_eval
 from jax.sharding import AxisType
 
-from dfpjax import _compat
+from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_channels, shift_channels
-from dfpjax.operations.passes import moments
+from dfpjax.operations.moments import measured
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
 from dfpjax.operations.rectified import rectify_normalized, rectify_sum
+from dfpjax.operations.rectified_bias import rectify_shifted
 from dfpjax.policy._config import PASSES
 from dfpjax.transform._decide import Treatment
-from dfpjax.transform._subjaxprs import opened
+from dfpjax.transform._rectification import is_relu, lower_bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,10 @@ class Fusions:
     dropped: set[int] = field(default_factory=set)
     """Indices of the equations that they replace."""
     witnesses: dict[Var, Witness] = field(default_factory=dict)
+    rectified: set[Var] = field(default_factory=set)
+    """What the passes rectify."""
+    normalized: set[Var] = field(default_factory=set)
+    """Tensors whose statistics are taken and that are normalized."""
 
     def witness(self, eqn: JaxprEqn, treatment: Treatment | None) -> Witness | None:
         """The witness of a treated operation's left operand, or None if it has none."""
@@ -107,18 +112,30 @@ class Fusions:
         whole = treatment.quantizers.lhs.granularity == "tensor" and treatment.passes == frozenset(PASSES)
         return self.witnesses.get(lhs) if whole else None
 
+    def gives_operand(self, eqn: JaxprEqn, treatment: Treatment | None) -> bool:
+        """Whether the pass that rectifies a treated operation's left operand also quantizes it."""
+        return treatment is not None and treatment.lhs_in_blocks and eqn.invars[0] in self.rectified
 
-def find_fusions(jaxpr: Jaxpr, least: Least) -> Fusions:
-    """Find the fusions of a jaxpr, without the jaxprs inside it."""
-    return _Finder(jaxpr, least).fusions
+    def gives_cotangent(self, eqn: JaxprEqn, treatment: Treatment | None) -> bool:
+        """Whether the pass that computes the gradient by a treated operation's result also quantizes it."""
+        return treatment is not None and treatment.cotangent_in_blocks and eqn.outvars[0] in self.normalized
+
+
+def find_fusions(jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Quantizer]) -> Fusions:
+    """Find the fusions of a jaxpr, without the jaxprs inside it. `operands` has the quantizers of treated
+    operations' left operands in blocks."""
+    return _Finder(jaxpr, least, operands).fusions
 
 
 class _Finder:
-    def __init__(self, jaxpr: Jaxpr, least: Least):
+    def __init__(self, jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Quantizer]):
         self._jaxpr = jaxpr
+        self._operands = operands
         self._least = least
         self._made_at: dict[Var, int] = {}
         self._uses: dict[Var, int] = {}
+        # Where the statistics of a tensor are written, and what stands for the tensor from there on.
+        self._measured: dict[Var, tuple[int, Var]] = {}
         for index, eqn in enumerate(jaxpr.eqns):
             self._made_at.update((var, index) for var in eqn.outvars)
             for var in eqn.invars:
@@ -167,11 +184,12 @@ class _Finder:
             self.fusions.passes[first] = Fusion(
                 kind="channel statistics",
                 eqn=self._jaxpr.eqns[first],
-                fun=moments,
+                fun=measured,
                 inputs=[x],
-                outputs=[total.outvars[0], square.outvars[0], None, None],
+                outputs=[twin := Var(x.aval), total.outvars[0], square.outvars[0], None, None],
                 extremes_of=x,
             )
+            self._measured[x] = first, twin
             self.fusions.dropped.add(last)
             self._uses[square.invars[0]] -= 1
             self._drop_if_unused(square.invars[0])
@@ -200,9 +218,14 @@ class _Finder:
             kind, fun, inputs = "bias", shift_channels, (x, shift)
         else:
             kind, fun, inputs = "normalization", normalize_channels, (*normalized, shift)
+        x, *others = inputs
+        measured_at, twin = self._measured.get(x, (index, x))
+        if measured_at < index:
+            inputs = (twin, *others)
+            self.fusions.normalized.add(x)
         self.fusions.passes[index] = Fusion(kind=kind, eqn=eqn, fun=fun, inputs=inputs, outputs=[out])
-        if (witness := self.fusions.witnesses.get(inputs[0])) is not None:
-            self.fusions.witnesses[out] = witness.then(fun, *inputs[1:])
+        if (witness := self.fusions.witnesses.get(x)) is not None:
+            self.fusions.witnesses[out] = witness.then(fun, *others)
 
     def _normalized(self, scaled: Var) -> tuple[Var, Var, Var] | None:
         """x, mean and scale, if this is (x − mean) · scale and has no other use. Drops its equations then."""
@@ -224,18 +247,27 @@ class _Finder:
     def _rectified(self, index: int, eqn: JaxprEqn) -> None:
         if len(eqn.outvars) != 1 or not _large(out := eqn.outvars[0], self._least.summed):
             return
-        if (found := _lower_bound(eqn, self._jaxpr)) is None:
+        if (found := lower_bound(eqn, self._jaxpr)) is None:
             return
         x, bound = found.x, found.bound
         if (witness := self.fusions.witnesses.get(x)) is not None:
             self.fusions.witnesses[out] = witness.then(lambda w: jnp.maximum(w, bound))
-        if self._uses[x] > 1 or not _large(x, self._least.summed) or not _is_relu(eqn, found):
+        if self._uses[x] > 1 or not _large(x, self._least.summed) or not is_relu(eqn, found):
             return
         if (normalized := self._normalization(x)) is not None:
             self.fusions.passes[index] = Fusion(
                 kind="rectified normalization", eqn=eqn, fun=rectify_normalized,
                 inputs=normalized.inputs, outputs=[out],
             )  # fmt: skip
+            self.fusions.rectified.add(out)
+            return
+        if (operand := self._operands.get(out)) is not None and (shifted := self._bias(x)) is not None:
+            self.fusions.passes[index] = Fusion(
+                kind="rectified bias", eqn=eqn,
+                fun=functools.partial(rectify_shifted, operand=operand),
+                inputs=shifted.inputs, outputs=[out],
+            )  # fmt: skip
+            self.fusions.rectified.add(out)
             return
         add = self._maker(x, "add")
         if add is None or add.invars[0].aval.shape != add.invars[1].aval.shape:
@@ -247,17 +279,26 @@ class _Finder:
                 self.fusions.passes.pop(added, None)  # a single row is a bias too
                 self.fusions.dropped.add(added)
                 self.fusions.passes[index] = Fusion(
-                    kind="rectified sum", eqn=eqn, fun=rectify_sum,
+                    kind="rectified sum", eqn=eqn,
+                    fun=functools.partial(rectify_sum, operand=self._operands.get(out)),
                     inputs=[*normalized.inputs, residual], outputs=[out, None, None], extremes_of=out,
                 )  # fmt: skip
                 self.fusions.witnesses[out] = Witness(of=out)
+                self.fusions.rectified.add(out)
                 return
 
     def _normalization(self, var: Var | Literal) -> Fusion | None:
         """The normalization that computes this, if it has no other use. Drops it then."""
+        return self._taken(var, normalize_channels)
+
+    def _bias(self, var: Var | Literal) -> Fusion | None:
+        """The same for an added bias."""
+        return self._taken(var, shift_channels)
+
+    def _taken(self, var: Var | Literal, fun: Callable) -> Fusion | None:
         index = self._made_at.get(var) if isinstance(var, Var) else None
         found = self.fusions.passes.get(index)
-        if found is None or found.fun is not normalize_channels or self._uses[var] > 1:
+        if found is None or found.fun is not fun or self._uses[var] > 1:
             return None
         del self.fusions.passes[index]
         self.fusions.dropped.add(index)
@@ -303,93 +344,6 @@ def _of_channels(var: Var | Literal, x: Var) -> bool:
         and aval.dtype == jnp.float32
         and aval.shape == (1,) * (len(shape) - 1) + shape[-1:]
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bounded:
-    """An equation that computes max(x, bound), such as relu."""
-
-    x: Var
-    bound: float
-    rule: Jaxpr | None = None
-    """The rule of a `custom_jvp`, from x and its tangent to the value and its tangent."""
-
-
-def _lower_bound(eqn: JaxprEqn, jaxpr: Jaxpr, *, in_rule: bool = False) -> _Bounded | None:
-    """x and the bound, if an equation of the jaxpr is max(x, bound) for a number.
-
-    A rule usually calls its own function for the value, so functions inside a rule need no check of their
-    own rule.
-    """
-    if eqn.primitive.name == "max":
-        for x, bound in (eqn.invars, eqn.invars[::-1]):
-            if isinstance(x, Var) and isinstance(bound, Literal) and bound.aval.shape == ():
-                return _Bounded(x=x, bound=bound.val)
-        return None
-    inside = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-    if inside is None or eqn.primitive.name not in ("custom_jvp_call", "jit"):
-        return None
-    inside = opened(inside)
-    if len(inside.eqns) != 1 or list(inside.outvars) != list(inside.eqns[0].outvars):
-        return None
-    found = _lower_bound(inside.eqns[0], inside, in_rule=in_rule)
-    if found is None or found.x not in inside.invars:
-        return None
-    x = eqn.invars[inside.invars.index(found.x)]
-    if not isinstance(x, Var):
-        return None
-    if eqn.primitive.name == "jit" or in_rule:
-        return _Bounded(x=x, bound=found.bound)
-    rule = _rule_of(eqn, jaxpr)
-    # When JAX differentiates, the rule also gives the value, and that value may differ from the function's.
-    if rule is not None and not _has_value(rule, found.bound):
-        return None
-    return _Bounded(x=x, bound=found.bound, rule=rule)
-
-
-def _rule_of(eqn: JaxprEqn, jaxpr: Jaxpr) -> Jaxpr | None:
-    """The rule of a `custom_jvp` of one array, or None if tracing it fails: the program may not need it."""
-    if len(eqn.invars) != 1:
-        return None
-    alone = jaxpr.replace(constvars=[], invars=eqn.invars, outvars=eqn.outvars, eqns=[eqn])
-    call = functools.partial(_compat.eval_jaxpr, alone, ())
-    try:
-        return _traced_jvp(lambda x: call(x)[0], eqn)
-    except Exception:  # such as a rule that raises because the program is for inference
-        return None
-
-
-def _has_value(rule: Jaxpr, bound: float) -> bool:
-    """Whether the value that a rule gives is max(x, bound)."""
-    for eqn in rule.eqns:
-        if rule.outvars[0] in eqn.outvars:
-            found = _lower_bound(eqn, rule, in_rule=True)
-            return (
-                found is not None
-                and found.x is rule.invars[0]
-                and np.array_equal(found.bound, bound, equal_nan=True)
-            )
-    return False
-
-
-def _is_relu(eqn: JaxprEqn, found: _Bounded) -> bool:
-    """Whether it is max(x, 0) with the derivative of `jax.nn.relu`, which is 0 at 0."""
-    if found.rule is None or found.bound != 0 or np.signbit(found.bound):  # max(x, −0) may be −0
-        return False
-    return _derivative(found.rule) == _derivative(_traced_jvp(jax.nn.relu, eqn))
-
-
-def _traced_jvp(fun: Callable, eqn: JaxprEqn) -> Jaxpr:
-    """The jaxpr from x, an equation's operand, and its tangent to `fun`'s value and its tangent."""
-    with eqn.ctx.manager:
-        avals = [eqn.invars[0].aval] * 2
-        return _compat.trace(lambda x, t: jax.jvp(fun, (x,), (t,)), avals, "derivative")[0]
-
-
-def _derivative(rule: Jaxpr) -> str:
-    """The text of the equations that compute the tangent."""
-    needed, _ = partial_eval.dce_jaxpr(rule, [False, True], instantiate=True)
-    return str(needed)
 
 
 def _windows(eqn: JaxprEqn) -> Windows | None:

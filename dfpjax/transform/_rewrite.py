@@ -8,7 +8,7 @@ import functools
 from collections.abc import Hashable
 from weakref import WeakKeyDictionary
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from dfpjax import _compat, checkpoint_policies
 from dfpjax.operations.primitives import Backend
@@ -116,7 +116,14 @@ def fusions_of(body: Body, policy: BoundPolicy, least: Least = Least()) -> Fusio
     """The fusions of a jaxpr: none if no operation in it or inside it runs in dynamic fixed point."""
     if not policy.policy.fuse or all(decide(site, policy).treatment is None for site in body.sites()):
         return Fusions()
-    return find_fusions(body.jaxpr, least)
+    here = (entry for entry in body.found.values() if isinstance(entry, Site))
+    treated = ((site.eqn.invars[0], decide(site, policy).treatment) for site in here)
+    operands = {
+        lhs: treatment.quantizers.lhs
+        for lhs, treatment in treated
+        if isinstance(lhs, Var) and treatment is not None and treatment.lhs_in_blocks
+    }
+    return find_fusions(body.jaxpr, least, operands)
 
 
 def _has_deferred(body: Body) -> bool:

@@ -13,15 +13,19 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from transform_helpers import normal, relative_error
 
+from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.local_response import local_response_norm, response_gradient_p
-from dfpjax.operations.passes import moments, paired_sums, rectified_sums
+from dfpjax.operations.moments import measured, moments
+from dfpjax.operations.passes import paired_sums, rectified_sums
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
 from dfpjax.operations.rectified import rectify_normalized, rectify_sum
+from dfpjax.operations.rectified_bias import rectify_shifted
 
 WINDOWS = Windows(sizes=(3, 2), strides=(2, 2), padding=((1, 1), (0, 0)))
 SHAPE = (4, 6, 4, 5)
 ROWS = (0, 1, 2)
+IN_BLOCKS = Quantizer(granularity="block")
 quickly = functools.partial(jax.jit, compiler_options=COMPILED_QUICKLY)
 TOLERANCE = 1e-5  # relative to the norm: the order of additions differs
 
@@ -57,6 +61,12 @@ OPERATIONS = {
         (normal(0, *SHAPE) + 1,),
         (0,),
     ),
+    "measured": (
+        lambda x: measured(x)[:3],
+        lambda x: (x, jnp.sum(x, ROWS), jnp.sum(x * x, ROWS)),
+        (normal(0, *SHAPE) + 1,),
+        (0,),
+    ),
     "paired_sums": (
         paired_sums,
         lambda g, x, c: (jnp.sum(g, ROWS), jnp.sum(g * (x - c), ROWS)),
@@ -89,6 +99,24 @@ OPERATIONS = {
     ),
     "rectify_sum": (
         lambda *args: rectify_sum(*args)[0],
+        lambda x, mean, scale, shift, residual: jax.nn.relu((x - mean) * scale + shift + residual),
+        (normal(22, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (23, 24, 25)), normal(26, *SHAPE)),
+        (0, 1, 2, 3, 4),
+    ),
+    "rectify_shifted": (
+        rectify_shifted,
+        lambda x, shift: jax.nn.relu(x + shift),
+        (normal(30, *SHAPE), normal(31, 1, 1, 1, 5)),
+        (0, 1),
+    ),
+    "rectify_shifted into an operand": (
+        functools.partial(rectify_shifted, operand=IN_BLOCKS),
+        lambda x, shift: jax.nn.relu(x + shift),
+        (normal(30, *SHAPE), normal(31, 1, 1, 1, 5)),
+        (0, 1),
+    ),
+    "rectify_sum into an operand": (
+        lambda *args: rectify_sum(*args, operand=IN_BLOCKS)[0],
         lambda x, mean, scale, shift, residual: jax.nn.relu((x - mean) * scale + shift + residual),
         (normal(22, *SHAPE), *(normal(i, 1, 1, 1, 5) for i in (23, 24, 25)), normal(26, *SHAPE)),
         (0, 1, 2, 3, 4),
@@ -215,7 +243,9 @@ def test_everything_is_that_of_the_plain_expression(name):
 def test_values_have_the_plain_expressions_bits(name):
     fun, plain, args, _ = OPERATIONS[name]
     np.testing.assert_array_equal(jax.jit(fun)(*args), jax.jit(plain)(*args))
-    np.testing.assert_array_equal(fun(*args), plain(*args))
+    np.testing.assert_array_equal(
+        fun(*args), (jax.jit(plain) if name == "rectify_normalized" else plain)(*args)
+    )
 
 
 def test_extremes():
@@ -281,7 +311,12 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((4,), ("data",), devices=jax.devices()[:4], axis_types=(kind,))
 
 
-ONLY_GRADIENTS = ("shift_channels", "normalize_channels", "rectify_normalized")  # are native passes
+ONLY_GRADIENTS = (
+    "rectify_shifted",
+    "shift_channels",
+    "normalize_channels",
+    "rectify_normalized",
+)  # are native passes
 
 
 def specs(args):

@@ -239,7 +239,6 @@ def test_what_a_residual_network_has():
         (STATISTICS, "sum"), (SUM, "sum"), (EXPONENT, "third"),
     ]  # fmt: skip
     found = primitives(jax.make_jaxpr(fused(network))(PARAMS, X))
-    # Without a derivative, the rectified normalization has no primitive of its own.
     assert (found["dfp_rectified_sum"], found["dfp_moments"]) == (1, 2)
     gradient = primitives(jax.make_jaxpr(jax.grad(loss(fused(network))))(PARAMS, X))
     assert (gradient["dfp_rectified_sum"], gradient["dfp_rectified_sums"], gradient["dfp_paired_sums"]) == (
