@@ -20,10 +20,11 @@ from benchmarks.train_step.hlo import Instruction, Program, differentiated, pars
 
 KERNELS, PLAIN = "DFP16 kernels", "other conv and dot"
 MAXIMUM, MANTISSAS = "quantization: maximum", "quantization: mantissas"
+PRODUCED = "computed and quantized in one pass"
 POOLING, OPTIMIZER, REDUCTIONS = "pooling", "optimizer", "reductions"
 ELEMENTWISE, COPIES, IDLE = "elementwise", "copies", "nothing under way"
 CLASSES = (
-    KERNELS, PLAIN, MAXIMUM, MANTISSAS, REDUCTIONS, ELEMENTWISE, POOLING, OPTIMIZER, COPIES, IDLE
+    KERNELS, PLAIN, MAXIMUM, MANTISSAS, PRODUCED, REDUCTIONS, ELEMENTWISE, POOLING, OPTIMIZER, COPIES, IDLE
 )  # fmt: skip
 
 # Their time is that of the instructions they call.
@@ -34,7 +35,11 @@ _MOVING = ("copy", "transpose", "broadcast", "bitcast", "concatenate", "pad", "s
 _PASSES = {
     "dfpjax_largest_magnitude": MAXIMUM,
     "dfpjax_quantize": MANTISSAS,
+    "dfpjax_rectified_operand": PRODUCED,
+    "dfpjax_gradient_operand": PRODUCED,
+    "dfpjax_masked_operand": PRODUCED,
     "dfpjax_moments": REDUCTIONS,
+    "dfpjax_masked_sums": REDUCTIONS,
     "dfpjax_paired_sums": REDUCTIONS,
     "dfpjax_rectified_sums": REDUCTIONS,
     "dfpjax_rectified_sum": ELEMENTWISE,
