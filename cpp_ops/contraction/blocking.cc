@@ -22,7 +22,10 @@ constexpr double kBarrier = 20;              // between two stages
 
 constexpr int64_t kCachedBytes = int64_t{8} << 20;  // a shared B that stays in the third level
 constexpr int64_t kRowTiles = 16;                   // packed A of 48 KiB for each k-block
-constexpr int64_t kSumsBytes = 512 << 10;           // of all panels of a task, in the second level
+constexpr int64_t kMostRows = 1024;
+constexpr double kLeastKept = 1 << 13;
+constexpr double kMostKept = 128 << 20;
+constexpr int64_t kSumsBytes = 512 << 10;  // of all panels of a task, in the second level
 
 struct Choice {
   double time = std::numeric_limits<double>::infinity();
@@ -39,7 +42,7 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
   const double bytes_a = bytes(w.tiles * kTileRows), bytes_b = bytes(w.panels * kPanelColumns);
   if (share_a && bytes_a > kMostSharedBytes) return;
   const int64_t row_blocks = ceil_div(w.tiles, tiles);
-  const bool share_b = row_blocks > 1 && bytes_b <= kMostSharedBytes;
+  const bool share_b = !w.b_is_shared && row_blocks > 1 && bytes_b <= kMostSharedBytes;
   const Blocking b{row_blocks, ceil_div(w.panels, panels), share_a, share_b};
   const double blocks = static_cast<double>(ceil_div(w.k, kBlock));
   const double t = static_cast<double>(w.tiles) / static_cast<double>(b.row_blocks);
@@ -47,7 +50,8 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
   const double strip = w.source == Source::kAlongM ? kPackStrip : 0;
   const double pack = t * kPackTile[static_cast<int>(w.source)] + strip;
   const double tile = share_a ? t * kReadTile[bytes_a <= kCachedBytes ? 0 : 1] : pack;
-  const double panel = share_b ? kReadPanel[bytes_b <= kCachedBytes ? 0 : 1] : kPackPanel;
+  const double panel =
+      share_b || w.b_is_shared ? kReadPanel[bytes_b <= kCachedBytes ? 0 : 1] : kPackPanel;
   const double task = blocks * (tile + p * (t + panel)) + kStart;
   const double prepare = (share_a ? static_cast<double>(b.row_blocks) * pack : 0) +
                          (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
@@ -87,6 +91,12 @@ Blocking choose_blocking(const Work& w, int threads) {
     }
   }
   return best.blocking;
+}
+
+bool worth_keeping(const Part& part) {
+  const double bytes = static_cast<double>(part.G) * static_cast<double>(part.N) *
+                       static_cast<double>(part.K) * sizeof(int16_t);
+  return part.M <= kMostRows && bytes >= kLeastKept && bytes <= kMostKept;
 }
 
 }  // namespace dfpjax

@@ -1,4 +1,4 @@
-#include "contraction/kept_kernels.h"
+#include "contraction/kept_operand.h"
 
 #include <algorithm>
 #include <atomic>
@@ -19,7 +19,7 @@ std::atomic<size_t> kept{0};
 
 struct Sites {
   std::mutex mutex;
-  std::set<KeptKernels*> all;
+  std::set<KeptOperand*> all;
 };
 
 // Never destroyed: executables may outlive the module's static objects.
@@ -48,41 +48,41 @@ KeptShare::KeptShare(size_t bytes) : bytes_(bytes) {
 
 KeptShare::~KeptShare() { kept.fetch_sub(bytes_); }
 
-size_t kept_kernel_bytes() { return kept.load(); }
+size_t kept_operand_bytes() { return kept.load(); }
 
-void release_kept_kernels() {
+void release_kept_operands() {
   Sites& s = sites();
   std::lock_guard<std::mutex> lock(s.mutex);
-  for (KeptKernels* site : s.all) site->release();
+  for (KeptOperand* site : s.all) site->release();
 }
 
-KeptKernels::KeptKernels() {
+KeptOperand::KeptOperand() {
   Sites& s = sites();
   std::lock_guard<std::mutex> lock(s.mutex);
   s.all.insert(this);
 }
 
-KeptKernels::~KeptKernels() {
+KeptOperand::~KeptOperand() {
   Sites& s = sites();
   std::lock_guard<std::mutex> lock(s.mutex);
   s.all.erase(this);
 }
 
-void KeptKernels::release() {
+void KeptOperand::release() {
   std::lock_guard<std::mutex> lock(mutex_);
   last_.reset();
   kept_.reset();
 }
 
-KernelReuse::KernelReuse(KeptKernels* site, const int16_t* b, int64_t size,
-                         const int32_t* exponents, int64_t exponents_size)
+OperandReuse::OperandReuse(KeptOperand* site, const int16_t* b, int64_t size,
+                           const int32_t* exponents, int64_t exponents_size)
     : site_(site),
       mantissas_{reinterpret_cast<const char*>(b), static_cast<size_t>(size) * sizeof *b},
       exponents_{reinterpret_cast<const char*>(exponents),
                  static_cast<size_t>(exponents_size) * sizeof *exponents} {}
 
 // Of evenly spaced lines.
-uint64_t KernelReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
+uint64_t OperandReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
   const size_t lines = (bytes.size + kLine - 1) / kLine, samples = std::min(lines, kSamples);
   for (size_t i = 0; i < samples; ++i) {
     const size_t start = lines * i / samples * kLine;
@@ -96,10 +96,10 @@ uint64_t KernelReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
   return hash;
 }
 
-void KernelReuse::look_up(Executor& executor) {
+void OperandReuse::look_up(Executor& executor) {
   if (site_ == nullptr) return;
   fingerprint_ = fingerprint(exponents_, fingerprint(mantissas_, 0));
-  std::shared_ptr<const KeptKernels::Kept> candidate;
+  std::shared_ptr<const KeptOperand::Kept> candidate;
   {
     std::lock_guard<std::mutex> lock(site_->mutex_);
     again_ = site_->last_ == fingerprint_;
@@ -111,7 +111,7 @@ void KernelReuse::look_up(Executor& executor) {
   }
   if (candidate == nullptr) return;
   if (equals(*candidate, executor)) {
-    found_ = candidate->kernels;
+    found_ = candidate->prepared;
     return;
   }
   // The calls before had another B, whatever its fingerprint.
@@ -120,7 +120,7 @@ void KernelReuse::look_up(Executor& executor) {
   if (site_->kept_ == candidate) site_->kept_.reset();
 }
 
-bool KernelReuse::equals(const KeptKernels::Kept& kept, Executor& executor) const {
+bool OperandReuse::equals(const KeptOperand::Kept& kept, Executor& executor) const {
   if (std::memcmp(exponents_.data, kept.exponents.as<char>(), exponents_.size) != 0) return false;
   std::atomic<bool> equal{true};
   const auto compare = [&, from = mantissas_.data, copy = kept.mantissas.as<char>()](size_t at,
@@ -133,26 +133,31 @@ bool KernelReuse::equals(const KeptKernels::Kept& kept, Executor& executor) cons
   return equal.load();
 }
 
-void KernelReuse::offer(std::shared_ptr<const TransformedKernels> kernels, Stage* stage) {
-  if (!again_) return;
+bool OperandReuse::offer(std::shared_ptr<const PreparedOperand> prepared) {
+  if (!again_) return false;
   try {
     auto kept =
-        std::make_shared<KeptKernels::Kept>(kernels->bytes() + mantissas_.size + exponents_.size);
-    if (!kept->share.granted()) return;
+        std::make_shared<KeptOperand::Kept>(prepared->bytes() + mantissas_.size + exponents_.size);
+    if (!kept->share.granted()) return false;
     kept->mantissas = Scratch(static_cast<int64_t>(mantissas_.size));
     kept->exponents = Scratch(static_cast<int64_t>(exponents_.size));
-    kept->kernels = std::move(kernels);
+    kept->prepared = std::move(prepared);
     offered_ = std::move(kept);
   } catch (const std::bad_alloc&) {
-    return;  // the call needs no copy
+    return false;  // the call needs no copy
   }
+  return true;
+}
+
+void OperandReuse::enlist_copy(Stage* stage) {
+  if (offered_ == nullptr) return;
   std::memcpy(offered_->exponents.as<char>(), exponents_.data, exponents_.size);
   const auto copy = [from = mantissas_.data, to = offered_->mantissas.as<char>()](
                         size_t at, size_t size) { std::memcpy(to + at, from + at, size); };
   stage->push_back(in_pieces(mantissas_.size, copy));
 }
 
-void KernelReuse::finish() {
+void OperandReuse::finish() {
   if (offered_ == nullptr) return;
   std::lock_guard<std::mutex> lock(site_->mutex_);
   if (site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
