@@ -17,7 +17,7 @@ struct Work {
   int64_t k;              // of one split
   Source source;
   bool can_share_a;
-  bool b_is_shared;  // packed for all tasks, whatever the blocking
+  bool b_is_shared = false;  // packed for all tasks, whatever the blocking
 };
 
 // An operand with more bytes is not packed once for all tasks, since reading it back from memory

@@ -80,20 +80,19 @@ class Empty : public Job {
 };
 
 std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const Chains& chains,
-                              const ContractionKernels& kernels, Executor& executor,
-                              OperandReuse& reuse) {
+                              const ContractionKernels& kernels, int threads, OperandReuse& reuse) {
   if (part.K == 0) return std::make_unique<Empty>(part, operands);
   if (part.mode == Mode::kLanes && chains.length == 0) {
     if (chains.lengths != nullptr)
       for (int64_t g = 0; g < part.G; ++g)
         chains.lengths->add(part, g, kChainLengths - 1, part.M * part.N * part.K);
-    return make_lanes(part, operands, kernels, executor.threads());
+    return make_lanes(part, operands, kernels, threads);
   }
   if (part.mode == Mode::kWinogradAlongM)
-    return make_winograd_along_m(part, operands, chains, kernels, executor, reuse);
+    return make_winograd_along_m(part, operands, chains, kernels, threads, reuse);
   if (part.mode == Mode::kWinogradAlongK)
-    return make_winograd_along_k(part, operands, chains, kernels, executor.threads());
-  return make_tiles(part, operands, chains, kernels, executor, reuse);
+    return make_winograd_along_k(part, operands, chains, kernels, threads);
+  return make_tiles(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace
@@ -122,15 +121,17 @@ void Counts::write(int32_t* to) const {
 void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
               const ContractionKernels& kernels, Executor& executor, OperandReuse* reuse) {
   OperandReuse none;
-  if (reuse == nullptr || parts.size() > 1) reuse = &none;
-  std::vector<std::unique_ptr<Job>> jobs;
-  std::vector<Stage> stages(Job::kStages);
-  for (const Part& part : parts) {
-    jobs.push_back(make_job(part, operands, chains, kernels, executor, *reuse));
-    jobs.back()->enlist(&stages);
-  }
-  run_stages(executor, stages);
-  reuse->finish();
+  const bool certified = chains.length == 0 && chains.lengths == nullptr;
+  if (reuse == nullptr || parts.size() > 1 || !certified) reuse = &none;
+  do {
+    std::vector<std::unique_ptr<Job>> jobs;
+    std::vector<Stage> stages(Job::kStages);
+    for (const Part& part : parts)
+      jobs.push_back(make_job(part, operands, chains, kernels, executor.threads(), *reuse));
+    reuse->enlist(&stages[Job::kCompute]);
+    for (const auto& job : jobs) job->enlist(&stages);
+    run_stages(executor, stages);
+  } while (!reuse->finish());
 }
 
 }  // namespace dfpjax

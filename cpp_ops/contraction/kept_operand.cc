@@ -6,7 +6,6 @@
 #include <new>
 #include <set>
 #include <utility>
-#include <vector>
 
 namespace dfpjax {
 namespace {
@@ -96,41 +95,14 @@ uint64_t OperandReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
   return hash;
 }
 
-void OperandReuse::look_up(Executor& executor) {
-  if (site_ == nullptr) return;
+void OperandReuse::look_up() {
+  if (site_ == nullptr || differs_) return;
   fingerprint_ = fingerprint(exponents_, fingerprint(mantissas_, 0));
-  std::shared_ptr<const KeptOperand::Kept> candidate;
-  {
-    std::lock_guard<std::mutex> lock(site_->mutex_);
-    again_ = site_->last_ == fingerprint_;
-    site_->last_ = fingerprint_;
-    if (again_)
-      candidate = site_->kept_;
-    else
-      site_->kept_.reset();
-  }
-  if (candidate == nullptr) return;
-  if (equals(*candidate, executor)) {
-    found_ = candidate->prepared;
-    return;
-  }
-  // The calls before had another B, whatever its fingerprint.
-  again_ = false;
   std::lock_guard<std::mutex> lock(site_->mutex_);
-  if (site_->kept_ == candidate) site_->kept_.reset();
-}
-
-bool OperandReuse::equals(const KeptOperand::Kept& kept, Executor& executor) const {
-  if (std::memcmp(exponents_.data, kept.exponents.as<char>(), exponents_.size) != 0) return false;
-  std::atomic<bool> equal{true};
-  const auto compare = [&, from = mantissas_.data, copy = kept.mantissas.as<char>()](size_t at,
-                                                                                     size_t size) {
-    if (equal.load(std::memory_order_relaxed) && std::memcmp(from + at, copy + at, size) != 0)
-      equal.store(false, std::memory_order_relaxed);
-  };
-  const std::vector<Stage> stages{{in_pieces(mantissas_.size, compare)}};
-  run_stages(executor, stages);
-  return equal.load();
+  again_ = site_->last_ == fingerprint_;
+  site_->last_ = fingerprint_;
+  if (!again_) site_->kept_.reset();
+  found_ = site_->kept_;
 }
 
 bool OperandReuse::offer(std::shared_ptr<const PreparedOperand> prepared) {
@@ -149,18 +121,41 @@ bool OperandReuse::offer(std::shared_ptr<const PreparedOperand> prepared) {
   return true;
 }
 
-void OperandReuse::enlist_copy(Stage* stage) {
-  if (offered_ == nullptr) return;
-  std::memcpy(offered_->exponents.as<char>(), exponents_.data, exponents_.size);
-  const auto copy = [from = mantissas_.data, to = offered_->mantissas.as<char>()](
-                        size_t at, size_t size) { std::memcpy(to + at, from + at, size); };
-  stage->push_back(in_pieces(mantissas_.size, copy));
+void OperandReuse::enlist(Stage* stage) {
+  const auto compare = [this, stage](const Bytes& b, const Scratch& copy) {
+    stage->push_back(in_pieces(b.size, [this, from = b.data, to = copy.as<char>()](size_t at,
+                                                                                   size_t size) {
+      if (!differs_.load(std::memory_order_relaxed) && std::memcmp(from + at, to + at, size) != 0)
+        differs_.store(true, std::memory_order_relaxed);
+    }));
+  };
+  const auto copy = [stage](const Bytes& b, const Scratch& copy) {
+    stage->push_back(
+        in_pieces(b.size, [from = b.data, to = copy.as<char>()](size_t at, size_t size) {
+          std::memcpy(to + at, from + at, size);
+        }));
+  };
+  if (found()) {
+    compare(mantissas_, found_->mantissas);
+    compare(exponents_, found_->exponents);
+  } else if (offered_ != nullptr) {
+    copy(mantissas_, offered_->mantissas);
+    copy(exponents_, offered_->exponents);
+  }
 }
 
-void OperandReuse::finish() {
-  if (offered_ == nullptr) return;
+bool OperandReuse::finish() {
+  if (site_ == nullptr) return true;
   std::lock_guard<std::mutex> lock(site_->mutex_);
-  if (site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
+  if (found() && differs_) {
+    // The calls before had another B, whatever its fingerprint.
+    if (site_->kept_ == found_) site_->kept_.reset();
+    again_ = false;
+    found_.reset();
+    return false;
+  }
+  if (offered_ != nullptr && site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
+  return true;
 }
 
 }  // namespace dfpjax

@@ -1,13 +1,14 @@
 // What calls prepare of B, packed or transformed, and a call site keeps for its next calls while B
 // stays the same, as it does in inference.
 //
-// A call whose B equals the kept one, byte for byte, uses what is kept; comparing costs reading
-// both once. In training B changes with each step, and keeping must cost nothing. So a call first
-// takes a fingerprint of B. A call that has the fingerprint of the call before it keeps what it
-// prepares, and the first one whose B differs drops it.
+// In training B changes with each step, and keeping must cost nothing. So a call first takes a
+// fingerprint of B. A call that has the fingerprint of the call before it keeps what it prepares,
+// with a copy of B. The next one with this fingerprint computes with what is kept, and meanwhile
+// compares B with the copy, byte for byte. If they differ, it drops what is kept and runs again.
 #ifndef DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 #define DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -79,21 +80,23 @@ class OperandReuse {
                int64_t exponents_size);
 
   // Without this, nothing is found and nothing is kept.
-  void look_up(Executor& executor);
+  void look_up();
+  // Whether the call computes with what is kept.
   bool found() const { return found_ != nullptr; }
   // What was found, or null. T is what the calls of this site offer.
   template <class T>
   std::shared_ptr<const T> prepared() const {
-    return std::static_pointer_cast<const T>(found_);
+    return found() ? std::static_pointer_cast<const T>(found_->prepared) : nullptr;
   }
   // Whether B seems to be that of the call before, so that an offer is worth while.
   bool again() const { return again_; }
-  // Offers what the call prepares in its first stage. Returns whether it will be kept; then the
-  // stage copies B, too.
+  // Offers what the call prepares. Returns whether it will be kept.
   bool offer(std::shared_ptr<const PreparedOperand> prepared);
-  void enlist_copy(Stage* stage);
-  // Keeps what was offered; call this after the stages.
-  void finish();
+  // Adds to a stage what the call does meanwhile: it compares B with the copy, or makes the copy.
+  void enlist(Stage* stage);
+  // Call this after the stages: keeps what was offered. Returns false if B is another one than that
+  // which was found. Then the call must run again, and finds nothing.
+  bool finish();
 
  private:
   struct Bytes {
@@ -102,13 +105,13 @@ class OperandReuse {
   };
 
   static uint64_t fingerprint(const Bytes& bytes, uint64_t hash);
-  bool equals(const KeptOperand::Kept& kept, Executor& executor) const;
 
   KeptOperand* const site_ = nullptr;
   const Bytes mantissas_{}, exponents_{};
   uint64_t fingerprint_ = 0;
   bool again_ = false;  // the call before had the same fingerprint
-  std::shared_ptr<const PreparedOperand> found_;
+  std::shared_ptr<const KeptOperand::Kept> found_;
+  std::atomic<bool> differs_{false};  // from what was found
   std::shared_ptr<KeptOperand::Kept> offered_;
 };
 

@@ -33,7 +33,6 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)),
-      reuse_(reuse),
       shared_b_(reuse.prepared<PackedB>()),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
@@ -123,7 +122,6 @@ void Tiles::enlist(std::vector<Stage>* stages) {
            PackingSpace space(0, 1);
            for (int64_t i = low; i < high; ++i) packing_->pack(pack_b_, i, &space);
          }});
-    reuse_.enlist_copy(&(*stages)[kPrepare]);
   }
   if (share_a_) {
     const int64_t count = p_.G * row_blocks_ * blocks_;
@@ -206,10 +204,10 @@ void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t half, int
 }
 
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
-                                const ContractionKernels& kernels, Executor& executor,
+                                const ContractionKernels& kernels, int threads,
                                 OperandReuse& reuse) {
-  if (worth_keeping(part)) reuse.look_up(executor);
-  return std::make_unique<Tiles>(part, operands, chains, kernels, executor.threads(), reuse);
+  if (worth_keeping(part)) reuse.look_up();
+  return std::make_unique<Tiles>(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace dfpjax

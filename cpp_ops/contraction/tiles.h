@@ -142,7 +142,6 @@ class Tiles : public Job {
   std::vector<Norms> shared_a_norms_;  // unless operands are in blocks
   Scratch shared_a_segments_;          // TileSegments, if they are
 
-  OperandReuse& reuse_;
   std::shared_ptr<PackedB> packing_;         // null unless the call packs B for all tasks
   std::shared_ptr<const PackedB> shared_b_;  // likewise, but set also if it is reused
   bool preview_b_ = false;

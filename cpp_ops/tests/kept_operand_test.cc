@@ -64,12 +64,12 @@ class Calls {
 
   // Whether the call reused what was kept.
   bool run(const Version& version, KeptOperand* site, const ContractionKernels& kernels,
-           int threads) const {
+           int threads, const Chains& chains = {}) const {
     std::vector<float> c(static_cast<size_t>(size_c_));
     TestExecutor executor(threads);
     OperandReuse reuse(site, version.b.data(), static_cast<int64_t>(version.b.size()),
                        version.exponents.data(), static_cast<int64_t>(version.exponents.size()));
-    run_plan(parts_, operands(version, &c), Chains(), kernels, executor, &reuse);
+    run_plan(parts_, operands(version, &c), chains, kernels, executor, &reuse);
     const bool same =
         std::equal(c.begin(), c.end(), version.expected.begin(), [](float x, float y) {
           return std::memcmp(&x, &y, sizeof x) == 0 || (std::isnan(x) && std::isnan(y));
@@ -197,6 +197,16 @@ void check_that_nothing_is_kept() {
   check(good, false, "without a site");
   check(dot(1, 4000, 100, 330, false, false, false, 1), true, "many rows");
   check(dot(1, 10, 32, 64, false, false, false, 1), true, "a small B");
+  Counts lengths(1, kChainLengths);
+  Chains counted;
+  counted.lengths = &lengths;
+  for (const Case& t : {good, direct().front()}) {
+    const Calls calls(t);
+    KeptOperand site;
+    for (int i = 0; i < 3; ++i)
+      expect(!calls.run(calls.first(), &site, contraction_kernels(Isa::kPortable), 1, counted),
+             t.name + ": counted chains");
+  }
   Case several = good;
   several.parts.push_back(several.parts[0]);
   several.parts[1].base_c = several.c;
