@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <iterator>
 #include <new>
 #include <set>
 #include <utility>
@@ -12,6 +13,7 @@ namespace {
 
 constexpr size_t kLine = 64;      // of the cache
 constexpr size_t kSamples = 128;  // lines of a fingerprint
+constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
 constexpr size_t kPiece = size_t{128} << 10;
 
 std::atomic<size_t> kept{0};
@@ -87,10 +89,10 @@ uint64_t OperandReuse::fingerprint(const Bytes& bytes, uint64_t hash) {
     const size_t start = lines * i / samples * kLine;
     uint64_t words[kLine / sizeof(uint64_t)] = {};
     std::memcpy(words, bytes.data + start, std::min(kLine, bytes.size - start));
-    for (const uint64_t word : words) {
-      hash = (hash ^ word) * 0x9e3779b97f4a7c15;
-      hash ^= hash >> 32;
-    }
+    uint64_t line = 0;
+    for (size_t j = 0; j < std::size(words); ++j) line += words[j] * (kOdd + 2 * j);
+    hash = (hash ^ line) * kOdd;
+    hash ^= hash >> 32;
   }
   return hash;
 }
