@@ -125,10 +125,10 @@ NB_MODULE(_native, m) {
         release_kept_operands();  // whose memory becomes scratch
         release_scratch();
       },
-      "Frees the scratch memory and the transformed kernels kept between calls.");
+      "Frees the scratch memory and the prepared operands kept between calls.");
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
   m.def("kept_operand_bytes", &kept_operand_bytes,
-        "Bytes of transformed kernels kept between calls.");
+        "Bytes of prepared operands, packed or transformed, kept between calls.");
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
         "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
 }
