@@ -22,10 +22,12 @@ constexpr double kBarrier = 20;              // between two stages
 
 constexpr int64_t kCachedBytes = int64_t{8} << 20;  // a shared B that stays in the third level
 constexpr int64_t kRowTiles = 16;                   // packed A of 48 KiB for each k-block
-constexpr int64_t kMostRows = 1024;
-constexpr double kLeastKept = 1 << 13;
-constexpr double kMostKept = 128 << 20;
-constexpr int64_t kSumsBytes = 512 << 10;  // of all panels of a task, in the second level
+constexpr int64_t kSumsBytes = 512 << 10;           // of all panels of a task, in the second level
+
+// Of parts whose packed B is kept.
+constexpr int64_t kMostRows = 1024;  // with more, packing takes a small part of the time
+constexpr double kFewestKeptBytes = 32 << 10;
+constexpr double kMostKeptBytes = 64 << 20;
 
 struct Choice {
   double time = std::numeric_limits<double>::infinity();
@@ -96,7 +98,8 @@ Blocking choose_blocking(const Work& w, int threads) {
 bool worth_keeping(const Part& part) {
   const double bytes = static_cast<double>(part.G) * static_cast<double>(part.N) *
                        static_cast<double>(part.K) * sizeof(int16_t);
-  return part.M <= kMostRows && bytes >= kLeastKept && bytes <= kMostKept;
+  return part.in_blocks && part.M <= kMostRows && bytes >= kFewestKeptBytes &&
+         bytes <= kMostKeptBytes;
 }
 
 }  // namespace dfpjax

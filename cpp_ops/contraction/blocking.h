@@ -32,7 +32,8 @@ struct Blocking {
 
 Blocking choose_blocking(const Work& work, int threads);
 
-// Whether packing B takes much of the time of a part, so that it is worth while to keep it.
+// Whether it is worth while to keep packed B for later calls. With one exponent it is not: packing
+// reads B once, and reuse reads B, its copy and packed B, all from memory if calls are far apart.
 bool worth_keeping(const Part& part);
 
 }  // namespace dfpjax

@@ -106,20 +106,18 @@ Case winograd(bool forward, int64_t tile) {
 
 // Without a Winograd algorithm, in several layouts of B.
 std::vector<Case> direct() {
-  const Conv pointwise{1, 6, 5, 160, 210, 1, 1, 0, 1}, three{1, 6, 5, 64, 80, 3, 1, 1, 1};
   std::vector<Case> cases;
   for (const bool transposed : {false, true}) {
-    const Case one = dot(1, 20, 130, 300, false, transposed, false, 1);
-    cases.push_back(one);
-    cases.push_back(in_blocks(one, 300, transposed ? 300 : 130, false, 5));
-    cases.push_back(dot(3, 7, 70, 290, false, transposed, false, 2));
+    const auto add = [&](const Case& t, int64_t k, int64_t n, bool dithered) {
+      cases.push_back(in_blocks(t, k, transposed ? k : n, dithered, 5));
+    };
+    add(dot(1, 20, 130, 300, false, transposed, false, 1), 300, 130, false);
+    add(dot(1, 1, 130, 600, false, transposed, false, 1), 600, 130, false);
+    add(dot(3, 7, 70, 290, false, transposed, false, 2), 290, 70, true);
   }
-  cases.push_back(in_blocks(dot(3, 1, 70, 290, false, false, false, 2), 290, 70, true, 5));
-  for (const Conv& v : {pointwise, three})
-    for (const Case& conv : {fprop(v, 1), dgrad(v, 1)}) {
-      cases.push_back(conv);
+  for (const Conv& v : {Conv{1, 6, 5, 160, 210, 1, 1, 0, 1}, Conv{1, 6, 5, 64, 80, 3, 1, 1, 1}})
+    for (const Case& conv : {fprop(v, 1), dgrad(v, 1)})
       cases.push_back(in_blocks(conv, 16, v.out, false, 5));
-    }
   return cases;
 }
 
@@ -195,8 +193,12 @@ void check_that_nothing_is_kept() {
   };
   const Case good = winograd(true, 2);
   check(good, false, "without a site");
-  check(dot(1, 4000, 100, 330, false, false, false, 1), true, "many rows");
-  check(dot(1, 10, 32, 64, false, false, false, 1), true, "a small B");
+  const auto dot_in_blocks = [](int64_t m, int64_t n, int64_t k) {
+    return in_blocks(dot(1, m, n, k, false, false, false, 1), k, n, false, 5);
+  };
+  check(dot_in_blocks(1100, 100, 330), true, "many rows");
+  check(dot_in_blocks(10, 64, 200), true, "a small B");
+  check(dot(1, 10, 130, 300, false, false, false, 1), true, "one exponent");
   Counts lengths(1, kChainLengths);
   Chains counted;
   counted.lengths = &lengths;

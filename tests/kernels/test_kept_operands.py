@@ -40,12 +40,11 @@ conv = dfpjax.mixed_precision(convolve, policy=dfpjax.Policy(default=WINOGRAD))
 
 PRODUCTS = {
     "winograd": (convolve, X.shape, W.shape, WINOGRAD),
-    "1x1": (convolve, (1, 5, 6, 160), (1, 1, 160, 220), TENSOR),
-    "1x1_blocks": (convolve, (1, 5, 6, 160), (1, 1, 160, 220), BLOCKS),
+    "1x1": (convolve, (1, 5, 6, 160), (1, 1, 160, 220), BLOCKS),
     "grouped": (convolve, (1, 5, 6, 512), (1, 1, 128, 512), BLOCKS),
-    "3x3": (convolve, (1, 5, 6, 64), (3, 3, 64, 72), TENSOR),
-    "dot": (jnp.dot, (20, 300), (300, 130), TENSOR),
-    "dot_blocks": (jnp.dot, (1, 300), (300, 130), BLOCKS),
+    "3x3": (convolve, (1, 5, 6, 64), (3, 3, 64, 72), BLOCKS),
+    "dot": (jnp.dot, (20, 300), (300, 130), BLOCKS),
+    "dot_of_one_row": (jnp.dot, (1, 300), (300, 130), BLOCKS),
     "dot_transposed": (lambda x, w: x @ w.T, (7, 300), (130, 300), BLOCKS),
 }
 
@@ -76,6 +75,15 @@ def test_inference_has_the_same_bits_in_every_call(name):
     _native.release_scratch()
     assert _native.kept_operand_bytes() == _native.scratch_bytes() == 0
     np.testing.assert_array_equal(infer(x, changed), other[1])
+
+
+def test_with_one_exponent_direct_products_keep_nothing():
+    infer = jax.jit(dfpjax.mixed_precision(jnp.dot, policy=dfpjax.Policy(default=TENSOR)))
+    x, w = make(20, 300), make(300, 130)
+    first = np.asarray(infer(x, w))
+    for _ in range(3):
+        np.testing.assert_array_equal(infer(x, w), first)
+        assert _native.kept_operand_bytes() == 0
 
 
 def test_a_recurrence_keeps_its_weights():
@@ -130,7 +138,7 @@ def test_training_keeps_nothing():
 
 
 def test_training_of_a_dense_layer_keeps_nothing():
-    dense = dfpjax.mixed_precision(jnp.dot, policy=dfpjax.Policy(default=TENSOR))
+    dense = dfpjax.mixed_precision(jnp.dot, policy=dfpjax.Policy(default=BLOCKS))
     x = make(24, 300)
 
     @jax.jit
