@@ -101,9 +101,10 @@ void OperandReuse::look_up() {
   if (site_ == nullptr || differs_) return;
   fingerprint_ = fingerprint(exponents_, fingerprint(mantissas_, 0));
   std::lock_guard<std::mutex> lock(site_->mutex_);
-  again_ = site_->last_ == fingerprint_;
+  site_->equal_ = site_->last_ == fingerprint_ ? site_->equal_ + 1 : 0;
   site_->last_ = fingerprint_;
-  if (!again_) site_->kept_.reset();
+  again_ = site_->equal_ >= site_->enough_;
+  if (site_->equal_ == 0) site_->kept_.reset();
   found_ = site_->kept_;
 }
 
@@ -150,8 +151,11 @@ bool OperandReuse::finish() {
   if (site_ == nullptr) return true;
   std::lock_guard<std::mutex> lock(site_->mutex_);
   if (found() && differs_) {
-    // The calls before had another B, whatever its fingerprint.
-    if (site_->kept_ == found_) site_->kept_.reset();
+    if (site_->kept_ == found_) {  // no other call has dropped it
+      site_->kept_.reset();
+      site_->equal_ = 0;
+      site_->enough_ *= 2;
+    }
     again_ = false;
     found_.reset();
     return false;

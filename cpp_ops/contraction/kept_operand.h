@@ -5,6 +5,8 @@
 // fingerprint of B. A call that has the fingerprint of the call before it keeps what it prepares,
 // with a copy of B. The next one with this fingerprint computes with what is kept, and meanwhile
 // compares B with the copy, byte for byte. If they differ, it drops what is kept and runs again.
+// From then on it takes twice as many calls with one fingerprint until something is kept: it costs
+// little if B goes on to change where the fingerprint does not show it.
 #ifndef DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 #define DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 
@@ -68,6 +70,8 @@ class KeptOperand {
 
   std::mutex mutex_;
   std::optional<uint64_t> last_;  // the fingerprint of the last call
+  int64_t equal_ = 0;             // calls in a row before the last one that had it, too
+  int64_t enough_ = 1;            // of these, to keep what the last one prepares
   std::shared_ptr<const Kept> kept_;
 };
 
@@ -88,7 +92,7 @@ class OperandReuse {
   std::shared_ptr<const T> prepared() const {
     return found() ? std::static_pointer_cast<const T>(found_->prepared) : nullptr;
   }
-  // Whether B seems to be that of the call before, so that an offer is worth while.
+  // Whether B seems to be that of the calls before, so that an offer is worth while.
   bool again() const { return again_; }
   // Offers what the call prepares. Returns whether it will be kept.
   bool offer(std::shared_ptr<const PreparedOperand> prepared);
@@ -109,7 +113,7 @@ class OperandReuse {
   KeptOperand* const site_ = nullptr;
   const Bytes mantissas_{}, exponents_{};
   uint64_t fingerprint_ = 0;
-  bool again_ = false;  // the call before had the same fingerprint
+  bool again_ = false;  // enough calls before had the same fingerprint
   std::shared_ptr<const KeptOperand::Kept> found_;
   std::atomic<bool> differs_{false};  // from what was found
   std::shared_ptr<KeptOperand::Kept> offered_;

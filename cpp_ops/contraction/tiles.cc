@@ -14,6 +14,17 @@ namespace {
 constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
 constexpr int64_t kResidentBytes = 512 << 10;  // larger operands are fetched ahead of their use
 
+// Room for packed B if it will be kept, else null.
+std::shared_ptr<PackedB> offer_packed(const Part& part, OperandReuse& reuse) {
+  if (!reuse.again() || reuse.found()) return nullptr;
+  try {
+    auto packed = std::make_shared<PackedB>(part);
+    if (reuse.offer(packed)) return packed;
+  } catch (const std::bad_alloc&) {  // the call may do without it
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
@@ -33,15 +44,12 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)),
+      packing_(offer_packed(part, reuse)),
       shared_b_(reuse.prepared<PackedB>()),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
   // Packed, overlapping rows would be many times larger than the operand.
   const bool can_share_a = pack_a_.source() != Source::kInPlace && !pack_a_.overlapping();
-  if (reuse.again() && shared_b_ == nullptr) {
-    auto packing = std::make_shared<PackedB>(part);
-    if (reuse.offer(packing)) packing_ = std::move(packing);
-  }
   const Blocking blocking =
       choose_blocking({p_.G * splits_, tiles_, panels_, std::min(split_blocks * kBlock, p_.K),
                        pack_a_.source(), can_share_a, packing_ != nullptr || shared_b_ != nullptr},
