@@ -121,8 +121,8 @@ void Counts::write(int32_t* to) const {
 void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
               const ContractionKernels& kernels, Executor& executor, OperandReuse* reuse) {
   OperandReuse none;
-  const bool certified = chains.length == 0 && chains.lengths == nullptr;
-  if (reuse == nullptr || parts.size() > 1 || !certified) reuse = &none;
+  const bool counts = chains.length > 0 || chains.lengths != nullptr;  // must not run twice
+  if (reuse == nullptr || parts.size() > 1 || counts) reuse = &none;
   do {
     std::vector<std::unique_ptr<Job>> jobs;
     std::vector<Stage> stages(Job::kStages);

@@ -148,20 +148,20 @@ void OperandReuse::enlist(Stage* stage) {
 }
 
 bool OperandReuse::finish() {
-  if (site_ == nullptr) return true;
-  std::lock_guard<std::mutex> lock(site_->mutex_);
-  if (found() && differs_) {
-    if (site_->kept_ == found_) {  // no other call has dropped it
-      site_->kept_.reset();
-      site_->equal_ = 0;
-      site_->enough_ *= 2;
-    }
-    again_ = false;
-    found_.reset();
-    return false;
+  if (offered_ != nullptr) {
+    std::lock_guard<std::mutex> lock(site_->mutex_);
+    if (site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
   }
-  if (offered_ != nullptr && site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
-  return true;
+  if (!found() || !differs_) return true;
+  std::lock_guard<std::mutex> lock(site_->mutex_);
+  if (site_->kept_ == found_) {  // no other call has dropped it
+    site_->kept_.reset();
+    site_->equal_ = 0;
+    site_->enough_ *= 2;
+  }
+  again_ = false;
+  found_.reset();
+  return false;
 }
 
 }  // namespace dfpjax
