@@ -24,6 +24,11 @@ constexpr int64_t kCachedBytes = int64_t{8} << 20;  // a shared B that stays in 
 constexpr int64_t kRowTiles = 16;                   // packed A of 48 KiB for each k-block
 constexpr int64_t kSumsBytes = 512 << 10;           // of all panels of a task, in the second level
 
+// Of parts whose packed B is kept.
+constexpr int64_t kMostRows = 1024;  // with more, packing takes a small part of the time
+constexpr double kFewestKeptBytes = 32 << 10;
+constexpr double kMostKeptBytes = 64 << 20;
+
 struct Choice {
   double time = std::numeric_limits<double>::infinity();
   Blocking blocking;
@@ -39,7 +44,7 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
   const double bytes_a = bytes(w.tiles * kTileRows), bytes_b = bytes(w.panels * kPanelColumns);
   if (share_a && bytes_a > kMostSharedBytes) return;
   const int64_t row_blocks = ceil_div(w.tiles, tiles);
-  const bool share_b = row_blocks > 1 && bytes_b <= kMostSharedBytes;
+  const bool share_b = !w.b_is_shared && row_blocks > 1 && bytes_b <= kMostSharedBytes;
   const Blocking b{row_blocks, ceil_div(w.panels, panels), share_a, share_b};
   const double blocks = static_cast<double>(ceil_div(w.k, kBlock));
   const double t = static_cast<double>(w.tiles) / static_cast<double>(b.row_blocks);
@@ -47,7 +52,8 @@ void consider(const Work& w, int threads, int64_t tiles, int64_t panels, bool sh
   const double strip = w.source == Source::kAlongM ? kPackStrip : 0;
   const double pack = t * kPackTile[static_cast<int>(w.source)] + strip;
   const double tile = share_a ? t * kReadTile[bytes_a <= kCachedBytes ? 0 : 1] : pack;
-  const double panel = share_b ? kReadPanel[bytes_b <= kCachedBytes ? 0 : 1] : kPackPanel;
+  const double panel =
+      share_b || w.b_is_shared ? kReadPanel[bytes_b <= kCachedBytes ? 0 : 1] : kPackPanel;
   const double task = blocks * (tile + p * (t + panel)) + kStart;
   const double prepare = (share_a ? static_cast<double>(b.row_blocks) * pack : 0) +
                          (share_b ? static_cast<double>(w.panels) * kPackPanel : 0);
@@ -87,6 +93,13 @@ Blocking choose_blocking(const Work& w, int threads) {
     }
   }
   return best.blocking;
+}
+
+bool worth_keeping(const Part& part) {
+  const double bytes = static_cast<double>(part.G) * static_cast<double>(part.N) *
+                       static_cast<double>(part.K) * sizeof(int16_t);
+  return part.in_blocks && part.M <= kMostRows && bytes >= kFewestKeptBytes &&
+         bytes <= kMostKeptBytes;
 }
 
 }  // namespace dfpjax

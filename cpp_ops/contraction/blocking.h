@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "plan/plan.h"
+
 namespace dfpjax {
 
 // The source of the words of A (two k each): the operand in place, or packing along k or m.
@@ -15,6 +17,7 @@ struct Work {
   int64_t k;              // of one split
   Source source;
   bool can_share_a;
+  bool b_is_shared = false;  // packed for all tasks, whatever the blocking
 };
 
 // An operand with more bytes is not packed once for all tasks, since reading it back from memory
@@ -24,10 +27,14 @@ inline constexpr int64_t kMostSharedBytes = int64_t{1} << 30;
 // A task is a block of row tiles times a range of panels.
 struct Blocking {
   int64_t row_blocks, panel_ranges;
-  bool share_a, share_b;  // packed before the tasks begin, once for all of them
+  bool share_a, share_b;  // pack them before the tasks begin, once for all of them
 };
 
 Blocking choose_blocking(const Work& work, int threads);
+
+// Whether it is worth while to keep packed B for later calls. With one exponent it is not: packing
+// reads B once, and reuse reads B, its copy and packed B, all from memory if calls are far apart.
+bool worth_keeping(const Part& part);
 
 }  // namespace dfpjax
 

@@ -4,7 +4,7 @@
 #include <limits>
 #include <numeric>
 
-#include "contraction/kept_kernels.h"
+#include "contraction/kept_operand.h"
 #include "contraction/packing.h"
 #include "contraction/scaling.h"
 #include "contraction/winograd.h"
@@ -80,7 +80,7 @@ class Empty : public Job {
 };
 
 std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const Chains& chains,
-                              const ContractionKernels& kernels, int threads, KernelReuse& reuse) {
+                              const ContractionKernels& kernels, int threads, OperandReuse& reuse) {
   if (part.K == 0) return std::make_unique<Empty>(part, operands);
   if (part.mode == Mode::kLanes && chains.length == 0) {
     if (chains.lengths != nullptr)
@@ -92,7 +92,7 @@ std::unique_ptr<Job> make_job(const Part& part, const Operands& operands, const 
     return make_winograd_along_m(part, operands, chains, kernels, threads, reuse);
   if (part.mode == Mode::kWinogradAlongK)
     return make_winograd_along_k(part, operands, chains, kernels, threads);
-  return make_tiles(part, operands, chains, kernels, threads);
+  return make_tiles(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace
@@ -119,19 +119,19 @@ void Counts::write(int32_t* to) const {
 }
 
 void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
-              const ContractionKernels& kernels, Executor& executor, KernelReuse* reuse) {
-  KernelReuse none;
-  const bool reusable = parts.size() == 1 && parts.front().mode == Mode::kWinogradAlongM;
-  if (reuse == nullptr || !reusable) reuse = &none;
-  reuse->look_up(executor);
-  std::vector<std::unique_ptr<Job>> jobs;
-  std::vector<Stage> stages(Job::kStages);
-  for (const Part& part : parts) {
-    jobs.push_back(make_job(part, operands, chains, kernels, executor.threads(), *reuse));
-    jobs.back()->enlist(&stages);
-  }
-  run_stages(executor, stages);
-  reuse->finish();
+              const ContractionKernels& kernels, Executor& executor, OperandReuse* reuse) {
+  OperandReuse none;
+  const bool counts = chains.length > 0 || chains.lengths != nullptr;  // must not run twice
+  if (reuse == nullptr || parts.size() > 1 || counts) reuse = &none;
+  do {
+    std::vector<std::unique_ptr<Job>> jobs;
+    std::vector<Stage> stages(Job::kStages);
+    for (const Part& part : parts)
+      jobs.push_back(make_job(part, operands, chains, kernels, executor.threads(), *reuse));
+    reuse->enlist(&stages[Job::kCompute]);
+    for (const auto& job : jobs) job->enlist(&stages);
+    run_stages(executor, stages);
+  } while (!reuse->finish());
 }
 
 }  // namespace dfpjax

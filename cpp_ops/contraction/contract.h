@@ -59,12 +59,12 @@ struct Chains {
   Counts* lengths = nullptr;
 };
 
-class KernelReuse;
+class OperandReuse;
 
-// Runs a decoded plan. `reuse` may be null; only plans of a single part, with Winograd tiles along
-// M, make use of it. Throws OutOfScratch and std::bad_alloc.
+// Runs a decoded plan. `reuse` may be null; only plans of a single part make use of it, if chains
+// are certified and not counted. Throws OutOfScratch and std::bad_alloc.
 void run_plan(const std::vector<Part>& parts, const Operands& operands, const Chains& chains,
-              const ContractionKernels& kernels, Executor& executor, KernelReuse* reuse = nullptr);
+              const ContractionKernels& kernels, Executor& executor, OperandReuse* reuse = nullptr);
 
 // Outputs of at least this size bypass the caches.
 inline constexpr int64_t kStreamBytes = int64_t{16} << 20;
@@ -79,7 +79,8 @@ class Job {
 
 // For parts with K > 0. Throw OutOfScratch and std::bad_alloc.
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
-                                const ContractionKernels& kernels, int threads);
+                                const ContractionKernels& kernels, int threads,
+                                OperandReuse& reuse);
 // For certified chains and parts of mode "lanes". make_tiles can run these parts too, but slowly.
 std::unique_ptr<Job> make_lanes(const Part& part, const Operands& operands,
                                 const ContractionKernels& kernels, int threads);

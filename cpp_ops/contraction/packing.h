@@ -110,6 +110,13 @@ struct PanelsInBlocks {
   PanelSegments of[kHalves];
 };
 
+// What packing gives for a panel and k-block of B.
+struct PanelOfB {
+  const int32_t* words;
+  const Norms* norms;              // unless operands are in blocks
+  const PanelsInBlocks* segments;  // if they are
+};
+
 // Packs k-blocks for ranges of rows.
 class PackerA {
  public:

@@ -28,7 +28,7 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
   c_m_.offsets(m, m + rows, c_g_.offset(task.g), w->row_offsets.data());
   const int64_t first = task.split * p_.blocks_per_split;
   const int64_t end = std::min(first + p_.blocks_per_split, blocks_);
-  const int64_t panels_per_pack = share_b_ ? 1 : kPanelsPerPack;
+  const int64_t panels_per_pack = shared_b_ != nullptr ? 1 : kPanelsPerPack;
   const int64_t panel_words = PackerB::block_words(kPanelColumns, kBlock);
   for (int64_t group = first; group < end; group += group_) {
     const int64_t count = std::min(group_, end - group);
@@ -61,7 +61,7 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
         const int64_t b = group + i;
         Norms b_norms[kPanelsPerPack];
         PanelsInBlocks b_segments[kPanelsPerPack];
-        if (!share_b_) {
+        if (shared_b_ == nullptr) {
           pack_b_.pack(task.g, n, columns, block(b).k, block(b).size, &w->packing,
                        w->b.as<int32_t>(), panel_words, b_norms,
                        p_.in_blocks ? b_segments : nullptr, 1);
@@ -72,14 +72,13 @@ void Tiles::run_task(const Task& task, const Task* next, Workspace* w) {
           }
         }
         for (int64_t p = panel; p < panel_end; ++p) {
-          const auto shared = static_cast<size_t>((task.g * panels_ + p) * blocks_ + b);
           if (preview_b_)
             preview_shared(task, i + 1 < count ? p : p + 1, i + 1 < count ? b + 1 : group, w);
-          PanelOfB of_b{w->b.as<int32_t>() + (p - panel) * panel_words, &b_norms[p - panel],
-                        p_.in_blocks ? &b_segments[p - panel] : nullptr};
-          if (share_b_)
-            of_b = {shared_block(task.g, p, b), p_.in_blocks ? nullptr : &shared_norms_[shared],
-                    p_.in_blocks ? shared_segments_.as<PanelsInBlocks>() + shared : nullptr};
+          const PanelOfB of_b =
+              shared_b_ != nullptr
+                  ? shared_b_->at(task.g, p, b)
+                  : PanelOfB{w->b.as<int32_t>() + (p - panel) * panel_words, &b_norms[p - panel],
+                             p_.in_blocks ? &b_segments[p - panel] : nullptr};
           run_panel(task, p, b, of_b, a.at(i * block_tiles_), w);
         }
       }
@@ -173,7 +172,7 @@ bool Tiles::may_meet(const CellArgs& cell, Lowest* b_has_lowest_pair) const {
 // Previews the packed block of B that is used next.
 void Tiles::preview_shared(const Task& task, int64_t panel, int64_t index, Workspace* w) const {
   if (panel >= task.panel_end) return;
-  w->next_b.set(shared_block(task.g, panel, index),
+  w->next_b.set(shared_b_->at(task.g, panel, index).words,
                 PackerB::block_words(columns(panel), block(index).size));
   w->next_b.spread(task.tile_end - task.tile);
 }

@@ -14,10 +14,21 @@ namespace {
 constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
 constexpr int64_t kResidentBytes = 512 << 10;  // larger operands are fetched ahead of their use
 
+// Room for packed B if it will be kept, else null.
+std::shared_ptr<PackedB> offer_packed(const Part& part, OperandReuse& reuse) {
+  if (!reuse.again() || reuse.found()) return nullptr;
+  try {
+    auto packed = std::make_shared<PackedB>(part);
+    if (reuse.offer(packed)) return packed;
+  } catch (const std::bad_alloc&) {  // the call may do without it
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
-             const ContractionKernels& kernels, int threads)
+             const ContractionKernels& kernels, int threads, OperandReuse& reuse)
     : p_(part),
       chains_(chains),
       kernels_(kernels),
@@ -33,14 +44,19 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       splits_(ceil_div(blocks_, part.blocks_per_split)),
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)),
+      packing_(offer_packed(part, reuse)),
+      shared_b_(reuse.prepared<PackedB>()),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
   // Packed, overlapping rows would be many times larger than the operand.
   const bool can_share_a = pack_a_.source() != Source::kInPlace && !pack_a_.overlapping();
   const Blocking blocking =
       choose_blocking({p_.G * splits_, tiles_, panels_, std::min(split_blocks * kBlock, p_.K),
-                       pack_a_.source(), can_share_a},
+                       pack_a_.source(), can_share_a, packing_ != nullptr || shared_b_ != nullptr},
                       threads);
+  if (blocking.share_b && packing_ == nullptr) packing_ = std::make_shared<PackedB>(part);
+  if (packing_ != nullptr) shared_b_ = packing_;
+  preview_b_ = shared_b_ != nullptr && shared_b_->group_bytes() > kResidentBytes;
   row_blocks_ = blocking.row_blocks;
   panel_ranges_ = blocking.panel_ranges;
   block_tiles_ = ceil_div(tiles_, row_blocks_);
@@ -61,22 +77,9 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
     else
       shared_a_norms_.resize(static_cast<size_t>(count * block_tiles_));
   }
-  share_b_ = blocking.share_b;
-  if (share_b_) {
-    shared_panel_words_ = blocks_ * PackerB::block_words(kPanelColumns, kBlock);
-    shared_group_words_ = (panels_ - 1) * shared_panel_words_ +
-                          blocks_ * PackerB::block_words(columns(panels_ - 1), kBlock);
-    shared_b_ = Scratch::array<int32_t>({p_.G, shared_group_words_});
-    const int64_t count = p_.G * panels_ * blocks_;
-    if (p_.in_blocks)
-      shared_segments_ = Scratch::array<PanelsInBlocks>({count});
-    else
-      shared_norms_.resize(static_cast<size_t>(count));
-    preview_b_ = shared_group_words_ * int64_t{sizeof(int32_t)} > kResidentBytes;
-  }
   sum_panels_ = split_blocks == 1       ? 0
                 : split_blocks > group_ ? ceil_div(panels_, panel_ranges_)
-                                        : (share_b_ ? 1 : kPanelsPerPack);
+                                        : (shared_b_ != nullptr ? 1 : kPanelsPerPack);
   stream_ = splits_ == 1 && scaling_.is_factor() && contiguous_columns_ &&
             p_.G * p_.M * p_.N * int64_t{sizeof(float)} >= kStreamBytes;
 }
@@ -120,12 +123,12 @@ void Tiles::enlist(std::vector<Stage>* stages) {
     if (w == nullptr) w = std::make_unique<Workspace>(*this);
     return w.get();
   };
-  if (share_b_) {
-    const int64_t count = p_.G * ceil_div(panels_, kPanelsPerPack) * blocks_;
+  if (packing_ != nullptr) {
+    const int64_t count = packing_->packs();
     (*stages)[kPrepare].push_back(
         {count, count / (32 * threads), [this](int, int64_t low, int64_t high) {
            PackingSpace space(0, 1);
-           for (int64_t i = low; i < high; ++i) pack_b(i, &space);
+           for (int64_t i = low; i < high; ++i) packing_->pack(pack_b_, i, &space);
          }});
   }
   if (share_a_) {
@@ -161,28 +164,6 @@ void Tiles::pack_a(int64_t index, PackingSpace* space) {
   pack_a_.pack(index / blocks_ / row_blocks_, m, end - m, index % blocks_, 1, space,
                shared_a_.as<int32_t>() + index * a_words_, shared_tiles(index * block_tiles_),
                block_tiles_);
-}
-
-void Tiles::pack_b(int64_t index, PackingSpace* space) {
-  const int64_t b = index % blocks_;
-  index /= blocks_;
-  const int64_t packs = ceil_div(panels_, kPanelsPerPack);
-  const int64_t g = index / packs, panel = index % packs * kPanelsPerPack;
-  const int64_t n = panel * kPanelColumns;
-  const int64_t columns = std::min(kPanelsPerPack * kPanelColumns, p_.N - n);
-  const Block k = block(b);
-  const int64_t norms = (g * panels_ + panel) * blocks_ + b;
-  // The last panel may be narrower, and its blocks closer to each other.
-  for (int64_t first = 0; first < columns;) {
-    const int64_t whole = (columns - first) / kPanelColumns * kPanelColumns;
-    const int64_t count = whole > 0 ? whole : columns - first;
-    const int64_t p = first / kPanelColumns;
-    const auto at = static_cast<size_t>(norms + p * blocks_);
-    pack_b_.pack(g, n + first, count, k.k, k.size, space, shared_block(g, panel + p, b),
-                 shared_panel_words_, p_.in_blocks ? nullptr : &shared_norms_[at],
-                 p_.in_blocks ? shared_segments_.as<PanelsInBlocks>() + at : nullptr, blocks_);
-    first += count;
-  }
 }
 
 // Adds up the splits of rows [low, high) of G x M, in ascending order.
@@ -231,8 +212,10 @@ void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t half, int
 }
 
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
-                                const ContractionKernels& kernels, int threads) {
-  return std::make_unique<Tiles>(part, operands, chains, kernels, threads);
+                                const ContractionKernels& kernels, int threads,
+                                OperandReuse& reuse) {
+  if (worth_keeping(part)) reuse.look_up();
+  return std::make_unique<Tiles>(part, operands, chains, kernels, threads, reuse);
 }
 
 }  // namespace dfpjax

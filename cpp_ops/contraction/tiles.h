@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "contraction/contract.h"
+#include "contraction/kept_operand.h"
+#include "contraction/packed_b.h"
 #include "contraction/packing.h"
 #include "contraction/running.h"
 #include "contraction/scaling.h"
@@ -21,7 +23,7 @@ namespace dfpjax {
 class Tiles : public Job {
  public:
   Tiles(const Part& part, const Operands& operands, const Chains& chains,
-        const ContractionKernels& kernels, int threads);
+        const ContractionKernels& kernels, int threads, OperandReuse& reuse);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -66,12 +68,6 @@ class Tiles : public Job {
     int64_t k, size;
   };
   enum class Lowest { kUnknown, kNone, kSome };  // whether a block has a kLowestPair
-  // What packing gives for a panel and k-block of B.
-  struct PanelOfB {
-    const int32_t* words;
-    const Norms* norms;
-    const PanelsInBlocks* segments;  // null unless operands are in blocks
-  };
 
   // What a cell of operands in blocks has besides CellArgs.
   struct CellInBlocks {
@@ -85,7 +81,6 @@ class Tiles : public Job {
 
   Task task(int64_t index) const;
   void pack_a(int64_t index, PackingSpace* space);
-  void pack_b(int64_t index, PackingSpace* space);
   void run_task(const Task& task, const Task* next, Workspace* w);
   void run_panel(const Task& task, int64_t panel, int64_t block, const PanelOfB& b,
                  const TilesOfA& a, Workspace* w);
@@ -121,10 +116,6 @@ class Tiles : public Job {
                        p_.in_blocks ? shared_a_segments_.as<TileSegments>() : nullptr};
     return all.at(index);
   }
-  int32_t* shared_block(int64_t g, int64_t panel, int64_t block) const {
-    return shared_b_.as<int32_t>() + g * shared_group_words_ + panel * shared_panel_words_ +
-           block * PackerB::block_words(columns(panel), kBlock);
-  }
 
   const Part& p_;
   const Chains chains_;
@@ -151,11 +142,9 @@ class Tiles : public Job {
   std::vector<Norms> shared_a_norms_;  // unless operands are in blocks
   Scratch shared_a_segments_;          // TileSegments, if they are
 
-  bool share_b_, preview_b_ = false;
-  int64_t shared_panel_words_ = 0, shared_group_words_ = 0;
-  Scratch shared_b_;
-  std::vector<Norms> shared_norms_;  // unless operands are in blocks
-  Scratch shared_segments_;          // PanelsInBlocks, if they are
+  std::shared_ptr<PackedB> packing_;         // null unless the call packs B for all tasks
+  std::shared_ptr<const PackedB> shared_b_;  // likewise, but set also if it is reused
+  bool preview_b_ = false;
 
   int64_t partial_stride_;  // of one row of partial sums
   Scratch partial_;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "contraction/kept_operand.h"
 #include "contraction/packing.h"
 #include "contraction/winograd.h"
 #include "runtime/scratch.h"
@@ -15,7 +16,7 @@
 namespace dfpjax {
 
 // The words of all panels, with what belongs to them.
-class TransformedKernels {
+class TransformedKernels : public PreparedOperand {
  public:
   explicit TransformedKernels(const WinogradPart& part);
 
@@ -27,7 +28,7 @@ class TransformedKernels {
     return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
   }
   int64_t width(int64_t panel) const { return round_up(columns(panel), kColumnQuantum); }
-  size_t bytes() const;
+  size_t bytes() const override;
 
   // A panel and block of k at one position.
   struct Panel {

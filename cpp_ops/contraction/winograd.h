@@ -135,7 +135,7 @@ class WinogradJob : public Job {
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,
-                                           int threads, KernelReuse& reuse);
+                                           int threads, OperandReuse& reuse);
 std::unique_ptr<Job> make_winograd_along_k(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,
                                            int threads);

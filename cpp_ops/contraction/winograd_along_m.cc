@@ -8,7 +8,7 @@
 #endif
 
 #include "contraction/alignment.h"
-#include "contraction/kept_kernels.h"
+#include "contraction/kept_operand.h"
 #include "contraction/packing.h"
 #include "contraction/transformed_kernels.h"
 #include "contraction/winograd.h"
@@ -24,7 +24,7 @@ constexpr int64_t kFewestRows = 48;  // unless some threads have nothing to do
 class AlongM : public WinogradJob {
  public:
   AlongM(const Part& part, const Operands& operands, const Chains& chains,
-         const ContractionKernels& kernels, int threads, KernelReuse& reuse);
+         const ContractionKernels& kernels, int threads, OperandReuse& reuse);
   void enlist(std::vector<Stage>* stages) override;
 
  private:
@@ -67,7 +67,6 @@ class AlongM : public WinogradJob {
            position * position_stride(block) + row * stride(block);
   }
 
-  KernelReuse& reuse_;
   const std::unique_ptr<KernelTransform> transform_;  // null if kernels are reused
   const std::shared_ptr<const TransformedKernels> b_;
   const int64_t blocks_;  // of k
@@ -80,19 +79,19 @@ class AlongM : public WinogradJob {
 };
 
 AlongM::AlongM(const Part& part, const Operands& operands, const Chains& chains,
-               const ContractionKernels& kernels, int threads, KernelReuse& reuse)
+               const ContractionKernels& kernels, int threads, OperandReuse& reuse)
     : WinogradJob(part, operands, chains, kernels, threads),
-      reuse_(reuse),
-      transform_(reuse.found() != nullptr ? nullptr
-                                          : std::make_unique<KernelTransform>(
-                                                winograd_, operands.b, operands.eb, kernels)),
-      b_(transform_ != nullptr ? transform_->result() : reuse.found()),
+      transform_(reuse.found() ? nullptr
+                               : std::make_unique<KernelTransform>(winograd_, operands.b,
+                                                                   operands.eb, kernels)),
+      b_(transform_ != nullptr ? transform_->result() : reuse.prepared<TransformedKernels>()),
       blocks_(b_->blocks()),
       a_(part.grid_a, operands.a, operands.ea, part.base_a, winograd_.patches_of_a(),
          winograd_.channels().extent),
       a_g_(part.g, &Dim::stride_a, nullptr),
       rows_(results_.points.extent()),
       workspaces_(static_cast<size_t>(threads)) {
+  if (transform_ != nullptr) reuse.offer(b_);
   const int64_t share = kMostPositions / positions_;
   const int64_t most_rows = kTaskRows * share;
   // Blocks of rows of nearly equal size, in whole tiles of rows. Each reads all kernels.
@@ -123,12 +122,11 @@ AlongM::Workspace::Workspace(const AlongM& t)
 
 void AlongM::enlist(std::vector<Stage>* stages) {
   if (transform_ != nullptr) {
-    Stage& stage = (*stages)[kPrepare];
-    stage.push_back({b_->all_panels(), 1, [this](int, int64_t low, int64_t high) {
-                       KernelTransform::Space space;
-                       for (int64_t i = low; i < high; ++i) transform_->pack(i, &space);
-                     }});
-    reuse_.offer(b_, &stage);
+    (*stages)[kPrepare].push_back({b_->all_panels(), 1, [this](int, int64_t low, int64_t high) {
+                                     KernelTransform::Space space;
+                                     for (int64_t i = low; i < high; ++i)
+                                       transform_->pack(i, &space);
+                                   }});
   }
   (*stages)[kCompute].push_back(
       {p_.G * row_blocks_ * panel_ranges_, 1, [this](int worker, int64_t low, int64_t high) {
@@ -278,7 +276,8 @@ void AlongM::finish(const Task& t, int64_t panel, Workspace* w) const {
 
 std::unique_ptr<Job> make_winograd_along_m(const Part& part, const Operands& operands,
                                            const Chains& chains, const ContractionKernels& kernels,
-                                           int threads, KernelReuse& reuse) {
+                                           int threads, OperandReuse& reuse) {
+  reuse.look_up();
   return std::make_unique<AlongM>(part, operands, chains, kernels, threads, reuse);
 }
 

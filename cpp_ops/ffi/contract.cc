@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "contraction/kept_kernels.h"
+#include "contraction/kept_operand.h"
 #include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
@@ -21,7 +21,7 @@ namespace {
 // What XLA holds for each call of contract_v1 in an executable, as long as the executable lives.
 struct CallSite {
   static ffi::TypeId id;
-  KeptKernels kernels;
+  KeptOperand b;
 };
 ffi::TypeId CallSite::id{};
 
@@ -102,8 +102,8 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
   chains.saturated = &saturations;
   if (lengths != nullptr) chains.lengths = &macs;
   XlaExecutor executor(&pool, threads);
-  KernelReuse reuse(site != nullptr ? &site->kernels : nullptr, operands.b, sizes.b, operands.eb,
-                    sizes.eb);
+  OperandReuse reuse(site != nullptr ? &site->b : nullptr, operands.b, sizes.b, operands.eb,
+                     sizes.eb);
   run_plan(parts, operands, chains, contraction_kernels(*path), executor, &reuse);
   if (counts != nullptr) saturations.write(counts);
   if (shares != nullptr) macs.write_shares(shares);

@@ -14,7 +14,7 @@
 #include <thread>
 #include <vector>
 
-#include "contraction/kept_kernels.h"
+#include "contraction/kept_operand.h"
 #include "contraction/kernels/table.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
@@ -122,13 +122,13 @@ NB_MODULE(_native, m) {
   m.def(
       "release_scratch",
       [] {
-        release_kept_kernels();  // whose memory becomes scratch
+        release_kept_operands();  // whose memory becomes scratch
         release_scratch();
       },
-      "Frees the scratch memory and the transformed kernels kept between calls.");
+      "Frees the scratch memory and the prepared operands kept between calls.");
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
-  m.def("kept_kernel_bytes", &kept_kernel_bytes,
-        "Bytes of transformed kernels kept between calls.");
+  m.def("kept_operand_bytes", &kept_operand_bytes,
+        "Bytes of prepared operands, packed or transformed, kept between calls.");
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
         "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
 }

@@ -174,6 +174,8 @@ void check_blockings() {
           }
   expect(choose_blocking({1, 34, 10, 300, Source::kAlongM, true}, 4).share_a, "A is not shared");
   expect(choose_blocking({1, 17, 2, 2600, Source::kInPlace, false}, 4).share_b, "B is not shared");
+  expect(!choose_blocking({1, 17, 2, 2600, Source::kInPlace, false, true}, 4).share_b,
+         "B is packed again");
   const Blocking large = choose_blocking({1, 200, 4, 22'500'000, Source::kAlongK, true}, 4);
   expect(!large.share_a && !large.share_b, "gigabytes are shared");
 }
