@@ -25,7 +25,7 @@ PASSES = ("dfp_moments", "dfp_paired_sums", "dfp_rectified_sums", "dfp_rectified
 STATISTICS, NORMALIZATION, BIAS = "channel statistics", "normalization", "bias"
 RECTIFIED, SUM = "rectified normalization", "rectified sum"
 EXPONENT = "exponent from statistics"
-OPERAND, COTANGENT = "operand from rectification", "cotangent from normalization"
+OPERAND, COTANGENT = "operand from rectification", "cotangent from gradient"
 
 fused = functools.partial(mixed_precision, policy=TENSOR_WIDE)
 unfused = functools.partial(mixed_precision, policy=UNFUSED)

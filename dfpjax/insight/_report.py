@@ -85,10 +85,11 @@ class FusedRecord:
 
     kind: str
     """`channel statistics`, `normalization` or `bias` (their gradients), `rectified normalization`,
-    `rectified sum`, `maximum pooling`; or, of an operation, `exponent from statistics`: its input's largest
-    magnitude is known without a pass, `operand from rectification`: the pass that rectifies its input also
-    quantizes it, `cotangent from normalization`: the pass that computes the gradient by its result also
-    quantizes it."""
+    `rectified bias`, `rectified sum`, `maximum pooling`. Or, of an operation:
+
+    - `exponent from statistics`: its input's largest magnitude is known without a pass;
+    - `operand from rectification`: the pass that rectifies its input also quantizes it;
+    - `cotangent from gradient`: the pass that computes the gradient by its result also quantizes it."""
 
     name: str
     """Layer name, as an operation's."""

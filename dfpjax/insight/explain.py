@@ -78,7 +78,7 @@ def _fused(body: Body, policy: BoundPolicy, stack: Any) -> Iterator[FusedRecord]
                 if fusions.gives_operand(site.eqn, treatment):
                     yield record("operand from rectification", eqn)
                 if fusions.gives_cotangent(site.eqn, treatment):
-                    yield record("cotangent from normalization", eqn)
+                    yield record("cotangent from gradient", eqn)
             case Call() as call:
                 for _, inner in call.inside:
                     yield from _fused(inner, policy, call.scope.stack)

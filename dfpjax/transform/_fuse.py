@@ -8,8 +8,8 @@
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
 - A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
-- What is rectified, and a normalization's gradient, become an operand in blocks in the pass that computes
-  them, if an operation takes them.
+- What is rectified, and the gradient by a normalization's or a rectified bias's input, become an operand in
+  blocks in the pass that computes them, if an operation takes them.
 - Maximum pooling of images in NHWC, and its gradient.
 
 Large float32 tensors alone gain. Nothing is assumed of a program that does not match: it stays as it is.
@@ -101,8 +101,8 @@ class Fusions:
     witnesses: dict[Var, Witness] = field(default_factory=dict)
     rectified: set[Var] = field(default_factory=set)
     """What the passes rectify."""
-    normalized: set[Var] = field(default_factory=set)
-    """Tensors whose statistics are taken and that are normalized."""
+    differentiated: set[Var] = field(default_factory=set)
+    """Tensors by which a pass computes the gradient."""
 
     def witness(self, eqn: JaxprEqn, treatment: Treatment | None) -> Witness | None:
         """The witness of a treated operation's left operand, or None if it has none."""
@@ -118,7 +118,8 @@ class Fusions:
 
     def gives_cotangent(self, eqn: JaxprEqn, treatment: Treatment | None) -> bool:
         """Whether the pass that computes the gradient by a treated operation's result also quantizes it."""
-        return treatment is not None and treatment.cotangent_in_blocks and eqn.outvars[0] in self.normalized
+        in_blocks = treatment is not None and treatment.cotangent_in_blocks
+        return in_blocks and eqn.outvars[0] in self.differentiated
 
 
 def find_fusions(jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Quantizer]) -> Fusions:
@@ -222,7 +223,7 @@ class _Finder:
         measured_at, twin = self._measured.get(x, (index, x))
         if measured_at < index:
             inputs = (twin, *others)
-            self.fusions.normalized.add(x)
+            self.fusions.differentiated.add(x)
         self.fusions.passes[index] = Fusion(kind=kind, eqn=eqn, fun=fun, inputs=inputs, outputs=[out])
         if (witness := self.fusions.witnesses.get(x)) is not None:
             self.fusions.witnesses[out] = witness.then(fun, *others)
@@ -268,6 +269,7 @@ class _Finder:
                 inputs=shifted.inputs, outputs=[out],
             )  # fmt: skip
             self.fusions.rectified.add(out)
+            self.fusions.differentiated.add(shifted.inputs[0])
             return
         add = self._maker(x, "add")
         if add is None or add.invars[0].aval.shape != add.invars[1].aval.shape:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -171,7 +172,9 @@ def test_explain_lists_them():
     assert Counter(kinds(residual, PARAMS, X, policy=FORCED)) == {
         "channel statistics": 2, "rectified normalization": 1, "rectified sum": 1, OPERAND: 2, COTANGENT: 2,
     }  # fmt: skip
-    assert Counter(kinds(with_biases, PARAMS, X, policy=FORCED)) == {"rectified bias": 2, OPERAND: 2}
+    assert Counter(kinds(with_biases, PARAMS, X, policy=FORCED)) == {
+        "rectified bias": 2, OPERAND: 2, COTANGENT: 2,
+    }  # fmt: skip
     assert kinds(residual, PARAMS, X, policy=UNFUSED) == []
 
 
@@ -225,6 +228,15 @@ def test_gradients_at_zero_are_zero(mapped):
     shift = jnp.zeros((1, 1, 5) if mapped else (1, 1, 1, 5))
     for gradient in jax.grad(fun, (0, 1))(jnp.zeros((2, 3, 4, 5)), shift):
         np.testing.assert_array_equal(gradient, 0)
+
+
+def test_an_exported_program_has_the_same_passes():
+    pytest.importorskip("flatbuffers", reason='needs dfpjax[export]: pip install ".[export]"')
+    fused = jax.jit(step(residual, FORCED))
+    exported = jax.export.export(fused, disabled_checks=dfpjax.export_checks())(PARAMS, X)
+    assert {RECTIFIED, GRADIENT} <= set(re.findall(r"dfpjax_\w+", exported.mlir_module()))
+    again = jax.export.deserialize(exported.serialize()).call(PARAMS, X)
+    jax.tree.map(np.testing.assert_array_equal, again, fused(PARAMS, X))
 
 
 def test_several_devices():
