@@ -23,6 +23,8 @@ from dfpjax.operations.rectified import rectified_scaled_p, rectify_normalized, 
 from dfpjax.operations.rectified_bias import masked_p, rectify_shifted
 from dfpjax.policy import Policy
 
+pytestmark = pytest.mark.jax_releases  # how JAX lowers composites and foreign functions
+
 UNFUSED = Policy(default=FORCED.default, fuse=False)
 RECTIFIED, GRADIENT, MASKED, ALONE = (
     f"dfpjax_{name}_v1"
