@@ -40,6 +40,7 @@ from dfpjax.numbers.format.explicit import (
     with_leading,
     with_partitions,
 )
+from dfpjax.numbers.format.quantize import quantize_p
 from dfpjax.operations import sharding
 from dfpjax.operations.evaluation import (
     chosen,
@@ -49,6 +50,7 @@ from dfpjax.operations.evaluation import (
     run_fixed_chain,
 )
 from dfpjax.operations.exponents import align, blocks_of, map_with_exponents, quantize_operand
+from dfpjax.operations.producers import find_producer
 
 Backend = Literal["auto", "reference"]
 
@@ -213,7 +215,7 @@ def _chain_lengths(
     return run_counting(contraction, *operands, blocks=blocks, algorithm=algorithm, native=native)[1]
 
 
-def _register(primitive, abstract_eval, function, *, cacheable: bool = True):
+def _lowering(function):
     run = lower_fun(function, multiple_results=False)
 
     def lower(ctx, *operands, native, **params):
@@ -222,6 +224,33 @@ def _register(primitive, abstract_eval, function, *, cacheable: bool = True):
             memory.hint(4 * max(aval.size for aval in ctx.avals_in))
         return run(ctx, *operands, native=native, devices=devices, **params)
 
+    return lower
+
+
+def _lower_linear(ctx, lhs, *rhs, native, **params):
+    """The lowering of `contract_linear_p`. If one pass computes and quantizes lhs, what it gives is
+    contracted."""
+    cotangent, contraction = params["cotangent"], params["contraction"]
+    quantization = {
+        "quantizer": cotangent, "blocks": blocks_of(cotangent), "slice_axes": (), "given": (),
+        "mapped_axes": contraction.mapped_axes(contraction.lhs), "native": True,
+    }  # fmt: skip
+    # Exponents of rhs that are not those of blocks may shift lhs (`align`).
+    alone = native and params["backend"] == "auto" and not _compat.is_partitioned(ctx) and params["blocks"]
+    producer = find_producer(lhs, quantization) if alone else None
+    if producer is None:
+        return _lowering_of_linear(ctx, lhs, *rhs, native=native, **params)
+    quantized, _ = quantize_p.abstract_eval(ctx.avals_in[0], **quantization)
+    mantissa, exponent = producer.lower(ctx.replace(avals_out=quantized), quantization)
+    params["blocks"] = (quantization["blocks"], params["blocks"])
+    ctx = ctx.replace(avals_in=[*quantized, *ctx.avals_in[1:]])
+    return _lowering_of_contract(ctx, mantissa, exponent, *rhs, native=native, **params)
+
+
+_lowering_of_contract, _lowering_of_linear = _lowering(_contract), _lowering(_contract_linear)
+
+
+def _register(primitive, abstract_eval, lower, *, cacheable: bool = True):
     primitive.def_abstract_eval(abstract_eval)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
     for platform, native in ((None, False), ("cpu", True)):
@@ -229,11 +258,10 @@ def _register(primitive, abstract_eval, function, *, cacheable: bool = True):
         mlir.register_lowering(primitive, rule, platform=platform, cacheable=cacheable)
 
 
-_register(contract_p, _abstract_eval, _contract)
-# It quantizes, and a quantization looks at what makes its operand.
-_register(contract_linear_p, _abstract_eval, _contract_linear, cacheable=False)
-_register(saturated_chains_p, _abstract_saturated_chains, _saturated_chains)
-_register(chain_lengths_p, _abstract_chain_lengths, _chain_lengths)
+_register(contract_p, _abstract_eval, _lowering_of_contract)
+_register(contract_linear_p, _abstract_eval, _lower_linear, cacheable=False)
+_register(saturated_chains_p, _abstract_saturated_chains, _lowering(_saturated_chains))
+_register(chain_lengths_p, _abstract_chain_lengths, _lowering(_chain_lengths))
 
 
 # --- differentiation ------------------------------------------------------------------------------
