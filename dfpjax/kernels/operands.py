@@ -5,6 +5,8 @@ fma(a, b, c) is a · b + c, rounded once, as XLA computes such expressions on CP
 those of `passes`.
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,14 +54,12 @@ def rectified_operand(
     """
     given = residual is not None
     full, extreme = (x.shape, x.shape[-1:]) if given else ((0,), (0,))
-    results = [
-        *_operand(x, blocks),
+    more = [
         jax.ShapeDtypeStruct(full, jnp.float32),
         jax.ShapeDtypeStruct(x.shape if masked else (0,), jnp.bool_),
         *[jax.ShapeDtypeStruct(extreme, jnp.float32)] * 2,
     ]
-    attributes = operand_attributes(x.shape, quantizer, blocks)
-    call = passes.call(RECTIFIED_OPERAND, results, isa, threads, **attributes)
+    call = _call(RECTIFIED_OPERAND, x.shape, quantizer, blocks, isa, threads, more)
     mantissas, exponents, y, positive, *extremes = call(x, shift, *map(_or_empty, (mean, scale, residual)))
     return mantissas, exponents, positive, *((y, *extremes) if given else ())
 
@@ -94,10 +94,8 @@ def gradient_operand(
     Raises:
         jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
     """
-    attributes = operand_attributes(x.shape, quantizer, blocks)
-    call = passes.call("dfpjax_gradient_operand_v1", _operand(x, blocks), isa, threads, **attributes)
-    mantissas, exponents = call(g, x, scale, offset, slope, *map(_or_empty, (mean, shift)))
-    return mantissas, exponents
+    call = _call("dfpjax_gradient_operand_v1", x.shape, quantizer, blocks, isa, threads)
+    return tuple(call(g, x, scale, offset, slope, *map(_or_empty, (mean, shift))))
 
 
 def masked_operand(
@@ -123,17 +121,21 @@ def masked_operand(
     Raises:
         jax.errors.JaxRuntimeError: when it runs, if an operand has another size; the message names it.
     """
-    attributes = operand_attributes(x.shape, quantizer, blocks)
-    call = passes.call("dfpjax_masked_operand_v1", _operand(x, blocks), isa, threads, **attributes)
-    mantissas, exponents = call(x, positive)
-    return mantissas, exponents
+    call = _call("dfpjax_masked_operand_v1", x.shape, quantizer, blocks, isa, threads)
+    return tuple(call(x, positive))
 
 
-def _operand(x: jax.Array, blocks: Blocks) -> list[jax.ShapeDtypeStruct]:
-    return [
-        jax.ShapeDtypeStruct(x.shape, jnp.int16),
-        jax.ShapeDtypeStruct(blocks.counts(x.shape), jnp.int32),
+def _call(
+    target: str, shape: tuple[int, ...], quantizer: Quantizer, blocks: Blocks, isa: str, threads: int,
+    more: Sequence[jax.ShapeDtypeStruct] = (),
+) -> Callable:  # fmt: skip
+    """The call of a pass that writes an operand of this shape, and `more` results."""
+    operand = [
+        jax.ShapeDtypeStruct(shape, jnp.int16),
+        jax.ShapeDtypeStruct(blocks.counts(shape), jnp.int32),
     ]
+    attributes = operand_attributes(shape, quantizer, blocks)
+    return passes.call(target, [*operand, *more], isa, threads, **attributes)
 
 
 def operand_attributes(shape: tuple[int, ...], quantizer: Quantizer, blocks: Blocks) -> dict:

@@ -10,31 +10,34 @@ inline constexpr int kRowsAtOnce = 4;
 // Float32 sums of so many channels stay in the first-level cache.
 inline constexpr int64_t kMostChannels = 1024;
 
-struct FloatSums {
-  alignas(kVectorBytes) float first[kMostChannels], second[kMostChannels];
-
-  void clear(int64_t channels) {
-    for (int64_t c = 0; c < channels; ++c) first[c] = second[c] = 0;
-  }
-  void add_to(double* to_first, double* to_second, int64_t channels) const {
-    for (int64_t c = 0; c < channels; ++c) {
-      to_first[c] += static_cast<double>(first[c]);
-      to_second[c] += static_cast<double>(second[c]);
+// Adds the sums of rows [rows][channels], and a second kind of sums unless `second` is null.
+// vectors(row, count, channel, sums, second_sums) adds a vector of channels of `count` rows to
+// float32 sums, and column(...) likewise a channel that does not fill a vector.
+template <class Vectors, class Column>
+inline void add_sums(int64_t rows, int64_t channels, double* first, double* second, Vectors vectors,
+                     Column column) {
+  alignas(kVectorBytes) float sums[2][kMostChannels];
+  for (int64_t start = 0; start < channels; start += kMostChannels) {
+    const int64_t left = channels - start < kMostChannels ? channels - start : kMostChannels;
+    const int64_t in_vectors = left / kFloats * kFloats;
+    for (int64_t row = 0; row < rows; row += kRowsInFloat) {
+      const int64_t end = rows - row < kRowsInFloat ? rows : row + kRowsInFloat;
+      for (auto& kind : sums)
+        for (int64_t c = 0; c < left; ++c) kind[c] = 0;
+      int64_t r = row;
+      for (; r + kRowsAtOnce <= end; r += kRowsAtOnce)
+        for (int64_t c = 0; c < in_vectors; c += kFloats)
+          vectors(r, kRowsAtOnce, start + c, sums[0] + c, sums[1] + c);
+      for (; r < end; ++r)
+        for (int64_t c = 0; c < in_vectors; c += kFloats)
+          vectors(r, 1, start + c, sums[0] + c, sums[1] + c);
+      for (int64_t c = in_vectors; c < left; ++c)
+        column(row, end - row, start + c, sums[0] + c, sums[1] + c);
+      for (int64_t c = 0; c < left; ++c) first[start + c] += static_cast<double>(sums[0][c]);
+      if (second == nullptr) continue;
+      for (int64_t c = 0; c < left; ++c) second[start + c] += static_cast<double>(sums[1][c]);
     }
   }
-};
-
-// Calls some(row, channel), of kRowsAtOnce rows, or one(row, channel) for all rows and vectors of
-// channels, and column(channel), of all rows, for the channels that do not fill a vector.
-template <class Some, class One, class Column>
-inline void row_by_row(int64_t rows, int64_t channels, Some some, One one, Column column) {
-  const int64_t vectors = channels / kFloats * kFloats;
-  int64_t r = 0;
-  for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce)
-    for (int64_t c = 0; c < vectors; c += kFloats) some(r, c);
-  for (; r < rows; ++r)
-    for (int64_t c = 0; c < vectors; c += kFloats) one(r, c);
-  for (int64_t c = vectors; c < channels; ++c) column(c);
 }
 
 // Handles a vector of channels.
@@ -58,23 +61,12 @@ inline void moments_of(const float* x, int64_t rows, int64_t stride, float* sums
 
 void moments(const float* x, int64_t rows, int64_t channels, double* sums, double* squares,
              float* low, float* high) {
-  FloatSums in_float;
-  for (int64_t first = 0; first < channels; first += kMostChannels) {
-    const int64_t count = channels - first < kMostChannels ? channels - first : kMostChannels;
-    for (int64_t start = 0; start < rows; start += kRowsInFloat) {
-      const int64_t left = rows - start < kRowsInFloat ? rows - start : kRowsInFloat;
-      const auto take = [&](auto kernel, int64_t r, int64_t of_rows, int64_t c) {
-        kernel(x + (start + r) * channels + first + c, of_rows, channels, in_float.first + c,
-               in_float.second + c, low + first + c, high + first + c);
-      };
-      in_float.clear(count);
-      row_by_row(
-          left, count, [&](int64_t r, int64_t c) { take(moments_of<Floats>, r, kRowsAtOnce, c); },
-          [&](int64_t r, int64_t c) { take(moments_of<Floats>, r, 1, c); },
-          [&](int64_t c) { take(moments_of<float>, 0, left, c); });
-      in_float.add_to(sums + first, squares + first, count);
-    }
-  }
+  const auto by = [&](auto kernel) {
+    return [=](int64_t r, int64_t count, int64_t c, float* sum, float* square) {
+      kernel(x + r * channels + c, count, channels, sum, square, low + c, high + c);
+    };
+  };
+  add_sums(rows, channels, sums, squares, by(moments_of<Floats>), by(moments_of<float>));
 }
 
 template <class V, bool kRectified>
@@ -100,29 +92,16 @@ inline void paired_of(const PairedRows& at, int64_t rows, int64_t stride, float*
 
 template <bool kRectified>
 inline void paired_rows(const PairedRows& all, int64_t rows, int64_t channels) {
-  FloatSums in_float;
-  for (int64_t first = 0; first < channels; first += kMostChannels) {
-    const int64_t count = channels - first < kMostChannels ? channels - first : kMostChannels;
-    PairedRows part = all.from(first);
-    for (int64_t start = 0; start < rows; start += kRowsInFloat) {
-      const int64_t left = rows - start < kRowsInFloat ? rows - start : kRowsInFloat;
-      const auto take = [&](auto kernel, int64_t r, int64_t of_rows, int64_t c) {
-        PairedRows at = part.from(c);
-        at.g += r * channels;
-        at.x += r * channels;
-        kernel(at, of_rows, channels, in_float.first + c, in_float.second + c);
-      };
-      in_float.clear(count);
-      row_by_row(
-          left, count,
-          [&](int64_t r, int64_t c) { take(paired_of<Floats, kRectified>, r, kRowsAtOnce, c); },
-          [&](int64_t r, int64_t c) { take(paired_of<Floats, kRectified>, r, 1, c); },
-          [&](int64_t c) { take(paired_of<float, kRectified>, 0, left, c); });
-      in_float.add_to(part.sums, part.products, count);
-      part.g += kRowsInFloat * channels;
-      part.x += kRowsInFloat * channels;
-    }
-  }
+  const auto by = [&](auto kernel) {
+    return [=](int64_t r, int64_t count, int64_t c, float* sum, float* product) {
+      PairedRows at = all.from(c);
+      at.g += r * channels;
+      at.x += r * channels;
+      kernel(at, count, channels, sum, product);
+    };
+  };
+  add_sums(rows, channels, all.sums, all.products, by(paired_of<Floats, kRectified>),
+           by(paired_of<float, kRectified>));
 }
 
 void paired_sums(const PairedRows& at, int64_t rows, int64_t channels) {
@@ -143,20 +122,10 @@ inline void masked_of(const MaskedRows& at, int64_t rows, float* sums) {
 }
 
 void masked_sums(const MaskedRows& all, int64_t rows, int64_t channels, double* sums) {
-  FloatSums in_float;
-  for (int64_t first = 0; first < channels; first += kMostChannels) {
-    const int64_t count = channels - first < kMostChannels ? channels - first : kMostChannels;
-    for (int64_t start = 0; start < rows; start += kRowsInFloat) {
-      const int64_t left = rows - start < kRowsInFloat ? rows - start : kRowsInFloat;
-      const auto take = [&](auto kernel, int64_t r, int64_t of_rows, int64_t c) {
-        kernel(all.from(start + r, first + c), of_rows, in_float.first + c);
-      };
-      in_float.clear(count);
-      row_by_row(
-          left, count, [&](int64_t r, int64_t c) { take(masked_of<Floats>, r, kRowsAtOnce, c); },
-          [&](int64_t r, int64_t c) { take(masked_of<Floats>, r, 1, c); },
-          [&](int64_t c) { take(masked_of<float>, 0, left, c); });
-      for (int64_t c = 0; c < count; ++c) sums[first + c] += static_cast<double>(in_float.first[c]);
-    }
-  }
+  const auto by = [&](auto kernel) {
+    return [=](int64_t r, int64_t count, int64_t c, float* sum, float*) {
+      kernel(all.from(r, c), count, sum);
+    };
+  };
+  add_sums(rows, channels, sums, nullptr, by(masked_of<Floats>), by(masked_of<float>));
 }
