@@ -220,6 +220,14 @@ def scan_constants(params: dict) -> int:
     return len(constants)
 
 
+def scan_carry(params: dict) -> int:
+    """Number of the values that a scan's iterations hand on: the operands after the constants."""
+    if "num_carry" in params:  # before 0.11
+        return params["num_carry"]
+    _, carry, _ = params["ft_in"].unpack()
+    return len(carry)
+
+
 def scan_with_results(params: dict, count: int) -> dict:
     """The parameters of a scan that change if its body returns `count` more results, which are stacked."""
     if "ft_out" not in params:  # before 0.11, whose parameters count only the carry

@@ -17,7 +17,7 @@ from dfpjax.transform._algorithms import algorithms, refusal
 from dfpjax.transform._contractions import QUANTIZED, granularities, macs, operand_shapes
 from dfpjax.transform._decide import Verdict, decide, unmatched_rules
 from dfpjax.transform._errors import source_line
-from dfpjax.transform._mixed_precision import survey_call
+from dfpjax.transform._mixed_precision import prepared_call
 from dfpjax.transform._rewrite import fusions_of
 from dfpjax.transform._survey import Body, Call, Site
 from dfpjax.transform._trace import Arguments
@@ -50,7 +50,7 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
     _checks.function_of_arrays("explain", "fun", fun)
     policy = Policy() if policy is None else policy
     _checks.instance("explain", "policy", policy, Policy, "a dfpjax.Policy")
-    _, body = survey_call(fun, Arguments.of(args, kwargs))
+    _, body = prepared_call(fun, Arguments.of(args, kwargs), policy)
     bound = body.bind(policy)
     return Report(
         ops=tuple(_record(site, bound) for site in body.sites()),

@@ -24,8 +24,10 @@ class Policy:
         strict: whether a rule that matches nothing in a program raises an error when the program is
             transformed. Otherwise `explain` shows it.
         fuse: whether large float32 tensors around operations in dynamic fixed point are computed in fewer
-            passes over memory: batch statistics, bias, normalization, maximum pooling and their gradients.
-            The last bits of sums differ, as they are more exact than XLA's; everything else is the same.
+            passes over memory: batch statistics, bias, normalization, maximum pooling and their gradients;
+            and whether the products of a recurrent layer with its inputs, which need no state, are computed
+            for all steps ahead of the loop. The last bits of sums differ, as they are more exact than XLA's
+            or in another order; everything else is the same.
 
     Raises:
         TypeError: if a rule is not a `Rule`, the default is neither an `OpConfig` nor None, or strict or fuse

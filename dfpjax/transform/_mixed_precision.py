@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args, overload
 
 import jax
@@ -16,7 +16,8 @@ from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
 from dfpjax.transform._cache import BoundedCache
-from dfpjax.transform._decide import require_matches
+from dfpjax.transform._decide import decide, require_matches
+from dfpjax.transform._hoist import hoisted
 from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._survey import Body, Scope, survey
 from dfpjax.transform._trace import Arguments, Traced, is_array, trace
@@ -153,6 +154,20 @@ def survey_call(fun: Callable, arguments: Arguments) -> tuple[Traced, Body]:
     return traced, survey_jaxpr(traced.jaxpr.jaxpr, fun, arguments)
 
 
+def prepared_call(fun: Callable, arguments: Arguments, policy: Policy) -> tuple[Traced, Body]:
+    """Trace a call, move products out of its loops if the policy fuses, and find what is left where."""
+    traced, body = survey_call(fun, arguments)
+    if not policy.fuse or policy.keeps_float32:
+        return traced, body
+    bound = body.bind(policy)
+    moving = {id(site.eqn) for site in body.sites() if decide(site, bound).treatment is not None}
+    jaxpr = hoisted(traced.jaxpr.jaxpr, lambda eqn: id(eqn) in moving)
+    if jaxpr is traced.jaxpr.jaxpr:
+        return traced, body
+    traced = replace(traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
+    return traced, survey_jaxpr(jaxpr, fun, arguments)
+
+
 def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, arguments: Arguments) -> Body:
     """Find the convolutions and dot products of a call that is given as a jaxpr."""
     named = zip(argument_paths(fun, arguments.paths), arguments.leaves, strict=True)
@@ -161,7 +176,7 @@ def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, arguments: Arguments) -> Body:
 
 def rewritten_call(fun: Callable, arguments: Arguments, policy: Policy, backend: Backend) -> Program:
     """Trace a call and rewrite it."""
-    return rewritten(fun, *survey_call(fun, arguments), policy, backend)
+    return rewritten(fun, *prepared_call(fun, arguments, policy), policy, backend)
 
 
 def rewritten(fun: Callable, traced: Traced, body: Body, policy: Policy, backend: Backend) -> Program:
