@@ -1,10 +1,11 @@
-"""Show that the compiler keeps the microkernels' sums in registers, by the code of their innermost loops.
+"""Show by the code of innermost loops that microkernels keep their sums in registers and passes use vectors.
 
     python -m benchmarks.disassembly
 
 Disassembles the installed kernels with objdump and counts the instructions of every innermost loop that
 multiplies int16 pairs. A 6×4 kernel needs 4 loads and 6 broadcasts for its 24 multiply-adds; a vector moved
-to or from the stack would be a spilled sum. Fails if a 6×4 or 6×2 kernel has one.
+to or from the stack would be a spilled sum. Fails if a 6×4 or 6×2 kernel has one, and if a pass takes vectors
+apart into their elements, as GCC 12 does with selects and conversions that the path's registers do not suit.
 """
 
 import argparse
@@ -26,6 +27,11 @@ MULTIPLY_ADD = re.compile(r"\b(vpdpwssd|vpmaddwd)\b.*%([yz]mm)")
 VECTOR = re.compile(r"%[xyz]mm")
 KERNEL = re.compile(r"(\w+)<.*?>?(?:, (\d+))?, (\d+)(?:, (?:true|false))?>\(")  # without rows: six
 ROWS = 6
+PASS = re.compile(
+    r"\b(moments|paired|masked|rectified|gradient|largest_magnitude|quantize|max_of_taps|add_to_max|local_response)"
+    r"\w*[<(]"
+)
+APART = re.compile(r"\bv?(pextr[bwd]|pinsr[bwd]|extractps|insertps|u?comis[sd])\b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,21 @@ def kernel_loops(listing: str) -> list[Loop]:
     return sorted(loops, key=lambda x: (order.index(x.path), x.kernel, -x.rows, -x.columns))
 
 
+def passes_taken_apart(listing: str) -> tuple[int, list[tuple[str, str]]]:
+    """The number of the passes' innermost loops over vectors, and which of them take vectors apart: the
+    function's name and the first such instruction."""
+    count, apart = 0, []
+    for name, code in symbols(listing):
+        if not PASS.search(name):
+            continue
+        for body in innermost_loops(code):
+            if not any(re.search(r"%[yz]mm", text) for text in body):
+                continue
+            count += 1
+            apart += [(name, text) for text in body if APART.search(text)][:1]
+    return count, apart
+
+
 def disassemble(path: str) -> str:
     if not shutil.which("objdump"):
         sys.exit("objdump is missing; it comes with binutils (apt install binutils)")
@@ -132,7 +153,8 @@ def main(argv=None) -> None:
         from dfpjax import _native
 
         arguments.module = _native.__file__
-    loops = kernel_loops(disassemble(arguments.module))
+    listing = disassemble(arguments.module)
+    loops = kernel_loops(listing)
     print(arguments.module)
     head = ("path", "kernel", "tile", "mul-adds", "loads", "broadcasts", "loads/mul-add", "stack", "other")
     print("{:<11} {:<21} {:>4} {:>9} {:>6} {:>11} {:>14} {:>6} {:>6}".format(*head))
@@ -149,6 +171,11 @@ def main(argv=None) -> None:
     if any(loop.stack for loop in checked):
         sys.exit("a 6×4 or 6×2 kernel moves vectors to or from the stack")
     print(f"no vector goes to or from the stack in the {len(checked)} loops of 6×4 and 6×2 kernels")
+    passes, apart = passes_taken_apart(listing)
+    if not passes or apart:
+        found = "".join(f"\n  {text} in {name[:100]}" for name, text in apart)
+        sys.exit(f"of {passes} loops over vectors in passes, {len(apart)} take vectors apart:{found}")
+    print(f"no vector is taken apart in the {passes} loops of passes")
 
 
 if __name__ == "__main__":

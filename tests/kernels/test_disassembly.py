@@ -51,7 +51,30 @@ def test_counts_what_stands_in_the_innermost_loop(line, stack):
     assert loop.loads == 1 + line.endswith("(%rbp),%zmm2")
 
 
-def test_no_sum_is_spilled():
+PASS = """
+0000000000002000 <dfpjax::masked(dfpjax::MaskedRows const&, long, long)>:
+    2000:\tvmovups (%rax),%ymm0
+    2004:\tvpinsrd $0x1,%esi,%xmm1,%xmm1
+    2008:\tvmovups %ymm0,(%rbx)
+    200c:\tjne    2000 <dfpjax::masked(dfpjax::MaskedRows const&, long, long)>
+"""
+
+
+@pytest.mark.parametrize(
+    ("listing", "loops", "apart"),
+    [
+        (PASS, 1, 1),
+        (PASS.replace("vpinsrd $0x1,%esi,%xmm1,%xmm1", "vblendvps %ymm1,%ymm0,%ymm0,%ymm0"), 1, 0),
+        (PASS.replace("ymm", "xmm"), 0, 0),
+        (PASS.replace("masked", "norms_pairs"), 0, 0),
+    ],
+)
+def test_finds_vectors_that_are_taken_apart(listing, loops, apart):
+    count, found = disassembly.passes_taken_apart(listing)
+    assert (count, len(found)) == (loops, apart)
+
+
+def test_no_sum_is_spilled_and_no_vector_taken_apart():
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip(f"the kernels of {platform.machine()} have no multiply-add to look for")
     if not shutil.which("objdump"):

@@ -1,21 +1,6 @@
 // Normalized and rectified numbers, and gradients of normalizations, row by row. Included as
 // isa/common-inl.h describes.
 
-// Stores the result of a comparison as bool.
-inline void store_truth(bool* to, Ints holds) {
-  store_as(to, __builtin_convertvector(holds & 1, Bytes));
-}
-inline void store_truth(bool* to, bool holds) { *to = holds; }
-
-// The numbers from p on that are true, as the result of a comparison.
-template <class V>
-inline auto load_truth(const bool* p) {
-  if constexpr (sizeof(V) == sizeof(float))
-    return *p;
-  else
-    return __builtin_convertvector(load_as<Bytes>(p), Ints) != 0;
-}
-
 // Calls whole(channel) for each vector of channels, and last(channel) for those that do not fill
 // one.
 template <class Whole, class Last>

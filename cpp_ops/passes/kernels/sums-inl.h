@@ -112,19 +112,19 @@ void paired_sums(const PairedRows& at, int64_t rows, int64_t channels) {
 }
 
 template <class V>
-inline void masked_of(const MaskedRows& at, int64_t rows, float* sums) {
+inline void masked_of(const float* x, const bool* positive, int64_t rows, int64_t stride,
+                      float* sums) {
   V sum = load_as<V>(sums);
-  for (int64_t r = 0; r < rows; ++r) {
-    const V x = load_as<V>(at.x + r * at.stride);
-    sum += load_truth<V>(at.positive + r * at.stride) ? x : V{};
-  }
+  for (int64_t r = 0; r < rows; ++r, x += stride, positive += stride)
+    sum += load_truth<V>(positive) ? load_as<V>(x) : V{};
   store_as(sums, sum);
 }
 
 void masked_sums(const MaskedRows& all, int64_t rows, int64_t channels, double* sums) {
   const auto by = [&](auto kernel) {
     return [=](int64_t r, int64_t count, int64_t c, float* sum, float*) {
-      kernel(all.from(r, c), count, sum);
+      const MaskedRows at = all.from(r, c);
+      kernel(at.x, at.positive, count, at.stride, sum);
     };
   };
   add_sums(rows, channels, sums, nullptr, by(masked_of<Floats>), by(masked_of<float>));

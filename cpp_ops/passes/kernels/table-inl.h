@@ -2,6 +2,7 @@
 // describes.
 
 #include "passes/kernels/blocks-inl.h"
+#include "passes/kernels/bools-inl.h"
 #include "passes/kernels/fused-inl.h"
 #include "passes/kernels/pool-inl.h"
 #include "passes/kernels/produce-inl.h"
