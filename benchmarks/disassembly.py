@@ -31,7 +31,7 @@ PASS = re.compile(
     r"\b(moments|paired|masked|rectified|gradient|largest_magnitude|quantize|max_of_taps|add_to_max|local_response)"
     r"\w*[<(]"
 )
-APART = re.compile(r"\bv?(pextr[bwd]|pinsr[bwd]|extractps|insertps|u?comis[sd])\b")
+APART = re.compile(r"\bv?(pextr[bwd]|pinsr[bwd]|extractps|insertps)\b")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
 // The kernels of passes for x86 CPUs with AVX2.
 #include <immintrin.h>
 
+#include <utility>
+
 #include "passes/kernels/table.h"
 
 namespace dfpjax {

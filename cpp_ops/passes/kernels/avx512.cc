@@ -1,6 +1,8 @@
 // The kernels of passes for x86 CPUs with AVX-512.
 #include <immintrin.h>
 
+#include <utility>
+
 #include "passes/kernels/table.h"
 
 namespace dfpjax {

@@ -1,4 +1,6 @@
 // The kernels of passes for any architecture, compiled without ISA flags.
+#include <utility>
+
 #include "passes/kernels/table.h"
 
 namespace dfpjax {

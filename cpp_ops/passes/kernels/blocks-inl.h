@@ -91,11 +91,6 @@ inline Shorts mantissas_of(Floats x, Words index, const BlockScale& scale, Words
   return __builtin_convertvector(m, Shorts);
 }
 
-inline float power_of_two(int32_t exponent) {
-  const int32_t bits = (exponent + 127) << 23;
-  return load_as<float>(&bits);
-}
-
 // What is known of the blocks of a part that stays in the first-level cache between the search for
 // the largest magnitudes and the rounding. Both go row by row, as memory likes it.
 struct BlockScales {
@@ -103,6 +98,7 @@ struct BlockScales {
   static constexpr int64_t kMostNumbers = 4096;
 
   Ints most[kMostBlocks];
+  int32_t exponents[kMostBlocks];
   float first[kMostBlocks], second[kMostBlocks];  // the factors of 2^-exponent; 0 if not finite
 };
 
@@ -139,21 +135,55 @@ inline void find_largest(const BlockedPart& part, Ints* most) {
   });
 }
 
-// Sets the exponent of a block and the factors that scale its numbers. Returns whether it is
-// finite.
-inline bool set_scale(int32_t largest, int bits, int32_t* exponent, float* first, float* second) {
-  *first = *second = 0;
-  *exponent = kNotFinite - (bits - 2);
-  if (largest >= 0x7f800000) return false;
+inline float power_of_two(int32_t exponent) {
+  const int32_t bits = (exponent + 127) << 23;
+  return load_as<float>(&bits);
+}
+inline Floats power_of_two(Ints exponent) {
+  const Ints bits = (exponent + 127) << 23;
+  return load_as<Floats>(&bits);
+}
+
+// One number or a vector of them, by the same arithmetic.
+inline float as_float(int32_t x) { return static_cast<float>(x); }
+inline Floats as_float(Ints x) { return __builtin_convertvector(x, Floats); }
+
+// The exponents of blocks and the factors that scale their numbers, given the bits of the largest
+// magnitudes. Factors are 0 if a block has a number that is not finite.
+template <class I, class F>
+inline void set_scales(I largest, int bits, I* exponent, F* first, F* second) {
   // floor(log2), where zero counts as the smallest positive number.
-  const int32_t log2 = largest >= 1 << 23
-                           ? (largest >> 23) - 127
-                           : 31 - __builtin_clz(static_cast<uint32_t>(largest) | 1) - 149;
-  *exponent = log2 - (bits - 2);
-  const int32_t half = -*exponent / 2;  // 2^-exponent can be outside of the range of float32
-  *first = power_of_two(half);
-  *second = power_of_two(-*exponent - half);
-  return true;
+  const F below_normal = as_float(largest | 1);
+  const I log2 =
+      largest >= 1 << 23 ? (largest >> 23) - 127 : (load_as<I>(&below_normal) >> 23) - (127 + 149);
+  const I finite = log2 - (bits - 2), negative = -finite;
+  const I half =
+      (negative - (negative >> 31)) >> 1;  // 2^-exponent can be outside of the range of float32
+  *exponent = largest >= 0x7f800000 ? I{} + (kNotFinite - (bits - 2)) : finite;
+  *first = largest >= 0x7f800000 ? F{} : power_of_two(half);
+  *second = largest >= 0x7f800000 ? F{} : power_of_two(negative - half);
+}
+
+// The even lanes of a and b, or the odd ones.
+template <int kOdd, size_t... kLane>
+inline Ints every_second(Ints a, Ints b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * static_cast<int>(kLane) + kOdd)...);
+}
+
+// Lane i of the result is the greatest lane of v[i].
+inline Ints greatest_lanes(const Ints* v) {
+  using Lanes = std::make_index_sequence<kFloats>;
+  Ints most[kFloats];
+  for (int i = 0; i < kFloats; ++i) most[i] = v[i];
+#pragma GCC unroll 4
+  for (int count = kFloats / 2; count > 0; count /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      const Ints even = every_second<0>(most[2 * i], most[2 * i + 1], Lanes{});
+      const Ints odd = every_second<1>(most[2 * i], most[2 * i + 1], Lanes{});
+      most[i] = even > odd ? even : odd;
+    }
+  return most[0];
 }
 
 // Rounds the numbers of a part.
@@ -208,18 +238,28 @@ template <BlockRounding kRounding, int kColumns>
 inline void quantize_at_once(const BlockedPart& part) {
   BlockScales scales;
   const int64_t row_blocks = part.row_blocks(), column_blocks = part.column_blocks();
-  for (int64_t block = 0; block < row_blocks * column_blocks; ++block) scales.most[block] = Ints{};
+  const int64_t blocks = row_blocks * column_blocks;
+  for (int64_t block = 0; block < blocks + kFloats - 1 && block < BlockScales::kMostBlocks; ++block)
+    scales.most[block] = Ints{};
   find_largest<kColumns>(part, scales.most);
-  bool finite = true;
-  int64_t block = 0;
+  Ints most{};
+  for (int64_t block = 0; block < blocks; block += kFloats) {
+    const Ints largest = greatest_lanes(scales.most + block);
+    most = largest > most ? largest : most;
+    Ints exponents;
+    Floats first, second;
+    set_scales(largest, part.bits, &exponents, &first, &second);
+    store_as(scales.exponents + block, exponents);
+    store_as(scales.first + block, first);
+    store_as(scales.second + block, second);
+  }
   for (int64_t r = 0; r < row_blocks; ++r)
-    for (int64_t c = 0; c < column_blocks; ++c, ++block)
-      finite &= set_scale(greatest_lane(scales.most[block]), part.bits,
-                          part.exponents + r * part.exponent_stride + c, scales.first + block,
-                          scales.second + block);
+    __builtin_memcpy(part.exponents + r * part.exponent_stride,
+                     scales.exponents + r * column_blocks,
+                     static_cast<size_t>(column_blocks) * sizeof(int32_t));
   round_all<kRounding, kColumns>(part, scales);
-  if (finite) return;
-  for (block = 0; block < row_blocks * column_blocks; ++block)
+  if (greatest_lane(most) < 0x7f800000) return;
+  for (int64_t block = 0; block < blocks; ++block)
     if (scales.first[block] == 0) clear_block(part, block / column_blocks, block % column_blocks);
 }
 
@@ -245,8 +285,9 @@ inline void quantize_whole_rows(const BlockedPart& part) {
     const int64_t start = block * part.block_rows * part.stride;
     const int64_t end = start + part.rows_of(block) * part.stride;
     float first, second;
-    if (!set_scale(largest_of(part.x + start, end - start), part.bits,
-                   part.exponents + block * part.exponent_stride, &first, &second)) {
+    set_scales(largest_of(part.x + start, end - start), part.bits,
+               part.exponents + block * part.exponent_stride, &first, &second);
+    if (first == 0) {
       __builtin_memset(part.mantissas + start, 0,
                        static_cast<size_t>(end - start) * sizeof(int16_t));
       continue;
@@ -270,8 +311,9 @@ inline void quantize_part(const BlockedPart& part) {
   const int64_t across = clamped(BlockScales::kMostNumbers / (block_rows * part.block_columns),
                                  BlockScales::kMostBlocks);
   const int64_t columns = clamped(part.columns, across * part.block_columns);
+  const int64_t column_blocks = (columns + part.block_columns - 1) / part.block_columns;
   const int64_t down = clamped(BlockScales::kMostNumbers / (block_rows * columns),
-                               BlockScales::kMostBlocks / across);
+                               BlockScales::kMostBlocks / column_blocks);
   constexpr int kUsual = 32;  // has code of its own
   const auto quantize = part.block_columns == kUsual ? quantize_at_once<kRounding, kUsual>
                                                      : quantize_at_once<kRounding, 0>;
