@@ -139,6 +139,14 @@ void Exponents::look_up_stretches(const std::vector<Stretch>& stretches, const P
     int32_t row = stretch.row + static_cast<int32_t>(run.row);
     int32_t first = stretch.first + static_cast<int32_t>(block_column);
     int32_t* at = out + stretch.start;
+    if (rows == 1) {  // blocks of one row, as in a matrix
+      int32_t index = first + row * outer_step;
+      for (int32_t i = 0; i < stretch.count; ++i, index += stretch.step * outer_step) {
+        const int32_t found = data_[std::clamp(index, 0, last_)];
+        at[i] = found <= kOfZeros ? kAbsent : found;
+      }
+      continue;
+    }
     for (int32_t left = stretch.count; left > 0;) {
       if (row < 0) {
         row += rows;
