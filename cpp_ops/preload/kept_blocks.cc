@@ -50,6 +50,7 @@ constexpr int kMostBlocks = 4096;
 // In nanoseconds.
 constexpr int64_t kIdle = 30'000'000'000;
 constexpr int64_t kPatience = 5'000'000;
+constexpr int64_t kPatienceForPage = 100'000;  // the system takes longer to provide and clear one
 constexpr long kMoment = 50'000;
 constexpr int64_t kNever = -1;
 // Smaller requests do not check for idle blocks.
@@ -238,8 +239,8 @@ bool is_worth_waiting(size_t count) {
 // the same blocks again.
 Block* wait_for_similar(size_t count) {
   Block* block = nullptr;
-  const int64_t start = now();
-  while (block == nullptr && is_worth_waiting(count) && now() - start < kPatience) {
+  const int64_t end = now() + kPatience + kPatienceForPage * static_cast<int64_t>(count);
+  while (block == nullptr && is_worth_waiting(count) && now() < end) {
     pthread_mutex_unlock(&mutex);
     const timespec moment{0, kMoment};
     nanosleep(&moment, nullptr);
