@@ -164,7 +164,7 @@ inline constexpr int32_t kNotFinite = 1 << 20;
 // A part of a matrix, in blocks with an exponent each. The last blocks of its rows and columns may
 // be smaller.
 struct BlockedPart {
-  const float* x;
+  const float* x;  // null where the numbers are yet to be produced
   int16_t* mantissas;
   int32_t* exponents;
   int64_t rows, columns, block_rows, block_columns;
@@ -191,7 +191,7 @@ struct BlockedPart {
                                           int64_t most_columns) const {
     BlockedPart part = *this;
     const int64_t offset = row * stride + column;
-    part.x += row * x_stride + column;
+    if (x != nullptr) part.x += row * x_stride + column;
     part.mantissas += offset;
     part.index += static_cast<uint32_t>(offset);
     part.exponents += row / block_rows * exponent_stride + column / block_columns;
