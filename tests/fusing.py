@@ -26,6 +26,7 @@ STATISTICS, NORMALIZATION, BIAS = "channel statistics", "normalization", "bias"
 RECTIFIED, SUM = "rectified normalization", "rectified sum"
 EXPONENT = "exponent from statistics"
 OPERAND, COTANGENT = "operand from rectification", "cotangent from gradient"
+POOLED_OPERAND = "operand from pooling"
 
 fused = functools.partial(mixed_precision, policy=TENSOR_WIDE)
 unfused = functools.partial(mixed_precision, policy=UNFUSED)

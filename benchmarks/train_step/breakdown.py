@@ -38,6 +38,7 @@ _PASSES = {
     "dfpjax_rectified_operand": PRODUCED,
     "dfpjax_gradient_operand": PRODUCED,
     "dfpjax_masked_operand": PRODUCED,
+    "dfpjax_pooled_operand": PRODUCED,
     "dfpjax_moments": REDUCTIONS,
     "dfpjax_masked_sums": REDUCTIONS,
     "dfpjax_paired_sums": REDUCTIONS,

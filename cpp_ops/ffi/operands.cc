@@ -35,8 +35,9 @@ struct Operand {
   }
 };
 
-// Returns what is wrong with its description.
-std::string describe(const Floats& x, Mantissas mantissas, Numbers exponents, int64_t bits,
+// Returns what is wrong with its description. It has the shape of x.
+template <class Tensor>
+std::string describe(const Tensor& x, Mantissas mantissas, Numbers exponents, int64_t bits,
                      std::string_view rounding, Sizes view, Sizes block, Operand* operand) {
   if (x.dimensions().size() == 0) return must_be("x", "[..., channels]");
   const int64_t channels = x.dimensions().back();
@@ -136,6 +137,22 @@ ffi::Error run_masked(Floats x, Truth positive, ffi::Result<Mantissas> mantissas
   });
 }
 
+ffi::Error run_pooled(Floats x, ffi::Result<Mantissas> mantissas, ffi::Result<Numbers> exponents,
+                      ffi::Result<Floats> y, ffi::ThreadPool pool, std::string_view isa,
+                      int64_t threads, int64_t bits, std::string_view rounding, Sizes view,
+                      Sizes block, Sizes windows) {
+  Operand operand{};
+  std::string error = check_images(x, *mantissas, windows);
+  if (error.empty())
+    error = describe(*mantissas, *mantissas, *exponents, bits, rounding, view, block, &operand);
+  if (error.empty() && is_given(*y) && y->element_count() != operand.size)
+    error = must_be("y", "of the mantissas' size");
+  return run(error, pool, isa, threads, [&](const PassKernels& kernels, Executor& executor) {
+    pooled_operand(operand.shape, pool_of(x, *mantissas, windows), x.typed_data(), operand.to,
+                   or_null(*y), kernels, executor);
+  });
+}
+
 // Completes a binding of a pass with the attributes that describe an operand.
 template <class Binding>
 auto operand(Binding binding) {
@@ -173,13 +190,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(gradient_operand_v1, Guarded<run_gradient>::call,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     masked_operand_v1, Guarded<run_masked>::call,
     operand(pass(ffi::Ffi::Bind().Arg<Floats>().Arg<Truth>().Ret<Mantissas>().Ret<Numbers>())));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    pooled_operand_v1, Guarded<run_pooled>::call,
+    operand(pass(ffi::Ffi::Bind().Arg<Floats>().Ret<Mantissas>().Ret<Numbers>().Ret<Floats>()))
+        .Attr<Sizes>("windows"));
 
 }  // namespace
 
 Handlers operand_handlers() {
   return {{"dfpjax_rectified_operand_v1", rectified_operand_v1},
           {"dfpjax_gradient_operand_v1", gradient_operand_v1},
-          {"dfpjax_masked_operand_v1", masked_operand_v1}};
+          {"dfpjax_masked_operand_v1", masked_operand_v1},
+          {"dfpjax_pooled_operand_v1", pooled_operand_v1}};
 }
 
 }  // namespace dfpjax

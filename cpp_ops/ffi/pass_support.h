@@ -11,6 +11,7 @@
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "passes/kernels/table.h"
+#include "passes/pooling.h"
 
 namespace dfpjax {
 
@@ -54,6 +55,28 @@ inline std::optional<BlockRounding> find_rounding(std::string_view name, bool se
   if (name == "truncate") return BlockRounding::kTruncate;
   if (name == "stochastic") return seeds ? BlockRounding::kSeed : BlockRounding::kOwnBits;
   return std::nullopt;
+}
+
+// `windows` holds the window, stride and padding of the height, then of the width.
+template <class In, class Out>
+Pool pool_of(const In& in, const Out& out, Sizes windows) {
+  const auto axis = [&](size_t i) {
+    const int64_t* const w = windows.begin() + 3 * (i - 1);
+    return PoolAxis{in.dimensions()[i], out.dimensions()[i], w[0], w[1], w[2]};
+  };
+  return {in.dimensions()[0], in.dimensions()[3], axis(1), axis(2)};
+}
+
+template <class In, class Out>
+std::string check_images(const In& in, const Out& out, Sizes windows) {
+  if (in.dimensions().size() != 4 || out.dimensions().size() != 4)
+    return must_be("images", "[images, height, width, channels]");
+  if (windows.size() != 6)
+    return must_be("windows", "window, stride and padding of height and width");
+  if (in.dimensions()[0] != out.dimensions()[0] || in.dimensions()[3] != out.dimensions()[3])
+    return must_be("images and channels", "as many before and after");
+  if (in.dimensions()[0] == 0 || in.dimensions()[3] == 0) return "";  // nothing to be done
+  return check_pool(pool_of(in, out, windows));
 }
 
 // Completes a binding of operands and results with what every pass has.

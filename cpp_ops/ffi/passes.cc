@@ -170,26 +170,6 @@ ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
   });
 }
 
-// `windows` holds the window, stride and padding of the height, then of the width.
-Pool pool_of(const Floats& in, const Floats& out, Sizes windows) {
-  const auto axis = [&](size_t i) {
-    const int64_t* const w = windows.begin() + 3 * (i - 1);
-    return PoolAxis{in.dimensions()[i], out.dimensions()[i], w[0], w[1], w[2]};
-  };
-  return {in.dimensions()[0], in.dimensions()[3], axis(1), axis(2)};
-}
-
-std::string check_images(const Floats& in, const Floats& out, Sizes windows) {
-  if (in.dimensions().size() != 4 || out.dimensions().size() != 4)
-    return must_be("images", "[images, height, width, channels]");
-  if (windows.size() != 6)
-    return must_be("windows", "window, stride and padding of height and width");
-  if (in.dimensions()[0] != out.dimensions()[0] || in.dimensions()[3] != out.dimensions()[3])
-    return must_be("images and channels", "as many before and after");
-  if (in.dimensions()[0] == 0 || in.dimensions()[3] == 0) return "";  // nothing to be done
-  return check_pool(pool_of(in, out, windows));
-}
-
 ffi::Error run_max_pool(Floats x, ffi::Result<Floats> out, ffi::ThreadPool pool,
                         std::string_view isa, int64_t threads, Sizes windows) {
   const std::string error = check_images(x, *out, windows);

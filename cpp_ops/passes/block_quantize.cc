@@ -50,7 +50,7 @@ Loop loop_over_pieces(const BlockedShape& shape, const float* x, const BlockedOp
       const int64_t matrix = piece / (across * down), example = matrix / outer;
       const int64_t of_matrix = rows * shape.columns;
       BlockedPart part{};
-      part.x = x + matrix * of_matrix;
+      part.x = x == nullptr ? nullptr : x + matrix * of_matrix;
       part.mantissas = to.mantissas + matrix * of_matrix;
       part.exponents = to.exponents + matrix * row_blocks * shape.column_blocks();
       part.rows = rows;

@@ -41,7 +41,7 @@ void quantize_blocks(const BlockedShape& shape, const float* x, const BlockedOpe
                      const PassKernels& kernels, Executor& executor);
 
 // The loop that calls work(worker, piece) for all pieces of the tensors: some rows of blocks each
-// or, if these are long, a part of one. Its body is a copy of `work`.
+// or, if these are long, a part of one. Its body is a copy of `work`. x may be null.
 using PieceWork = std::function<void(int worker, const BlockedPart& piece)>;
 Loop loop_over_pieces(const BlockedShape& shape, const float* x, const BlockedOperand& to,
                       PieceWork work);

@@ -1,28 +1,15 @@
 #include "passes/pooling.h"
 
 #include <algorithm>
-#include <cstring>
-#include <limits>
-#include <vector>
+
+#include "runtime/scratch.h"
 
 namespace dfpjax {
 namespace {
 
-// Lists the pixels of image `x` in the window of output (i, j), row by row, and returns their
-// number. Pixels outside of the image are left out, or are `outside` if that is not null.
-template <class T>
-int window(const Pool& pool, T* x, int64_t i, int64_t j, T* outside, T** taps) {
-  const int64_t top = i * pool.height.stride - pool.height.padding;
-  const int64_t left = j * pool.width.stride - pool.width.padding;
-  int count = 0;
-  for (int64_t row = top; row < top + pool.height.window; ++row)
-    for (int64_t column = left; column < left + pool.width.window; ++column)
-      if (row >= 0 && row < pool.height.in && column >= 0 && column < pool.width.in)
-        taps[count++] = x + (row * pool.width.in + column) * pool.channels;
-      else if (outside != nullptr)
-        taps[count++] = outside;
-  return count;
-}
+// Results of at least this size bypass the caches, if pixels are of whole cache lines.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
+constexpr int64_t kStreamQuantum = 16;
 
 std::string too_large() { return "must have at most " + std::to_string(kMostTaps) + " pixels"; }
 
@@ -52,56 +39,51 @@ std::string check_pool(const Pool& pool) {
 
 void max_pool(const Pool& pool, const float* x, float* out, const PassKernels& kernels,
               Executor& executor) {
-  const int64_t image = pool.height.in * pool.width.in * pool.channels;
   const int64_t row = pool.width.out * pool.channels;
+  const PooledRows all{&pool, x, 0, row, out, row};
   const auto body = [&](int, int64_t begin, int64_t end) {
-    const float* taps[kMostTaps];
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const float* const from = x + unit / pool.height.out * image;
-      for (int64_t j = 0; j < pool.width.out; ++j) {
-        const int count = window<const float>(pool, from, unit % pool.height.out, j, nullptr, taps);
-        kernels.max_of_taps(taps, count, pool.channels, out + unit * row + j * pool.channels);
-      }
-    }
+    kernels.max_of_windows(all.from(begin, 0), end - begin, row);
   };
-  run_stages(executor, {{Loop{pool.images * pool.height.out, 1, body}}});
+  if (row > 0) run_stages(executor, {{Loop{pool.images * pool.height.out, 1, body}}});
 }
 
 void max_pool_gradient(const Pool& pool, const float* g, const float* x, float* out,
                        const PassKernels& kernels, Executor& executor) {
-  // Windows overlap, so one thread handles all rows of an image. If there are few images, they are
-  // cut along the channels.
-  constexpr int64_t kUnits = 32, kQuantum = 16;
-  const int64_t wanted = (kUnits + pool.images - 1) / std::max<int64_t>(pool.images, 1);
-  const int64_t quanta = (pool.channels + kQuantum - 1) / kQuantum;
-  const int64_t strip = std::max<int64_t>((quanta + wanted - 1) / wanted, 1) * kQuantum;
-  const int64_t strips = (pool.channels + strip - 1) / strip;
-  const int64_t pixels = pool.height.in * pool.width.in;
+  if (pool.images == 0 || pool.channels == 0) return;
+  // A unit of work is a band of rows of an image: a row is written once, while what it needs is in
+  // a cache. Bands share windows, of which each finds the greatest inputs, so they are not small.
+  constexpr int64_t kUnits = 32;
+  const PoolAxis& height = pool.height;
+  const int64_t wanted = (kUnits + pool.images - 1) / pool.images;
+  const int64_t band = std::max((height.in + wanted - 1) / wanted, 2 * height.window);
+  const int64_t bands = (height.in + band - 1) / band;
+  const int64_t row = pool.width.in * pool.channels, row_out = pool.width.out * pool.channels;
+  // So many rows of windows cover one row.
+  const int64_t slots = (height.window - 1) / height.stride + 1;
+  const bool stream = pool.images * height.in * row * int64_t{sizeof(float)} >= kStreamBytes &&
+                      pool.channels % kStreamQuantum == 0 &&
+                      reinterpret_cast<uintptr_t>(out) % 64 == 0;
   const auto body = [&](int, int64_t begin, int64_t end) {
-    const float* taps[kMostTaps];
-    float* gradients[kMostTaps];
-    // JAX pads the image with -infinity and may select the padding: after a NaN, or before pixels
-    // of -infinity.
-    const std::vector<float> least(static_cast<size_t>(strip),
-                                   -std::numeric_limits<float>::infinity());
-    std::vector<float> lost(static_cast<size_t>(strip));
+    const Scratch memory = Scratch::array<int32_t>({slots, row_out});
+    int32_t* const inputs = memory.as<int32_t>();
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / strips, first = unit % strips * strip;
-      const int64_t channels = std::min(strip, pool.channels - first);
-      const float* const from = x + image * pixels * pool.channels + first;
-      float* const to = out + image * pixels * pool.channels + first;
-      for (int64_t pixel = 0; pixel < pixels; ++pixel)
-        std::memset(to + pixel * pool.channels, 0, static_cast<size_t>(channels) * sizeof(float));
-      const float* cotangent = g + image * pool.height.out * pool.width.out * pool.channels + first;
-      for (int64_t i = 0; i < pool.height.out; ++i)
-        for (int64_t j = 0; j < pool.width.out; ++j, cotangent += pool.channels) {
-          const int count = window<const float>(pool, from, i, j, least.data(), taps);
-          window(pool, to, i, j, lost.data(), gradients);
-          kernels.add_to_max_of_taps(taps, gradients, count, channels, cotangent);
-        }
+      const int64_t image = unit / bands, first = unit % bands * band;
+      const float* const of_image = x + image * height.in * row;
+      PoolGradientRow at{&pool,   0,     g + image * height.out * row_out, inputs, slots,
+                         nullptr, stream};
+      // The first window that covers a row of the band.
+      const int64_t before = first + height.padding - height.window;
+      int64_t next = before < 0 ? 0 : before / height.stride + 1;
+      for (int64_t r = first; r < std::min(first + band, height.in); ++r) {
+        for (; next < height.out && next * height.stride - height.padding <= r; ++next)
+          kernels.greatest_of_windows(pool, of_image, next, inputs + next % slots * row_out);
+        at.row = r;
+        at.out = out + (image * height.in + r) * row;
+        kernels.pool_gradient(at);
+      }
     }
   };
-  run_stages(executor, {{Loop{pool.images * strips, 1, body}}});
+  run_stages(executor, {{Loop{pool.images * bands, 1, body}}});
 }
 
 }  // namespace dfpjax

@@ -10,19 +10,6 @@
 
 namespace dfpjax {
 
-// One spatial axis. Output i covers those inputs of [i * stride - padding, ... + window) that
-// exist.
-struct PoolAxis {
-  int64_t in, out, window, stride, padding;
-};
-
-struct Pool {
-  int64_t images, channels;
-  PoolAxis height, width;
-};
-
-inline constexpr int64_t kMostTaps = 1024;  // pixels in a window
-
 // Returns what is wrong with the pool, or an empty string. Every window must contain a pixel.
 std::string check_pool(const Pool& pool);
 

@@ -92,12 +92,13 @@ class OfWorkers {
 
 // The rows from the first number of a part of a tensor on, where `all` are those of the tensor.
 template <class Rows>
-Rows rows_of(const BlockedPart& part, const Rows& all) {
-  const int64_t offset = part.x - all.x;
+Rows rows_of(const BlockedPart& part, const BlockedOperand& to, const Rows& all) {
+  const int64_t offset = part.mantissas - to.mantissas;
   return all.from(offset / part.stride, offset % part.stride);
 }
 
-// Produces the numbers in a buffer, from which they are quantized.
+// Produces the numbers where they belong or, if that is nowhere, in a buffer, and quantizes them
+// while they are in a cache.
 template <class Rows>
 void produce_and_quantize(const BlockedShape& shape, const Rows& all, const BlockedOperand& to,
                           void (*produce)(const Rows&, int64_t, int64_t),
@@ -105,14 +106,17 @@ void produce_and_quantize(const BlockedShape& shape, const Rows& all, const Bloc
   OfWorkers<float> buffers(executor, most_numbers(shape), 0);
   const auto work = [&](int worker, const BlockedPart& piece) {
     for_strips(piece, [&](BlockedPart strip) {
-      Rows rows = rows_of(strip, all);
-      strip.x = rows.out = buffers.of(worker);
-      strip.x_stride = rows.out_stride = strip.columns;
+      Rows rows = rows_of(strip, to, all);
+      if (all.out == nullptr) {
+        rows.out = buffers.of(worker);
+        strip.x_stride = rows.out_stride = strip.columns;
+      }
+      strip.x = rows.out;
       produce(rows, strip.rows, strip.columns);
       kernels.quantize_blocks(strip);
     });
   };
-  run_stages(executor, {{loop_over_pieces(shape, all.x, to, work)}});
+  run_stages(executor, {{loop_over_pieces(shape, nullptr, to, work)}});
 }
 
 // The sum goes to memory anyway, and is quantized while it is in a cache.
@@ -126,13 +130,13 @@ void sum_and_quantize(const BlockedShape& shape, int64_t channels, const Rectifi
     with_extremes.low = lows.of(worker);
     with_extremes.high_bits = highs.of(worker);
     for_strips(piece, [&](BlockedPart strip) {
-      const RectifiedRows rows = rows_of(strip, with_extremes);
+      const RectifiedRows rows = rows_of(strip, to, with_extremes);
       kernels.rectified_sum(rows, strip.rows, strip.columns);
       strip.x = rows.out;
       kernels.quantize_blocks(strip);
     });
   };
-  run_then_combine(executor, loop_over_pieces(shape, all.x, to, work), 1, [&](int64_t) {
+  run_then_combine(executor, loop_over_pieces(shape, nullptr, to, work), 1, [&](int64_t) {
     const auto least = lows.joined(channels, [](float a, float b) { return std::min(a, b); });
     const auto most = highs.joined(channels, [](int32_t a, int32_t b) { return std::max(a, b); });
     store_extremes(channels, least.data(), most.data(), low, high);
@@ -183,6 +187,13 @@ void gradient_operand(const BlockedShape& shape, int64_t channels, const Gradien
   }
   all.stride = shape.columns;
   produce_and_quantize(shape, all, to, kernels.gradient, kernels, executor);
+}
+
+void pooled_operand(const BlockedShape& shape, const Pool& pool, const float* x,
+                    const BlockedOperand& to, float* out, const PassKernels& kernels,
+                    Executor& executor) {
+  const PooledRows all{&pool, x, 0, shape.columns, out, shape.columns};
+  produce_and_quantize(shape, all, to, kernels.max_of_windows, kernels, executor);
 }
 
 }  // namespace dfpjax

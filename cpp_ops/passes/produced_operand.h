@@ -1,5 +1,5 @@
 // Passes that compute a tensor and quantize it at once, so that its float32 numbers need not go
-// through memory: rectified normalizations, and gradients of normalizations.
+// through memory: what is rectified, gradients of normalizations and biases, maxima over windows.
 #ifndef DFPJAX_PASSES_PRODUCED_OPERAND_H_
 #define DFPJAX_PASSES_PRODUCED_OPERAND_H_
 
@@ -33,6 +33,11 @@ struct Gradient {
 };
 void gradient_operand(const BlockedShape& shape, int64_t channels, const Gradient& in,
                       const BlockedOperand& to, const PassKernels& kernels, Executor& executor);
+
+// Quantizes the maxima over windows of images x, and writes them to `out` (unless null).
+void pooled_operand(const BlockedShape& shape, const Pool& pool, const float* x,
+                    const BlockedOperand& to, float* out, const PassKernels& kernels,
+                    Executor& executor);
 
 }  // namespace dfpjax
 

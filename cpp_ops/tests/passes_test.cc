@@ -170,8 +170,7 @@ void check_pooling(const Pool& pool, bool with_ties, std::mt19937* random) {
     for (float& v : x) v = std::nearbyint(v);  // and zeros of both signs
   for (size_t i = 50; i < x.size(); i += 97) x[i] = kNan;
   for (size_t i = 60; i < x.size(); i += 103) x[i] = -kInfinity;
-  Values g = normal(out, 0, 1, random);
-  for (float& v : g) v = std::nearbyint(8 * v);  // sums are exact in any order
+  const Values g = normal(out, 0, 1, random);
   Values maxima = room(out), gradient(x.size(), 0.0F);
   for (int64_t o = 0; o < out; ++o) {
     const int64_t c = o % pool.channels, j = o / pool.channels % columns.out;
@@ -227,10 +226,40 @@ void check_pools(std::mt19937* random) {
       check_pooling({3, channels, cut, gaps}, with_ties, random);
       check_pooling({1, channels, whole, one}, with_ties, random);
     }
-  check_pooling({1, 1000, padded, padded}, true, random);  // strips of channels
+  check_pooling({1, 1000, padded, padded}, true, random);
+  const PoolAxis wide{11, 10, 6, 1, 2}, many{50, 24, 3, 2, 0}, long_strides{9, 2, 4, 7, 3};
+  for (const int64_t channels :
+       {2, 40}) {  // bands of rows that share windows, and the same for few
+    check_pooling({1, channels, wide, wide}, true, random);
+    check_pooling({1, channels, many, wide}, true, random);
+    check_pooling({2, channels, long_strides, many}, true, random);
+  }
   check_pooling({40, 5, one, plain}, true, random);
   check_pooling({0, 5, plain, plain}, false, random);
   check_pooling({2, 0, plain, plain}, false, random);
+}
+
+// Large gradients are stored past the caches, if vectors are aligned.
+void check_large_pool(std::mt19937* random) {
+  const Pool pool{3, 32, {212, 106, 2, 2, 0}, {211, 105, 3, 2, 0}};
+  const int64_t size = pool.images * pool.height.in * pool.width.in * pool.channels;
+  const Values x = normal(size, 0, 1, random);
+  const Values g =
+      normal(pool.images * pool.height.out * pool.width.out * pool.channels, 0, 1, random);
+  constexpr int64_t kLine = 16;
+  Values first;
+  on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
+    Values memory = room(size + kLine);
+    for (const int64_t misaligned : {0, 3}) {
+      const auto address = reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float);
+      const int64_t begin = (kLine - static_cast<int64_t>(address % kLine) + misaligned) % kLine;
+      float* const out = memory.data() + begin;
+      max_pool_gradient(pool, g.data(), x.data(), out, kernels, executor);
+      Values actual(out, out + size);
+      if (first.empty()) first = actual;
+      expect(actual == first, "large gradient, " + name);
+    }
+  });
 }
 
 // --- local response normalization ---
@@ -327,6 +356,7 @@ void run_test(bool) {
   check_special_channels();
   check_quantization(&random);
   check_pools(&random);
+  check_large_pool(&random);
   check_responses(&random);
   check_refusals();
 }

@@ -258,6 +258,88 @@ void check_small(std::mt19937* random) {
   check_all(close);
 }
 
+// The maxima over windows, by plain loops.
+Values pooled(const Pool& pool, const Values& x) {
+  Values y;
+  const PoolAxis &height = pool.height, &width = pool.width;
+  for (int64_t image = 0; image < pool.images; ++image)
+    for (int64_t i = 0; i < height.out; ++i)
+      for (int64_t j = 0; j < width.out; ++j)
+        for (int64_t c = 0; c < pool.channels; ++c) {
+          float most = -kInfinity;
+          for (int64_t di = 0; di < height.window; ++di)
+            for (int64_t dj = 0; dj < width.window; ++dj) {
+              const int64_t row = i * height.stride - height.padding + di;
+              const int64_t column = j * width.stride - width.padding + dj;
+              if (row < 0 || row >= height.in || column < 0 || column >= width.in) continue;
+              const int64_t at =
+                  ((image * height.in + row) * width.in + column) * pool.channels + c;
+              const float value = x[static_cast<size_t>(at)];
+              if (std::isnan(value) || value > most) most = value;
+            }
+          y.push_back(most);
+        }
+  return y;
+}
+
+void check_pooled(const Pool& pool, const BlockedShape& shape, bool special, std::mt19937* random) {
+  Values x = normal(pool.images * pool.height.in * pool.width.in * pool.channels, 0, 1, random);
+  for (float& v : x) v = std::ldexp(v, static_cast<int>((*random)() % 16) - 12);
+  for (size_t i = 5; special && i < x.size(); i += 301) x[i] = i % 2 == 0 ? kNan : kInfinity;
+  const Values y = pooled(pool, x);
+  for (const BlockRounding rounding : kRoundings) {
+    const auto mantissas = room<int16_t>(static_cast<int64_t>(y.size()));
+    const auto exponents = room<int32_t>(shape.blocks());
+    auto expected = mantissas, actual = mantissas;
+    auto expected_exponents = exponents, actual_exponents = exponents;
+    TestExecutor one(1);
+    quantize_blocks(shape, y.data(),
+                    {16, rounding, nullptr, expected.data(), expected_exponents.data()},
+                    pass_kernels(Isa::kPortable), one);
+    on_every_path([&](const PassKernels& kernels, Executor& executor, const std::string& name) {
+      const std::string where = name + ", " + std::to_string(pool.channels) + " channels";
+      for (const bool kept : {false, true}) {
+        Values out = room(static_cast<int64_t>(y.size()));
+        actual = mantissas;
+        actual_exponents = exponents;
+        pooled_operand(shape, pool, x.data(),
+                       {16, rounding, nullptr, actual.data(), actual_exponents.data()},
+                       kept ? out.data() : nullptr, kernels, executor);
+        expect(same_bits(actual_exponents, expected_exponents), "exponents of maxima, " + where);
+        expect(same_bits(actual, expected), "mantissas of maxima, " + where);
+        if (kept) expect(all_same(out, y), "maxima, " + where);
+      }
+    });
+  }
+}
+
+void check_pools(std::mt19937* random) {
+  // In, out, window, stride, padding.
+  const PoolAxis plain{8, 4, 2, 2, 0}, overlapping{9, 4, 3, 2, 0}, dense{9, 9, 3, 1, 1};
+  const PoolAxis long_row{130, 65, 2, 2, 0}, growing{4, 7, 4, 1, 3};
+  const auto check_with = [&](int64_t channels, const PoolAxis& height, const PoolAxis& width) {
+    const Pool pool{3, channels, height, width};
+    const int64_t rows = height.out * width.out;
+    for (const bool special : {false, true}) {
+      for (const auto& [block_rows, block_columns] :
+           {std::pair<int64_t, int64_t>{8, 32}, {1, 16}, {2, 64}})
+        check_pooled(pool, {1, 3, rows, channels, block_rows, block_columns}, special, random);
+      const int64_t columns = width.out * channels;  // pixels of a row in a block
+      check_pooled(pool, {1, 3, height.out, columns, 8, columns}, special, random);
+    }
+  };
+  for (const int64_t channels : {1, 3, 20, 33, 70}) {
+    check_with(channels, plain, overlapping);
+    check_with(channels, dense, plain);
+    check_with(channels, plain, long_row);
+    check_with(channels, growing, growing);
+  }
+  check_with(1100, dense, overlapping);  // parts of the channels
+  for (const int64_t images : {0, 1})
+    check_pooled({images, 1 - images, plain, plain}, {1, images, 16, 1 - images, 8, 32}, false,
+                 random);
+}
+
 }  // namespace
 
 void run_test(bool quick) {
@@ -265,6 +347,7 @@ void run_test(bool quick) {
   check_shapes(quick, &random);
   check_special(&random);
   check_small(&random);
+  check_pools(&random);
   for (int bits = 2; bits < 16; ++bits) {
     const Operands in = random_operands({1, 2, 9, 45, 4, 32}, 45, &random);
     for (const Kind kind : kKinds) check(in, kind, BlockRounding::kNearest, bits);

@@ -88,7 +88,8 @@ class FusedRecord:
     `rectified bias`, `rectified sum`, `maximum pooling`. Or, of an operation:
 
     - `exponent from statistics`: its input's largest magnitude is known without a pass;
-    - `operand from rectification`: the pass that rectifies its input also quantizes it;
+    - `operand from rectification`, `operand from pooling`: the pass that rectifies or pools its input also
+      quantizes it;
     - `cotangent from gradient`: the pass that computes the gradient by its result also quantizes it."""
 
     name: str

@@ -75,8 +75,8 @@ def _fused(body: Body, policy: BoundPolicy, stack: Any) -> Iterator[FusedRecord]
                 treatment = decide(site, policy).treatment
                 if fusions.witness(site.eqn, treatment) is not None:
                     yield record("exponent from statistics", eqn)
-                if fusions.gives_operand(site.eqn, treatment):
-                    yield record("operand from rectification", eqn)
+                if (source := fusions.operand_from(site.eqn, treatment)) is not None:
+                    yield record(f"operand from {source}", eqn)
                 if fusions.gives_cotangent(site.eqn, treatment):
                     yield record("cotangent from gradient", eqn)
             case Call() as call:

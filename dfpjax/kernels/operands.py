@@ -17,6 +17,8 @@ from dfpjax.numbers.format.quantizer import Quantizer
 
 RECTIFIED_OPERAND = "dfpjax_rectified_operand_v1"
 """The target of `rectified_operand`."""
+POOLED_OPERAND = "dfpjax_pooled_operand_v1"
+"""The target of `pooled_operand`."""
 
 
 def rectified_operand(
@@ -125,16 +127,50 @@ def masked_operand(
     return tuple(call(x, positive))
 
 
+def pooled_operand(
+    x: jax.Array,
+    shape: tuple[int, ...],
+    windows: passes.Windows,
+    *,
+    quantizer: Quantizer,
+    blocks: Blocks,
+    kept: bool = False,
+    isa: str = "",
+    threads: int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Quantize y = `passes.max_pool(x, shape, windows)`.
+
+    Arguments:
+        x: float32[images, height, width, channels].
+        shape: y's shape, in the same order; every window must contain a pixel of the image.
+        quantizer: bits and rounding; random bits are those of the numbers.
+        blocks: the size of blocks.
+        kept: whether to return y, too.
+
+    Returns:
+        The mantissas as int16 of y's shape, the exponents as int32[*blocks.counts(shape)], and y as float32,
+        or float32[0] unless `kept`.
+
+    Raises:
+        jax.errors.JaxRuntimeError: when it runs, if a shape or a window is wrong; the message names it.
+    """
+    y = jax.ShapeDtypeStruct(shape if kept else (0,), jnp.float32)
+    call = _call(
+        POOLED_OPERAND, shape, quantizer, blocks, isa, threads, [y], windows=np.asarray(windows, np.int64)
+    )
+    return tuple(call(x))
+
+
 def _call(
     target: str, shape: tuple[int, ...], quantizer: Quantizer, blocks: Blocks, isa: str, threads: int,
-    more: Sequence[jax.ShapeDtypeStruct] = (),
+    more: Sequence[jax.ShapeDtypeStruct] = (), **attributes,
 ) -> Callable:  # fmt: skip
     """The call of a pass that writes an operand of this shape, and `more` results."""
     operand = [
         jax.ShapeDtypeStruct(shape, jnp.int16),
         jax.ShapeDtypeStruct(blocks.counts(shape), jnp.int32),
     ]
-    attributes = operand_attributes(shape, quantizer, blocks)
+    attributes |= operand_attributes(shape, quantizer, blocks)
     return passes.call(target, [*operand, *more], isa, threads, **attributes)
 
 

@@ -10,7 +10,10 @@ from jax.interpreters import ad, batching
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.operations.passes import jvp_by, mapped_first, pass_primitive, transpose_by
+from dfpjax.kernels.operands import pooled_operand
+from dfpjax.numbers import Quantizer
+from dfpjax.operations.composites import composite
+from dfpjax.operations.passes import mapped_first, pass_primitive, transpose_by
 
 MOST_TAPS = 1024
 """The most pixels in a window that the native pass takes."""
@@ -37,18 +40,25 @@ class Windows:
         )
 
 
-def max_pool(x: jax.Array, windows: Windows) -> jax.Array:
+def max_pool(
+    x: jax.Array, windows: Windows, *, operand: Quantizer | None = None, kept: bool = True
+) -> jax.Array:
     """Maxima over windows.
 
     Arguments:
         x: float32[images, height, width, channels].
         windows: windows that fit x.
+        operand: quantizer of an operation that takes the result, with exponents of blocks. One native pass
+            then pools and quantizes, and the quantization of the result finds that
+            (`dfpjax.operations.producers`).
+        kept: whether something else takes the result. If so, this pass also writes it in float32; otherwise
+            float32 takes a pass of its own, should it be needed.
 
     Returns:
         float32[images, rows, columns, channels]. Values and gradient are bit-identical to those of
         `lax.reduce_window`.
     """
-    return max_pool_p.bind(x, windows=windows)
+    return max_pool_p.bind(x, windows=windows, operand=operand, kept=kept)
 
 
 def max_pool_gradient(ct: jax.Array, x: jax.Array, windows: Windows) -> jax.Array:
@@ -67,9 +77,21 @@ def _pool(x, *, windows: Windows):
     )
 
 
-def _pool_natively(x, *, windows: Windows):
+def _pool_in_hlo(x, *, windows: Windows, operand, kept):
+    return _pool(x, windows=windows)
+
+
+def _pool_natively(x, *, windows: Windows, operand: Quantizer | None, kept: bool):
     shape = jax.eval_shape(functools.partial(_pool, windows=windows), x).shape
-    return passes.max_pool(x, shape, windows.encode())
+    if operand is None:
+        return passes.max_pool(x, shape, windows.encode())
+    params = {"quantizer": operand, "blocks": operand.blocks, "kept": kept}
+    mantissa, exponent, y = pooled_operand(x, shape, windows.encode(), **params)
+    if kept:
+        return y
+    # What quantizes this finds mantissas and exponents among its operands. Nothing computes it otherwise.
+    alone = composite(max_pool_p.name, lambda x, *_: passes.max_pool(x, shape, windows.encode()))
+    return alone(x, mantissa, exponent)
 
 
 def _tangent(dx, x, *, windows: Windows):
@@ -84,9 +106,17 @@ def _gradient_natively(ct, x, *, windows: Windows):
     return passes.max_pool_gradient(ct, x, windows.encode())
 
 
-max_pool_p = pass_primitive("dfp_max_pool", _pool, _pool_natively)
+max_pool_p = pass_primitive("dfp_max_pool", _pool_in_hlo, _pool_natively)
 max_pool_tangent_p = pass_primitive("dfp_max_pool_tangent", _tangent, _tangent)
 max_pool_gradient_p = pass_primitive("dfp_max_pool_gradient", _gradient, _gradient_natively)
+
+
+def _jvp(primals, tangents, *, windows, operand, kept):
+    (x,), (dx,) = primals, tangents
+    out = max_pool_p.bind(x, windows=windows, operand=operand, kept=kept)
+    if isinstance(dx, ad.Zero):
+        return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+    return out, max_pool_tangent_p.bind(*_compat.vary_together(dx, x), windows=windows)
 
 
 def _linear_jvp(primitive, primals, tangents, *, windows):
@@ -98,22 +128,28 @@ def _linear_jvp(primitive, primals, tangents, *, windows):
     return out, primitive.bind(dv, x, windows=windows)
 
 
-def _pool_batch(primitive, operands, dims, *, windows):
+def _batch(operands, dims, *, windows, operand, kept):
+    # What is quantized then has a mapped axis.
+    return _pool_batch(max_pool_p, operands, dims, windows=windows, operand=None, kept=True)
+
+
+def _pool_batch(primitive, operands, dims, **params):
     """The batching rule: the mapped axis is merged into the axis of images."""
     operands = mapped_first(operands, dims)
     size = len(operands[0])
     merged = [x.reshape(size * x.shape[1], *x.shape[2:]) for x in operands]
-    out = primitive.bind(*merged, windows=windows)
+    out = primitive.bind(*merged, **params)
     return out.reshape(size, out.shape[0] // size, *out.shape[1:]), 0
 
 
-def _series(primitive, tangent, primals, series, *, windows):
+def _series(primitive, tangent, primals, series, *, windows, **params):
     """The rule for `jax.experimental.jet`: the maxima are where they are in the tensor itself."""
-    out = primitive.bind(*primals, windows=windows)
+    out = primitive.bind(*primals, windows=windows, **params)
     return out, [tangent.bind(term, primals[-1], windows=windows) for term in series[0]]
 
 
-ad.primitive_jvps[max_pool_p] = functools.partial(jvp_by, max_pool_p, max_pool_tangent_p)
+ad.primitive_jvps[max_pool_p] = _jvp
+batching.primitive_batchers[max_pool_p] = _batch
 for _p, _other in ((max_pool_tangent_p, max_pool_gradient_p), (max_pool_gradient_p, max_pool_tangent_p)):
     ad.primitive_jvps[_p] = functools.partial(_linear_jvp, _p)
     ad.primitive_transposes[_p] = functools.partial(transpose_by, _other)
@@ -123,5 +159,5 @@ for _p, _linear in (
     (max_pool_gradient_p, max_pool_gradient_p),
 ):
     _compat.jet_rules[_p] = functools.partial(_series, _p, _linear)
-for _p in (max_pool_p, max_pool_tangent_p, max_pool_gradient_p):
+for _p in (max_pool_tangent_p, max_pool_gradient_p):
     batching.primitive_batchers[_p] = functools.partial(_pool_batch, _p)

@@ -15,13 +15,14 @@ import numpy as np
 
 from dfpjax import _compat
 from dfpjax.kernels import operands as passes
-from dfpjax.kernels.operands import RECTIFIED_OPERAND, operand_attributes
+from dfpjax.kernels.operands import POOLED_OPERAND, RECTIFIED_OPERAND, operand_attributes
 from dfpjax.numbers.format.dtype import from_integers
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.quantize import quantize_p
 from dfpjax.operations.channels import scaled_p
 from dfpjax.operations.composites import composite_name
 from dfpjax.operations.moments import add_affine_p
+from dfpjax.operations.pooling import max_pool_p
 from dfpjax.operations.rectified import rectified_scaled_p, rectify_normalized_p
 from dfpjax.operations.rectified_bias import masked_p, rectified_shift_p
 
@@ -64,6 +65,8 @@ def find_producer(operand, params: dict) -> Producer | Written | None:
     name, values, avals = found
     if name == _NAMES[rectified_shift_p]:  # of x, shift, mantissas, exponents
         return _written(values[2], params)
+    if name == _NAMES[max_pool_p]:  # of x, mantissas, exponents
+        return _written(values[1], params)
     if name == _NAMES[masked_p]:
         return Producer(quantized=_masked, values=values, avals=avals)
     if name == _NAMES[rectify_normalized_p]:
@@ -80,7 +83,7 @@ def find_producer(operand, params: dict) -> Producer | Written | None:
 
 def _written(result, params: dict) -> Written | None:
     """What the call that gives this result has written, if it is an operand of this kind."""
-    if (call := _compat.ffi_call_of(result)) is None or call[0] != RECTIFIED_OPERAND:
+    if (call := _compat.ffi_call_of(result)) is None or call[0] not in (RECTIFIED_OPERAND, POOLED_OPERAND):
         return None
     _, attributes, results = call
     wanted = operand_attributes(tuple(result.type.shape), params["quantizer"], params["blocks"])
@@ -95,7 +98,15 @@ def _same(found: int | str | list[int], wanted: int | str | np.ndarray) -> bool:
 
 _NAMES = {
     p: composite_name(p.name)
-    for p in (rectify_normalized_p, rectified_shift_p, add_affine_p, scaled_p, rectified_scaled_p, masked_p)
+    for p in (
+        rectify_normalized_p,
+        rectified_shift_p,
+        max_pool_p,
+        add_affine_p,
+        scaled_p,
+        rectified_scaled_p,
+        masked_p,
+    )
 }
 
 

@@ -8,9 +8,9 @@
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
 - A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
-- What is rectified, and the gradient by a normalization's or a rectified bias's input, become an operand in
-  blocks in the pass that computes them, if an operation takes them.
 - Maximum pooling of images in NHWC, and its gradient.
+- What is rectified or pooled, and the gradient by a normalization's or a rectified bias's input, become an
+  operand in blocks in the pass that computes them, if an operation takes them.
 
 Large float32 tensors alone gain. Nothing is assumed of a program that does not match: it stays as it is.
 """
@@ -33,6 +33,8 @@ from dfpjax.operations.rectified_bias import rectify_shifted
 from dfpjax.policy._config import PASSES
 from dfpjax.transform._decide import Treatment
 from dfpjax.transform._rectification import is_relu, lower_bound
+
+RECTIFICATION, POOLING = "rectification", "pooling"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class Fusions:
     dropped: set[int] = field(default_factory=set)
     """Indices of the equations that they replace."""
     witnesses: dict[Var, Witness] = field(default_factory=dict)
-    rectified: set[Var] = field(default_factory=set)
-    """What the passes rectify."""
+    produced: dict[Var, str] = field(default_factory=dict)
+    """What the passes rectify or pool, and which of both, in words."""
     differentiated: set[Var] = field(default_factory=set)
     """Tensors by which a pass computes the gradient."""
 
@@ -112,9 +114,10 @@ class Fusions:
         whole = treatment.quantizers.lhs.granularity == "tensor" and treatment.passes == frozenset(PASSES)
         return self.witnesses.get(lhs) if whole else None
 
-    def gives_operand(self, eqn: JaxprEqn, treatment: Treatment | None) -> bool:
-        """Whether the pass that rectifies a treated operation's left operand also quantizes it."""
-        return treatment is not None and treatment.lhs_in_blocks and eqn.invars[0] in self.rectified
+    def operand_from(self, eqn: JaxprEqn, treatment: Treatment | None) -> str | None:
+        """What the pass does that also quantizes a treated operation's left operand, or None."""
+        in_blocks = treatment is not None and treatment.lhs_in_blocks
+        return self.produced.get(eqn.invars[0]) if in_blocks else None
 
     def gives_cotangent(self, eqn: JaxprEqn, treatment: Treatment | None) -> bool:
         """Whether the pass that computes the gradient by a treated operation's result also quantizes it."""
@@ -122,14 +125,14 @@ class Fusions:
         return in_blocks and eqn.outvars[0] in self.differentiated
 
 
-def find_fusions(jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Quantizer]) -> Fusions:
-    """Find the fusions of a jaxpr, without the jaxprs inside it. `operands` has the quantizers of treated
-    operations' left operands in blocks."""
+def find_fusions(jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Sequence[Quantizer]]) -> Fusions:
+    """Find the fusions of a jaxpr, without the jaxprs inside it. `operands` has left operands in blocks, each
+    with the quantizers of all treated operations that take it."""
     return _Finder(jaxpr, least, operands).fusions
 
 
 class _Finder:
-    def __init__(self, jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Quantizer]):
+    def __init__(self, jaxpr: Jaxpr, least: Least, operands: Mapping[Var, Sequence[Quantizer]]):
         self._jaxpr = jaxpr
         self._operands = operands
         self._least = least
@@ -160,6 +163,10 @@ class _Finder:
         index = self._made_at.get(var) if isinstance(var, Var) else None
         eqn = self._jaxpr.eqns[index] if index is not None else None
         return eqn if eqn is not None and eqn.primitive.name in primitives else None
+
+    def _operand(self, var: Var) -> Quantizer | None:
+        """The quantizer of a treated operation that takes this as its left operand in blocks."""
+        return next(iter(self._operands.get(var, ())), None)
 
     def _drop_if_unused(self, var: Var) -> None:
         if self._uses[var] == 0:
@@ -260,15 +267,15 @@ class _Finder:
                 kind="rectified normalization", eqn=eqn, fun=rectify_normalized,
                 inputs=normalized.inputs, outputs=[out],
             )  # fmt: skip
-            self.fusions.rectified.add(out)
+            self.fusions.produced[out] = RECTIFICATION
             return
-        if (operand := self._operands.get(out)) is not None and (shifted := self._bias(x)) is not None:
+        if (operand := self._operand(out)) is not None and (shifted := self._bias(x)) is not None:
             self.fusions.passes[index] = Fusion(
                 kind="rectified bias", eqn=eqn,
                 fun=functools.partial(rectify_shifted, operand=operand),
                 inputs=shifted.inputs, outputs=[out],
             )  # fmt: skip
-            self.fusions.rectified.add(out)
+            self.fusions.produced[out] = RECTIFICATION
             self.fusions.differentiated.add(shifted.inputs[0])
             return
         add = self._maker(x, "add")
@@ -282,11 +289,11 @@ class _Finder:
                 self.fusions.dropped.add(added)
                 self.fusions.passes[index] = Fusion(
                     kind="rectified sum", eqn=eqn,
-                    fun=functools.partial(rectify_sum, operand=self._operands.get(out)),
+                    fun=functools.partial(rectify_sum, operand=self._operand(out)),
                     inputs=[*normalized.inputs, residual], outputs=[out, None, None], extremes_of=out,
                 )  # fmt: skip
                 self.fusions.witnesses[out] = Witness(of=out)
-                self.fusions.rectified.add(out)
+                self.fusions.produced[out] = RECTIFICATION
                 return
 
     def _normalization(self, var: Var | Literal) -> Fusion | None:
@@ -314,7 +321,7 @@ class _Finder:
         windows = _windows(eqn)
         if windows is None or not _large(x, self._least.pooled) or eqn.outvars[0].aval.size == 0:
             return
-        fun = max_pool_gradient if gradient else max_pool
+        fun = max_pool_gradient if gradient else self._max_pool(eqn.outvars[0])
         self.fusions.passes[index] = Fusion(
             kind="maximum pooling",
             eqn=eqn,
@@ -322,6 +329,12 @@ class _Finder:
             inputs=eqn.invars,
             outputs=eqn.outvars,
         )
+
+    def _max_pool(self, out: Var) -> Callable:
+        self.fusions.produced[out] = POOLING
+        quantizers = self._operands.get(out, ())
+        kept = self._uses.get(out, 0) > len(quantizers) or len(set(quantizers)) > 1
+        return functools.partial(max_pool, operand=self._operand(out), kept=kept)
 
 
 def _large(var: Var | Literal, least: int) -> bool:

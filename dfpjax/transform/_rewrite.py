@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from dfpjax import _compat, checkpoint_policies
+from dfpjax.numbers import Quantizer
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.transform._decide import decide
@@ -117,12 +118,11 @@ def fusions_of(body: Body, policy: BoundPolicy, least: Least = Least()) -> Fusio
     if not policy.policy.fuse or all(decide(site, policy).treatment is None for site in body.sites()):
         return Fusions()
     here = (entry for entry in body.found.values() if isinstance(entry, Site))
-    treated = ((site.eqn.invars[0], decide(site, policy).treatment) for site in here)
-    operands = {
-        lhs: treatment.quantizers.lhs
-        for lhs, treatment in treated
-        if isinstance(lhs, Var) and treatment is not None and treatment.lhs_in_blocks
-    }
+    operands: dict[Var, list[Quantizer]] = {}
+    for site in here:
+        lhs, treatment = site.eqn.invars[0], decide(site, policy).treatment
+        if isinstance(lhs, Var) and treatment is not None and treatment.lhs_in_blocks:
+            operands.setdefault(lhs, []).append(treatment.quantizers.lhs)
     return find_fusions(body.jaxpr, least, operands)
 
 

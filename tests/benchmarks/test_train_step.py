@@ -144,6 +144,7 @@ ENTRY %main (x: f32[4,2]) -> f32[4,2] {
         ("dfpjax_rectified_operand", breakdown.PRODUCED),
         ("dfpjax_gradient_operand", breakdown.PRODUCED),
         ("dfpjax_masked_operand", breakdown.PRODUCED),
+        ("dfpjax_pooled_operand", breakdown.PRODUCED),
         ("dfpjax_masked_sums", breakdown.REDUCTIONS),
         ("dfpjax_max_pool_gradient", breakdown.POOLING),
         ("dfpjax_local_response_gradient", breakdown.ELEMENTWISE),

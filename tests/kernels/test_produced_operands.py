@@ -135,6 +135,24 @@ def test_gradient(shape, rectified):
     assert_operand(actual, gradient, Quantizer(), blocks)
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("channels", [1, 3, 32, 70])
+def test_pooled_operand(channels, kept):
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 2, (3, 9, 8, channels)) * 2.0 ** rng.integers(-12, 4, (3, 9, 8, channels))
+    x = x.astype(np.float32)
+    x[1, 2, 3, 0] = np.nan
+    # 3 rows at strides of 2, one of them before the image; 2 columns at strides of 1.
+    rows = np.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)), constant_values=-np.inf)
+    taps = [rows[:, r : r + 7 : 2, k : k + 7] for r in range(3) for k in range(2)]
+    y = np.maximum.reduce(taps)
+    blocks = Blocks(rows=4)
+    pass_ = functools.partial(operands.pooled_operand, shape=y.shape, windows=(3, 2, 1, 2, 1, 0))
+    actual = run(pass_, x, kept=kept, blocks=blocks)
+    assert_operand(actual, y, Quantizer(), blocks)
+    np.testing.assert_array_equal(actual[2], y if kept else np.zeros(0))
+
+
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_roundings(rounding):
     """Random bits depend on the index in the whole tensor, wherever a piece begins."""
@@ -253,6 +271,32 @@ def test_bad_gradient_operands_are_refused(changes, message):
     arguments = {"g": X, "x": X, "scale": OF, "offset": OF, "slope": OF, **PLAIN, **changes}
     with pytest.raises(jax.errors.JaxRuntimeError, match=message):
         jax.block_until_ready(operands.gradient_operand(**arguments))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"windows": (2, 2, 2, 2, 2, 0)}, "height: padding must be less than the window"),
+        ({"shape": (1, 4, 4, 5)}, "images and channels: must be as many before and after"),
+        ({"shape": (2, 4, 9, 5)}, "width: a window holds no pixel"),
+        ({"shape": (2, 4, 4)}, r"images: must be \[images, height, width, channels\]"),
+        ({"windows": (2, 2)}, "windows: must be window, stride and padding of height and width"),
+    ],
+)
+def test_bad_pooled_operands_are_refused(changes, message):
+    arguments = {"x": jnp.ones((2, 8, 8, 5)), "shape": (2, 4, 4, 5), "windows": (2, 2, 0, 2, 2, 0)}
+    arguments |= {"quantizer": Quantizer(), "blocks": Blocks()} | changes
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(operands.pooled_operand(**arguments))
+
+
+def test_maxima_of_another_size_are_refused():
+    results = [struct(2, 4, 4, 5, dtype=jnp.int16), struct(2, 4, 1, dtype=jnp.int32), struct(2, 4, 4)]
+    call = jax.ffi.ffi_call("dfpjax_pooled_operand_v1", results)
+    attributes = {"isa": "", "threads": np.int64(0), "bits": np.int64(16), "rounding": "nearest"}
+    attributes |= {"view": np.int64([2, 4, 20]), "block": np.int64([1, 20])}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="y: must be of the mantissas' size"):
+        call(jnp.ones((2, 8, 8, 5)), windows=np.int64([2, 2, 0, 2, 2, 0]), **attributes)
 
 
 def struct(*shape, dtype=jnp.float32):

@@ -122,6 +122,18 @@ OPERATIONS = {
         (0, 1, 2, 3, 4),
     ),
     "max_pool": (lambda x: max_pool(x, WINDOWS), plain_pool, (normal(10, *SHAPE),), (0,)),
+    "max_pool into an operand": (
+        lambda x: max_pool(x, WINDOWS, operand=IN_BLOCKS),
+        plain_pool,
+        (normal(10, *SHAPE),),
+        (0,),
+    ),
+    "max_pool into an operand alone": (
+        lambda x: max_pool(x, WINDOWS, operand=IN_BLOCKS, kept=False),
+        plain_pool,
+        (normal(10, *SHAPE),),
+        (0,),
+    ),
     "max_pool_gradient": (
         lambda g, x: max_pool_gradient(g, x, WINDOWS),
         plain_pool_gradient,

@@ -10,7 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from forced import FORCED
-from fusing import BIAS, COTANGENT, LARGE, OPERAND, PARAMS, ROWS, X, batch_norm, conv, kinds
+from fusing import (
+    BIAS,
+    COTANGENT,
+    LARGE,
+    OPERAND,
+    PARAMS,
+    POOLED_OPERAND,
+    ROWS,
+    X,
+    batch_norm,
+    conv,
+    kinds,
+    pool,
+)
 from jax import lax
 from transform_helpers import normal, relative_error
 
@@ -19,6 +32,7 @@ from dfpjax.numbers import Blocks, Quantizer
 from dfpjax.numbers.format.quantize import quantize_array
 from dfpjax.operations.channels import scaled_p
 from dfpjax.operations.moments import add_affine_p
+from dfpjax.operations.pooling import Windows, max_pool
 from dfpjax.operations.rectified import rectified_scaled_p, rectify_normalized, rectify_sum
 from dfpjax.operations.rectified_bias import masked_p, rectify_shifted
 from dfpjax.policy import Policy
@@ -26,10 +40,13 @@ from dfpjax.policy import Policy
 pytestmark = pytest.mark.jax_releases  # how JAX lowers composites and foreign functions
 
 UNFUSED = Policy(default=FORCED.default, fuse=False)
-RECTIFIED, GRADIENT, MASKED, ALONE = (
+RECTIFIED, GRADIENT, MASKED, POOLED, POOLING, ALONE = (
     f"dfpjax_{name}_v1"
-    for name in ("rectified_operand", "gradient_operand", "masked_operand", "quantize_blocks")
-)
+    for name in (
+        "rectified_operand", "gradient_operand", "masked_operand", "pooled_operand", "max_pool",
+        "quantize_blocks",
+    )
+)  # fmt: skip
 
 
 def calls(fun, *args):
@@ -69,6 +86,21 @@ def masked_gradient(operand, x, mean, scale, shift, g, *_):
     return masked_p.bind(g, x > 0)
 
 
+IMAGES = Windows(sizes=(3, 2), strides=(1, 2), padding=((1, 1), (1, 0)))
+
+
+def images(x):
+    return x if x.ndim == 4 else x[:, None, None]
+
+
+def pooled(operand, x, *_):
+    return max_pool(images(x), IMAGES, operand=operand, kept=False)
+
+
+def pooled_and_kept(operand, x, *_):
+    return max_pool(images(x), IMAGES, operand=operand)
+
+
 PRODUCERS = {
     rectified: RECTIFIED,
     biased: RECTIFIED,
@@ -76,6 +108,8 @@ PRODUCERS = {
     gradient: GRADIENT,
     rectified_gradient: GRADIENT,
     masked_gradient: MASKED,
+    pooled: POOLED,
+    pooled_and_kept: POOLED,
 }
 
 
@@ -133,7 +167,7 @@ def test_numbers_that_are_not_finite(producer):
 
 @pytest.mark.parametrize("other", [Quantizer(bits=12), Quantizer(rounding="truncate"),
                                    Quantizer(blocks=Blocks(rows=2, columns=32))])  # fmt: skip
-@pytest.mark.parametrize("producer", [biased, summed])
+@pytest.mark.parametrize("producer", [biased, summed, pooled, pooled_and_kept])
 def test_an_operation_with_another_quantizer_quantizes_by_itself(producer, other):
     def run(*args):
         y = producer(Quantizer(), *args)
@@ -170,12 +204,21 @@ def step(network, policy):
     return jax.value_and_grad(functools.partial(loss, dfpjax.mixed_precision(network, policy)))
 
 
+def with_pools(params, x):
+    x = pool(jax.nn.relu(conv(x, params["first"]) + params["bias"]), window=2)
+    x = pool(conv(x, params["second"]))
+    return conv(x, params["third"])
+
+
 def test_explain_lists_them():
     assert Counter(kinds(residual, PARAMS, X, policy=FORCED)) == {
         "channel statistics": 2, "rectified normalization": 1, "rectified sum": 1, OPERAND: 2, COTANGENT: 2,
     }  # fmt: skip
     assert Counter(kinds(with_biases, PARAMS, X, policy=FORCED)) == {
         "rectified bias": 2, OPERAND: 2, COTANGENT: 2,
+    }  # fmt: skip
+    assert Counter(kinds(with_pools, PARAMS, X, policy=FORCED)) == {
+        BIAS: 1, "maximum pooling": 2, POOLED_OPERAND: 2,
     }  # fmt: skip
     assert kinds(residual, PARAMS, X, policy=UNFUSED) == []
 
@@ -186,6 +229,8 @@ def test_explain_lists_them():
         # Images, three kernels and the gradient of the result are quantized by themselves.
         (residual, {RECTIFIED: 2, GRADIENT: 2, ALONE: 5}),
         (with_biases, {RECTIFIED: 2, MASKED: 2, ALONE: 5}),
+        # The gradients by both pools' inputs are quantized by themselves, too: of a convolution and a bias.
+        (with_pools, {POOLED: 2, POOLING: 0, ALONE: 7}),
     ],
 )
 def test_no_activation_is_read_to_be_quantized(network, expected):
@@ -209,6 +254,26 @@ def test_a_tensor_that_something_else_takes_is_there_in_float32():
     )
     assert relative_error(fused[1], plain[1]) < 1e-5
     assert relative_error(fused[0], plain[0]) < 1e-4
+
+
+def test_pools_that_something_else_takes_are_written_in_float32_too():
+    def network(params, x):
+        h = pool(conv(x, params["first"]))
+        return conv(h, params["second"]), conv(pool(h, stride=1), params["third"])
+
+    fused, plain = (dfpjax.mixed_precision(network, policy) for policy in (FORCED, UNFUSED))
+    found = calls(fused, PARAMS, X)
+    assert (found[POOLED], found[POOLING]) == (2, 0)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(fused)(PARAMS, X), jax.jit(plain)(PARAMS, X))
+
+
+def test_pools_have_the_bits_of_the_unfused_program():
+    def first_to_last(params, x):
+        return conv(pool(conv(pool(x), params["first"])), params["third"])
+
+    images = normal(6, 4, 64, 64, 3)
+    fused, plain = (jax.jit(step(first_to_last, policy)) for policy in (FORCED, UNFUSED))
+    jax.tree.map(np.testing.assert_array_equal, fused(PARAMS, images), plain(PARAMS, images))
 
 
 def test_a_step_that_is_mapped():

@@ -10,10 +10,8 @@
 #include "passes/kernels/response-inl.h"
 #include "passes/kernels/sums-inl.h"
 
-constexpr PassKernels kTable = {moments,        paired_sums,
-                                masked_sums,    rectified,
-                                rectified_sum,  gradient,
-                                masked,         largest_magnitude,
-                                quantize,       quantize_blocks,
-                                max_of_taps,    add_to_max_of_taps,
-                                local_response, local_response_gradient};
+constexpr PassKernels kTable = {moments,         paired_sums,       masked_sums,
+                                rectified,       rectified_sum,     gradient,
+                                masked,          largest_magnitude, quantize,
+                                quantize_blocks, max_of_windows,    greatest_of_windows,
+                                pool_gradient,   local_response,    local_response_gradient};

@@ -99,6 +99,48 @@ struct MaskedRows {
   }
 };
 
+// One spatial axis. Output i covers those inputs of [i * stride - padding, ... + window) that
+// exist.
+struct PoolAxis {
+  int64_t in, out, window, stride, padding;
+};
+
+// Windows over images [images][height.in][width.in][channels].
+struct Pool {
+  int64_t images, channels;
+  PoolAxis height, width;
+};
+inline constexpr int64_t kMostTaps = 1024;  // inputs in a window
+
+// Rows of maxima over windows, where each row may be a part of one output's channels, one output or
+// several.
+struct PooledRows {
+  const Pool* pool;
+  const float* x;
+  int64_t first;   // index of the first number in [images][height.out][width.out][channels]
+  int64_t stride;  // from one row to the next
+  float* out;
+  int64_t out_stride;  // the same of `out`
+
+  [[gnu::always_inline]] PooledRows from(int64_t row, int64_t channel) const {
+    PooledRows at = *this;
+    at.first += row * stride + channel;
+    if (out != nullptr) at.out += row * out_stride + channel;
+    return at;
+  }
+};
+
+// A row of inputs of an image, for which the gradient is computed.
+struct PoolGradientRow {
+  const Pool* pool;
+  int64_t row;
+  const float* g;         // cotangents [height.out][width.out][channels]
+  const int32_t* inputs;  // of row i of outputs, what greatest_of_windows gives, is at i % slots
+  int64_t slots;
+  float* out;   // [width.in][channels]
+  bool stream;  // whether stores bypass the caches; each vector of `out` is aligned then
+};
+
 // Divides x by (k + alpha * sum of x^2 over the channels at most `reach` away)^0.75.
 struct Response {
   int64_t reach;
@@ -122,7 +164,7 @@ inline constexpr int32_t kNotFinite = 1 << 20;
 // A part of a matrix, in blocks with an exponent each. The last blocks of its rows and columns may
 // be smaller.
 struct BlockedPart {
-  const float* x;
+  const float* x;  // null where the numbers are yet to be produced
   int16_t* mantissas;
   int32_t* exponents;
   int64_t rows, columns, block_rows, block_columns;
@@ -149,7 +191,7 @@ struct BlockedPart {
                                           int64_t most_columns) const {
     BlockedPart part = *this;
     const int64_t offset = row * stride + column;
-    part.x += row * x_stride + column;
+    if (x != nullptr) part.x += row * x_stride + column;
     part.mantissas += offset;
     part.index += static_cast<uint32_t>(offset);
     part.exponents += row / block_rows * exponent_stride + column / block_columns;
@@ -187,12 +229,16 @@ struct PassKernels {
                    int16_t* out);
   // Computes mantissas and exponents.
   void (*quantize_blocks)(const BlockedPart& part);
-  // For each channel of `count` >= 1 pixels: the first kernel writes the maximum, or NaN if one
-  // value is NaN. The second adds g to the `gradients` of the pixel with the maximum, the first one
-  // of several.
-  void (*max_of_taps)(const float* const* taps, int count, int64_t channels, float* out);
-  void (*add_to_max_of_taps)(const float* const* taps, float* const* gradients, int count,
-                             int64_t channels, const float* g);
+  // Maxima over windows, or NaN if a value is NaN: `columns` numbers from the first one of each row
+  // on.
+  void (*max_of_windows)(const PooledRows& at, int64_t rows, int64_t columns);
+  // For each channel of the windows of row i of outputs: the number of the greatest input, counted
+  // row by row from the window's first. It is the first one of several, and -1 if none exists where
+  // an image that is padded with -infinity has the greatest.
+  void (*greatest_of_windows)(const Pool& pool, const float* image, int64_t i, int32_t* inputs);
+  // Adds up the cotangents of those windows whose greatest input is the one at hand, in the order
+  // of the windows.
+  void (*pool_gradient)(const PoolGradientRow& at);
 
   // The normalized pixels [rows][channels] (see Response), and the gradient with respect to x for
   // the gradient g of the result.
