@@ -2,6 +2,7 @@
 
 ```python
 def step(params, batch):  # inside jax.shard_map over the axis "data"
+    params = jax.lax.pcast(params, "data", to="varying")  # or shard_map(…, check_vma=False)
     loss, grads = jax.value_and_grad(loss_fn)(params, batch)
     return update(params, dfpjax.distributed.all_reduce_mean(grads, "data"))
 ```
@@ -10,10 +11,10 @@ Gradients travel as int16 mantissas. Each block of `BLOCK` numbers has one expon
 agree beforehand: a maximum of one byte per block. So mantissas of different devices have the same unit, and
 their sums are exact integers, whatever the order of the additions.
 
-For up to `MOST_ADDED` devices, the mantissas are so short that their sum fits into 16 bits, and one all-reduce
-adds them. For more devices too few bits would be left. Then each device receives one part of every device's
-tensor (all-to-all), adds these in float32, and sends their mean to all (all-gather), both times with mantissas
-of full length. The wires carry half the bytes of an all-reduce in float32 either way.
+For up to `MOST_ADDED` devices, the mantissas are so short that their sum fits into 16 bits, and one
+all-reduce adds them. For more devices too few bits would be left. Then each device receives one part of
+every device's tensor (all-to-all), adds these in float32, and sends their mean to all (all-gather), both
+times with mantissas of full length. The wires carry half the bytes of an all-reduce in float32 either way.
 """
 
 import dataclasses
@@ -36,8 +37,8 @@ MOST_ADDED = 8
 """Devices whose mantissas are added as int16. They have 12 bits and a sign then."""
 
 _BITS = 15  # of a mantissa that is not added, without its sign
-# The least exponent of a block, in float32's biased form: its unit, divided by the number of devices, is still
-# a normal number.
+# The least exponent of a block, in float32's biased form: its unit, divided by the number of devices, is
+# still a normal number.
 _LEAST = 32
 
 
@@ -49,9 +50,9 @@ def all_reduce_mean(
     For use inside `jax.shard_map`, or any other function with named axes. Every device gets the same bits.
 
     With n devices, a mantissa has a sign and b = 15 − ⌈log2 n⌉ bits, for n up to `MOST_ADDED`. A mean then
-    differs from the exact one by less than 2^(1−b) times the largest magnitude in its block on any device. For
-    more devices, the bound is 2^−13 times that magnitude. Magnitudes below 2^−110 count as zero. On one device
-    the result is the input.
+    differs from the exact one by less than 2^(1−b) times the largest magnitude in its block on any device.
+    For more devices, the bound is 2^−13 times that magnitude. Magnitudes below 2^−110 count as zero. On one
+    device the result is the input.
 
     A NaN or an infinity on any device has the same effect as in a mean in float32, element by element;
     infinities of both signs give NaN. In such a step the finite numbers have fewer bits: b − 4 for 2 or 3
@@ -68,10 +69,10 @@ def all_reduce_mean(
 
     Raises:
         TypeError: if a leaf is not an array of one of these dtypes.
-        ValueError: if `rounding` is another word, or if a leaf is the same on all devices already. A gradient by
-            replicated parameters is: `jax.shard_map` has added it over the devices, in float32. Make the
-            parameters vary before differentiating, by `jax.lax.pcast(params, axis_name, to="varying")`, or give
-            `jax.shard_map` the argument `check_vma=False`.
+        ValueError: if `rounding` is another word, or if a leaf is the same on all devices already, as a
+            gradient by replicated parameters is: `jax.shard_map` has added it over the devices, in float32.
+            Make the parameters vary before differentiating, by `jax.lax.pcast(params, axis_name,
+            to="varying")`, or give `jax.shard_map` the argument `check_vma=False`.
     """
     _checks.choice("all_reduce_mean", "rounding", rounding, ("nearest", "stochastic"))
     axes = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
