@@ -4,10 +4,14 @@ For example `python train.py --config configs/digits.py --config.precision=float
 With `--workdir=DIR` the same command resumes a run that was stopped or killed.
 """
 
+import dataclasses
+import io
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from dfpjax.launch import relaunch
@@ -20,15 +24,20 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
+import dfpjax
 from dfpjax.training import (
     CheckpointError,
     DatasetError,
+    LostProcess,
+    MeshError,
+    ProcessError,
     Report,
     Stopped,
     StopSignals,
     TrainConfig,
     check_config_file,
     evaluate,
+    processes,
     train,
 )
 from dfpjax.training.workdir import checkpoint_directory
@@ -53,6 +62,18 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Weights of another run to start from; a directory as for --checkpoint."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Trains with several processes, each of which gets the same command. JAX finds them in SLURM, MPI and"
+    " Kubernetes, or by the next three flags.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT, where process 0 listens for the others.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 120, "Seconds within which all processes must have started.", lower_bound=1
 )
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Records a few steps with JAX's profiler into WORKDIR/profile."
@@ -87,6 +108,14 @@ def check_flags() -> None:
     for flag in (_WORKDIR, _CHECKPOINT, _INIT_FROM):
         if flag.value == "":
             sys.exit(f"train.py: --{flag.name} is empty; give a path, or leave it out")
+    addresses = [flag for flag in (_COORDINATOR, _PROCESSES, _PROCESS_ID) if flag.value is not None]
+    if addresses and not _DISTRIBUTED.value:
+        sys.exit(f"train.py: --{addresses[0].name} is for --distributed")
+    if _PROCESSES.value is not None and not 0 <= (_PROCESS_ID.value or 0) < _PROCESSES.value:
+        sys.exit(
+            f"train.py: --process_id is {_PROCESS_ID.value} and --processes is {_PROCESSES.value};"
+            " processes are numbered from 0"
+        )
     if _EVAL_ONLY.value and not (_WORKDIR.value or _CHECKPOINT.value):
         sys.exit("train.py: --eval_only needs --workdir=DIR of a run, or --checkpoint=PATH")
     if _CHECKPOINT.value and not _EVAL_ONLY.value:
@@ -95,6 +124,30 @@ def check_flags() -> None:
         sys.exit("train.py: --eval_only trains nothing; leave out --init_from and --profile")
     if _PROFILE.value and not _WORKDIR.value:
         sys.exit("train.py: --profile needs --workdir=DIR, where it writes the profile")
+
+
+def start_processes(config: TrainConfig) -> None:
+    """`--distributed`: connects this process with the others, which must have the same settings."""
+    processes.start(
+        coordinator=_COORDINATOR.value,
+        processes=_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        timeout=_START_TIMEOUT.value,
+    )
+    with processes.losses_explained():
+        processes.agree(settings(config))
+
+
+def settings(config: TrainConfig) -> dict[str, object]:
+    """What must be the same in all processes."""
+    ours = {flag.name: flag.value for flag in (_WORKDIR, _EVAL_ONLY, _CHECKPOINT, _INIT_FROM)}
+    versions = {
+        f"the version of {name}": metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")
+    }
+    own = {"the version of dfpjax": dfpjax.__version__}
+    fields = dataclasses.asdict(config)
+    del fields["data_dir"], fields["workers"]  # machines may differ in these
+    return {**fields, **ours, **versions, **own}
 
 
 def run_evaluation(config: TrainConfig) -> None:
@@ -107,16 +160,16 @@ def run_evaluation(config: TrainConfig) -> None:
             reason = "is not a directory" if workdir.exists() else "does not exist"
             sys.exit(f"train.py: --workdir={workdir} {reason}; --eval_only needs that of a run")
         paths = [checkpoint_directory(workdir, seed) for seed in config.seed]
-    with Report(Console()) as report:
+    with Report(console()) as report:
         evaluate(config, report, *paths)
 
 
 def run_training(config: TrainConfig) -> None:
     """Trains until it is done or told to stop."""
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value and processes.is_first() else None
     with StopSignals() as signals:
         try:
-            with Report(Console(), workdir) as report:
+            with Report(console(), workdir) as report:
                 train(
                     config,
                     report,
@@ -127,12 +180,20 @@ def run_training(config: TrainConfig) -> None:
         except Stopped as stopped:
             if stopped.step == 0:
                 outcome = "of which nothing was trained: the same command starts it anew"
-            elif workdir:
+            elif _WORKDIR.value:
                 outcome = "saved: the same command goes on from there"
             else:
                 outcome = "not saved, for want of --workdir"
-            print(f"train.py: stopped by {signals.received.name} {stopped}, {outcome}", file=sys.stderr)
-            sys.exit(128 + signals.received)
+            processes.wait()  # until the first one has saved
+            by = signals.received.name if signals.received else "a signal to another process"
+            if processes.is_first():
+                print(f"train.py: stopped by {by} {stopped}, {outcome}", file=sys.stderr)
+            sys.exit(128 + (signals.received or signal.SIGTERM))
+
+
+def console() -> Console:
+    """Where the first process reports; the others are silent."""
+    return Console() if processes.is_first() else Console(file=io.StringIO())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -145,15 +206,27 @@ def main(argv: Sequence[str]) -> None:
     check_flags()
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()
+    end = sys.exit
     try:
+        if _DISTRIBUTED.value:
+            start_processes(config)
+            end = processes.leave_together
         (run_evaluation if _EVAL_ONLY.value else run_training)(config)
-    except (CheckpointError, DatasetError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+    except LostProcess as error:
+        again = "; the same command goes on from the last checkpoint" if _WORKDIR.value else ""
+        processes.leave(f"train.py: {error}{again}")
+    except (CheckpointError, DatasetError, FloatingPointError, MeshError, ProcessError) as error:
+        end(f"train.py: {error}")
     except OSError as error:
-        sys.exit(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
+        end(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
     except KeyboardInterrupt:
         print("train.py: stopped at once by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except Exception:
+        if not _DISTRIBUTED.value:
+            raise
+        traceback.print_exc()
+        processes.leave("train.py: an unexpected error ends this process, and so the run")
 
 
 if __name__ == "__main__":
