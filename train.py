@@ -6,6 +6,7 @@ With `--workdir=DIR` the same command resumes a run that was stopped or killed.
 
 import dataclasses
 import io
+import os
 import re
 import signal
 import sys
@@ -40,7 +41,7 @@ from dfpjax.training import (
     processes,
     train,
 )
-from dfpjax.training.workdir import checkpoint_directory
+from dfpjax.training.workdir import checkpoint_directory, writing
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file; --config.FIELD=VALUE changes a field."
@@ -126,16 +127,14 @@ def check_flags() -> None:
         sys.exit("train.py: --profile needs --workdir=DIR, where it writes the profile")
 
 
-def start_processes(config: TrainConfig) -> None:
-    """`--distributed`: connects this process with the others, which must have the same settings."""
+def start_processes() -> None:
+    """`--distributed`: connects this process with the others."""
     processes.start(
         coordinator=_COORDINATOR.value,
         processes=_PROCESSES.value,
         process_id=_PROCESS_ID.value,
         timeout=_START_TIMEOUT.value,
     )
-    with processes.losses_explained():
-        processes.agree(settings(config))
 
 
 def settings(config: TrainConfig) -> dict[str, object]:
@@ -156,9 +155,13 @@ def run_evaluation(config: TrainConfig) -> None:
         paths = [Path(_CHECKPOINT.value)]
     else:
         workdir = Path(_WORKDIR.value)
-        if not workdir.is_dir():
-            reason = "is not a directory" if workdir.exists() else "does not exist"
-            sys.exit(f"train.py: --workdir={workdir} {reason}; --eval_only needs that of a run")
+
+        def check() -> None:
+            if not workdir.is_dir():
+                reason = "is not a directory" if workdir.exists() else "does not exist"
+                raise CheckpointError(f"--workdir={workdir} {reason}; --eval_only needs that of a run")
+
+        processes.from_first(check)
         paths = [checkpoint_directory(workdir, seed) for seed in config.seed]
     with Report(console()) as report:
         evaluate(config, report, *paths)
@@ -167,6 +170,14 @@ def run_evaluation(config: TrainConfig) -> None:
 def run_training(config: TrainConfig) -> None:
     """Trains until it is done or told to stop."""
     workdir = Path(_WORKDIR.value) if _WORKDIR.value and processes.is_first() else None
+
+    def make_workdir() -> None:
+        if workdir is not None:
+            with writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+
+    with processes.losses_explained():
+        processes.from_first(make_workdir)
     with StopSignals() as signals:
         try:
             with Report(console(), workdir) as report:
@@ -209,24 +220,28 @@ def main(argv: Sequence[str]) -> None:
     end = sys.exit
     try:
         if _DISTRIBUTED.value:
-            start_processes(config)
-            end = processes.leave_together
+            start_processes()
+            end = processes.leave
+            with processes.losses_explained():
+                processes.agree(settings(config))
         (run_evaluation if _EVAL_ONLY.value else run_training)(config)
     except LostProcess as error:
         again = "; the same command goes on from the last checkpoint" if _WORKDIR.value else ""
-        processes.leave(f"train.py: {error}{again}")
+        end(f"train.py: {error}{again}")
     except (CheckpointError, DatasetError, FloatingPointError, MeshError, ProcessError) as error:
         end(f"train.py: {error}")
     except OSError as error:
         end(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
     except KeyboardInterrupt:
         print("train.py: stopped at once by SIGINT", file=sys.stderr)
+        if _DISTRIBUTED.value:
+            os._exit(128 + signal.SIGINT)  # JAX would wait for the other processes
         sys.exit(128 + signal.SIGINT)
     except Exception:
         if not _DISTRIBUTED.value:
             raise
         traceback.print_exc()
-        processes.leave("train.py: an unexpected error ends this process, and so the run")
+        end("train.py: an unexpected error ends this process, and so the run")
 
 
 if __name__ == "__main__":

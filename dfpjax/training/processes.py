@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,10 +23,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .weights import CheckpointError
 
-# Seconds. A process that is gone without a word is missed after the first; collectives notice a closed
-# connection at once. All processes leave together, within the second.
+# Seconds after which a process that has become silent is missed; collectives notice a closed connection at
+# once.
 _HEARTBEAT = 45
-_LEAVE = 30
 
 _HOW = (
     "give --coordinator=HOST:PORT --processes=N --process_id=I to each of the N processes, or start them with"
@@ -62,7 +62,8 @@ def start(
             f" (coordinator: {coordinator or 'found by JAX'}, processes: {processes or 'found by JAX'});"
             " start all of them at the same time, and see that they reach the coordinator's address"
         )
-        leave(f"train.py: {message}")
+        _say(f"train.py: {message}")
+        os._exit(1)
 
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
@@ -74,7 +75,6 @@ def start(
             process_id,
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT,
-            shutdown_timeout_seconds=_LEAVE,
         )
     except (ValueError, TypeError, RuntimeError) as error:
         raise ProcessError(f"--distributed: {str(error).splitlines()[0]} {_HOW}") from error
@@ -93,22 +93,19 @@ def is_first() -> bool:
 
 
 def leave(message: str) -> None:
-    """Ends this process with a message, without waiting for others or for threads."""
-    sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
-    os._exit(1)
+    """Ends this process with a message, without waiting for others or for threads.
 
-
-def leave_together(message: str) -> None:
-    """Ends this process with a message once all others are about to end, too, or after half a minute.
-
-    The first process keeps the others' connection, and must not end before they have said why they end.
+    The others lose the first process at once, so it gives them two seconds to say why they end, if they do.
     """
-    print(message, file=sys.stderr, flush=True)
-    with contextlib.suppress(RuntimeError, ValueError):
-        jax.distributed.shutdown()
-    sys.stdout.flush()
+    _say(message)
+    if is_first():
+        time.sleep(2)
     os._exit(1)
+
+
+def _say(message: str) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
 
 
 def wait() -> None:
