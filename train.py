@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from dfpjax.launch import relaunch
+from dfpjax.launch import place, relaunch
 
 if __name__ == "__main__":
     relaunch()  # before the imports, which take longer
@@ -64,15 +64,18 @@ _CHECKPOINT = flags.DEFINE_string(
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Weights of another run to start from; a directory as for --checkpoint."
 )
+_COORDINATOR_FOUND, _PROCESSES_FOUND, _PROCESS_ID_FOUND = place() or (None, None, None)
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
-    False,
+    _COORDINATOR_FOUND is not None,
     "Trains with several processes, each of which gets the same command. JAX finds them in SLURM, MPI and"
-    " Kubernetes, or by the next three flags.",
+    " Kubernetes, or by the next three flags. `python -m dfpjax.launch --processes=N` sets all four.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT, where process 0 listens for the others.")
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", _COORDINATOR_FOUND, "HOST:PORT, where process 0 listens for the others."
+)
+_PROCESSES = flags.DEFINE_integer("processes", _PROCESSES_FOUND, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", _PROCESS_ID_FOUND, "Number of this process, from 0.")
 _START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout", 120, "Seconds within which all processes must have started.", lower_bound=1
 )
