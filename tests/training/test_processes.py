@@ -12,6 +12,7 @@ import pytest
 from forked import start_script
 from tiny import MODEL
 
+from dfpjax._ranks import PLACE
 from dfpjax.training.weights import checkpoint_steps
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,30 @@ def run(processes: int, outputs: Path, *arguments: str, of_each=lambda process: 
 def losses(workdir: Path) -> np.ndarray:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return np.array([[line["epoch"], line["train_loss"], line["test_loss"]] for line in lines])
+
+
+def in_slurm(process: int, job: int) -> dict[str, str]:
+    """What srun sets, as far as JAX reads it."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+    }
+
+
+def in_open_mpi(process: int, job: int) -> dict[str, str]:
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{job * 65536}.0;tcp://127.0.0.1:{job}",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(process),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
+    }
+
+
+def launched(process: int, job: int) -> dict[str, str]:
+    return dict(zip(PLACE, (f"127.0.0.1:{job}", "2", str(process)), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +182,20 @@ def test_weights_are_tested_by_two_processes(small, tmp_path):
     assert [status for status, _ in found] == [0, 0], found
     table = (tmp_path / "outputs" / "0" / "stdout").read_text()
     assert f"{losses(tmp_path)[-1, -1]:.4f}" in table
+
+
+@pytest.mark.parametrize("of_process", [in_slurm, in_open_mpi, launched])
+def test_processes_find_each_other(small, alone, tmp_path, of_process):
+    started = []
+    job = free_port()
+    arguments = [*small, f"--workdir={tmp_path}", *(["--distributed"] if of_process is not launched else [])]
+    for process in range(2):
+        (tmp_path / str(process)).mkdir()
+        environment = of_process(process, job)
+        started.append(start_script(*arguments, outputs=tmp_path / str(process), environment=environment))
+    found = ends(started, tmp_path)
+    assert [status for status, _ in found] == [0, 0], found
+    np.testing.assert_allclose(losses(tmp_path), alone, rtol=1e-4)
 
 
 def test_processes_that_differ_say_so_and_end(small, tmp_path):
