@@ -78,11 +78,13 @@ def run(command: Sequence[str], environment: Mapping[str, str], groups: list[lis
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], cores: list[int]) -> subprocess.Popen:
-    def pin() -> None:
-        os.sched_setaffinity(0, cores)
-
-    # In a process group of its own, so that Ctrl-C reaches it once, through this process.
-    return subprocess.Popen(command, env=environment, preexec_fn=pin, process_group=0)
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # which the new process inherits
+    try:
+        # In a process group of its own, so that Ctrl-C reaches it once, through this process.
+        return subprocess.Popen(command, env=environment, process_group=0)
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 def _wait(processes: list[subprocess.Popen]) -> int:
