@@ -4,13 +4,18 @@ For example `python train.py --config configs/digits.py --config.precision=float
 With `--workdir=DIR` the same command resumes a run that was stopped or killed.
 """
 
+import dataclasses
+import io
+import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
-from dfpjax.launch import relaunch
+from dfpjax.launch import place, relaunch
 
 if __name__ == "__main__":
     relaunch()  # before the imports, which take longer
@@ -20,18 +25,23 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
 
+import dfpjax
 from dfpjax.training import (
     CheckpointError,
     DatasetError,
+    LostProcess,
+    MeshError,
+    ProcessError,
     Report,
     Stopped,
     StopSignals,
     TrainConfig,
     check_config_file,
     evaluate,
+    processes,
     train,
 )
-from dfpjax.training.workdir import checkpoint_directory
+from dfpjax.training.workdir import checkpoint_directory, writing
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file; --config.FIELD=VALUE changes a field."
@@ -53,6 +63,21 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _INIT_FROM = flags.DEFINE_string(
     "init_from", None, "Weights of another run to start from; a directory as for --checkpoint."
+)
+_COORDINATOR_FOUND, _PROCESSES_FOUND, _PROCESS_ID_FOUND = place() or (None, None, None)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    _COORDINATOR_FOUND is not None,
+    "Trains with several processes, each of which gets the same command. JAX finds them in SLURM, MPI and"
+    " Kubernetes, or by the next three flags. `python -m dfpjax.launch --processes=N` sets all four.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", _COORDINATOR_FOUND, "HOST:PORT, where process 0 listens for the others."
+)
+_PROCESSES = flags.DEFINE_integer("processes", _PROCESSES_FOUND, "Number of processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", _PROCESS_ID_FOUND, "Number of this process, from 0.")
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 120, "Seconds within which all processes must have started.", lower_bound=1
 )
 _PROFILE = flags.DEFINE_bool(
     "profile", False, "Records a few steps with JAX's profiler into WORKDIR/profile."
@@ -87,6 +112,14 @@ def check_flags() -> None:
     for flag in (_WORKDIR, _CHECKPOINT, _INIT_FROM):
         if flag.value == "":
             sys.exit(f"train.py: --{flag.name} is empty; give a path, or leave it out")
+    addresses = [flag for flag in (_COORDINATOR, _PROCESSES, _PROCESS_ID) if flag.value is not None]
+    if addresses and not _DISTRIBUTED.value:
+        sys.exit(f"train.py: --{addresses[0].name} is for --distributed")
+    if _PROCESSES.value is not None and not 0 <= (_PROCESS_ID.value or 0) < _PROCESSES.value:
+        sys.exit(
+            f"train.py: --process_id is {_PROCESS_ID.value} and --processes is {_PROCESSES.value};"
+            " processes are numbered from 0"
+        )
     if _EVAL_ONLY.value and not (_WORKDIR.value or _CHECKPOINT.value):
         sys.exit("train.py: --eval_only needs --workdir=DIR of a run, or --checkpoint=PATH")
     if _CHECKPOINT.value and not _EVAL_ONLY.value:
@@ -97,26 +130,60 @@ def check_flags() -> None:
         sys.exit("train.py: --profile needs --workdir=DIR, where it writes the profile")
 
 
+def start_processes() -> None:
+    """`--distributed`: connects this process with the others."""
+    processes.start(
+        coordinator=_COORDINATOR.value,
+        processes=_PROCESSES.value,
+        process_id=_PROCESS_ID.value,
+        timeout=_START_TIMEOUT.value,
+    )
+
+
+def settings(config: TrainConfig) -> dict[str, object]:
+    """What must be the same in all processes."""
+    ours = {flag.name: flag.value for flag in (_WORKDIR, _EVAL_ONLY, _CHECKPOINT, _INIT_FROM)}
+    versions = {
+        f"the version of {name}": metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")
+    }
+    own = {"the version of dfpjax": dfpjax.__version__}
+    fields = dataclasses.asdict(config)
+    del fields["data_dir"], fields["workers"]  # machines may differ in these
+    return {**fields, **ours, **versions, **own}
+
+
 def run_evaluation(config: TrainConfig) -> None:
     """`--eval_only`."""
     if _CHECKPOINT.value:
         paths = [Path(_CHECKPOINT.value)]
     else:
         workdir = Path(_WORKDIR.value)
-        if not workdir.is_dir():
-            reason = "is not a directory" if workdir.exists() else "does not exist"
-            sys.exit(f"train.py: --workdir={workdir} {reason}; --eval_only needs that of a run")
+
+        def check() -> None:
+            if not workdir.is_dir():
+                reason = "is not a directory" if workdir.exists() else "does not exist"
+                raise CheckpointError(f"--workdir={workdir} {reason}; --eval_only needs that of a run")
+
+        processes.from_first(check)
         paths = [checkpoint_directory(workdir, seed) for seed in config.seed]
-    with Report(Console()) as report:
+    with Report(console()) as report:
         evaluate(config, report, *paths)
 
 
 def run_training(config: TrainConfig) -> None:
     """Trains until it is done or told to stop."""
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else None
+    workdir = Path(_WORKDIR.value) if _WORKDIR.value and processes.is_first() else None
+
+    def make_workdir() -> None:
+        if workdir is not None:
+            with writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+
+    with processes.losses_explained():
+        processes.from_first(make_workdir)
     with StopSignals() as signals:
         try:
-            with Report(Console(), workdir) as report:
+            with Report(console(), workdir) as report:
                 train(
                     config,
                     report,
@@ -127,12 +194,20 @@ def run_training(config: TrainConfig) -> None:
         except Stopped as stopped:
             if stopped.step == 0:
                 outcome = "of which nothing was trained: the same command starts it anew"
-            elif workdir:
+            elif _WORKDIR.value:
                 outcome = "saved: the same command goes on from there"
             else:
                 outcome = "not saved, for want of --workdir"
-            print(f"train.py: stopped by {signals.received.name} {stopped}, {outcome}", file=sys.stderr)
-            sys.exit(128 + signals.received)
+            processes.wait()  # until the first one has saved
+            by = signals.received.name if signals.received else "a signal to another process"
+            if processes.is_first():
+                print(f"train.py: stopped by {by} {stopped}, {outcome}", file=sys.stderr)
+            sys.exit(128 + (signals.received or signal.SIGTERM))
+
+
+def console() -> Console:
+    """Where the first process reports; the others are silent."""
+    return Console() if processes.is_first() else Console(file=io.StringIO())
 
 
 def main(argv: Sequence[str]) -> None:
@@ -145,15 +220,31 @@ def main(argv: Sequence[str]) -> None:
     check_flags()
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()
+    end = sys.exit
     try:
+        if _DISTRIBUTED.value:
+            start_processes()
+            end = processes.leave
+            with processes.losses_explained():
+                processes.agree(settings(config))
         (run_evaluation if _EVAL_ONLY.value else run_training)(config)
-    except (CheckpointError, DatasetError, FloatingPointError) as error:
-        sys.exit(f"train.py: {error}")
+    except LostProcess as error:
+        again = "; the same command goes on from the last checkpoint" if _WORKDIR.value else ""
+        end(f"train.py: {error}{again}")
+    except (CheckpointError, DatasetError, FloatingPointError, MeshError, ProcessError) as error:
+        end(f"train.py: {error}")
     except OSError as error:
-        sys.exit(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
+        end(f"train.py: {error.filename}: {error.strerror}" if error.filename else f"train.py: {error}")
     except KeyboardInterrupt:
         print("train.py: stopped at once by SIGINT", file=sys.stderr)
+        if _DISTRIBUTED.value:
+            os._exit(128 + signal.SIGINT)  # JAX would wait for the other processes
         sys.exit(128 + signal.SIGINT)
+    except Exception:
+        if not _DISTRIBUTED.value:
+            raise
+        traceback.print_exc()
+        end("train.py: an unexpected error ends this process, and so the run")
 
 
 if __name__ == "__main__":

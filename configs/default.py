@@ -28,6 +28,10 @@ def get_config() -> config_dict.ConfigDict:
     config.batch_size = 64
     # Parts of a batch that are computed one after the other; more parts take less memory.
     config.accumulate = 1
+    # Devices that share each part of a batch; () is all of them, in all processes.
+    config.mesh = ()
+    # Gradients that devices exchange: float32, or dfp16 with half the bytes and batch statistics per device.
+    config.gradient_dtype = "float32"
     # Evaluation keeps nothing for a backward pass, so its steps can take more images.
     config.eval_batch_size = 512
     # Pixels; None uses the images as they are, which must then have one size.

@@ -21,6 +21,7 @@ if find_spec("dfpjax._native") is None:
 
 from dfpjax import _releases as _releases  # first: with the JAX that it reports, the others may not import
 from dfpjax import checkpoint_policies as checkpoint_policies
+from dfpjax import distributed as distributed
 from dfpjax import numpy as numpy
 from dfpjax.insight import History as History
 from dfpjax.insight import LayerStatistics as LayerStatistics

@@ -88,6 +88,11 @@ def is_unreduced(aval) -> bool:
     return bool(aval.sharding.spec.unreduced or aval.mat.unreduced)
 
 
+def varying_axes(x) -> frozenset:
+    """The manual mesh axes over which an array varies; none where shard_map does not check it."""
+    return frozenset(jax.typeof(x).mat.varying)
+
+
 # --- partitioning ---------------------------------------------------------------------------------
 
 

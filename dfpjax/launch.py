@@ -4,11 +4,18 @@
     python -m dfpjax.launch -m MODULE ARGUMENT …
     python -m dfpjax.launch -c CODE ARGUMENT …
     python -m dfpjax.launch jupyter lab          (any command in the interpreter's folder or on PATH)
+    python -m dfpjax.launch --processes=2 train.py …
 
 `dfpjax.kernels.memory` explains the settings, and why they must be made before a process starts. The program
 replaces this process, so it receives the signals and gives the exit code. One line on standard error reports
 the settings. The launcher keeps settings that the environment already has. With `--allocator=default`, or the
 environment variable `DFPJAX_LAUNCH=off`, it changes none.
+
+With `--processes=N` the launcher starts the program N times, as the processes of one distributed run on this
+machine. Each is pinned to a group of cores of its own, for example one process per socket, and has as many
+threads. `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` in the environment are for
+`jax.distributed.initialize`; `train.py` reads them. The launcher passes SIGINT and SIGTERM on, and ends with
+the status of the first process that failed.
 """
 
 import os
@@ -17,11 +24,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from dfpjax._ranks import PLACE, core_groups, run
 from dfpjax.kernels.memory import SETTINGS, SWITCH, chosen_already, has_glibc, has_huge_pages, is_off
 
 ALLOCATORS = ("tuned", "default")
 USAGE = (
-    f"usage: python -m dfpjax.launch [--allocator={{{','.join(ALLOCATORS)}}}] "
+    f"usage: python -m dfpjax.launch [--allocator={{{','.join(ALLOCATORS)}}}] [--processes=N] "
     "(PROGRAM.py | -m MODULE | -c CODE | COMMAND) …"
 )
 _LEFT_ALONE = "the memory allocator is left alone"
@@ -62,8 +70,17 @@ def relaunch() -> None:
         _become(sys.executable, sys.orig_argv[1:], {**os.environ, **added}, message)
 
 
+def place() -> tuple[str, int, int] | None:
+    """Address of the first process, number of processes and number of this one, for
+    `jax.distributed.initialize`; None in a process that was not started with `--processes`."""
+    address, processes, process = (os.environ.get(name) for name in PLACE)
+    if address is None or processes is None or process is None:
+        return None
+    return address, int(processes), int(process)
+
+
 def main() -> None:
-    allocator, program = parse(sys.argv[1:])
+    allocator, processes, program = parse(sys.argv[1:])
     file, arguments = command(program, interpreter_options(sys.orig_argv, len(sys.argv) - 1))
     if allocator == "default":
         # A program that calls `relaunch` itself must know of it.
@@ -71,15 +88,22 @@ def main() -> None:
     else:
         added, message = settings(os.environ)
         environment = {**os.environ, **added}
-    _become(file, arguments, environment, message)
+    if processes is None:
+        _become(file, arguments, environment, message)
+    try:
+        groups = core_groups(processes)
+    except ValueError as error:
+        _refuse(str(error))
+    _report(f"{message}; {processes} processes on cores {', '.join(map(_ranges, groups))}")
+    sys.exit(run([file, *arguments], environment, groups))
 
 
-def parse(arguments: list[str]) -> tuple[str, list[str]]:
-    """The allocator's name, and the program with its arguments.
+def parse(arguments: list[str]) -> tuple[str, int | None, list[str]]:
+    """The allocator's name, the number of processes or None, and the program with its arguments.
 
     Ends the process with a message if the arguments are invalid.
     """
-    allocator, program = ALLOCATORS[0], list(arguments)
+    allocator, processes, program = ALLOCATORS[0], None, list(arguments)
     while program and program[0].startswith("--"):
         option, _, value = program.pop(0).partition("=")
         if option == "--":
@@ -88,9 +112,15 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
             variables = "\n".join(f"    {name}={value}" for name, value in SETTINGS.items())
             print(f"{USAGE}\n\n{__doc__}\nThe settings:\n\n{variables}")
             sys.exit(0)
-        if option != "--allocator":
+        if option not in ("--allocator", "--processes"):
             _refuse(f"no such option: {option}\n{USAGE}")
-        allocator = value or (program.pop(0) if program else "")
+        value = value or (program.pop(0) if program else "")
+        if option == "--processes":
+            if not value.isdecimal() or int(value) < 1:
+                _refuse(f"--processes is {value!r}; it must be a number of at least 1")
+            processes = int(value)
+            continue
+        allocator = value
         if allocator not in ALLOCATORS:
             _refuse(f"--allocator is {allocator!r}; it must be one of {', '.join(ALLOCATORS)}")
     if not program:
@@ -100,7 +130,7 @@ def parse(arguments: list[str]) -> tuple[str, list[str]]:
         _refuse(f"name a program to run: {what} must follow {program[0]}\n{USAGE}")
     if program[0].startswith("-") and program[0] not in ("-m", "-c", "-"):
         _refuse(f"no such option: {program[0]}; options of Python come before `-m dfpjax.launch`\n{USAGE}")
-    return allocator, program
+    return allocator, processes, program
 
 
 def command(program: list[str], options: list[str]) -> tuple[str, list[str]]:
@@ -165,8 +195,23 @@ def _refuse(message: str) -> None:
     sys.exit(f"dfpjax.launch: {message}")
 
 
-def _become(file: str, arguments: list[str], environment: Mapping[str, str], message: str) -> None:
+def _report(message: str) -> None:
     print(f"dfpjax.launch: {message}", file=sys.stderr, flush=True)
+
+
+def _ranges(cores: list[int]) -> str:
+    """Such as 0-3,8."""
+    runs: list[list[int]] = []
+    for core in sorted(cores):
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1].append(core)
+        else:
+            runs.append([core])
+    return ",".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in runs)
+
+
+def _become(file: str, arguments: list[str], environment: Mapping[str, str], message: str) -> None:
+    _report(message)
     os.execve(file, [file, *arguments], environment)
 
 

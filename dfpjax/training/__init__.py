@@ -6,11 +6,14 @@ This package uses the public API of `dfpjax` only, and nothing in `dfpjax` depen
 from .config import TrainConfig as TrainConfig
 from .config_file import check_config_file as check_config_file
 from .data import DatasetError as DatasetError
+from .devices import MeshError as MeshError
 from .evaluation import evaluate as evaluate
 from .loop import train as train
 from .metrics import EpochMetrics as EpochMetrics
 from .metrics import Evaluation as Evaluation
 from .metrics import Result as Result
+from .processes import LostProcess as LostProcess
+from .processes import ProcessError as ProcessError
 from .report import Report as Report
 from .stopping import Stopped as Stopped
 from .stopping import StopSignals as StopSignals

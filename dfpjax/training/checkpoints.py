@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from .state import TrainState
-from .weights import STATE, CheckpointError, checkpoint_steps, read_tree
+from .weights import ALONE, STATE, CheckpointError, checkpoint_steps, read_tree
 
 # In the directory of a step, beside the state: JSON values, and the checksum of the state.
 _PROGRESS = "progress"
@@ -20,6 +20,8 @@ _CHECKSUM = "checksum"
 
 class Checkpoints:
     """Writes the checkpoints of one seed into `directory/STEP`; a context manager that waits for the last.
+
+    In a run of several processes, the first one has it.
 
     A checkpoint has a temporary name until it is complete, so an interrupted one does not count. A complete
     one replaces the oldest if there are more than `keep`.
@@ -30,10 +32,15 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int) -> None:
         self._directory = directory
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 directory.absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True, save_root_metadata=False
+                    max_to_keep=keep,
+                    create=False,
+                    cleanup_tmp_directories=True,
+                    save_root_metadata=False,
+                    multiprocessing_options=ALONE,
                 ),
             )
         except OSError as error:

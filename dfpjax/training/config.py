@@ -12,6 +12,7 @@ from .precision import PRECISIONS
 from .weights import WEIGHT_FORMATS
 
 SCHEDULES = ("constant", "cosine", "polynomial", "step")
+GRADIENT_DTYPES = ("float32", "dfp16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,12 @@ class TrainConfig:
     # Number of equal parts of a batch. Each part is a training step with its own batch statistics; the mean
     # of their gradients updates the parameters. More parts take less memory.
     accumulate: int
+    # Devices that share the work of a step, each with an equal part of its images: (N,), or () for all
+    # devices of all processes. Their number changes results by no more than the rounding of float32 sums.
+    mesh: tuple[int, ...]
+    # The numbers in which devices exchange gradients, one of `GRADIENT_DTYPES`. "dfp16" has half the bytes
+    # (`dfpjax.distributed.all_reduce_mean`); then each device has batch statistics of its own images.
+    gradient_dtype: str
     # Images in an evaluation step.
     eval_batch_size: int
     # Height and width of the network's input, cropped from the dataset's images and scaled; None uses the
@@ -99,6 +106,10 @@ class TrainConfig:
             _check(field, getattr(self, field), getattr(self, field) >= 1, "at least 1")
         divides = self.accumulate >= 1 and self.batch_size % self.accumulate == 0
         _check("accumulate", self.accumulate, divides, f"a divisor of batch_size, which is {self.batch_size}")
+        one = isinstance(self.mesh, tuple) and len(self.mesh) <= 1
+        valid = one and all(isinstance(devices, int) and devices >= 1 for devices in self.mesh)
+        _check("mesh", self.mesh, valid, "(), for all devices, or a tuple of their number")
+        _check_choice("gradient_dtype", self.gradient_dtype, GRADIENT_DTYPES)
         valid_size = self.image_size is None or self.image_size >= 1
         _check("image_size", self.image_size, valid_size, "None or at least 1")
         _check("min_crop_area", self.min_crop_area, 0 < self.min_crop_area <= 1, "above 0 and at most 1")
@@ -117,6 +128,8 @@ class TrainConfig:
             _check(field, getattr(self, field), natural, "an integer of at least 0")
         measurable = self.statistics_every == 0 or self.precision != "float32"
         _check("statistics_every", self.statistics_every, measurable, "0 where the precision is float32")
+        measurable = self.statistics_every == 0 or self.gradient_dtype == "float32"
+        _check("statistics_every", self.statistics_every, measurable, "0 where gradient_dtype is dfp16")
         positive = isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1
         _check("keep_checkpoints", self.keep_checkpoints, positive, "an integer of at least 1")
         _check_choice("export_weights", self.export_weights, WEIGHT_FORMATS)

@@ -1,13 +1,15 @@
 """Evaluation over the whole test split: of a state, and of weights on disk."""
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from . import processes
 from .config import TrainConfig
-from .data import PADDING, Dataset, load_dataset
+from .data import Dataset, load_dataset
+from .devices import Devices
 from .metrics import Evaluation, Totals
 from .program import Program
 from .report import Report
@@ -16,14 +18,27 @@ from .weights import load_weights
 
 
 def test_totals(
-    state: TrainState, dataset: Dataset, batch_size: int, before_step: Callable[[], None] = lambda: None
+    state: TrainState,
+    dataset: Dataset,
+    batch_size: int,
+    before_step: Callable[[], None] = lambda: None,
+    devices: Devices | None = None,
 ) -> Totals:
-    """Over the whole test split; `before_step` may raise an error to end it."""
+    """Over the whole test split; `before_step` may raise an error to end it. Several devices share each
+    batch."""
     totals = Totals()
-    with contextlib.closing(dataset.test_batches(min(batch_size, dataset.test_size))) as batches:
+    batch_size = min(batch_size, dataset.test_size)
+    if devices is not None:
+        batch_size = devices.rounded(batch_size)
+    rows = None if devices is None else devices.rows(batch_size)
+    counts = itertools.chain(
+        itertools.repeat(batch_size, dataset.test_size // batch_size), [dataset.test_size % batch_size]
+    )
+    with contextlib.closing(dataset.test_batches(batch_size, rows=rows)) as batches:
         for images, labels in batches:
             before_step()
-            totals.add(eval_step(state, images, labels), np.count_nonzero(labels != PADDING))
+            batch = (images, labels) if devices is None else devices.batch(images, labels)
+            totals.add(eval_step(state, *batch), next(counts))
     return totals
 
 
@@ -38,10 +53,15 @@ def evaluate(config: TrainConfig, report: Report, *paths: Path) -> list[Evaluati
     """
     dataset = load_dataset(config)
     program = Program(config, dataset)
+    devices = program.devices
     evaluations = []
     for path in paths:
-        state = program.state_for_evaluation(load_weights(path, program.variable_shapes))
-        totals = test_totals(state, dataset, config.eval_batch_size)
+        variables = processes.load_from_first(
+            functools.partial(load_weights, path, program.variable_shapes), like=program.variable_shapes
+        )
+        state = program.state_for_evaluation(devices.replicate(variables))
+        with processes.losses_explained():
+            totals = test_totals(state, dataset, config.eval_batch_size, devices=devices)
         evaluations.append(
             Evaluation(
                 weights=str(path),

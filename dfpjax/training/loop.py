@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from . import processes
 from .config import TrainConfig
 from .data import load_dataset
 from .metrics import Result
@@ -24,7 +25,7 @@ def train(
     """Trains a model for each seed, telling `report` as it goes, and returns one result for each.
 
     If the report has a working directory, runs that began there are resumed, with the same result; finished
-    runs are not repeated.
+    runs are not repeated. In a run of several processes, the first one alone has it.
 
     Arguments:
 
@@ -35,17 +36,21 @@ def train(
 
     **Raises:** `DatasetError` if the dataset is not there, or cannot be used as `config` asks;
     `CheckpointError` if the working directory belongs to another configuration or cannot be written to, or
-    the weights do not fit; `FloatingPointError` if the loss of an epoch is not finite; `Stopped`.
+    the weights do not fit; `MeshError` if the devices cannot share the work; `ProcessError` if another
+    process is lost; `FloatingPointError` if the loss of an epoch is not finite; `Stopped`.
     """
     dataset = load_dataset(config)
     program = Program(config, dataset)
     workdir = report.workdir
-    if workdir is not None:
-        is_new = not has_checkpoints(workdir)
-        claim(workdir, config, train_size=dataset.train_size)
-        if is_new:
-            report.clear()
 
+    def begin() -> None:
+        if workdir is not None:
+            is_new = not has_checkpoints(workdir)
+            claim(workdir, config, train_size=dataset.train_size)
+            if is_new:
+                report.clear()
+
+    processes.from_first(begin)
     directory = workdir / "profile" if profile and workdir is not None else None
     with Profile(directory, report.line) as recorder:
         job = Job(
@@ -57,6 +62,8 @@ def train(
             init_from=init_from,
             stop=stop,
         )
-        results = [Run(job, seed).finish() for seed in config.seed]
+        with processes.losses_explained():
+            results = [Run(job, seed).finish() for seed in config.seed]
+            processes.wait()
     report.finish(results)
     return results

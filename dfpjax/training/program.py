@@ -13,10 +13,11 @@ from dfpjax import LayerStatistics
 
 from .config import TrainConfig
 from .data import Dataset
+from .devices import Devices
 from .models import MODELS
 from .optimizer import learning_rate, optimizer
 from .precision import model_dtype, with_precision
-from .state import TrainState, measured_step, train_step
+from .state import TrainState, measured_step, shared_step, train_step
 
 Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, dict[str, jax.Array]]]
 MeasuredStep = Callable[
@@ -33,6 +34,7 @@ class Program:
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
         self._config = config
+        self.devices = Devices(config)
         self._dataset = dataset
         self._updates = config.epochs * dataset.steps_per_epoch(config.batch_size)
         # A step takes one part of a batch.
@@ -43,8 +45,11 @@ class Program:
         self._apply = with_precision(self._model.apply, config.precision)
         self._tx = optimizer(config, updates=self._updates)
         self._is_compiled = False
-        # The state a seed starts from.
-        self.start = jax.jit(self._start)
+        self._started = jax.jit(self._start)
+
+    def start(self, seed: int) -> TrainState:
+        """The state that a seed starts from, on one device."""
+        return self._started(seed)
 
     def _start(self, seed: int) -> TrainState:
         images = jnp.zeros((1, *self._dataset.image_shape))
@@ -76,12 +81,12 @@ class Program:
     @functools.cached_property
     def step(self) -> Step:
         """The compiled training step."""
-        return self._compiled(train_step)
+        return self._compiled(measured=False)
 
     @functools.cached_property
     def measured_step(self) -> MeasuredStep:
         """The compiled training step that also gives statistics."""
-        return self._compiled(measured_step)
+        return self._compiled(measured=True)
 
     def compile(self) -> float:
         """Compiles the steps that the configuration needs; returns the seconds taken, 0 if done before.
@@ -95,12 +100,20 @@ class Program:
         self._is_compiled = True
         return time.perf_counter() - began
 
-    def _compiled(self, step: Callable) -> Any:
+    def _compiled(self, *, measured: bool) -> Any:
         size = self._config.batch_size // self._config.accumulate
         images = jax.ShapeDtypeStruct((size, *self._dataset.image_shape), np.float32)
         labels = jax.ShapeDtypeStruct((size,), np.int32)
+        state = self.state_shapes
+        if self.devices.count == 1:
+            step = measured_step if measured else train_step
+        else:
+            gradient_dtype = self._config.gradient_dtype
+            step = shared_step(self.devices, gradient_dtype=gradient_dtype, measured=measured)
+            state = jax.tree.map(lambda x: x.update(sharding=self.devices.replicated), state)
+            images, labels = (x.update(sharding=self.devices.split) for x in (images, labels))
         smoothing = self._config.label_smoothing
-        return step.lower(self.state_shapes, images, labels, label_smoothing=smoothing).compile()
+        return step.lower(state, images, labels, label_smoothing=smoothing).compile()
 
     @functools.cached_property
     def learning_rates(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from . import processes
 from .checkpoints import Checkpoints, restore
 from .config import TrainConfig
 from .data import Batch, Dataset
@@ -55,33 +57,48 @@ class Run:
         self._job = job
         self._seed = seed
         self._began = time.perf_counter()
-        workdir = job.report.workdir
-        restored = None
-        if workdir is not None:
-            directory = checkpoint_directory(workdir, seed)
-            restored = restore(directory, job.program.state_shapes, job.report.line)
-        if restored is None:
+        state = job.program.start(seed)
+
+        def restored() -> dict[str, Any] | None:
+            nonlocal state
+            state, progress = self._restored(state)
+            return progress
+
+        # The first process alone reads the working directory, and the others take over its state.
+        progress = processes.from_first(restored)
+        self._state = job.program.devices.replicate(processes.arrays_from_first(state))
+        if progress is None:
             self._step, self._totals, self._seconds_before = 0, Totals(), 0.0
-            self._state = self._start()
         else:
-            self._state, progress = restored
             self._step, self._seconds_before = progress["step"], progress["seconds"]
             self._totals = Totals.from_dict(progress["totals"])
-        self._epochs = job.report.start_run(
-            seed=seed, step=self._step, steps=job.program.steps, epochs=job.config.epochs
+        start = functools.partial(
+            job.report.start_run,
+            seed=seed,
+            step=self._step,
+            steps=job.program.steps,
+            epochs=job.config.epochs,
         )
-        if restored is not None:
+        if not processes.is_first():
+            start()
+        recorded = processes.from_first(lambda: [dataclasses.asdict(metrics) for metrics in start()])
+        self._epochs = [EpochMetrics(**metrics) for metrics in recorded]
+        if progress is not None:
             job.report.line(self._resumed(progress["precision"]))
 
-    def _start(self) -> TrainState:
-        job = self._job
-        if job.report.workdir is not None:
+    def _restored(self, start: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
+        """The state and progress of the newest checkpoint; without one, what the run starts from and None."""
+        job, workdir = self._job, self._job.report.workdir
+        if workdir is not None:
+            directory = checkpoint_directory(workdir, self._seed)
+            if (found := restore(directory, job.program.state_shapes, job.report.line)) is not None:
+                return found
             # They belong to a run whose checkpoints have been deleted.
-            shutil.rmtree(weights_directory(job.report.workdir, self._seed), ignore_errors=True)
+            shutil.rmtree(weights_directory(workdir, self._seed), ignore_errors=True)
         if job.init_from is None:
-            return job.program.start(self._seed)
+            return start, None
         variables = load_weights(job.init_from, job.program.variable_shapes)
-        return job.program.start(self._seed).replace(**jax.tree.map(jax.numpy.array, variables))
+        return start.replace(**jax.tree.map(jax.numpy.array, variables)), None
 
     def _resumed(self, precision: str) -> str:
         if self._is_over():
@@ -124,8 +141,8 @@ class Run:
         job, config = self._job, self._job.config
         per_epoch = job.program.steps_per_epoch
 
-        def stop_if_asked() -> None:
-            if job.stop():
+        def stop_if_asked(asked: Callable[[bool], bool] = processes.any_of) -> None:
+            if asked(job.stop()):
                 if checkpoints is not None and self._step > 0:
                     self._save(checkpoints)
                 raise Stopped(seed=self._seed, step=self._step)
@@ -147,8 +164,9 @@ class Run:
         except Stopped:
             raise
         except Exception:
-            # A signal to the whole process group also ends the processes that read batches.
-            stop_if_asked()
+            # A signal to the whole process group also ends the processes that read batches. Other processes
+            # of the run may be gone as well.
+            stop_if_asked(bool)
             raise
 
     def _train_epochs(
@@ -169,7 +187,9 @@ class Run:
                     stop_if_asked()
                 images_per_second = self._totals.images_per_second
                 self._check_loss()
-                test = test_totals(self._state, job.dataset, config.eval_batch_size, stop_if_asked)
+                test = test_totals(
+                    self._state, job.dataset, config.eval_batch_size, stop_if_asked, job.program.devices
+                )
                 self._epochs.append(self._metrics(epoch, images_per_second, test))
                 job.report.epoch(self._epochs[-1])
                 self._totals = Totals()
@@ -178,20 +198,24 @@ class Run:
         """The batches of the remaining steps; each batch comes in its equal parts."""
         config = self._job.config
         start, done = divmod(self._step, config.accumulate)
-        batches = self._job.dataset.train_batches(config.batch_size, seed=self._seed, start_step=start)
+        rows = self._job.program.devices.rows(config.batch_size, config.accumulate)
+        batches = self._job.dataset.train_batches(
+            config.batch_size, seed=self._seed, start_step=start, rows=rows
+        )
         with contextlib.closing(batches):
             yield from itertools.islice(_parts(batches, config.accumulate), done, None)
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
         job = self._job
         every = job.config.statistics_every
+        batch = job.program.devices.batch(images, labels)
         with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
             if every and self._step % every == 0:
-                (self._state, metrics), layers = job.program.measured_step(self._state, images, labels)
+                (self._state, metrics), layers = job.program.measured_step(self._state, *batch)
                 job.report.statistics(layers, seed=self._seed, step=self._step)
             else:
-                self._state, metrics = job.program.step(self._state, images, labels)
-            self._totals.add(metrics, len(labels))
+                self._state, metrics = job.program.step(self._state, *batch)
+            self._totals.add(metrics, job.config.batch_size // job.config.accumulate)
         self._step += 1
 
     def _save(self, checkpoints: Checkpoints) -> None:

@@ -1,5 +1,6 @@
 """The state of a run, and the functions that compute a step."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,8 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training import train_state
+from jax.sharding import Mesh, PartitionSpec
 
 import dfpjax
+
+from .devices import AXIS, Devices
 
 # Of each auxiliary head's loss in the sum that is differentiated (Szegedy et al., arXiv 1409.4842, §5).
 AUXILIARY_WEIGHT = 0.3
@@ -41,17 +45,27 @@ def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 
 
 
 def _step(
-    state: TrainState, images: jax.Array, labels: jax.Array, *, label_smoothing: float
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    label_smoothing: float,
+    axis: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on images `float32[N, H, W, C]`, labels `int32[N]`; or texts and labels `int32[N, T]`.
 
     The loss is the mean cross-entropy, plus 0.3 times that of each auxiliary head. Dropout depends on the
     run's seed and the step alone, so a resumed run continues exactly.
 
+    Inside shard_map over `axis`, the images are a device's share of the batch, with batch statistics and
+    dropout of their own. The devices exchange gradients in DFP16.
+
     Returns the next state, and the `step_metrics` of the batch before the step, without auxiliary heads.
     Donates `state`.
     """
     dropout = jax.random.fold_in(jax.random.key(state.seed), state.step)
+    if axis is not None:
+        dropout = jax.random.fold_in(dropout, jax.lax.axis_index(axis))
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
@@ -68,15 +82,45 @@ def _step(
         return loss / labels.size, (metrics, updates.get("batch_stats", {}))
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    if axis is not None:
+        grads = dfpjax.distributed.all_reduce_mean(grads, axis)
+        metrics, batch_stats = jax.lax.psum(metrics, axis), jax.lax.pmean(batch_stats, axis)
     return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
 
+
+_measured = dfpjax.with_statistics(_step, dfpjax.Policy(default=None))
 
 _compiled = partial(jax.jit, static_argnames="label_smoothing", donate_argnames="state")
 
 train_step = _compiled(_step)
 
-measured_step = _compiled(dfpjax.with_statistics(_step, dfpjax.Policy(default=None)))
+measured_step = _compiled(_measured)
 """`train_step`, which also returns the statistics of the operations in DFP16."""
+
+
+def shared_step(devices: Devices, *, gradient_dtype: str, measured: bool) -> Callable:
+    """`train_step`, or `measured_step`, by several devices.
+
+    With gradients in float32 it computes what one device would, up to the rounding of float32 sums.
+    """
+    if gradient_dtype == "dfp16":
+        function = partial(_exchanging_step, mesh=devices.mesh)
+    else:
+        function = _measured if measured else _step
+    return _compiled(function, out_shardings=devices.replicated)
+
+
+def _exchanging_step(
+    state: TrainState, images: jax.Array, labels: jax.Array, *, label_smoothing: float, mesh: Mesh
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    shard = jax.shard_map(
+        partial(_step, label_smoothing=label_smoothing, axis=AXIS),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # so the gradients of a device are those of its own images
+    )
+    return shard(state, images, labels)
 
 
 @jax.jit

@@ -23,6 +23,12 @@ _HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the s
 _MANTISSA, _EXPONENT, _BLOCKS = "mantissa", "exponent", "blocks"
 
 
+ALONE = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+)
+"""Every process of a run has all arrays, so the first one alone writes them, and Orbax waits for no other."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint or weights cannot be written, read or used; the message says what to do."""
 
@@ -60,7 +66,7 @@ def save_weights(
         params = jax.tree.map(lambda parameter: _to_dfp16(parameter, blocks), params)
     tree = {"params": params, "batch_stats": jax.tree.map(np.asarray, variables["batch_stats"])}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=ALONE) as checkpointer:
             checkpointer.save(path.absolute(), tree, force=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot write weights to {path}: {error}") from error

@@ -17,6 +17,8 @@ _MAY_CHANGE = {
     "precision",
     "seed",
     "data_dir",
+    "mesh",
+    "gradient_dtype",
     "eval_batch_size",
     "workers",
     "statistics_every",

@@ -27,7 +27,13 @@ def make_config(data_dir: str) -> Callable[..., TrainConfig]:
     """A function that changes fields of a default configuration small enough to train in a second or two."""
 
     def make(**changes: object) -> TrainConfig:
-        small = {"train_split": "train[:128]", "test_split": "test[:50]", "epochs": 2, "batch_size": 32}
+        small = {
+            "train_split": "train[:128]",
+            "test_split": "test[:50]",
+            "epochs": 2,
+            "batch_size": 32,
+            "mesh": (1,),
+        }
         values = run_path(str(ROOT / "configs" / "default.py"))["get_config"]().to_dict()
         return TrainConfig.from_dict(values | small | {"data_dir": data_dir} | changes)
 

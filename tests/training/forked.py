@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import runpy
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import MappingProxyType
 
 from tiny import MODEL  # noqa: F401  registers the model's name
 
@@ -19,13 +21,16 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def start_script(*arguments: str, outputs: Path) -> multiprocessing.Process:
+def start_script(
+    *arguments: str, outputs: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> multiprocessing.Process:
     """Run `python train.py` with these arguments, without the launcher, in a separate process.
 
     Arguments:
         outputs: a directory for the files `stdout` and `stderr`.
+        environment: further variables.
     """
-    process = CONTEXT.Process(target=_run_script, args=(arguments, outputs))
+    process = CONTEXT.Process(target=_run_script, args=(arguments, outputs, dict(environment)))
     process.start()
     return process
 
@@ -39,9 +44,10 @@ def run_script(*arguments: str, outputs: Path) -> CompletedProcess:
     return CompletedProcess(arguments, process.exitcode, *printed)
 
 
-def _run_script(arguments: tuple[str, ...], outputs: Path) -> None:
+def _run_script(arguments: tuple[str, ...], outputs: Path, environment: dict[str, str]) -> None:
     for descriptor, name in enumerate(("stdout", "stderr"), start=1):
         os.dup2(os.open(outputs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    os.environ.update(environment)
     os.environ["DFPJAX_LAUNCH"] = "off"  # the launcher would restart the program
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))  # as Python does for a script

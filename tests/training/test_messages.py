@@ -132,6 +132,16 @@ def test_a_configuration_file_takes_a_text_after_a_colon(tmp_path):
             ["--config=configs/fake_imagenet.py", "--config.test_split=train[:0]"],
             "train.py: the split 'train[:0]' has no images",
         ),
+        ([DIGITS, "--coordinator=a:1"], "train.py: --coordinator is for --distributed"),
+        (
+            [DIGITS, "--distributed", "--coordinator=a:1", "--processes=2", "--process_id=2"],
+            "train.py: --process_id is 2 and --processes is 2; processes are numbered from 0",
+        ),
+        ([DIGITS, "--config.mesh=99"], "train.py: mesh is (99,); it must be at most ("),
+        (
+            [DIGITS, "--config.gradient_dtype=int8"],
+            "gradient_dtype is 'int8'; it must be one of float32, dfp16",
+        ),
         ([DIGITS, "--config.learning_rate=inf"], "learning_rate is inf; it must be above 0 and finite"),
     ],
 )

@@ -10,6 +10,7 @@ from .pipeline import PADDING as PADDING
 from .pipeline import Batch as Batch
 from .pipeline import Dataset as Dataset
 from .prepared import prepared_source
+from .rows import Rows as Rows
 from .source import DataConfig as DataConfig
 from .source import DatasetError as DatasetError
 from .source import Example as Example

@@ -5,6 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from .rows import Rows
+
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edges of a part of an image, in pixels."""
 
@@ -65,18 +67,25 @@ def random_box(height: int, width: int, min_area: float, random: np.random.Gener
     return left, top, left + box_width, top + box_height
 
 
-def random_shift(images: np.ndarray, most: int, random: np.random.Generator) -> np.ndarray:
-    """Images [N, H, W, C], each shifted by at most `most` pixels along each axis and padded with black."""
-    count, height, width, _ = images.shape
-    tops, lefts = random.integers(0, 2 * most, size=(2, count), endpoint=True)
+def random_shift(
+    images: np.ndarray, most: int, random: np.random.Generator, rows: Rows | None = None
+) -> np.ndarray:
+    """Images [N, H, W, C], each shifted by at most `most` pixels along each axis and padded with black.
+
+    With `rows`, the images are these rows of a batch, and are shifted as they are in the whole batch.
+    """
+    rows = Rows.all(len(images)) if rows is None else rows
+    height, width = images.shape[1:3]
+    tops, lefts = random.integers(0, 2 * most, size=(2, rows.batch_size), endpoint=True)[:, rows.indices]
     padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
     parts = zip(padded, tops, lefts, strict=True)
     return np.stack([image[top : top + height, left : left + width] for image, top, left in parts])
 
 
-def random_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Images [N, H, W, C], each mirrored with probability 1/2."""
-    mirrored = random.random(len(images)) < 0.5
+def random_flip(images: np.ndarray, random: np.random.Generator, rows: Rows | None = None) -> np.ndarray:
+    """Images [N, H, W, C], each mirrored with probability 1/2. `rows` as for `random_shift`."""
+    rows = Rows.all(len(images)) if rows is None else rows
+    mirrored = random.random(rows.batch_size)[rows.indices] < 0.5
     return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from absl import flags
 
 from .images import Box, centre_box, normalize, random_box, random_flip, random_shift, resize
+from .rows import Rows
 from .source import DatasetError, Examples, Source
 
 PADDING = -1
@@ -30,7 +31,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 _READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
 
 # Purposes of random numbers. The same seed gives different numbers for each purpose.
-_SHUFFLE, _AUGMENTATION = range(2)
+_SHUFFLE, _AUGMENTATION, _CROP = range(3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,25 +92,32 @@ class Dataset:
             raise DatasetError(f"batch_size is {batch_size}; train_split has {self.train_size} images only")
         return self.train_size // batch_size
 
-    def train_batches(self, batch_size: int, *, seed: int, start_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, *, seed: int, start_step: int = 0, rows: Rows | None = None
+    ) -> Iterator[Batch]:
         """An endless iterator over shuffled and augmented batches, starting with step `start_step`.
 
         An epoch has `steps_per_epoch` full batches. It leaves out the few remaining images, which differ from
         epoch to epoch. The batch of a step depends only on `seed` and the step, not on the number of workers
-        or the step at which a run began.
+        or the step at which a run began. With `rows`, only these rows of every batch are read.
 
         To end the worker processes, close the iterator, which is a generator.
 
         **Raises:** `DatasetError` if the training split has fewer images than a batch.
         """
         self.steps_per_epoch(batch_size)  # raises the error
+        rows = Rows.all(batch_size) if rows is None else rows
         steps = grain.MapDataset.range(start_step, sys.maxsize)
-        return self._read(steps.map(functools.partial(self._train_batch, batch_size=batch_size, seed=seed)))
+        return self._read(steps.map(functools.partial(self._train_batch, rows=rows, seed=seed)))
 
-    def test_batches(self, batch_size: int) -> Iterator[Batch]:
-        """All test images once, in order. Images with the label `PADDING` fill up the last batch."""
+    def test_batches(self, batch_size: int, *, rows: Rows | None = None) -> Iterator[Batch]:
+        """All test images once, in order. Images with the label `PADDING` fill up the last batch.
+
+        With `rows`, only these rows of every batch are read.
+        """
+        rows = Rows.all(batch_size) if rows is None else rows
         numbers = grain.MapDataset.range(-(-self.test_size // batch_size))
-        batches = numbers.map(functools.partial(self._test_batch, batch_size=batch_size))
+        batches = numbers.map(functools.partial(self._test_batch, rows=rows))
         # Grain 0.2.18 never frees the shared memory of a worker's last batch, so no worker may reach its end.
         return self._read(batches.repeat(), count=len(batches))
 
@@ -128,28 +136,35 @@ class Dataset:
                 # was given longer than we do. So copy the batch.
                 yield np.array(images), np.array(labels)
 
-    def _train_batch(self, step: int, *, batch_size: int, seed: int) -> Batch:
-        epoch, number = divmod(step, self.steps_per_epoch(batch_size))
+    def _train_batch(self, step: int, *, rows: Rows, seed: int) -> Batch:
+        epoch, number = divmod(step, self.steps_per_epoch(rows.batch_size))
         order = _order(self.train_size, seed, epoch)
-        images, labels = _read_examples(self.source.train, order[number * batch_size :][:batch_size])
+        images, labels = _read_examples(self.source.train, order[number * rows.batch_size + rows.indices])
         random = _generator(seed, _AUGMENTATION, step)
         if self.image_size is not None:
-            boxes = [random_box(*image.shape[:2], self.min_crop_area, random) for image in images]
+            # How many random numbers a box takes depends on the image, so each image has its own.
+            generators = (_generator(seed, _CROP, step * rows.batch_size + row) for row in rows.indices)
+            boxes = [
+                random_box(*image.shape[:2], self.min_crop_area, own)
+                for image, own in zip(images, generators, strict=True)
+            ]
             images = self._resized(images, boxes)
         stacked = np.stack(images)
         if self.flip:
-            stacked = random_flip(stacked, random)
+            stacked = random_flip(stacked, random, rows)
         if self.max_shift > 0:
-            stacked = random_shift(stacked, self.max_shift, random)
+            stacked = random_shift(stacked, self.max_shift, random, rows)
         return self._normalized(stacked), labels
 
-    def _test_batch(self, number: int, *, batch_size: int) -> Batch:
-        first = number * batch_size
-        indices = np.arange(first, min(first + batch_size, self.test_size))
+    def _test_batch(self, number: int, *, rows: Rows) -> Batch:
+        indices = number * rows.batch_size + rows.indices
+        # Rows that all lie beyond the last image are copies of it.
+        count = np.count_nonzero(indices < self.test_size)
+        indices = np.minimum(indices[: max(count, 1)], self.test_size - 1)
         images, labels = _read_examples(self.source.test, indices)
         if self.image_size is not None:
             images = self._resized(images, [centre_box(*image.shape[:2]) for image in images])
-        return padded_batch(self._normalized(np.stack(images)), labels, batch_size)
+        return padded_batch(self._normalized(np.stack(images)), labels[:count], len(rows.indices))
 
     def _resized(self, images: Sequence[np.ndarray], boxes: Sequence[Box]) -> list[np.ndarray]:
         return [resize(image, self.image_size, box) for image, box in zip(images, boxes, strict=True)]
@@ -172,15 +187,15 @@ def _started(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def padded_batch(images: np.ndarray, labels: np.ndarray, batch_size: int) -> Batch:
-    """A batch of `batch_size` images, filled up with copies of the last one that have the label `PADDING`.
+    """A batch of `batch_size` images, filled up with copies of the last one that have the label `PADDING`, as
+    has an image without a label.
 
     Unlike a black image, a copy of one in the batch has no effect on the others, even if all numbers of a
     batch share an exponent.
     """
-    missing = (0, batch_size - len(images))
     return (
-        np.pad(images, (missing, (0, 0), (0, 0), (0, 0)), mode="edge"),
-        np.pad(labels, missing, constant_values=PADDING),
+        np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)), mode="edge"),
+        np.pad(labels, (0, batch_size - len(labels)), constant_values=PADDING),
     )
 
 
