@@ -179,8 +179,7 @@ def run_training(config: TrainConfig) -> None:
             with writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
 
-    with processes.losses_explained():
-        processes.from_first(make_workdir)
+    processes.from_first(make_workdir)
     with StopSignals() as signals:
         try:
             with Report(console(), workdir) as report:
@@ -225,9 +224,9 @@ def main(argv: Sequence[str]) -> None:
         if _DISTRIBUTED.value:
             start_processes()
             end = processes.leave
-            with processes.losses_explained():
-                processes.agree(settings(config))
-        (run_evaluation if _EVAL_ONLY.value else run_training)(config)
+        with processes.losses_explained():
+            processes.agree(settings(config))
+            (run_evaluation if _EVAL_ONLY.value else run_training)(config)
     except LostProcess as error:
         again = "; the same command goes on from the last checkpoint" if _WORKDIR.value else ""
         end(f"train.py: {error}{again}")

@@ -5,6 +5,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import processes
 from .config import TrainConfig
@@ -56,12 +57,10 @@ def evaluate(config: TrainConfig, report: Report, *paths: Path) -> list[Evaluati
     devices = program.devices
     evaluations = []
     for path in paths:
-        variables = processes.load_from_first(
-            functools.partial(load_weights, path, program.variable_shapes), like=program.variable_shapes
-        )
+        load = functools.partial(_load, path, program.variable_shapes)
+        variables, _ = processes.load_from_first(load, like=program.variable_shapes)
         state = program.state_for_evaluation(devices.replicate(variables))
-        with processes.losses_explained():
-            totals = test_totals(state, dataset, config.eval_batch_size, devices=devices)
+        totals = test_totals(state, dataset, config.eval_batch_size, devices=devices)
         evaluations.append(
             Evaluation(
                 weights=str(path),
@@ -74,3 +73,7 @@ def evaluate(config: TrainConfig, report: Report, *paths: Path) -> list[Evaluati
         )
     report.evaluated(evaluations)
     return evaluations
+
+
+def _load(path: Path, like: dict[str, Any]) -> tuple[dict[str, Any], None]:
+    return load_weights(path, like), None

@@ -36,8 +36,8 @@ def train(
 
     **Raises:** `DatasetError` if the dataset is not there, or cannot be used as `config` asks;
     `CheckpointError` if the working directory belongs to another configuration or cannot be written to, or
-    the weights do not fit; `MeshError` if the devices cannot share the work; `ProcessError` if another
-    process is lost; `FloatingPointError` if the loss of an epoch is not finite; `Stopped`.
+    the weights do not fit; `MeshError` if the devices cannot share the work; `FloatingPointError` if the
+    loss of an epoch is not finite; `Stopped`.
     """
     dataset = load_dataset(config)
     program = Program(config, dataset)
@@ -62,8 +62,7 @@ def train(
             init_from=init_from,
             stop=stop,
         )
-        with processes.losses_explained():
-            results = [Run(job, seed).finish() for seed in config.seed]
-            processes.wait()
+        results = [Run(job, seed).finish() for seed in config.seed]
+    processes.wait()
     report.finish(results)
     return results

@@ -2,7 +2,7 @@
 
 JAX's distributed runtime connects them, and its CPU collectives (gloo) carry everything that they tell each
 other, so nothing here needs a file system that all of them see. The first process alone reads and writes the
-working directory, and `from_first` and `arrays_from_first` tell the others what it has read. In a run of one
+working directory, and `from_first` and `load_from_first` tell the others what it has read. In a run of one
 process all of this does nothing.
 """
 
@@ -162,7 +162,7 @@ def from_first(make: Callable[[], Any]) -> Any:
     return result["value"]
 
 
-def arrays_from_first(tree: Any) -> Any:
+def _arrays_from_first(tree: Any) -> Any:
     """A tree of arrays with the bits that it has in the first process; shapes and dtypes are the same in
     all."""
     if count() == 1:
@@ -176,20 +176,26 @@ def arrays_from_first(tree: Any) -> Any:
     return jax.tree.map(lambda x: bits(np.asarray(x)), tree)
 
 
-def load_from_first(load: Callable[[], Any], *, like: Any) -> Any:
-    """The tree of arrays that `load` returns in the first process, which alone calls it.
+def load_from_first(load: Callable[[], tuple[Any, Any]], *, like: Any) -> tuple[Any, Any]:
+    """The tree of arrays and the JSON value that `load` returns in the first process, which alone calls it.
 
     Arguments:
 
-    - `like`: arrays, or their shapes and dtypes.
+    - `like`: arrays as in the tree, or their shapes and dtypes.
 
     **Raises:** as `from_first`.
     """
-    loaded = []
-    from_first(lambda: loaded.append(load()))
-    return arrays_from_first(
-        loaded[0] if loaded else jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    )
+    tree = None
+
+    def value() -> Any:
+        nonlocal tree
+        tree, result = load()
+        return result
+
+    result = from_first(value)
+    if tree is None:
+        tree = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    return _arrays_from_first(tree), result
 
 
 @contextlib.contextmanager

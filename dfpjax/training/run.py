@@ -57,16 +57,8 @@ class Run:
         self._job = job
         self._seed = seed
         self._began = time.perf_counter()
-        state = job.program.start(seed)
-
-        def restored() -> dict[str, Any] | None:
-            nonlocal state
-            state, progress = self._restored(state)
-            return progress
-
-        # The first process alone reads the working directory, and the others take over its state.
-        progress = processes.from_first(restored)
-        self._state = job.program.devices.replicate(processes.arrays_from_first(state))
+        state, progress = processes.load_from_first(self._restored, like=job.program.state_shapes)
+        self._state = job.program.devices.replicate(state)
         if progress is None:
             self._step, self._totals, self._seconds_before = 0, Totals(), 0.0
         else:
@@ -86,7 +78,7 @@ class Run:
         if progress is not None:
             job.report.line(self._resumed(progress["precision"]))
 
-    def _restored(self, start: TrainState) -> tuple[TrainState, dict[str, Any] | None]:
+    def _restored(self) -> tuple[TrainState, dict[str, Any] | None]:
         """The state and progress of the newest checkpoint; without one, what the run starts from and None."""
         job, workdir = self._job, self._job.report.workdir
         if workdir is not None:
@@ -95,6 +87,7 @@ class Run:
                 return found
             # They belong to a run whose checkpoints have been deleted.
             shutil.rmtree(weights_directory(workdir, self._seed), ignore_errors=True)
+        start = job.program.start(self._seed)
         if job.init_from is None:
             return start, None
         variables = load_weights(job.init_from, job.program.variable_shapes)
