@@ -5,6 +5,7 @@ Hardware threads of a core stay together, and so do cores of a socket as far as 
 allows. A process finds its place in three environment variables, `PLACE`.
 """
 
+import itertools
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ def core_groups(processes: int) -> list[list[int]]:
             f"--processes is {processes}; it must be at most {len(cores)}, the cores that are usable"
         )
     ends = [len(cores) * process // processes for process in range(processes + 1)]
-    return [cores[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
+    return [cores[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def _place_of_core(core: int) -> tuple[int, ...]:
