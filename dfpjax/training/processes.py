@@ -68,11 +68,13 @@ def start(
     timer = threading.Timer(timeout, give_up)
     timer.daemon = True
     timer.start()
+    known = None not in (coordinator, processes, process_id)
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process_id,
+            cluster_detection_method="deactivate" if known else None,
             initialization_timeout=int(timeout) + 60,
             heartbeat_timeout_seconds=_HEARTBEAT,
         )

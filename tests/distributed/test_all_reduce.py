@@ -26,7 +26,7 @@ MANY = [8, 9, 16]
 def gradients(devices: int) -> dict[str, np.ndarray]:
     """Of each device, along the first axis: leaves of different sizes and magnitudes."""
     random = np.random.default_rng(devices)
-    kernel = random.normal(size=(devices, 30, 77)) * np.exp(2 * random.normal(size=(1, 30, 1)))
+    kernel = random.normal(size=(devices, 60, 77)) * np.exp(2 * random.normal(size=(1, 60, 1)))
     tree = {"kernel": kernel, "bias": random.normal(size=(devices, 7)) * 1e-6, "scale": kernel[:, 0, 0]}
     return jax.tree.map(lambda x: x.astype(np.float32), tree | {"zero": np.zeros((devices, 3))})
 

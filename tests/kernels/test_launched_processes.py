@@ -19,7 +19,8 @@ needs_two = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 PROGRAM = """
 import json, os, sys
 from dfpjax.launch import place
-print(json.dumps([place(), sorted(os.sched_getaffinity(0)), sys.argv[1:], os.environ.get("DFPJAX_LAUNCH")]))
+found = [place(), sorted(os.sched_getaffinity(0)), sys.argv[1:], os.environ.get("DFPJAX_LAUNCH")]
+os.write(1, (json.dumps(found) + "\\n").encode())  # at once, as another process writes too
 """
 
 
@@ -61,7 +62,7 @@ def test_signals_reach_each_process_once(number):
     program = """
 import os, signal, sys, time
 def stop(number, frame):
-    os.write(1, b"stopped\\n")  # whole, beside the other's
+    os.write(1, b"stopped\\n")
     time.sleep(0.3)
     sys.exit(128 + number)
 signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, stop)

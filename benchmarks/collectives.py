@@ -1,0 +1,63 @@
+"""What the devices of a data-parallel training step exchange, counted in the compiled program.
+
+    python -m benchmarks.collectives --config configs/fake_imagenet.py --model resnet50 --devices 2
+
+Prints a Markdown table with a row for each precision and each dtype of the gradients: the number of
+collectives, and the bytes of their results by operation and dtype. It compiles, and runs nothing.
+"""
+
+import argparse
+import math
+import os
+import re
+from collections import Counter
+from runpy import run_path
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
+_COLLECTIVE = r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
+
+
+def collectives(program: str) -> tuple[int, Counter]:
+    """The number of collectives in a program, and the bytes of their results by operation and dtype."""
+    found = re.findall(_COLLECTIVE, program)
+    sizes: Counter = Counter()
+    for results, operation in found:
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", results):
+            sizes[operation, dtype] += SIZES[dtype] * math.prod(int(n) for n in shape.split(",") if n)
+    return len(found), sizes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="configs/fake_imagenet.py", help="configuration file")
+    parser.add_argument("--model", help="another model than the configuration's")
+    parser.add_argument("--devices", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2, help="images of each device")
+    arguments = parser.parse_args()
+    # Before JAX starts.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={arguments.devices}"
+
+    from dfpjax.training import TrainConfig
+    from dfpjax.training.data import load_dataset
+    from dfpjax.training.program import Program
+
+    values = run_path(arguments.config)["get_config"]().to_dict()
+    batch_size = arguments.batch * arguments.devices
+    values |= {"mesh": (arguments.devices,), "accumulate": 1, "batch_size": batch_size}
+    if arguments.model is not None:
+        values["model"] = arguments.model
+    print("| precision | gradients | collectives | bytes | of float32's |\n| --- | --- | ---: | --- | ---: |")
+    for precision in ("float32", "dfp16"):
+        whole = None
+        for gradients in ("float32", "dfp16"):
+            config = TrainConfig.from_dict(values | {"precision": precision, "gradient_dtype": gradients})
+            count, sizes = collectives(Program(config, load_dataset(config)).step.as_text())
+            total = sum(sizes.values())
+            whole = whole or total
+            parts = ", ".join(f"{operation} {dtype} {size:,}" for (operation, dtype), size in sizes.items())
+            print(f"| {precision} | {gradients} | {count} | {parts} | {total / whole:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
