@@ -7,16 +7,18 @@ once, and has as many rows as the sequence has steps.
 
 A product moves if it runs in dynamic fixed point, one operand comes from the loop's inputs and the other from
 its constants, both by equations that only rearrange or compute element by element, and its result meets the
-carry in the same way. The last condition leaves alone loops over microbatches, whose products need no carry
-either: they are there to save memory.
+carry in the same way, other than being added up. The last condition leaves alone loops over microbatches,
+whose products need no carry either: they are there to save memory.
 """
 
 import enum
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.source_info_util import user_context
@@ -101,7 +103,7 @@ class _Hoisting:
             return [scan]
         loop = functools.partial(_loop, scan.params, moving, constants, carry)
         with user_context(scan.source_info.traceback), scan.ctx.manager:
-            jaxpr = without_constants(loop, [v.aval for v in scan.invars], "scan")
+            jaxpr = _with_own_results(loop, [v.aval for v in scan.invars])
         outvars = dict(zip(jaxpr.outvars, scan.outvars, strict=True))
         return renamed(jaxpr, scan, {**dict(zip(jaxpr.invars, scan.invars, strict=True)), **outvars})
 
@@ -110,6 +112,7 @@ class _Hoisting:
         kinds = dict.fromkeys((*body.constvars, *body.invars[:constants]), _Kind.CONSTANT)
         kinds |= dict.fromkeys(body.invars[constants : constants + carry], _Kind.STATE)
         kinds |= dict.fromkeys(body.invars[constants + carry :], _Kind.INPUT)
+        totals = dict(zip(body.invars[constants:], body.outvars[:carry], strict=False))
         of: dict[Var, set[int]] = {}  # the products in a value, by the index of the equation
         found: set[int] = set()
         for index, eqn in enumerate(body.eqns):
@@ -124,7 +127,8 @@ class _Hoisting:
             elif eqn.primitive.name not in _CHEAP:
                 kind, products = max(kind, _Kind.STUCK), set()
             elif kind is _Kind.STATE:
-                found |= products if eqn.primitive.name in _ELEMENTWISE else set()
+                adds_up = any(totals.get(v) is eqn.outvars[0] for v in operands)
+                found |= products if eqn.primitive.name in _ELEMENTWISE and not adds_up else set()
                 products = set()
             for v in eqn.outvars:
                 kinds[v], of[v] = kind, products
@@ -153,6 +157,25 @@ def _loop(params: dict, moving: Sequence[JaxprEqn], constants: int, carry: int, 
     options = {name: params[name] for name in ("length", "reverse", "unroll")}
     state, stacked = lax.scan(step, list(state), inputs, **options)
     return [*state, *stacked]
+
+
+def _with_own_results(fun: Callable, avals: Sequence[Any]) -> Jaxpr:
+    """Trace a function so that each result is a variable of its own, whose name can be changed. A loop that
+    hands a value on unchanged gives the value itself."""
+    jaxpr = without_constants(fun, avals, "scan")
+    taken: set[Any] = set(jaxpr.invars)
+    handed_on = []
+    for v in jaxpr.outvars:
+        handed_on.append(isinstance(v, Literal) or v in taken)
+        taken |= set() if isinstance(v, Literal) else {v}
+    if not any(handed_on):
+        return jaxpr
+
+    def copied(*operands):
+        results = fun(*operands)
+        return [jnp.copy(x) if again else x for x, again in zip(results, handed_on, strict=True)]
+
+    return without_constants(copied, avals, "scan")
 
 
 def _needed(jaxpr: Jaxpr) -> Jaxpr:

@@ -132,6 +132,11 @@ def of_two_inputs(xs, w, u):
     return lax.scan(step, STATE, xs)[0]
 
 
+def of_sums(xs, w, u):
+    """All terms at once would take as much memory as there are steps."""
+    return lax.scan(lambda total, x: (total + x @ w, None), STATE, xs)[0]
+
+
 def of_sorted_inputs(xs, w, u):
     """What makes the operand is more than an arrangement."""
 
@@ -145,7 +150,7 @@ def without_state(xs, w, u):
     return lax.map(lambda x: jnp.tanh(x @ w) @ u, xs)
 
 
-STAY = [of_microbatches, of_state, of_two_inputs, of_sorted_inputs, without_state]
+STAY = [of_microbatches, of_sums, of_state, of_two_inputs, of_sorted_inputs, without_state]
 
 
 @pytest.mark.parametrize("fun", STAY)
