@@ -22,6 +22,12 @@ using Shorts = int16_t __attribute__((vector_size(kVectorBytes / 2)));
 using Bytes = int8_t __attribute__((vector_size(kVectorBytes / 4)));
 inline constexpr int kFloats = sizeof(Floats) / sizeof(float);
 
+// A number that a generic lambda takes as a constant.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
 template <class V, class T>
 inline V load_as(const T* p) {
   V v;

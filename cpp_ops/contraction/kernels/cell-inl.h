@@ -287,11 +287,6 @@ __attribute__((noinline)) void saturating_cell(const CellArgs& t) {
   }
 }
 
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
 template <class S>
 void cell(const CellArgs& t) {
   if (t.saturated != nullptr) return saturating_cell(t);

@@ -26,10 +26,6 @@ inline WindowAt window_at(const Pool& pool, const float* image, const Covered& r
 
 // Runs `run(constant)` with the size of square windows as a constant for the most common ones, so
 // that loops over inputs are unrolled, else with 0.
-template <int k>
-struct Constant {
-  static constexpr int value = k;
-};
 template <class Run>
 inline void with_window(int64_t rows, int64_t columns, Run run) {
   if (rows == 2 && columns == 2) return run(Constant<2>{});
