@@ -41,7 +41,6 @@ def _alone(config: TrainConfig, folder: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.jax_releases
 @pytest.mark.parametrize(
     "changes", [{"mesh": (2,)}, {"mesh": ()}, {"mesh": (2,), "accumulate": 2}], ids=["2", "all", "accumulate"]
 )
