@@ -118,8 +118,9 @@ def _blocks(x: jax.Array) -> jax.Array:
 
 def _added(x: jax.Array, axes: tuple[str, ...], devices: int, rounding: str) -> jax.Array:
     """The mean of float32[rows, BLOCK] over the devices: one sum of int16."""
+    exponents, special = _exponents(x)
     # One byte for each block, and one that says whether there is a NaN or an infinity.
-    agreed = lax.pmax(jnp.concatenate([_exponents(x), _special(x)]), axes)
+    agreed = lax.pmax(jnp.append(exponents, special.astype(jnp.uint8)), axes)
     exponents, special = agreed[:-1], agreed[-1] > 0
     words = _encode(x, exponents, special, devices, axes, rounding)
     return _decode(lax.psum(words, axes), exponents, special, devices)
@@ -129,7 +130,6 @@ def _exchanged(x: jax.Array, axes: tuple[str, ...], devices: int, rounding: str)
     """The same, but each device adds a part of what all have, and sends the mean to all."""
     rows = len(x)
     x = jnp.pad(x, ((0, -rows % devices), (0, 0)))
-    special = lax.pmax(_special(x), axes)[0] > 0
 
     def exchange(y):
         return lax.all_to_all(y.reshape(devices, -1, *y.shape[1:]), axes, 0, 0, tiled=True)
@@ -139,26 +139,31 @@ def _exchanged(x: jax.Array, axes: tuple[str, ...], devices: int, rounding: str)
         to = "invarying" if _compat.varying_axes(y) else "varying"
         return lax.all_gather(y, axes, tiled=True, to=to)
 
-    exponents = _exponents(x)
+    exponents, special = _exponents(x)
+    special = lax.pmax(special.astype(jnp.uint8), axes) > 0
     words = _encode(x, exponents, special, 1, axes, rounding)
     parts = _decode(exchange(words), exchange(exponents), special, 1)
     part = (parts / devices).sum(0)  # in this order, since the sum may exceed float32's range
-    exponents = _exponents(part)
+    exponents, _ = _exponents(part)
     words = _encode(part, exponents, special, 1, axes, rounding)
     return _decode(gather(words), gather(exponents), special, 1)[:rows]
 
 
-def _exponents(x: jax.Array) -> jax.Array:
-    """uint8[rows]: the exponent of each block's largest finite magnitude, in float32's biased form."""
-    largest = jnp.where(jnp.isfinite(x), jnp.abs(x), 0)
+def _exponents(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """uint8[rows], the exponent of each block's largest finite magnitude, in float32's biased form; and
+    bool[], whether any number is a NaN or an infinity."""
+    largest = _largest(x)
+    special = ~jnp.all(jnp.isfinite(largest))
+    largest = lax.cond(special, lambda: _largest(jnp.where(jnp.isfinite(x), x, 0)), lambda: largest)
+    return jnp.maximum(float_bits(largest) >> 23, _LEAST).astype(jnp.uint8), special
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """float32[rows], the largest magnitude of each block; NaN in a block with a NaN."""
+    largest = jnp.abs(x)
     while (width := largest.shape[-1]) > 1:  # XLA for CPU takes five times as long for a maximum along rows
         largest = jnp.maximum(largest[..., : width // 2], largest[..., width // 2 :])
-    return jnp.maximum(float_bits(largest[..., 0]) >> 23, _LEAST).astype(jnp.uint8)
-
-
-def _special(x: jax.Array) -> jax.Array:
-    """uint8[1]: whether any number is a NaN or an infinity."""
-    return jnp.any(~jnp.isfinite(x)).astype(jnp.uint8).reshape(1)
+    return largest[..., 0]
 
 
 @dataclasses.dataclass(frozen=True)
