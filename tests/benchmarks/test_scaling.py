@@ -111,7 +111,7 @@ def test_the_model_explains_its_own_times():
     assert model.computation.per_image == pytest.approx(0.1)
     assert model.loopback.bandwidth == pytest.approx(1e9)
     assert model.exchanges["float32"].overlap == pytest.approx(0)
-    # 25 million numbers take 0.1 s on top of float32's 0.1 s, and 0.0504 s of both are for 2 + 1/64 bytes each.
+    # 25 million numbers take 0.1 s more than float32's 0.1 s, of which 0.0504 s send 2 + 1/64 bytes of each.
     # A step's 200 MB are four times as many numbers, nearly.
     assert model.exchanges["dfp16"].seconds == pytest.approx((0.2 - 0.0504) * 4 / (1 + 1 / 128), rel=1e-3)
 
