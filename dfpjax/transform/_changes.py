@@ -1,4 +1,4 @@
-"""Detects changes that a traced function makes to the objects among its arguments, which are copies."""
+"""Finds the changes that a traced function makes to the objects among its arguments, which are copies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,20 +21,19 @@ class Changes:
         self._arguments = [(path, argument, _contents(argument)) for path, argument in named]
         self._leaves = leaves
 
-    def lost(self, returned: Sequence[Any]) -> tuple[str, ...]:
-        """The paths at which an object holds a new value that the function did not return.
+    def found(self) -> dict[KeyPath, Any]:
+        """The leaves of `(args, kwargs)` that are inside an object and have a new value.
 
         Call it after the function has run. Changes of a dict, a list or a tuple do not count.
         """
-        kept = {id(leaf) for leaf in returned}
-        kept |= {id(leaf) for path, leaf in self._leaves.items() if _is_in_object(path)}
-        return tuple(
-            jax.tree_util.keystr(inside, simple=True, separator="/")
+        before = {id(leaf) for path, leaf in self._leaves.items() if _is_in_object(path)}
+        return {
+            (*start, *inside): leaf
             for start, argument, contents in self._arguments
             if any(_has_changed(node, children) for node, children in contents)
             for inside, leaf in _leaves_of(argument)
-            if _is_in_object((*start, *inside)) and id(leaf) not in kept
-        )
+            if _is_in_object((*start, *inside)) and id(leaf) not in before
+        }
 
 
 def _is_in_object(path: KeyPath) -> bool:

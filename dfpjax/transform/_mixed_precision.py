@@ -73,8 +73,10 @@ def mixed_precision(fun=None, policy=None, *, backend="auto"):
 
     Returns:
         The transformed function. Called, it raises what `fun` raises, and a `ValueError` if the policy is
-        strict and one of its rules matches nothing, or if `fun` changes an object among its arguments (a
-        `flax.nnx` module with batch statistics) and does not return the change, which would be lost.
+        strict and one of its rules matches nothing. Variables of a `flax.nnx` module among the arguments,
+        such as batch statistics and counts of random numbers, change as `fun` changes them. Any other change
+        of an object among the arguments would be lost, and is a `ValueError` unless `fun` returns it: a new
+        attribute of a module, a variable that stands in the arguments twice, an object of another library.
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
@@ -99,10 +101,13 @@ class Program:
     traced: Traced
     jaxpr: ClosedJaxpr
 
-    def run(self, arrays: Sequence[Any]) -> Any:
-        """The result of a call, given the arrays among its arguments."""
+    def run(self, args: tuple, kwargs: dict, arrays: Sequence[Any]) -> Any:
+        """The result of a call, given its arguments and the arrays among them. Changes the variables of
+        `flax.nnx` modules among the arguments as the function does."""
         evaluate = self._jitted if _are_on_unset_mesh(arrays) else self._evaluate
-        return self.results(evaluate(*arrays))
+        outputs = evaluate(*arrays)
+        self.traced.update(args, kwargs, outputs)
+        return self.results(outputs)
 
     def results(self, arrays: Sequence[Any]) -> Any:
         """The result of a call, given the jaxpr's outputs."""
@@ -143,7 +148,7 @@ def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
             program = make(arguments)
         else:
             program = programs.get_or_make(key, lambda: make(arguments), Program.is_closed)
-        return program.run(arguments.arrays)
+        return program.run(args, kwargs, arguments.arrays)
 
     return transformed
 
@@ -198,8 +203,8 @@ def _lost_changes(fun: Callable, changed: Sequence[str]) -> str:
     return (
         f"mixed_precision: {name} changes what an object among its arguments holds "
         f"({', '.join(changed[:_LISTED])}{more}). It works on a copy, as under jax.jit, and the change would "
-        "be lost. Have it return what changes; for a flax.nnx module: nnx.split it, nnx.merge it inside of "
-        "the function, and return its new nnx.state."
+        "be lost. Have it return what changes; for what is new in a flax.nnx module: nnx.split it, nnx.merge "
+        "it inside of the function, and return its new nnx.state."
     )
 
 

@@ -16,6 +16,7 @@ from jax.tree_util import KeyPath, PyTreeDef
 
 from dfpjax.policy._layers import argument_paths
 from dfpjax.transform._changes import Changes
+from dfpjax.transform._variables import update, variables
 
 
 def is_array(leaf: Any) -> bool:
@@ -91,14 +92,28 @@ class Traced:
     out_tree: PyTreeDef
     out_leaves: tuple[Any, ...]
 
+    updated: tuple[KeyPath, ...]
+    """The paths in `(args, kwargs)` of the `flax.nnx.Variable`s that the function changes. Their new values
+    follow the results among the jaxpr's outputs."""
+
     lost: tuple[str, ...]
-    """The paths at which the function changes an object among its arguments, such as a `flax.nnx` module, and
-    does not return the new value. The change would be lost, since the function has a copy of the object.
-    Changes of a dict or a list do not count."""
+    """The paths at which the function changes another object among its arguments, and does not return the new
+    value. The change would be lost, since the function has a copy of the object. Changes of a dict or a list
+    do not count."""
 
     def results(self, arrays: Sequence[Any]) -> Any:
-        """The function's result, given the arrays in it."""
+        """The function's result, given the jaxpr's outputs."""
         return jax.tree.unflatten(self.out_tree, _with_arrays(self.out_leaves, map(_as_jax_array, arrays)))
+
+    def update(self, args: tuple, kwargs: dict, arrays: Sequence[Any]) -> None:
+        """Change the variables among the arguments of a call as the function does, given the jaxpr's outputs.
+
+        Raises:
+            ValueError: if one of these variables stands among the arguments twice.
+        """
+        results = sum(leaf is _ARRAY for leaf in self.out_leaves)
+        values = map(_as_jax_array, arrays[results : results + len(self.updated)])
+        update((args, kwargs), self.updated, list(values))
 
 
 def _as_jax_array(x: Any) -> Any:
@@ -121,9 +136,14 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
         args, kwargs = jax.tree.unflatten(in_tree, leaves)
         changes = Changes(args, kwargs, dict(zip(paths, leaves, strict=True)))
         out_leaves, out_tree = jax.tree.flatten(fun(*args, **kwargs))
-        lost = changes.lost(returned=out_leaves)
-        out = out_tree, _without_arrays(out_leaves), lost
-        return _arrays_of(out_leaves)
+        new = changes.found()
+        known = variables((args, kwargs)) if new else {}
+        # A new variable has no place among the caller's.
+        updates = {path: leaf for path, leaf in new.items() if path in known and path in paths}
+        returned = {id(leaf) for leaf in out_leaves}
+        lost = [path for path, leaf in new.items() if path not in updates and id(leaf) not in returned]
+        out = out_tree, _without_arrays(out_leaves), tuple(updates), tuple(map(_inside_argument, lost))
+        return [*_arrays_of(out_leaves), *updates.values()]
 
     # JAX's messages then name `fun` and its arguments.
     of_arrays.__name__ = of_arrays.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
@@ -134,8 +154,12 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
     )
     of_arrays.__wrapped__ = fun
     jaxpr = jax.make_jaxpr(of_arrays)(*arguments.arrays)
-    out_tree, out_leaves, lost = out
-    return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves, lost=lost)
+    out_tree, out_leaves, updated, lost = out
+    return Traced(jaxpr=jaxpr, out_tree=out_tree, out_leaves=out_leaves, updated=updated, lost=lost)
+
+
+def _inside_argument(path: KeyPath) -> str:
+    return jax.tree_util.keystr(path[2:], simple=True, separator="/")
 
 
 def _signature(names: Iterable[str]) -> inspect.Signature:

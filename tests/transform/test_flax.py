@@ -158,29 +158,80 @@ def test_nnx_rules_by_provenance():
         assert floats(jax.make_jaxpr(whole)(params, rest)) >= 1
 
 
-def test_nnx_changes_of_a_module_are_not_lost_silently():
-    """As under `jax.jit`, the function gets a copy of a module, whose new statistics would be lost."""
+def test_nnx_a_module_keeps_its_changes():
+    """Called eagerly, under `nnx.jit` and under `nnx.value_and_grad`, as without the transformation."""
 
-    def forward(model, x):
-        return model(x)
+    def loss_fn(model, x):
+        return (model(x) ** 2).sum()
 
-    for wrap in (lambda f: f, nnx.jit, jax.jit):
-        with pytest.raises(
-            ValueError, match=r"forward changes .* \(norm/mean/value, norm/var/value\).*nnx\.split"
-        ):
-            wrap(mixed_precision(forward, FORCED))(NnxNet(nnx.Rngs(0)), X)
-    with pytest.raises(ValueError, match="norm/mean/value"):
-        nnx.value_and_grad(mixed_precision(lambda model, x: model(x).sum(), FORCED))(NnxNet(nnx.Rngs(0)), X)
+    expected_model = NnxNet(nnx.Rngs(0))
+    expected = nnx.jit(nnx.value_and_grad(loss_fn))(expected_model, X)
+    transformed = mixed_precision(loss_fn, FORCED)
+    for wrap in (nnx.value_and_grad, lambda f: nnx.jit(nnx.value_and_grad(f))):
+        model = NnxNet(nnx.Rngs(0))
+        found = wrap(transformed)(model, X)
+        assert relative_error(found, expected) < 3e-3
+        statistics, others = nnx.state(model, nnx.BatchStat), nnx.state(NnxNet(nnx.Rngs(0)), nnx.BatchStat)
+        assert relative_error(statistics, nnx.state(expected_model, nnx.BatchStat)) < 1e-4
+        assert relative_error(others, nnx.state(expected_model, nnx.BatchStat)) > 1e-3
+    for wrap in (lambda f: f, nnx.jit):
+        model = NnxNet(nnx.Rngs(0))
+        wrap(transformed)(model, X)
+        statistics = nnx.state(model, nnx.BatchStat)
+        assert relative_error(statistics, nnx.state(expected_model, nnx.BatchStat)) < 1e-4
+
+
+class NnxDropped(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(8, 16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.rnn = nnx.RNN(nnx.SimpleCell(16, 4, rngs=rngs))
+
+    def __call__(self, x):
+        return self.rnn(self.dropout(self.dense(x))).sum()
+
+
+def test_nnx_dropout_draws_new_numbers_at_every_call():
+    x = normal(2, 3, 8)
+    model, expected_model = NnxDropped(nnx.Rngs(0)), NnxDropped(nnx.Rngs(0))
+    step = nnx.value_and_grad(mixed_precision(lambda model, x: model(x), FORCED))
+    expected_step = nnx.jit(nnx.value_and_grad(lambda model, x: model(x)))
+    losses = []
+    for _ in range(3):
+        (loss, gradient), expected = step(model, x), expected_step(expected_model, x)
+        assert relative_error((loss, gradient), expected) < 3e-3
+        losses.append(float(loss))
+    assert len(set(losses)) == 3
+    assert model.dropout.rngs.count.get_value() == 3
+
+
+def test_nnx_changes_without_a_place_are_not_lost_silently():
+    class Noting(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(9, 4, rngs=nnx.Rngs(0))
+
+        def __call__(self, x):
+            self.noted = nnx.Intermediate(x + 1)
+            return self.dense(x)
+
+    with pytest.raises(ValueError, match=r"changes .* \(noted/value\).*nnx\.split"):
+        mixed_precision(lambda model, x: model(x), FORCED)(Noting(), jnp.ones((2, 9)))
+
+    model = NnxNet(nnx.Rngs(0))
+    before = nnx.state(model, nnx.BatchStat)
+    with pytest.raises(ValueError, match=r"share: norm/mean, norm/mean"):
+        mixed_precision(lambda first, second, x: first(x) + second(x), FORCED)(model, model, X)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, before, nnx.state(model, nnx.BatchStat)))
 
 
 def test_nnx_modules_as_arguments():
-    """A module may be passed as it is if it does not change, or if its changes are returned."""
+    """A module's state may be returned, too."""
     model = NnxNet(nnx.Rngs(0))
     transformed = mixed_precision(lambda model, x: (model(x), nnx.state(model)), FORCED)
     out, state = nnx.jit(transformed)(model, X)
-    expected = nnx.jit(lambda model, x: model(x))(model, X)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, state, nnx.state(model)))
+    expected = nnx.jit(lambda model, x: model(x))(NnxNet(nnx.Rngs(0)), X)
     assert 0 < relative_error(out, expected) < 1e-3
-    assert relative_error(state, nnx.state(model)) < 1e-3  # the model now has its new statistics
     model.eval()
     gradient = nnx.grad(mixed_precision(lambda model, x: (model(x) ** 2).sum(), FORCED))
     expected = nnx.jit(nnx.grad(lambda model, x: (model(x) ** 2).sum()))(model, X)
