@@ -68,8 +68,8 @@ def verdict(ratios: dict[str, tuple[float, float]]) -> str:
     mean = statistics.geometric_mean(ratios[name][0] for name in single)
     against_float32, against_bfloat16 = ratios[step]
     said = (
-        f"On this machine dfpjax takes the training step {against_float32:.2f} times as fast as JAX in float32"
-        f" and {against_bfloat16:.2f} times as fast as JAX in bfloat16; single operations {mean:.2f} times as"
+        f"On this machine dfpjax takes the training step {against_float32:.2f} times as fast as JAX in"
+        f" float32 and {against_bfloat16:.2f} times as fast as JAX in bfloat16; single operations {mean:.2f} times as"
         " fast as float32, in the geometric mean."
     )
     if against_float32 < _WORTH:
