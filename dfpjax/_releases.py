@@ -12,7 +12,7 @@ import jaxlib
 
 SUPPORTED = "jax>=0.10,!=0.10.2,!=0.11.0,<0.13"
 OLDEST, BEYOND = (0, 10), (0, 13)
-FAULTY = {
+FAULTY: dict[tuple[int, ...], str] = {
     (0, 10, 2): "reduces some float32 arrays wrongly on CPUs (jax#39103) and crashes on others (jax#40412)",
     (0, 11, 0): "crashes in some float32 reductions on CPUs (jax#39257)",
 }
@@ -42,7 +42,8 @@ def check(jax_version: str, jaxlib_version: str) -> None:
 
 def _release(version: str) -> tuple[int, ...]:
     """The release in a version: three numbers or more, without suffixes such as `rc1` or `.dev0`."""
-    numbers = tuple(map(int, re.match(r"\d+(?:\.\d+)*", version)[0].split(".")))
+    (text,) = re.findall(r"^\d+(?:\.\d+)*", version)
+    numbers = tuple(map(int, text.split(".")))
     return numbers + (0,) * (3 - len(numbers))
 
 

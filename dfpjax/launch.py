@@ -23,6 +23,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from dfpjax._ranks import PLACE, core_groups, run
 from dfpjax.kernels.memory import SETTINGS, SWITCH, chosen_already, has_glibc, has_huge_pages, is_off
@@ -191,7 +192,7 @@ def interpreter_options(command_line: list[str], own: int) -> list[str]:
     return [*options, last] if last.strip("-") else options
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     sys.exit(f"dfpjax.launch: {message}")
 
 
@@ -210,7 +211,7 @@ def _ranges(cores: list[int]) -> str:
     return ",".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in runs)
 
 
-def _become(file: str, arguments: list[str], environment: Mapping[str, str], message: str) -> None:
+def _become(file: str, arguments: list[str], environment: Mapping[str, str], message: str) -> NoReturn:
     _report(message)
     os.execve(file, [file, *arguments], environment)
 

@@ -99,7 +99,8 @@ def by_family_and_pass(rows: list[Row]) -> dict[tuple[str, str], list[Row]]:
 def summary(rows: list[Row]) -> str:
     """For each family and pass geometric means of the relative errors, and how DFP-16 compares with
     bfloat16 in the mean and at worst."""
-    columns = ["tensors", "pass", "rms / max", *(p.name for p in PRECISIONS)]
+    shown = [p.name for p in PRECISIONS if all(p.name in row.errors for row in rows)]
+    columns = ["tensors", "pass", "rms / max", *shown]
     columns += [
         "DFP-16 SQNR, dB",
         "bfloat16 : DFP-16",
@@ -109,7 +110,7 @@ def summary(rows: list[Row]) -> str:
     ]
     cells = []
     for (family, which), group in by_family_and_pass(rows).items():
-        errors = [geometric_mean(row.error(p.name) for row in group) for p in PRECISIONS]
+        errors = [geometric_mean(row.error(name) for row in group) for name in shown]
         gains = [geometric_mean(row.gain(m) for row in group) for m in ("relative", "largest", "channel")]
         least = min(row.gain() for row in group)
         cells.append(

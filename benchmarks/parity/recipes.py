@@ -19,7 +19,7 @@ CANDIDATES = {
 }
 """What is tried for each network on the validation split."""
 
-# Of these, chosen by the rule in docs/parity.md.
+# Of these, chosen by the rule in docs/results/parity.md.
 _CHOSEN = {
     "resnet": Recipe(0.1, 6),
     "vgg": Recipe(0.02, 10),

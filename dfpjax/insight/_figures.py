@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 from dfpjax import _checks
 from dfpjax.numbers import DFPArray
@@ -59,7 +59,7 @@ def plot_mantissas(q: DFPArray, path: str | Path | None = None, *, bits: int = 1
         ImportError: if matplotlib is not installed.
     """
     _checks.instance("plot_mantissas", "q", q, DFPArray, "a DFPArray, as dfpjax.quantize gives it")
-    if isinstance(q.values, jax.core.Tracer):
+    if isinstance(q.values, Tracer):
         raise TypeError("plot_mantissas: q is being traced; return it from the jitted function first")
     _checks.path("plot_mantissas", "path", path)
     if not 2 <= _checks.integer("plot_mantissas", "bits", bits) <= 16:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from dfpjax import _checks
 from dfpjax.insight._figures import finished, in_natural_order, new_figure
@@ -63,7 +64,7 @@ class History:
             raise TypeError(
                 f"History.add: statistics must be the dict that with_statistics gives, got {statistics!r}"
             )
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(statistics)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(statistics)):
             raise TypeError(
                 "History.add: the statistics are being traced; return them from the jitted function first"
             )

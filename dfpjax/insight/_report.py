@@ -210,7 +210,7 @@ def _gradients(op: OpRecord) -> str:
     """The dtypes of an operation's dgrad and wgrad, one if they agree; or which of the two it is itself."""
     if op.fprop is None:
         return f"is {'dgrad' if op.dgrad else 'wgrad'}" if op.dgrad or op.wgrad else "is one"
-    return op.dgrad if op.dgrad == op.wgrad else f"{op.dgrad}, {op.wgrad}"
+    return str(op.dgrad) if op.dgrad == op.wgrad else f"{op.dgrad}, {op.wgrad}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -122,7 +122,7 @@ class SensitivityReport:
         smallest = errors[errors > 0].min(initial=1.0)
         shown = np.maximum(errors, smallest)
         image = axes.imshow(shown, norm=LogNorm(smallest, max(shown.max(), 2 * smallest)), aspect="auto")
-        axes.set_xticks(range(len(bits)), bits)
+        axes.set_xticks(range(len(bits)), [str(count) for count in bits])
         axes.set_yticks(range(len(self.layers)), [layer.layer for layer in self.layers], fontsize=7)
         axes.set_xlabel("bits of a mantissa")
         figure.colorbar(image, label="relative error of the gradient")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from dfpjax.insight._figures import in_natural_order
 from dfpjax.insight._report import table
@@ -103,9 +104,9 @@ def _shares(array: np.ndarray) -> str:
 def _concrete(measure: Any, show: Callable[[np.ndarray], str]) -> str:
     """What is shown of an array; its type if there are no values."""
     if isinstance(measure, np.ndarray | np.generic | jax.Array | int | float) and not isinstance(
-        measure, jax.core.Tracer
+        measure, Tracer
     ):
         array = np.asarray(measure)
         return show(array) if array.size else "none"
-    aval = jax.typeof(measure) if isinstance(measure, jax.core.Tracer) else measure
+    aval: Any = jax.typeof(measure) if isinstance(measure, Tracer) else measure
     return f"{aval.dtype}{list(aval.shape)}" if hasattr(aval, "dtype") else type(measure).__name__

@@ -65,7 +65,8 @@ def _fused(body: Body, policy: BoundPolicy, stack: Any) -> Iterator[FusedRecord]
 
     def record(kind: str, eqn: JaxprEqn) -> FusedRecord:
         name = layer_name(stack + eqn.source_info.name_stack)
-        return FusedRecord(kind=kind, name=name, shape=eqn.invars[0].aval.shape)
+        aval: Any = eqn.invars[0].aval
+        return FusedRecord(kind=kind, name=name, shape=aval.shape)
 
     for index, eqn in enumerate(body.jaxpr.eqns):
         if (found := fusions.passes.get(index)) is not None:
@@ -88,6 +89,7 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
     eqn, operation = site.eqn, site.operation
     verdict = decide(site, policy)
     lhs_shape, rhs_shape = operand_shapes(eqn)
+    result: Any = eqn.outvars[0].aval
     if not isinstance(macs(eqn), int):
         raise ValueError(
             f"explain: shapes must be static, got {lhs_shape} x {rhs_shape} for {operation.name!r}"
@@ -99,7 +101,7 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         source=source_line(eqn),
         lhs_shape=lhs_shape,
         rhs_shape=rhs_shape,
-        out_shape=eqn.outvars[0].aval.shape,
+        out_shape=result.shape,
         count=site.count,
         macs=macs(eqn) * site.count,
         dtype=_own_dtype(site, verdict),
@@ -113,7 +115,7 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
 
 def _algorithms(site: Site, verdict: Verdict) -> dict[Pass, str]:
     """The algorithm of each pass, and why."""
-    texts = {name: str(choice) for name, choice in algorithms(site.eqn, verdict).items()}
+    texts: dict[Pass, str] = {name: str(choice) for name, choice in algorithms(site.eqn, verdict).items()}
     if (reason := refusal(site.eqn, verdict)) is None:
         return texts
     assert verdict.treatment is not None

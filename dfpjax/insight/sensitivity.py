@@ -106,6 +106,7 @@ def _layers(body: Body, policy: Policy, wanted: re.Pattern) -> list[_Layer]:
         pattern = rf"^{re.escape(known_as[0])}$" if known_as else Position(operation.primitive, index)
         name = known_as[0] if known_as else f"{operation.primitive} {index}"
         config = bound.decide(operation).config
+        assert config is not None  # or there would be no treatment
         found.setdefault(pattern, _Layer(name=name, pattern=pattern, config=config))
     return list(found.values())
 

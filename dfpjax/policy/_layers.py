@@ -79,7 +79,7 @@ def _leaf_path(path: KeyPath, names: Sequence[str]) -> str:
         inside.pop()  # flax.nnx.Variable
     if inside:
         return jax.tree_util.keystr(tuple(inside), simple=True, separator="/")
-    return names[argument.idx] if where.idx == 0 else argument.key
+    return str(names[argument.idx] if where.idx == 0 else argument.key)
 
 
 def _positional_names(fun: Callable, count: int) -> list[str]:

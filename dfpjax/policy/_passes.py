@@ -46,7 +46,8 @@ class Layers:
             return Part(kind="fprop", roles=("lhs", "rhs"), layer=(op,))
         layer = self._layer(op)
         # An operand that is lhs in one operation and rhs in another says nothing.
-        first, second = ({role for f in layer for role in _roles(operand, f)} for operand in op.operands)
+        held_as: list[set[Role]] = [{r for f in layer for r in _roles(operand, f)} for operand in op.operands]
+        first, second = held_as
         if len(first) == 1 and not second:
             (held,) = first
             return Part(kind=_WITH[held], roles=(held, "cotangent"), layer=layer)
@@ -88,8 +89,9 @@ def _known(op: Operation) -> list[Hashable]:
 
 
 def _roles(operand: Hashable, forward: Operation) -> list[Role]:
+    roles: tuple[Role, ...] = ("lhs", "rhs")
     return [
         role
-        for role, own in zip(("lhs", "rhs"), forward.operands, strict=False)
+        for role, own in zip(roles, forward.operands, strict=False)
         if operand is not None and own == operand
     ]

@@ -1,7 +1,7 @@
 """`Policy`: the rules that say which operations run in dynamic fixed point, and how."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dfpjax.policy._config import OpConfig
@@ -34,7 +34,7 @@ class Policy:
             is neither True nor False.
     """
 
-    rules: tuple[Rule, ...] = ()
+    rules: Sequence[Rule] = ()
     default: OpConfig | None = OpConfig()  # noqa: RUF009 (frozen)
     strict: bool = False
     fuse: bool = True

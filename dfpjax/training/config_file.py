@@ -1,11 +1,41 @@
 """Configuration files: whether one can be used, and if not, which line of it is to blame."""
 
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
+
+import dfpjax
+
+
+def _shipped() -> Path | None:
+    """The folder `configs` of an installed package, or that of a checkout."""
+    packages = [Path(folder) for folder in dfpjax.__path__]
+    candidates = [package / "recipes" for package in packages] + [package.parent for package in packages]
+    return next((c / "configs" for c in candidates if (c / "configs" / "default.py").is_file()), None)
+
+
+def shipped_names() -> list[str]:
+    """The configurations that come with the package."""
+    folder = _shipped()
+    return [] if folder is None else sorted(file.stem for file in folder.glob("*.py"))
+
+
+def shipped_file(name: str) -> Path | None:
+    """The file of a configuration that comes with the package, or None if there is none of that name.
+
+    The folder's parent goes to the end of the module search path, since the files import each other from
+    `configs`.
+    """
+    folder = _shipped()
+    if folder is None or not (folder / f"{name}.py").is_file():
+        return None
+    if str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
+    return folder / f"{name}.py"
 
 
 def check_config_file(argument: str) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,11 @@ _HOW = (
     "give --coordinator=HOST:PORT --processes=N --process_id=I to each of the N processes, or start them with"
     " SLURM, MPI or Kubernetes, where JAX finds the other processes itself"
 )
+
+
+def program_name() -> str:
+    """The program's name at the front of its messages, such as `train.py`."""
+    return Path(sys.argv[0]).name
 
 
 class ProcessError(RuntimeError):
@@ -62,7 +68,7 @@ def start(
             f" (coordinator: {coordinator or 'found by JAX'}, processes: {processes or 'found by JAX'});"
             " start all of them at the same time, and see that they reach the coordinator's address"
         )
-        _say(f"train.py: {message}")
+        _say(f"{program_name()}: {message}")
         os._exit(1)
 
     timer = threading.Timer(timeout, give_up)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, overload
+from typing import Any, ParamSpec, TypeVar, get_args, overload
 
 import jax
 from jax.core import Tracer
@@ -22,6 +22,9 @@ from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._survey import Body, Scope, survey
 from dfpjax.transform._trace import Arguments, Traced, is_array, trace
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 PROGRAMS_KEPT = 128
 """The most traced programs that a transformed function keeps, one per combination of types and static
 arguments."""
@@ -29,17 +32,17 @@ arguments."""
 
 @overload
 def mixed_precision(
-    fun: Callable, policy: Policy | None = None, *, backend: Backend = "auto"
-) -> Callable: ...
+    fun: Callable[P, R], policy: Policy | None = None, *, backend: Backend = "auto"
+) -> Callable[P, R]: ...
 
 
 @overload
 def mixed_precision(
     fun: None = None, policy: Policy | None = None, *, backend: Backend = "auto"
-) -> Callable[[Callable], Callable]: ...
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
-def mixed_precision(fun=None, policy=None, *, backend="auto"):
+def mixed_precision(fun: Any = None, policy: Any = None, *, backend: Any = "auto") -> Any:
     """Transform a function so that its convolutions and dot products run in dynamic fixed point.
 
     The transformed function takes `fun`'s arguments and returns `fun`'s results: nothing is added to a
@@ -208,7 +211,7 @@ def _lost_changes(fun: Callable, changed: Sequence[str]) -> str:
     )
 
 
-def _key(leaves: list[Any], in_tree) -> Hashable | None:
+def _key(leaves: Sequence[Any], in_tree) -> Hashable | None:
     """Everything that tracing depends on, or None if a static argument is not hashable: then every call
     traces `fun` anew."""
     key = (in_tree, tuple(map(_leaf_key, leaves)), _compat.trace_context())

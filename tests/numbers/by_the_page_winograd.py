@@ -1,4 +1,4 @@
-"""Winograd algorithms in NumPy, by docs/numerics.md alone."""
+"""Winograd algorithms in NumPy, by docs/explanation/numerics.md alone."""
 
 import itertools
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""docs/numerics.md: what it says of the code, and the bits that follow from it."""
+"""docs/explanation/numerics.md: what it says of the code, and the bits that follow from it."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ from dfpjax.policy import OpConfig, Policy
 from dfpjax.transform import mixed_precision
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "numerics.md").read_text()
+PAGE = (ROOT / "docs" / "explanation" / "numerics.md").read_text()
 ONE_LINE = " ".join(PAGE.split())
 
 

@@ -24,7 +24,7 @@ sys.path.append(str(ROOT))
 @pytest.fixture
 def run(monkeypatch, capsys, data_dir):
     """A function that runs `train.py` with arguments in this process and returns exit status and message."""
-    import train as script  # It defines flags, which a process may do only once.
+    from dfpjax.training import command as script  # It defines flags, so it is imported here alone.
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TFDS_DATA_DIR", data_dir)

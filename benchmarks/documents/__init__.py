@@ -1,0 +1,1 @@
+"""The figures in README.md and docs, read from docs/results."""

@@ -1,0 +1,287 @@
+"""The tables of the documents, as Markdown, by the name that `<!-- tables: NAME -->` gives."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from benchmarks import dry_run
+from benchmarks.common.means import geometric_mean
+from benchmarks.common.operations import PASSES
+from benchmarks.documents import figures, sources
+from benchmarks.fidelity import results as fidelity
+from benchmarks.fidelity.precisions import DFP16, DFP16_BLOCKS
+from benchmarks.kernels.contenders import KERNEL, ONEDNN, ONEDNN_BFLOAT16, QUANTIZED, WINOGRAD, XLA
+from benchmarks.kernels.results import Row as KernelRow
+from benchmarks.open_issues import results as open_issues
+from benchmarks.parity import recipes, validation
+from benchmarks.parity import results as parity
+from benchmarks.parity.tasks import Run, Share
+from benchmarks.robustness import results as robustness
+from benchmarks.robustness.depth import DepthRow
+from benchmarks.robustness.nonfinite import NonfiniteRow
+from benchmarks.robustness.outliers import ChannelRow, PaddingRow
+from benchmarks.train_step.results import OURS, PEERS
+from benchmarks.train_step.results import Row as StepRow
+
+TITLES = {
+    "resnet50": "ResNet-50", "vgg16": "VGG-16", "alexnet": "AlexNet", "googlenet": "GoogLeNet",
+    "vit": "ViT-S/16", "lstm": "character LSTM",
+}  # fmt: skip
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns hold words, the others numbers."""
+    marks = ["---"] * words + ["---:"] * (len(head) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
+
+
+def _steps(found: dict[str, dict[str, StepRow]]) -> str:
+    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:], *(f"dfpjax : {peer}" for peer in PEERS)]
+    lines = []
+    for network, contenders in found.items():
+        ours = contenders[OURS]
+        peers = [figures.faster(contenders, peer) for peer in PEERS]
+        rates = [f"{peer.rate:.3g}" if peer else "" for peer in peers]
+        ratios = [f"{peer.median / ours.median:.2f}" if peer else "" for peer in peers]
+        name = f"{TITLES[network]}, {ours.batch}{' texts' if ours.takes == 'texts' else ''}"
+        lines.append([name, *rates[:2], f"**{ours.rate:.3g}**", *rates[2:], *ratios])
+    return markdown(head, lines)
+
+
+def training() -> str:
+    """Images or texts per second in training steps."""
+    return _steps(sources.training())
+
+
+def inference() -> str:
+    """The same in forward passes, of the networks measured beside the training steps."""
+    return _steps(sources.step_rows("inference", "sequences"))
+
+
+def inference_images() -> str:
+    """Forward passes of the image networks."""
+    return _steps(sources.step_rows("inference", "inference"))
+
+
+def memory() -> str:
+    """The most memory of a training step, GB."""
+    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:]]
+    lines = []
+    for network, contenders in sources.training().items():
+        peers = [figures.faster(contenders, peer) for peer in PEERS]
+        cells = [f"{peer.peak_bytes / 1e9:.1f}" if peer else "" for peer in peers]
+        ours = contenders[OURS]
+        lines.append(
+            [f"{TITLES[network]}, {ours.batch}", *cells[:2], f"**{ours.peak_bytes / 1e9:.1f}**", *cells[2:]]
+        )
+    return markdown(head, lines)
+
+
+def breakdown() -> str:
+    """Where a step's time goes, in seconds, and the GB that each class of operation reads and writes."""
+    rows = {name: c[OURS] for name, c in sources.training().items() if c[OURS].breakdown}
+    parts = {name: row.breakdown for name, row in rows.items() if row.breakdown}
+    classes = dict.fromkeys(kind for part in parts.values() for kind in part["classes"])
+
+    def cell(spent: dict | None) -> str:
+        return f"{spent['seconds']:.2f} ({spent['bytes'] / 1e9:.1f})" if spent else ""
+
+    lines = [
+        [kind, *(cell(part["classes"].get(kind)) for part in parts.values())]
+        for kind in classes
+        if kind != "nothing under way"
+    ]
+    lines.append(["a step that is not profiled", *(f"{rows[name].median:.2f}" for name in parts)])
+    return markdown(["s (GB)", *(f"{TITLES[name]}, {rows[name].batch}" for name in parts)], lines)
+
+
+def open_reports() -> str:
+    """Programs of reports that JAX is slow on CPUs."""
+    return open_issues.table(sources.report_rows())
+
+
+def _parity_runs(name: str) -> list[Run]:
+    return [Run(**run) for run in sources.record(name)["runs"]]
+
+
+def _parity_tasks() -> list:
+    return [recipes.task(name, recipes.recipe(name)) for name in recipes.NAMES]
+
+
+def parity_all() -> str:
+    """All tables of `benchmarks.parity`."""
+    shares = {name: Share(**share) for name, share in sources.record("parity")["shares"].items()}
+    return parity.report(_parity_runs("parity"), shares, _parity_tasks())
+
+
+def parity_verdicts() -> str:
+    """The first measure of each network, and whether DFP16 is worse."""
+    runs, lines = _parity_runs("parity"), []
+    for task in _parity_tasks():
+        measure = next(iter(task.measures))
+        test = parity.paired_test(runs, task, "dfp16_forced", measure)
+        if test is None:
+            continue
+        means = []
+        for precision in ("float32", "dfp16_forced"):
+            of_seeds = [v for v in parity.values(runs, task, precision, measure).values() if math.isfinite(v)]
+            mean, spread = sum(of_seeds) / len(of_seeds), _deviation(of_seeds)
+            means.append(f"{parity.number(mean, measure)} ± {parity.number(spread, measure)}")
+        worse = "no" if test.verdict == "not worse" else test.verdict
+        lines.append([task.title, measure, str(len(test.differences)), *means, f"{worse} (p = {test.p:.2g})"])
+    head = ["network", "measure", "seeds", "float32", "DFP16", "DFP16 worse?"]
+    return markdown(head, lines, words=2)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def parity_recipes() -> str:
+    """What the candidates reach on the validation split."""
+    return validation.table(_parity_runs("parity_recipes"), recipes.NAMES)
+
+
+def dry_run_losses() -> str:
+    return dry_run.table(sources.dry_run_rows())
+
+
+def _last_steps(rows: Sequence[fidelity.Row]) -> list[fidelity.Row]:
+    """Without those of the second step: random tensors have no steps."""
+    return [row for row in rows if not row.family.endswith("step 2")]
+
+
+def fidelity_blocks() -> str:
+    """bfloat16's error over DFP16's, by kind of tensor and pass."""
+    return fidelity.granularities(_last_steps(sources.fidelity_rows()))
+
+
+def fidelity_short() -> str:
+    """The means, and the worst operation in parentheses: exponents of blocks, and one for each tensor."""
+    groups = fidelity.by_family_and_pass(_last_steps(sources.fidelity_rows()))
+
+    def cell(family: str, which: str, precision: str) -> str:
+        gains = [row.gain(precision=precision) for row in groups[family, which]]
+        return f"{fidelity.gain_text(geometric_mean(gains))} ({fidelity.gain_text(min(gains))})"
+
+    families = dict.fromkeys(family for family, _ in groups)
+    precisions = (DFP16_BLOCKS.name, DFP16.name)
+    lines = [
+        [family.removesuffix(", step 10"), *(cell(family, which, p) for p in precisions for which in PASSES)]
+        for family in families
+    ]
+    return markdown(["tensors", *PASSES, *(f"one exponent: {which}" for which in PASSES)], lines)
+
+
+def fidelity_winograd() -> str:
+    """The same of the convolutions that Winograd algorithms suit, by algorithm."""
+    files = ("fidelity_winograd", "fidelity_winograd_batch2")
+    rows = _last_steps([fidelity.Row(**row) for file in files for row in sources.record(file)["rows"]])
+    both = [dataclasses.replace(row, family="ResNet-50 and VGG-16, step 10") for row in rows if row.layer]
+    return fidelity.algorithms([*rows, *both])
+
+
+def fidelity_one_exponent() -> str:
+    return fidelity.summary([fidelity.Row(**row) for row in sources.record("fidelity")["rows"]])
+
+
+def fidelity_layers() -> str:
+    """The layers of ResNet-50 at the last step, with one exponent for each tensor."""
+    rows = [fidelity.Row(**row) for row in sources.record("fidelity")["rows"]]
+    last = [row for row in rows if row.layer and row.family.endswith("step 40")]
+    lines = [
+        [
+            row.layer, row.operation, row.which,
+            *(f"{value:.3f}" for value in row.rms_over_max), *(f"{share:.1%}" for share in row.lost),
+            *(fidelity.number_text(row.error(name)) for name in ("DFP-16", "DFP-16 stochastic", "bfloat16")),
+            fidelity.gain_text(row.gain()),
+        ]
+        for row in last
+    ]  # fmt: skip
+    head = [
+        "layer", "operation", "pass", "rms / max", "", "lost", "", "DFP-16", "DFP-16 stochastic", "bfloat16",
+        "bfloat16 : DFP-16",
+    ]  # fmt: skip
+    return markdown(head, lines, words=3)
+
+
+def robustness_all() -> str:
+    """All tables of `benchmarks.robustness`."""
+    found = sources.record("robustness")
+    return robustness.tables(
+        outlier_channel=[ChannelRow(**row) for row in found["outlier_channel"]],
+        padding_token=[PaddingRow(**row) for row in found["padding_token"]],
+        nonfinite=[NonfiniteRow(**row) for row in found["nonfinite"]],
+        depth=[DepthRow(**row) for row in found["depth"]],
+    )
+
+
+def _by_pass(rows: Sequence[KernelRow], value: Callable[[KernelRow], float]) -> dict[str, float]:
+    return {which: geometric_mean(value(row) for row in rows if row.which == which) for which in PASSES}
+
+
+def kernels() -> str:
+    """ResNet-50's convolutions with one exponent per tensor: GMAC/s, and ratios."""
+    rows = sources.kernel_rows("kernels")
+    columns: dict[str, tuple[Callable[[KernelRow], float], str]] = {
+        "DFP16 kernel": (lambda row: row.rate(KERNEL), ".0f"),
+        "with quantization of both operands": (lambda row: row.rate(QUANTIZED), ".0f"),
+        "XLA float32": (lambda row: row.rate(XLA), ".0f"),
+        "oneDNN float32": (lambda row: row.rate(ONEDNN), ".0f"),
+        "of the int16 peak": (lambda row: row.share(), ".2f"),
+        "kernel : XLA": (lambda row: row.times(XLA), ".1f"),
+        "kernel : oneDNN": (lambda row: row.times(ONEDNN), ".1f"),
+    }
+    means = {name: _by_pass(rows, value) for name, (value, _) in columns.items()}
+    lines = [
+        [which, *(f"{means[name][which]:{how}}" for name, (_, how) in columns.items())] for which in PASSES
+    ]
+    return markdown(["pass", *columns], lines)
+
+
+def kernels_winograd() -> str:
+    """3×3 convolutions by algorithm: GMAC/s of the definition's products, and ratios."""
+    rows = [
+        row for row in sources.kernel_rows("kernels_winograd") if set(WINOGRAD.values()) <= set(row.seconds)
+    ]
+    lines = []
+    for which in PASSES:
+        group = [row for row in rows if row.which == which]
+        for label, name in {"direct": KERNEL, **WINOGRAD}.items():
+            values = [
+                geometric_mean(row.rate(name) for row in group),
+                geometric_mean(row.share(name) for row in group),
+                *(
+                    geometric_mean(row.times(c, name) for row in group)
+                    for c in (KERNEL, ONEDNN, ONEDNN_BFLOAT16)
+                ),
+            ]
+            lines.append([which, label, f"{values[0]:.0f}", *(f"{value:.2f}" for value in values[1:])])
+    head = [
+        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32", ": oneDNN bfloat16",
+    ]  # fmt: skip
+    return markdown(head, lines, words=2)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "breakdown": breakdown,
+    "dry_run": dry_run_losses,
+    "fidelity_blocks": fidelity_blocks,
+    "fidelity_layers": fidelity_layers,
+    "fidelity_one_exponent": fidelity_one_exponent,
+    "fidelity_short": fidelity_short,
+    "fidelity_winograd": fidelity_winograd,
+    "inference": inference,
+    "inference_images": inference_images,
+    "kernels": kernels,
+    "kernels_winograd": kernels_winograd,
+    "memory": memory,
+    "open_reports": open_reports,
+    "parity": parity_all,
+    "parity_recipes": parity_recipes,
+    "parity_verdicts": parity_verdicts,
+    "robustness": robustness_all,
+    "training": training,
+}
+"""What each name stands for."""
