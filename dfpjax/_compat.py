@@ -5,13 +5,16 @@ changes. `nox -s lowest newest` runs the tests with the oldest and the newest re
 allows; the last run was with 0.10.0 and 0.12.0.1.
 """
 
+import functools
 from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax._src import ad_checkpoint as _ad_checkpoint
 from jax._src import config as _config
 from jax._src import core as _core
+from jax._src import custom_partitioning_sharding_rule as _sharding_rule
 from jax._src import dispatch as _dispatch
 from jax._src import dtypes as _dtypes
 from jax._src import linear_util as _linear_util
@@ -20,9 +23,11 @@ from jax._src import shard_map as _shard_map
 from jax._src import sharding_impls as _sharding_impls
 from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
+from jax._src import xla_bridge as _xla_bridge
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
+from jax._src.lib import xla_client as _xla_client
 from jax.experimental import jet as _jet
 from jax.experimental.sparse import transform as _sparse_transform
 from jax.sharding import PartitionSpec
@@ -96,36 +101,119 @@ def varying_axes(x) -> frozenset:
 # --- partitioning ---------------------------------------------------------------------------------
 
 
-def partitioned_context(ctx):
-    """The context for lowering in a module that XLA will partition, and the devices to partition it over.
-
-    A lowering serves any devices, so JAX does not say which they are. custom_partitioning needs devices, but
-    its rules refer to them only by position, so any devices of the platform will do.
-
-    The devices are empty on one device, inside shard_map, and for jax.export, whose programs outlive the
-    process that has the partitioning rules.
-    """
-    module = ctx.module_context
-    axes = module.axis_context
-    if not isinstance(axes, _sharding_impls.ShardingContext) or module.lowering_parameters.for_export:
-        return ctx, ()
-    if axes.num_devices == 1 or module.platforms[0] not in {device.platform for device in jax.devices()}:
-        return ctx, ()
-    devices = tuple(jax.devices(module.platforms[0])[: axes.num_devices])
-    if len(devices) < axes.num_devices:
-        return ctx, ()
-    named = _sharding_impls.ShardingContext(len(devices), devices)
-    return ctx.replace(module_context=module.replace(axis_context=named)), devices
+def devices_of_partitions(ctx) -> int:
+    """Between how many devices XLA will partition the module that is being lowered; 0 if it will not, as on
+    one device and inside a `shard_map` over all axes of a mesh."""
+    axes = ctx.module_context.axis_context
+    if isinstance(axes, _sharding_impls.ShardingContext):
+        return axes.num_devices if axes.num_devices > 1 else 0
+    if isinstance(axes, _sharding_impls.SPMDAxisContext):
+        partly = axes.manual_axes != frozenset(axes.mesh.axis_names)
+        return axes.mesh.size if axes.mesh.size > 1 and partly else 0
+    return 0
 
 
 def is_partitioned(ctx) -> bool:
     """Whether XLA will partition the module that is being lowered."""
-    axes = ctx.module_context.axis_context
-    if isinstance(axes, _sharding_impls.ShardingContext):
-        return axes.num_devices > 1
-    if isinstance(axes, _sharding_impls.SPMDAxisContext):
-        return axes.mesh.size > 1 and axes.manual_axes != frozenset(axes.mesh.axis_names)
-    return False
+    return devices_of_partitions(ctx) > 0
+
+
+def platform_of(ctx) -> str:
+    """The platform that a rule lowers for."""
+    return (ctx.platforms or ctx.module_context.platforms)[0]
+
+
+def partitioned_call(ctx, target: str, text: str, rule, operands) -> list:
+    """Lower to a custom call that a partitioner registered for `target` replaces.
+
+    Arguments:
+        text: what the partitioner gets.
+        rule: the `SdyShardingRule` by which shardings are propagated.
+    """
+    context = () if jax.__version_info__ < (0, 10, 1) else (ctx.module_context,)
+    types = [_mlir.aval_to_ir_type(*context, aval) for aval in ctx.avals_out]
+    call = _mlir.custom_call(target, result_types=types, operands=operands, backend_config=text)
+    of_operands = [x.type for x in operands]
+    call.attributes["sdy.sharding_rule"] = _sharding_rule.sdy_sharding_rule_to_mlir(rule, of_operands, types)
+    return call.results
+
+
+def register_partitioner(target: str, partition, infer) -> None:
+    """Have XLA partition the custom calls to `target`.
+
+    Arguments:
+        partition: called with the operands and the results, `Placed`s, and the call's text. Returns a program from `shard_program`, and the `NamedSharding`s that operands
+            and results are to have.
+        infer: called likewise, with results that have no sharding. Returns the results' `NamedSharding`s.
+    """
+
+    def shapes_of(result):
+        return result.tuple_shapes() if result.is_tuple() else [result]
+
+    def packed(result, shardings):
+        shardings = [
+            s._to_xla_hlo_sharding(len(x.dimensions())) for s, x in zip(shardings, shapes_of(result))
+        ]
+        return _xla_client.HloSharding.tuple_sharding(result, shardings) if result.is_tuple() else shardings[0]
+
+    def on_partition(operands, operand_shardings, result, result_sharding, text):
+        results = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
+        program, of_operands, of_results = partition(
+            [*map(_placed, operands, operand_shardings)], [*map(_placed, shapes_of(result), results)], text
+        )
+        ranks = (len(x.dimensions()) for x in operands)
+        of_operands = [s._to_xla_hlo_sharding(rank) for s, rank in zip(of_operands, ranks)]
+        return program, of_operands, packed(result, of_results)
+
+    def on_infer(operands, operand_shardings, result, text):
+        results = [_placed(x, None) for x in shapes_of(result)]
+        return packed(result, infer([*map(_placed, operands, operand_shardings)], results, text))
+
+    callbacks = {
+        "prop_user_sharding": lambda sharding, shape, text: sharding,
+        "partition": on_partition,
+        "infer_sharding_from_operands": on_infer,
+        "can_side_effecting_have_replicated_sharding": True,
+    }
+    _xla_client.register_custom_call_partitioner(target, **callbacks)
+    # Plugins of other platforms, which are loaded later, have partitioners of their own.
+    _xla_bridge.register_plugin_callbacks(
+        functools.partial(_xla_client.register_custom_call_partitioner, name=target, **callbacks)
+    )
+
+
+class Placed(NamedTuple):
+    """The type of a whole tensor, and its sharding in XLA's form."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: Any
+
+
+def _placed(shape, sharding) -> Placed:
+    return Placed(tuple(shape.dimensions()), shape.numpy_dtype(), sharding)
+
+
+def shard_program(fun, operands, results, mesh, platform: str) -> bytes:
+    """What each device of a mesh, all of whose axes are manual, runs.
+
+    Arguments:
+        operands, results: types of those of `fun`.
+        mesh: an abstract mesh.
+    """
+    axes = dict(mesh.shape)
+    with _core.extend_axis_env_nd(axes.items()):
+        jaxpr = jax.make_jaxpr(fun)(*operands)
+        found = [(x.shape, x.dtype) for x in jaxpr.out_avals]
+        assert found == [(x.shape, x.dtype) for x in results], (found, results)
+        module = _mlir.build_mlir_module_helper(
+            jaxpr,
+            name="shard",
+            platforms=(platform,),
+            backend=None,
+            axis_context=_sharding_impls.SPMDAxisContext(mesh, frozenset(axes)),
+        )
+    return _mlir.module_to_bytecode(module)
 
 
 def composite_of(value) -> tuple[str, list, list] | None:
@@ -152,21 +240,26 @@ _DTYPES = {
 }
 
 
-def ffi_call_of(value) -> tuple[str, dict, list] | None:
-    """The call of a foreign function (`jax.ffi`) that computes a value, likewise.
+def custom_call_of(value) -> tuple[str, dict | str, list] | None:
+    """The custom call that computes a value, likewise.
 
     Returns:
-        its target, its attributes as integers, strings and lists of integers, and its results, or None.
+        its target; of a foreign function (`jax.ffi`) the attributes as integers, strings and lists of
+        integers, of other calls the text; and the call's results. None if it is no such call.
     """
     operation = _operation_of(value, "stablehlo.custom_call")
-    if operation is None or "mhlo.backend_config" not in operation.attributes:
+    if operation is None:
         return None
+    target, results = operation.attributes["call_target_name"].value, list(operation.results)
+    if "mhlo.backend_config" not in operation.attributes:
+        config = operation.attributes["backend_config"] if "backend_config" in operation.attributes else None
+        return target, getattr(config, "value", ""), results
     config = operation.attributes["mhlo.backend_config"]
     attributes = {}
     for entry in config if hasattr(config, "__getitem__") else ():
         found = getattr(entry.attr, "value", entry.attr)
         attributes[entry.name] = found if isinstance(found, int | str) else [int(v) for v in found]
-    return operation.attributes["call_target_name"].value, attributes, list(operation.results)
+    return target, attributes, results
 
 
 def _operation_of(value, name: str):
@@ -174,12 +267,11 @@ def _operation_of(value, name: str):
     return operation if operation is not None and operation.name == name else None
 
 
-def tile_assignment(sharding, rank: int) -> np.ndarray:
-    """The number of the device that holds each tile of an array: int array of shape (tiles along axis 0,
-    tiles along axis 1, …, replicas)."""
-    tiling = sharding._to_xla_hlo_sharding(rank)
+def tile_assignment(tiling, rank: int, devices: int) -> np.ndarray:
+    """The number of the device that holds each tile of an array, from XLA's sharding: int array of shape
+    (tiles along axis 0, tiles along axis 1, …, replicas)."""
     if not tiling.is_tiled():
-        return np.arange(sharding.num_devices).reshape((1,) * rank + (-1,))
+        return np.arange(devices).reshape((1,) * rank + (-1,))
     tiles = tiling.tile_assignment_dimensions()[:rank]
     return np.array(tiling.tile_assignment_devices()).reshape((*tiles, -1))
 

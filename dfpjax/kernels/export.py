@@ -4,6 +4,10 @@ import jax.export
 
 from dfpjax import _native
 
+PER_SHARD = "dfpjax_per_shard_v1"
+"""The target of the custom calls that XLA replaces by each device's part of a computation, in programs that it
+partitions (`dfpjax.operations.partitioning`)."""
+
 
 def export_checks() -> list[jax.export.DisabledSafetyCheck]:
     """The checks to disable where a function with native kernels is exported.
@@ -17,4 +21,5 @@ def export_checks() -> list[jax.export.DisabledSafetyCheck]:
 
     To serialize the result, JAX needs flatbuffers: `pip install "dfpjax[export]"`.
     """
-    return [jax.export.DisabledSafetyCheck.custom_call(name) for name in _native.registrations()]
+    names = (*_native.registrations(), PER_SHARD)
+    return [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]

@@ -24,10 +24,9 @@ def expression(name: str, fun: Callable) -> Primitive:
     composite of its name. The caller registers the transpose and the abstract evaluation."""
     primitive = Primitive(name)
     primitive.def_impl(functools.partial(_compat.apply_primitive, primitive))
-    plainly = lower_fun(fun, multiple_results=False)
     named = lower_fun(functools.partial(_named, name, fun), multiple_results=False)
-    mlir.register_lowering(primitive, plainly)
-    mlir.register_lowering(primitive, functools.partial(_lower, plainly, named), platform="cpu")
+    mlir.register_lowering(primitive, lower_fun(fun, multiple_results=False))
+    mlir.register_lowering(primitive, named, platform="cpu")
     batching.primitive_batchers[primitive] = functools.partial(_batch, fun)
     ad.primitive_jvps[primitive] = functools.partial(_expression_jvp, primitive, fun)
     _compat.jet_rules[primitive] = functools.partial(series_in_hlo, fun)
@@ -46,10 +45,6 @@ def composite_name(name: str) -> str:
 
 def _named(name, fun, *operands, **params):
     return composite(name, functools.partial(fun, **params))(*operands)
-
-
-def _lower(plainly, named, ctx, *operands, **params):
-    return (plainly if _compat.is_partitioned(ctx) else named)(ctx, *operands, **params)
 
 
 def _batch(fun, operands, dims, **params):

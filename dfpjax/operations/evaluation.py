@@ -15,6 +15,8 @@ from dfpjax.numbers.contraction.algorithm import Choice, RequestedAlgorithm, cho
 from dfpjax.numbers.contraction.contraction import Contraction
 from dfpjax.numbers.contraction.plan import CHAINS, Plan, make_plan
 from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
+from dfpjax.operations.layouts import contraction_layout, contraction_of_shard
+from dfpjax.operations.partitioning import per_shard
 
 
 def chosen(
@@ -27,18 +29,20 @@ def chosen(
     return choose_algorithm(contraction, *shapes, blocks, certified=certified, requested=algorithm)
 
 
+@per_shard("contraction", contraction_layout(), of_shard=contraction_of_shard)
 def run_certified(
-    contraction: Contraction, *operands, blocks, algorithm: RequestedAlgorithm, native: bool
-) -> jax.Array:
+    *operands, contraction: Contraction, blocks, algorithm: RequestedAlgorithm, native: bool
+) -> tuple[jax.Array]:
     """The result with certified chains."""
     run = kernels.contract if native else run_plan
-    return run(*planned(contraction, blocks, algorithm, *operands))
+    return (run(*planned(contraction, blocks, algorithm, *operands)),)
 
 
+@per_shard("contraction_and_lengths", contraction_layout("mean"), of_shard=contraction_of_shard)
 def run_counting(
-    contraction: Contraction, *operands, blocks, algorithm: RequestedAlgorithm, native: bool
+    *operands, contraction: Contraction, blocks, algorithm: RequestedAlgorithm, native: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The result with certified chains, and their lengths."""
+    """The result with certified chains, and their lengths. Of several devices, those of each count alike."""
     examples = examples_of(contraction)
     run = kernels.contract_chain_lengths if native else run_plan_chain_lengths
     operands = planned(contraction, blocks, algorithm, *operands)
@@ -46,10 +50,12 @@ def run_counting(
     return out, lengths.reshape(*examples, len(CHAINS))
 
 
+@per_shard("contraction_of_fixed_chains", contraction_layout("count"), of_shard=contraction_of_shard)
 def run_fixed_chain(
-    contraction: Contraction, *operands, length: int, bits: tuple[int, int], blocks, native: bool
+    *operands, contraction: Contraction, length: int, bits: tuple[int, int], blocks, native: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The result with chains of one length, and the number of saturated ones."""
+    """The result with chains of one length, and the number of saturated ones. On each device the chains begin
+    with the first element of its shard."""
     examples = examples_of(contraction)
     chains = {"length": length, "examples": math.prod(examples)}
     if native:

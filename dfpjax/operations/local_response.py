@@ -8,6 +8,7 @@ from jax import lax
 from jax.interpreters import ad, batching
 
 from dfpjax.kernels import passes
+from dfpjax.operations.partitioning import Axes, Layout, per_shard
 from dfpjax.operations.passes import jvp_by, jvp_in_hlo, mapped_first, pass_primitive, transpose_by
 
 NATIVE_POWER = 0.75
@@ -65,19 +66,36 @@ def _natively(native, in_hlo, *operands, size, k, alpha, beta):
     x = operands[0]
     if beta != NATIVE_POWER or x.dtype != jnp.float32:
         return in_hlo(*operands, size=size, k=k, alpha=alpha, beta=beta)
-    channels = x.shape[-1]
-    rows = (v.reshape(x.size // max(channels, 1), channels) for v in operands)
     # A reach beyond all channels means the same as one that includes them all.
-    return native(*rows, reach=min(size // 2, channels), k=k, alpha=alpha).reshape(x.shape)
+    return native(*operands, reach=min(size // 2, x.shape[-1]), k=k, alpha=alpha)[0]
+
+
+def _layout(x, *others, **_) -> Layout:
+    axes = Axes(labels=tuple(range(x.ndim)))
+    return Layout(operands=(axes,) * (1 + len(others)), results=(axes,), whole=frozenset([x.ndim - 1]))
+
+
+def _per_shard(name, native):
+    @per_shard(name, _layout)
+    def run(*operands, **response):
+        x = operands[0]
+        rows = (v.reshape(x.size // max(x.shape[-1], 1), x.shape[-1]) for v in operands)
+        return (native(*rows, **response).reshape(x.shape),)
+
+    return run
 
 
 def _primitive(name, in_hlo, native):
     return pass_primitive(name, in_hlo, functools.partial(_natively, native, in_hlo))
 
 
-response_p = _primitive("dfp_local_response", _response, passes.local_response)
+response_p = _primitive("dfp_local_response", _response, _per_shard("local_response", passes.local_response))
 response_tangent_p = pass_primitive("dfp_local_response_tangent", _tangent, _tangent)
-response_gradient_p = _primitive("dfp_local_response_gradient", _gradient, passes.local_response_gradient)
+response_gradient_p = _primitive(
+    "dfp_local_response_gradient",
+    _gradient,
+    _per_shard("local_response_gradient", passes.local_response_gradient),
+)
 
 
 def _batch(primitive, operands, dims, **params):

@@ -12,6 +12,8 @@ from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.operations.composites import expression, of_its_first_operand
+from dfpjax.operations.layouts import rows_layout
+from dfpjax.operations.partitioning import per_shard
 from dfpjax.operations.passes import (
     batch_as_groups,
     grouped,
@@ -56,11 +58,14 @@ def _moments_in_hlo(x, *, mapped):
     return x, jnp.sum(x, rows), jnp.sum(x * x, rows), low, high
 
 
+@per_shard("moments", functools.partial(rows_layout, results=("sum", "sum", "least", "greatest")))
 def _moments_natively(x, *, mapped):
-    return x, *ungrouped(passes.moments(grouped(x, mapped)), x, mapped)
+    return ungrouped(passes.moments(grouped(x, mapped)), x, mapped)
 
 
-moments_p = pass_primitive("dfp_moments", _moments_in_hlo, _moments_natively, several=True)
+moments_p = pass_primitive(
+    "dfp_moments", _moments_in_hlo, lambda x, *, mapped: (x, *_moments_natively(x, mapped=mapped)), several=True
+)
 
 
 def _moments_jvp(primals, tangents, *, mapped):

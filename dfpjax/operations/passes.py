@@ -2,7 +2,7 @@
 passes share.
 
 XLA for CPU is slow at these sums. Ours are more exact, so their last bits differ. Each is a primitive that
-lowers to a native pass (`dfpjax.kernels.passes`) on one CPU device and to ordinary operations elsewhere.
+lowers to a native pass (`dfpjax.kernels.passes`) on CPUs and to ordinary operations elsewhere.
 """
 
 import functools
@@ -19,20 +19,23 @@ from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
+from dfpjax.operations.layouts import rows_layout, whole_tensor_layout
+from dfpjax.operations.partitioning import per_shard
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
-    """Lower to `native` on a CPU in programs that are not partitioned, else to `in_hlo`. Both are called as
-    `fun(*operands, **params)`."""
+    """Lower to `native` on a CPU, else to `in_hlo`. Both are called as `fun(*operands, **params)`. What
+    `native` calls in native code must be `per_shard`."""
     several = primitive.multiple_results
-    plainly = lower_fun(in_hlo, multiple_results=several)
     natively = lower_fun(native, multiple_results=several)
 
     def lower(ctx, *operands, **params):
-        fun = plainly if _compat.is_partitioned(ctx) else natively
-        return fun(ctx, *operands, **params)
+        by_index = (operand := params.get("operand")) is not None and operand.rounding == "stochastic"
+        if by_index and _compat.is_partitioned(ctx):  # a shard does not know where in the tensor it is
+            params["operand"] = None
+        return natively(ctx, *operands, **params)
 
-    mlir.register_lowering(primitive, plainly)
+    mlir.register_lowering(primitive, lower_fun(in_hlo, multiple_results=several))
     mlir.register_lowering(primitive, lower, platform="cpu")
 
 
@@ -99,7 +102,12 @@ def transpose_by(other, ct, v, x, **params):
     return [other.bind(*_compat.vary_together(ct, x), **params), None]
 
 
-register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, passes.largest_magnitude)
+@per_shard("largest_magnitude", whole_tensor_layout)
+def _largest_magnitude(x):
+    return (passes.largest_magnitude(x),)
+
+
+register_lowerings(largest_magnitude_p, largest_magnitude_in_hlo, lambda x: _largest_magnitude(x)[0])
 
 
 def batch_as_groups(primitive, operands, dims, *, mapped, **params):
@@ -136,6 +144,7 @@ def _paired_in_hlo(g, x, centre, *, mapped):
     return jnp.sum(g, rows), jnp.sum(g * (x - jnp.expand_dims(centre, rows)), rows)
 
 
+@per_shard("paired_sums", functools.partial(rows_layout, results=("sum", "sum")))
 def _paired_natively(g, x, centre, *, mapped):
     sums = passes.paired_sums(grouped(g, mapped), grouped(x, mapped), grouped_channels(centre, mapped))
     return ungrouped(sums, x, mapped)
@@ -164,6 +173,7 @@ def _rectified_in_hlo(g, x, centre, scale, shift, *, mapped):
     return jnp.sum(g, rows), jnp.sum(g * centred, rows)
 
 
+@per_shard("rectified_sums", functools.partial(rows_layout, results=("sum", "sum")))
 def _rectified_natively(g, x, *of_channels, mapped):
     of_channels = (grouped_channels(v, mapped) for v in of_channels)
     return ungrouped(passes.rectified_sums(grouped(g, mapped), grouped(x, mapped), *of_channels), x, mapped)

@@ -10,9 +10,11 @@ from jax.interpreters import ad, batching
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.kernels.operands import pooled_operand
 from dfpjax.numbers import Quantizer
 from dfpjax.operations.composites import composite
+from dfpjax.operations.layouts import pooling_layout
+from dfpjax.operations.operands import pooled_operand
+from dfpjax.operations.partitioning import Layout, per_shard
 from dfpjax.operations.passes import mapped_first, pass_primitive, transpose_by
 
 MOST_TAPS = 1024
@@ -82,16 +84,26 @@ def _pool_in_hlo(x, *, windows: Windows, operand, kept):
 
 
 def _pool_natively(x, *, windows: Windows, operand: Quantizer | None, kept: bool):
-    shape = jax.eval_shape(functools.partial(_pool, windows=windows), x).shape
+    rows = jax.eval_shape(functools.partial(_pool, windows=windows), x).shape[1:3]
+    params = {"windows": windows.encode(), "rows": rows}
     if operand is None:
-        return passes.max_pool(x, shape, windows.encode())
-    params = {"quantizer": operand, "blocks": operand.blocks, "kept": kept}
-    mantissa, exponent, y = pooled_operand(x, shape, windows.encode(), **params)
+        return _pool_per_shard(x, **params)[0]
+    of_operand = {"quantizer": operand, "blocks": operand.blocks, "kept": kept}
+    mantissa, exponent, y = pooled_operand(x, **params, **of_operand)
     if kept:
         return y
     # What quantizes this finds mantissas and exponents among its operands. Nothing computes it otherwise.
-    alone = composite(max_pool_p.name, lambda x, *_: passes.max_pool(x, shape, windows.encode()))
+    alone = composite(max_pool_p.name, lambda x, *_: _pool_per_shard(x, **params)[0])
     return alone(x, mantissa, exponent)
+
+
+def _layout(x, *, rows, **_) -> Layout:
+    return pooling_layout(x, out_shape=(x.shape[0], *rows, x.shape[3]), results=("out",))
+
+
+@per_shard("max_pool", _layout)
+def _pool_per_shard(x, *, windows, rows):
+    return (passes.max_pool(x, (x.shape[0], *rows, x.shape[3]), windows),)
 
 
 def _tangent(dx, x, *, windows: Windows):
@@ -103,7 +115,16 @@ def _gradient(ct, x, *, windows: Windows):
 
 
 def _gradient_natively(ct, x, *, windows: Windows):
-    return passes.max_pool_gradient(ct, x, windows.encode())
+    return _gradient_per_shard(ct, x, windows=windows.encode())[0]
+
+
+def _gradient_layout(ct, x, **_) -> Layout:
+    return pooling_layout(ct, x, out_shape=ct.shape, results=("in",))
+
+
+@per_shard("max_pool_gradient", _gradient_layout)
+def _gradient_per_shard(ct, x, *, windows):
+    return (passes.max_pool_gradient(ct, x, windows),)
 
 
 max_pool_p = pass_primitive("dfp_max_pool", _pool_in_hlo, _pool_natively)

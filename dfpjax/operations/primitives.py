@@ -41,7 +41,6 @@ from dfpjax.numbers.format.explicit import (
     with_partitions,
 )
 from dfpjax.numbers.format.quantize import quantize_p
-from dfpjax.operations import sharding
 from dfpjax.operations.evaluation import (
     chosen,
     examples_of,
@@ -157,25 +156,17 @@ def _of_examples(lhs, contraction: Contraction, out_sharding: NamedSharding, sha
 
 def _contract(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, out_sharding,
     counted=False,
 ):  # fmt: skip
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
-    native = native and backend == "auto"
+    params = {"contraction": contraction, "blocks": blocks, "native": native and backend == "auto"}
     if accumulation != "certified":
-        # Not partitioned: the count of what is saturated is the whole contraction's.
-        length = accumulation.length
-        run = functools.partial(run_fixed_chain, length=length, bits=bits, blocks=blocks, native=native)
-        return run(contraction, *operands)[0]
+        return run_fixed_chain(*operands, **params, length=accumulation.length, bits=bits)[0]
     # Chosen before the contraction is partitioned, so from the shapes of the whole.
     choice = chosen(contraction, *operands, blocks=blocks, accumulation=accumulation, algorithm=algorithm)
-    params = {"blocks": blocks, "algorithm": choice.algorithm, "native": native}
-    if counted and not devices:
-        return run_counting(contraction, *operands, **params)[0]
-    run = functools.partial(run_certified, **params)
-    if devices:
-        run = functools.partial(sharding.partitioned, run, devices, blocks)
-    return run(contraction, *operands)
+    run = run_counting if counted else run_certified
+    return run(*operands, **params, algorithm=choice.algorithm)[0]
 
 
 def _contract_linear(*operands, **params):
@@ -195,34 +186,33 @@ def all_quantized(
 
 def _saturated_chains(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, out_sharding,
 ):  # fmt: skip
     if accumulation == "certified":
         return jnp.zeros(examples_of(contraction), jnp.int32)
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
-    chains = {"length": accumulation.length, "bits": bits}
-    native = native and backend == "auto"
-    return run_fixed_chain(contraction, *operands, **chains, blocks=blocks, native=native)[1]
+    params = {"contraction": contraction, "blocks": blocks, "native": native and backend == "auto"}
+    return run_fixed_chain(*operands, **params, length=accumulation.length, bits=bits)[1]
 
 
 def _chain_lengths(
     lhs, lhs_exponent, rhs, rhs_exponent,
-    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, devices, out_sharding,
+    *, contraction, cotangent, accumulation, algorithm, bits, blocks, backend, native, out_sharding,
 ):  # fmt: skip
-    # Not partitioned either.
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
-    native = native and backend == "auto"
-    return run_counting(contraction, *operands, blocks=blocks, algorithm=algorithm, native=native)[1]
+    params = {"contraction": contraction, "blocks": blocks, "native": native and backend == "auto"}
+    # By the same algorithm as `_contract`, so that it is the same call.
+    choice = chosen(contraction, *operands, blocks=blocks, accumulation=accumulation, algorithm=algorithm)
+    return run_counting(*operands, **params, algorithm=choice.algorithm)[1]
 
 
 def _lowering(function):
     run = lower_fun(function, multiple_results=False)
 
     def lower(ctx, *operands, native, **params):
-        ctx, devices = _compat.partitioned_context(ctx)
         if native and params["backend"] == "auto":
             memory.hint(4 * max(aval.size for aval in ctx.avals_in))
-        return run(ctx, *operands, native=native, devices=devices, **params)
+        return run(ctx, *operands, native=native, **params)
 
     return lower
 
@@ -236,7 +226,7 @@ def _lower_linear(ctx, lhs, *rhs, native, **params):
         "mapped_axes": contraction.mapped_axes(contraction.lhs), "native": True,
     }  # fmt: skip
     # Exponents of rhs that are not those of blocks may shift lhs (`align`).
-    alone = native and params["backend"] == "auto" and not _compat.is_partitioned(ctx) and params["blocks"]
+    alone = native and params["backend"] == "auto" and params["blocks"]
     producer = find_producer(lhs, quantization) if alone else None
     if producer is None:
         return _lowering_of_linear(ctx, lhs, *rhs, native=native, **params)

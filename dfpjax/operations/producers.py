@@ -11,17 +11,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dfpjax import _compat
-from dfpjax.kernels import operands as passes
+from dfpjax.kernels.export import PER_SHARD
 from dfpjax.kernels.operands import POOLED_OPERAND, RECTIFIED_OPERAND, operand_attributes
 from dfpjax.numbers.format.dtype import from_integers
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.quantize import quantize_p
+from dfpjax.operations import operands as passes
 from dfpjax.operations.channels import scaled_p
 from dfpjax.operations.composites import composite_name
 from dfpjax.operations.moments import add_affine_p
+from dfpjax.operations.partitioning import described
 from dfpjax.operations.pooling import max_pool_p
 from dfpjax.operations.rectified import rectified_scaled_p, rectify_normalized_p
 from dfpjax.operations.rectified_bias import masked_p, rectified_shift_p
@@ -83,17 +84,25 @@ def find_producer(operand, params: dict) -> Producer | Written | None:
 
 def _written(result, params: dict) -> Written | None:
     """What the call that gives this result has written, if it is an operand of this kind."""
-    if (call := _compat.ffi_call_of(result)) is None or call[0] not in (RECTIFIED_OPERAND, POOLED_OPERAND):
+    if (call := _compat.custom_call_of(result)) is None:
         return None
-    _, attributes, results = call
-    wanted = operand_attributes(tuple(result.type.shape), params["quantizer"], params["blocks"])
-    if not all(_same(attributes[name], value) for name, value in wanted.items()):
+    target, attributes, results = call
+    shape = tuple(result.type.shape)
+    if target == PER_SHARD:
+        name, found = described(attributes)
+        if name not in (passes.RECTIFIED, passes.POOLED):
+            return None
+        attributes = _plain(operand_attributes(shape, found["quantizer"], found["blocks"]))
+    elif target not in (RECTIFIED_OPERAND, POOLED_OPERAND):
+        return None
+    wanted = _plain(operand_attributes(shape, params["quantizer"], params["blocks"]))
+    if any(attributes[name] != value for name, value in wanted.items()):
         return None
     return Written(mantissa=results[0], exponent=results[1])
 
 
-def _same(found: int | str | list[int], wanted: int | str | np.ndarray) -> bool:
-    return found == (wanted if isinstance(wanted, str) else wanted.tolist())
+def _plain(attributes: dict) -> dict:
+    return {name: v if isinstance(v, str) else v.tolist() for name, v in attributes.items()}
 
 
 _NAMES = {
@@ -144,4 +153,4 @@ def _gradient(g, scale, x, offset, slope, **params):
 @_pass
 def _rectified_gradient(g, x, mean, scale, shift, _x, offset, slope, **params):
     mean, scale, shift, offset, slope = (v.reshape(-1) for v in (mean, scale, shift, offset, slope))
-    return passes.gradient_operand(g, x, scale, offset, slope, mean=mean, shift=shift, **params)
+    return passes.gradient_operand(g, x, scale, offset, slope, mean, shift, **params)

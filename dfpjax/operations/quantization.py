@@ -2,8 +2,8 @@
 
 On large tensors it runs faster than HLO, and on small ones it compiles much faster. Other kinds of
 quantization lower to HLO. In partitioned programs each device quantizes the blocks it has; XLA partitions
-other kinds, and stochastic rounding. One pass also computes the operand itself if there is a pass that does
-(`dfpjax.operations.producers`).
+other kinds, and stochastic rounding, which depends on an element's index in the whole tensor. One pass also
+computes the operand itself if there is a pass that does (`dfpjax.operations.producers`).
 """
 
 import functools
@@ -20,18 +20,29 @@ from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.dtype import from_integers, to_integers
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.numbers.format.quantize import quantize_in_hlo, quantize_p
+from dfpjax.operations.layouts import quantization_layout
+from dfpjax.operations.partitioning import per_shard
 from dfpjax.operations.producers import find_producer
-from dfpjax.operations.sharding import partitioned_quantization
 
 
 @jax.named_scope(quantize_p.name)
-def _quantize_natively(x: jax.Array, *more: jax.Array, **params) -> tuple[jax.Array, jax.Array]:
-    """The computation of `quantize_p`, in native code as far as there is some."""
-    quantizer, mapped, given = params["quantizer"], len(params["mapped_axes"]), params["given"]
-    whole = not (mapped or given or params["slice_axes"]) and quantizer.rounding == "nearest"
-    if params["native"] and params["blocks"] is not None:
-        mantissa, exponent = _in_blocks(x, *more, quantizer=quantizer, blocks=params["blocks"], mapped=mapped)
-    elif params["native"] and whole:
+def _quantize(
+    x: jax.Array, *more: jax.Array, native_code: bool, by_index: bool, **params
+) -> tuple[jax.Array, jax.Array]:
+    """The computation of `quantize_p`, in native code as far as there is some.
+
+    Arguments:
+        by_index: whether the result depends on where in the tensor a number is.
+    """
+    quantizer, mapped, blocks = params["quantizer"], len(params["mapped_axes"]), params["blocks"]
+    whole = not (mapped or params["given"] or params["slice_axes"]) and quantizer.rounding == "nearest"
+    if blocks is not None and not by_index:
+        of_blocks = {"quantizer": quantizer, "blocks": blocks, "mapped": mapped}
+        mantissa, exponent = _in_blocks(x, **of_blocks, native=native_code)
+    elif native_code and blocks is not None:
+        seeds = _seeds(x.shape[:mapped], *more)
+        mantissa, exponent = passes.quantize_blocks(x, quantizer, blocks, mapped=mapped, seeds=seeds)
+    elif native_code and whole:
         mantissa, exponent = passes.quantize(x, quantizer.bits)
         exponent = exponent.reshape((1,) * x.ndim)
     else:
@@ -39,29 +50,21 @@ def _quantize_natively(x: jax.Array, *more: jax.Array, **params) -> tuple[jax.Ar
     return from_integers(mantissa), exponent
 
 
-def _in_blocks(x, *seed, quantizer: Quantizer, blocks: Blocks, mapped: int):
-    seeds = None
-    if seed and quantizer.rounding == "stochastic":  # its other axes have extent 1
-        examples = x.shape[:mapped]
-        seeds = jnp.broadcast_to(seed[0].reshape(seed[0].shape[:mapped]), examples).reshape(
-            math.prod(examples)
-        )
-    return passes.quantize_blocks(x, quantizer, blocks, mapped=mapped, seeds=seeds)
+@per_shard("quantization", quantization_layout)
+def _in_blocks(x, *, quantizer: Quantizer, blocks: Blocks, mapped: int, native: bool):
+    if native:
+        return passes.quantize_blocks(x, quantizer, blocks, mapped=mapped)
+    of_hlo = {"mapped_axes": tuple(range(mapped)), "slice_axes": (), "given": (), "native": False}
+    mantissa, exponent = quantize_in_hlo(x, quantizer=quantizer, blocks=blocks, **of_hlo)
+    return to_integers(mantissa), exponent
 
 
-def _quantize(x: jax.Array, *more: jax.Array, devices: tuple, native_code: bool, **params):
-    """The computation of `quantize_p`, of each device's shard by itself where there are devices."""
-    quantize = functools.partial(_quantize_natively if native_code else quantize_in_hlo, **params)
-    if not devices:
-        return quantize(x, *more)
-
-    def compute(x):
-        mantissa, exponent = quantize(x)
-        return to_integers(mantissa), exponent
-
-    mapped = len(params["mapped_axes"])
-    mantissa, exponent = partitioned_quantization(compute, devices, params["blocks"], mapped, x)
-    return from_integers(mantissa), exponent
+def _seeds(examples, *seed) -> jax.Array | None:
+    """A seed for each example, whose other axes have extent 1."""
+    if not seed:
+        return None
+    seeds = jnp.broadcast_to(seed[0].reshape(seed[0].shape[: len(examples)]), examples)
+    return seeds.reshape(math.prod(examples))
 
 
 _quantized = lower_fun(_quantize, multiple_results=True)
@@ -69,18 +72,13 @@ _quantized = lower_fun(_quantize, multiple_results=True)
 
 def _lower(ctx, *operands, on_cpu: bool, **params):
     native = on_cpu and params["native"]
-    devices = ()
-    if not _compat.is_partitioned(ctx):
-        producer = find_producer(operands[0], params) if native else None
-        if producer is not None:
-            return producer.lower(ctx, params)
-    else:
-        # Stochastic rounding depends on an element's index in the whole tensor, which a shard does not know.
-        random = params["quantizer"].rounding == "stochastic" or params["given"]
-        if params["blocks"] is not None and not random:
-            ctx, devices = _compat.partitioned_context(ctx)
-        native = native and bool(devices)
-    return _quantized(ctx, *operands, devices=devices, native_code=native, **params)
+    by_index = params["quantizer"].rounding == "stochastic"
+    if _compat.is_partitioned(ctx):
+        native = native and params["blocks"] is not None and not by_index
+    producer = find_producer(operands[0], params) if native else None
+    if producer is not None:
+        return producer.lower(ctx, params)
+    return _quantized(ctx, *operands, native_code=native, by_index=by_index, **params)
 
 
 for _platform, _on_cpu in ((None, False), ("cpu", True)):

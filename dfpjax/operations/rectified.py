@@ -15,10 +15,12 @@ from jax.interpreters import ad, batching
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.kernels.operands import rectified_operand
 from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_tangent_p, scaled_p
 from dfpjax.operations.composites import expression, of_its_first_operand, self_adjoint
+from dfpjax.operations.layouts import rows_layout
+from dfpjax.operations.operands import rectified_operand
+from dfpjax.operations.partitioning import Layout, per_shard
 from dfpjax.operations.passes import (
     batch_as_groups,
     grouped,
@@ -152,6 +154,16 @@ def _sum_natively(x, residual, *of_channels, mapped, masked, operand):
         produced = rectified_operand(x, shift, mean=mean, scale=scale, residual=residual, **params)
         _, _, positive, y, *extremes = produced
         return y, positive, *extremes
+    return _sum_per_shard(x, residual, *of_channels, mapped=mapped, masked=masked)
+
+
+def _layout(*operands, mapped, masked) -> Layout:
+    results = ("rows", "rows" if masked else "empty", "least", "greatest")
+    return rows_layout(*operands, results=results, mapped=mapped)
+
+
+@per_shard("rectified_sum", _layout)
+def _sum_per_shard(x, residual, *of_channels, mapped, masked):
     of_channels = (grouped_channels(v, mapped) for v in of_channels)
     given = grouped(x, mapped), grouped(residual, mapped), *of_channels
     y, positive, *extremes = passes.rectified_sum(*given, masked=masked)

@@ -13,9 +13,11 @@ from jax.interpreters import ad, batching
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.kernels.operands import rectified_operand
 from dfpjax.numbers import Quantizer
 from dfpjax.operations.composites import composite, expression, of_its_first_operand, self_adjoint
+from dfpjax.operations.layouts import rows_layout
+from dfpjax.operations.operands import rectified_operand
+from dfpjax.operations.partitioning import per_shard
 from dfpjax.operations.passes import (
     grouped,
     mapped_first,
@@ -94,12 +96,15 @@ def _masked_sums(g, positive, *, mapped):
     return jnp.sum(jnp.where(positive, g, 0), rows_of(g, mapped))
 
 
+@per_shard("masked_sums", functools.partial(rows_layout, results=("sum",)))
 def _masked_sums_natively(g, positive, *, mapped):
     sums = passes.masked_sums(grouped(g, mapped), grouped(positive, mapped))
-    return ungrouped([sums], g, mapped)[0]
+    return ungrouped([sums], g, mapped)
 
 
-masked_sums_p = pass_primitive("dfp_masked_sums", _masked_sums, _masked_sums_natively)
+masked_sums_p = pass_primitive(
+    "dfp_masked_sums", _masked_sums, lambda *operands, mapped: _masked_sums_natively(*operands, mapped=mapped)[0]
+)
 
 
 def _masked_sums_jvp(primals, tangents, *, mapped):

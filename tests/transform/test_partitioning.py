@@ -22,7 +22,7 @@ from dfpjax.transform import mixed_precision
 forced = functools.partial(mixed_precision, policy=TENSOR_WIDE)
 NHWC = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 WIDTHS = {"f32": 4, "s32": 4, "s16": 2, "pred": 1}
-PARTITIONED, NATIVE = "CustomSPMDPartitioning", "dfpjax_contract_v1"
+PARTITIONED, NATIVE = "dfpjax_per_shard_v1", "dfpjax_contract_v1"
 
 
 def mesh_of(sizes, names, kind=AxisType.Auto):
@@ -277,7 +277,7 @@ def test_a_rule_only_where_xla_partitions():
 
 @pytest.mark.jax_releases
 @pytest.mark.parametrize("abstract", [False, True], ids=["mesh", "abstract mesh"])
-def test_exported_programs_hold_no_rule(abstract):
+def test_exported_programs_are_partitioned(abstract):
     mesh = mesh_of((4,), ("data",))
     x, w = normal(0, 16, 24), normal(1, 24, 12)
     args = [
@@ -286,9 +286,9 @@ def test_exported_programs_hold_no_rule(abstract):
         )
         for a, spec in ((x, P("data")), (w, P()))
     ]
-    check = export.DisabledSafetyCheck.custom_call(NATIVE)
     fun = jax.jit(forced(product))
-    exported = export.export(fun, platforms=["cpu"], disabled_checks=[check])(*args)
-    assert exported.nr_devices == 4 and PARTITIONED not in exported.mlir_module()
-    actual, _ = run(exported.call, mesh, [P("data"), P()], x, w)
+    exported = export.export(fun, platforms=["cpu"], disabled_checks=dfpjax.export_checks())(*args)
+    assert exported.nr_devices == 4
+    actual, moved = run(exported.call, mesh, [P("data"), P()], x, w)
+    assert moved == {}
     assert relative_error(actual, fun(x, w)) < 1e-6
