@@ -295,10 +295,15 @@ def user_frames(traceback) -> list[tuple[str, int]]:
     return [(frame.file_name, frame.start_line) for frame in _source_info.user_frames(traceback)]
 
 
+def nameless_debug_info(name: str):
+    """Debugging information of a jaxpr whose inputs and outputs have no names."""
+    return _linear_util.DebugInfo("dfpjax", name, None, None)
+
+
 def trace(fun, avals, name: str):
     """Trace `fun`, a function of arrays, to (jaxpr, consts). The jaxpr's outputs are the leaves of the result
     of `fun`."""
-    debug_info = _linear_util.DebugInfo("dfpjax", name, None, None)
+    debug_info = nameless_debug_info(name)
     wrapped = _linear_util.wrap_init(lambda *args: _tree_util.tree_leaves(fun(*args)), debug_info=debug_info)
     jaxpr, _, consts = _partial_eval.trace_to_jaxpr_dynamic(wrapped, list(avals))
     return jaxpr, consts

@@ -13,12 +13,16 @@
 
 namespace dfpjax {
 
+class PackedB;
+
 struct Operands {
   const int16_t* a;
   const int16_t* b;
   const int32_t* ea;
   const int32_t* eb;
   float* c;
+  // May be null. Otherwise B, packed: b and eb are not read. The plan has one part, of mode "tiles".
+  std::shared_ptr<const PackedB> packed = nullptr;
 };
 
 // Counts events of one or more kinds for each example. G consists of the examples, one after the

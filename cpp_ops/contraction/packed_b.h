@@ -16,32 +16,46 @@ namespace dfpjax {
 class PackedB : public PreparedOperand {
  public:
   explicit PackedB(const Part& part);
+  // Of operands in blocks, in memory of the caller, which has size_of(part) and lives longer.
+  PackedB(const Part& part, int32_t* words, PanelsInBlocks* segments);
+  struct Size {
+    int64_t words, segments;
+  };
+  // A B without dimensions of g is packed once for all of them.
+  static Size size_of(const Part& part);
+
   size_t bytes() const override;
   // Of a group.
-  int64_t group_bytes() const { return group_words_ * int64_t{sizeof(int32_t)}; }
+  int64_t group_bytes() const { return l_.group_words * int64_t{sizeof(int32_t)}; }
   PanelOfB at(int64_t g, int64_t panel, int64_t block) const;
 
   // B is packed when this is done for all indices below packs().
-  int64_t packs() const { return groups_ * ceil_div(panels_, kPanelsPerPack) * blocks_; }
+  int64_t packs() const { return l_.groups * ceil_div(l_.panels, kPanelsPerPack) * l_.blocks; }
   void pack(const PackerB& packer, int64_t index, PackingSpace* space);
 
  private:
+  struct Layout {
+    explicit Layout(const Part& part);
+    bool in_blocks;
+    int64_t groups, n, k, panels, blocks, panel_words, group_words;
+  };
+
   int64_t columns(int64_t panel) const {
-    return std::min<int64_t>(kPanelColumns, n_ - panel * kPanelColumns);
+    return std::min<int64_t>(kPanelColumns, l_.n - panel * kPanelColumns);
   }
   int64_t index(int64_t g, int64_t panel, int64_t block) const {
-    return (g * panels_ + panel) * blocks_ + block;
+    return ((l_.groups > 1 ? g : 0) * l_.panels + panel) * l_.blocks + block;
   }
   int32_t* words_at(int64_t g, int64_t panel, int64_t block) const {
-    return words_.as<int32_t>() + g * group_words_ + panel * panel_words_ +
+    return words_ + (l_.groups > 1 ? g : 0) * l_.group_words + panel * l_.panel_words +
            block * PackerB::block_words(columns(panel), kBlock);
   }
 
-  const bool in_blocks_;
-  const int64_t groups_, n_, k_, panels_, blocks_, panel_words_, group_words_;
-  const Scratch words_;       // [g][panel][block]; the last panel may be narrower
-  std::vector<Norms> norms_;  // likewise, unless operands are in blocks
-  const Scratch segments_;    // PanelsInBlocks, if they are
+  const Layout l_;
+  const Scratch own_words_, own_segments_;  // unless the memory is the caller's
+  int32_t* const words_;             // [g][panel][block]; the last panel may be narrower
+  PanelsInBlocks* const segments_;   // likewise, if operands are in blocks
+  std::vector<Norms> norms_;         // otherwise
 };
 
 }  // namespace dfpjax

@@ -45,7 +45,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
       tiles_(ceil_div(part.M, kTileRows)),
       panels_(ceil_div(part.N, kPanelColumns)),
       packing_(offer_packed(part, reuse)),
-      shared_b_(reuse.prepared<PackedB>()),
+      shared_b_(operands.packed != nullptr ? operands.packed : reuse.prepared<PackedB>()),
       workspaces_(static_cast<size_t>(threads)) {
   const int64_t split_blocks = std::min(p_.blocks_per_split, blocks_);
   // Packed, overlapping rows would be many times larger than the operand.
@@ -214,7 +214,7 @@ void Tiles::combine_in_blocks(const float* partial, int64_t i, int64_t half, int
 std::unique_ptr<Job> make_tiles(const Part& part, const Operands& operands, const Chains& chains,
                                 const ContractionKernels& kernels, int threads,
                                 OperandReuse& reuse) {
-  if (worth_keeping(part)) reuse.look_up();
+  if (operands.packed == nullptr && worth_keeping(part)) reuse.look_up();
   return std::make_unique<Tiles>(part, operands, chains, kernels, threads, reuse);
 }
 

@@ -57,6 +57,7 @@ using Handlers = std::vector<Handler>;
 Handlers contraction_handlers();
 Handlers pass_handlers();
 Handlers operand_handlers();
+Handlers panel_handlers();
 
 // XLA's own pool; a second one would oversubscribe the machine.
 class XlaExecutor : public Executor {

@@ -16,6 +16,7 @@
 
 #include "contraction/kept_operand.h"
 #include "contraction/kernels/table.h"
+#include "contraction/packed_b.h"
 #include "ffi/support.h"
 #include "isa/isa.h"
 #include "runtime/scratch.h"
@@ -27,7 +28,8 @@ namespace {
 
 nb::dict registrations() {
   nb::dict result;
-  for (const Handlers& handlers : {contraction_handlers(), pass_handlers(), operand_handlers()})
+  for (const Handlers& handlers : {contraction_handlers(), panel_handlers(), pass_handlers(),
+                                   operand_handlers()})
     for (const Handler& handler : handlers) {
       nb::dict stages;
       stages["execute"] = nb::capsule(reinterpret_cast<void*>(handler.execute));
@@ -129,6 +131,7 @@ NB_MODULE(_native, m) {
   m.def("scratch_bytes", &scratch_bytes, "Bytes of scratch memory kept between calls.");
   m.def("kept_operand_bytes", &kept_operand_bytes,
         "Bytes of prepared operands, packed or transformed, kept between calls.");
+  m.attr("panel_info_bytes") = sizeof(PanelsInBlocks);  // of a panel in a block of k
   m.def("measure_peak", &measure_peak, nb::arg("threads") = 1, nb::arg("isa") = "",
         "Peak GMAC/s of the path's int16 dot product and of f32 FMA, on registers alone.");
 }

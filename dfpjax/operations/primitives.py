@@ -352,19 +352,19 @@ for _measure in (saturated_chains_p, chain_lengths_p):
 # --- batching -------------------------------------------------------------------------------------
 
 
-def _map_leading(x, dim, size: int):
+def map_leading(x, dim, size: int):
     """Move x's mapped axis to the front, or broadcast x along a new one of that size."""
     if dim is None:
         return lax.broadcast(x, (size,))
     return jnp.moveaxis(x, dim, 0) if dim else x
 
 
-def _map_quantized(mantissa, exponent, dims, size: int, blocks):
+def map_quantized(mantissa, exponent, dims, size: int, blocks):
     """An operand's (mantissa, exponent) with the mapped axis in front, and whether it has one."""
     if dims[0] is None and dims[1] is None:
         return mantissa, exponent, False
     exponent_size = 1 if dims[1] is None and blocks is None else size
-    return _map_leading(mantissa, dims[0], size), _map_leading(exponent, dims[1], exponent_size), True
+    return map_leading(mantissa, dims[0], size), map_leading(exponent, dims[1], exponent_size), True
 
 
 def _size(operands, dims) -> int:
@@ -374,8 +374,8 @@ def _size(operands, dims) -> int:
 def _quantized_batch(bind, operands, dims, *, contraction: Contraction, out_sharding, blocks, **params):
     size = _size(operands, dims)
     params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
-    lhs, lhs_exponent, lhs_mapped = _map_quantized(*operands[:2], dims[:2], size, blocks[0])
-    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[2:], dims[2:], size, blocks[1])
+    lhs, lhs_exponent, lhs_mapped = map_quantized(*operands[:2], dims[:2], size, blocks[0])
+    rhs, rhs_exponent, rhs_mapped = map_quantized(*operands[2:], dims[2:], size, blocks[1])
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
     return bind(lhs, lhs_exponent, rhs, rhs_exponent, contraction=mapped, blocks=blocks, **params), 0
 
@@ -384,8 +384,8 @@ def _contract_linear_batch(operands, dims, *, contraction: Contraction, out_shar
     size = _size(operands, dims)
     params["out_sharding"] = mapped_sharding(operands, dims, out_sharding)
     lhs_mapped = dims[0] is not None
-    lhs = _map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
-    rhs, rhs_exponent, rhs_mapped = _map_quantized(*operands[1:], dims[1:], size, blocks)
+    lhs = map_leading(operands[0], dims[0], size) if lhs_mapped else operands[0]
+    rhs, rhs_exponent, rhs_mapped = map_quantized(*operands[1:], dims[1:], size, blocks)
     mapped = contraction.map(size, lhs=lhs_mapped, rhs=rhs_mapped)
     return contract_linear(lhs, rhs, rhs_exponent, contraction=mapped, blocks=blocks, **params), 0
 

@@ -19,7 +19,7 @@ _NO_LAYERS = frozenset({"checkpoint", _RECOMPUTED, FLOAT32})
 
 PATH_KEEPING = frozenset(
     {
-        "all_gather", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dfp_quantize",
+        "all_gather", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dfp_quantize", "dfp_thaw",
         "dynamic_slice", "layout_constraint", "mesh_cast", "name", "pcast", "pvary", "reduce_precision",
         "reshape", "reshard", "rev", "sharding_constraint", "slice", "squeeze", "stop_gradient", "transpose",
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dfpjax.numbers import Accumulation, Quantizers
+from dfpjax.numbers.contraction.accumulation import pre_shifted
 from dfpjax.numbers.contraction.algorithm import RequestedAlgorithm
 from dfpjax.policy._config import PASSES, OpConfig, Pass
 from dfpjax.policy._cost import objection
@@ -11,6 +12,7 @@ from dfpjax.policy._passes import Part
 from dfpjax.policy._policy import BoundPolicy
 from dfpjax.policy._rules import Position, Rule
 from dfpjax.transform._contractions import QUANTIZED, work
+from dfpjax.transform._held import dtype_is_float32, mismatch
 from dfpjax.transform._requests import request
 from dfpjax.transform._survey import Site
 
@@ -56,6 +58,9 @@ class Verdict:
 
     reason: str
 
+    held: frozenset[int] = frozenset()
+    """The operands, 0 for lhs and 1 for rhs, that are frozen and read as they are."""
+
 
 def decide(site: Site, policy: BoundPolicy) -> Verdict:
     """Decide about one operation."""
@@ -64,11 +69,12 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
     decision = policy.decide(site.operation)
     config, part = decision.config, decision.part
     reason = "the policy's default" if decision.rule is None else repr(decision.rule)
-    treatment = None
+    treatment, held, dequantized = None, frozenset(), ""
     if config is not None:
+        held, dequantized = _held(site, config, part)
         if not config.override_precision and (asked := _request(site, part)):
             reason = f"asks for {asked}, and override_precision is off ({reason})"
-        elif not config.force and (cost := objection(work(site.eqn))):
+        elif not config.force and not held and (cost := objection(work(site.eqn))):
             reason = f"{cost} (else {reason})"
         elif (passes := _passes(config, part.kind)) is None:
             reason = f"{_off(config, part.kind)} ({reason})"
@@ -80,7 +86,33 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
                 required=part.kind == "fprop",
                 passes=passes,
             )
-    return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason)
+    elif any(site.thawed):
+        dequantized = "float32 is wanted"
+    held = held if treatment is not None else frozenset()
+    if held:
+        reason = f"{reason}; reads frozen weights"
+    elif any(site.thawed):
+        reason = f"{reason}; dequantizes frozen weights{': ' if dequantized else ''}{dequantized}"
+    return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason, held=held)
+
+
+def _held(site: Site, config: OpConfig, part: Part) -> tuple[frozenset[int], str]:
+    """The frozen operands that an operation can read as they are, and why it cannot read another one."""
+    if not config.fprop or not dtype_is_float32(site.eqn.invars):
+        return frozenset(), "another type or pass is wanted" if any(site.thawed) else ""
+    quantizers = config.quantizers(*part.roles)
+    quantizers = pre_shifted(quantizers, config.accumulation)
+    held, reason = set(), ""
+    for operand, thaw in enumerate(site.thawed):
+        if thaw is None:
+            continue
+        quantizer = (quantizers.lhs, quantizers.rhs)[operand]
+        found = mismatch(site.eqn, operand, thaw.params["form"], quantizer, config.accumulation)
+        if found is None:
+            held.add(operand)
+        else:
+            reason = found
+    return frozenset(held), reason
 
 
 def _request(site: Site, part: Part) -> str | None:

@@ -103,7 +103,7 @@ class _Hoisting:
             return [scan]
         loop = functools.partial(_loop, scan.params, moving, constants, carry)
         with user_context(scan.source_info.traceback), scan.ctx.manager:
-            jaxpr = _with_own_results(loop, [v.aval for v in scan.invars])
+            jaxpr = with_own_results(loop, [v.aval for v in scan.invars])
         outvars = dict(zip(jaxpr.outvars, scan.outvars, strict=True))
         return renamed(jaxpr, scan, {**dict(zip(jaxpr.invars, scan.invars, strict=True)), **outvars})
 
@@ -159,7 +159,7 @@ def _loop(params: dict, moving: Sequence[JaxprEqn], constants: int, carry: int, 
     return [*state, *stacked]
 
 
-def _with_own_results(fun: Callable, avals: Sequence[Any]) -> Jaxpr:
+def with_own_results(fun: Callable, avals: Sequence[Any]) -> Jaxpr:
     """Trace a function so that each result is a variable of its own, whose name can be changed. A loop that
     hands a value on unchanged gives the value itself."""
     jaxpr = without_constants(fun, avals, "scan")

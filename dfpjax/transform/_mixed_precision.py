@@ -12,6 +12,7 @@ from jax.extend.source_info_util import new_name_stack
 
 from dfpjax import _checks, _compat
 from dfpjax.numbers.format.explicit import explicit_axes
+from dfpjax.numbers.format.frozen import is_frozen
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
@@ -19,8 +20,9 @@ from dfpjax.transform._cache import BoundedCache
 from dfpjax.transform._decide import decide, require_matches
 from dfpjax.transform._hoist import hoisted
 from dfpjax.transform._rewrite import Rewriter
+from dfpjax.transform._sink import sunk
 from dfpjax.transform._survey import Body, Scope, survey
-from dfpjax.transform._trace import Arguments, Traced, is_array, trace
+from dfpjax.transform._trace import Arguments, Traced, arrays_of, is_array, trace
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -159,7 +161,9 @@ def running(fun: Callable, make: Callable[[Arguments], Program]) -> Callable:
 def survey_call(fun: Callable, arguments: Arguments) -> tuple[Traced, Body]:
     """Trace a call and find its convolutions and dot products."""
     traced = trace(fun, arguments)
-    return traced, survey_jaxpr(traced.jaxpr.jaxpr, fun, arguments)
+    jaxpr = sunk(traced.jaxpr.jaxpr)
+    traced = replace(traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
+    return traced, survey_jaxpr(jaxpr, fun, arguments)
 
 
 def prepared_call(fun: Callable, arguments: Arguments, policy: Policy) -> tuple[Traced, Body]:
@@ -179,7 +183,9 @@ def prepared_call(fun: Callable, arguments: Arguments, policy: Policy) -> tuple[
 def survey_jaxpr(jaxpr: Jaxpr, fun: Callable, arguments: Arguments) -> Body:
     """Find the convolutions and dot products of a call that is given as a jaxpr."""
     named = zip(argument_paths(fun, arguments.paths), arguments.leaves, strict=True)
-    return survey(jaxpr, [name for name, leaf in named if is_array(leaf)], Scope(stack=new_name_stack()))
+    return survey(
+        jaxpr, [name for name, leaf in named for _ in arrays_of(leaf)], Scope(stack=new_name_stack())
+    )
 
 
 def rewritten_call(fun: Callable, arguments: Arguments, policy: Policy, backend: Backend) -> Program:
@@ -223,6 +229,8 @@ def _key(leaves: Sequence[Any], in_tree) -> Hashable | None:
 
 
 def _leaf_key(leaf: Any) -> Hashable:
+    if is_frozen(leaf):
+        return leaf.form, tuple(map(jax.typeof, leaf.arrays))
     if is_array(leaf):
         return jax.typeof(leaf)
     # 1, 1.0 and True are equal, as are 0.0 and -0.0, and NaN differs from itself.

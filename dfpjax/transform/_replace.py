@@ -22,6 +22,7 @@ from dfpjax.transform._algorithms import conv_parameters, wanted_algorithm
 from dfpjax.transform._decide import Treatment, Verdict
 from dfpjax.transform._errors import layer_error
 from dfpjax.transform._fuse import Fusions
+from dfpjax.transform._held import with_held
 from dfpjax.transform._survey import Site
 
 
@@ -80,6 +81,7 @@ def inlined(
     eqn = site.eqn
     source = eqn.source_info
     name = site.operation.name or eqn.primitive.name
+    held = {i: thaw for i, thaw in enumerate(site.thawed) if i in verdict.held}
     inputs = [*eqn.invars, *(witness.inputs if witness is not None else ())]
     try:
         with user_context(source.traceback), eqn.ctx.manager:
@@ -87,8 +89,10 @@ def inlined(
             jaxpr = without_constants(operation, [v.aval for v in inputs], name)
     except Exception as error:
         raise layer_error(site, verdict, error) from error
+    eqns, names = with_held(jaxpr, held)
     (result,) = jaxpr.outvars
-    return renamed(jaxpr, eqn, {**dict(zip(jaxpr.invars, inputs, strict=True)), result: eqn.outvars[0]})
+    names |= {**dict(zip(jaxpr.invars, inputs, strict=True)), result: eqn.outvars[0]}
+    return renamed(jaxpr.replace(eqns=eqns), eqn, names)
 
 
 def without_constants(fun: Callable, avals: Sequence[Any], name: str) -> Jaxpr:

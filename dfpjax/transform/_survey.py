@@ -46,6 +46,8 @@ class Site:
     obstacle: str | None
     """Why it cannot be computed in dynamic fixed point, or None."""
     count: int
+    thawed: tuple[JaxprEqn | None, ...] = (None, None)
+    """For each operand the equation that makes it of a frozen array, if one does."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,11 +113,12 @@ def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
 
     found: dict[int, Site | Call] = {}
     opaque: dict[int, str] = {}
+    thawed: dict[Var, JaxprEqn] = {}
     for index, eqn in enumerate(jaxpr.eqns):
         primitive = eqn.primitive.name
         stack = scope.stack + eqn.source_info.name_stack
         if primitive in CONTRACTIONS or primitive in QUANTIZED:
-            found[index] = _site(eqn, stack, origin_of, scope)
+            found[index] = _site(eqn, stack, origin_of, scope, thawed)
         elif primitive in OPAQUE or _hides_contractions(eqn):
             opaque[index] = primitive
         elif inside := sub_jaxprs(eqn):
@@ -124,6 +127,8 @@ def survey(jaxpr: Jaxpr, inputs: Origins, scope: Scope) -> Body:
             origins.update(_results(eqn, call))
         elif primitive in PATH_KEEPING:
             origins[eqn.outvars[0]] = origin_of(eqn.invars[0])
+            if primitive == "dfp_thaw":
+                thawed[eqn.outvars[0]] = eqn
     return Body(jaxpr=jaxpr, found=found, opaque=opaque, outputs=[origin_of(v) for v in jaxpr.outvars])
 
 
@@ -139,7 +144,9 @@ def _hides_contractions(eqn: JaxprEqn) -> bool:
     return any(map(contracts, hidden_jaxprs(eqn)))
 
 
-def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:
+def _site(
+    eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope, thawed: dict[Var, JaxprEqn]
+) -> Site:
     operation = Operation(
         primitive=eqn.primitive.name,
         name=layer_name(stack),
@@ -149,7 +156,13 @@ def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope) -> Site:
         float64=in_float64(eqn),
     )
     kept = "in float32 by an OpConfig already" if is_kept_float32(stack) else None
-    return Site(eqn=eqn, operation=operation, obstacle=kept or obstacle(eqn), count=scope.count)
+    return Site(
+        eqn=eqn,
+        operation=operation,
+        obstacle=kept or obstacle(eqn),
+        count=scope.count,
+        thawed=tuple(thawed.get(v) if isinstance(v, Var) else None for v in factors(eqn)),
+    )
 
 
 def _call(eqn: JaxprEqn, inside: list[SubJaxpr], stack: Any, origin_of: Callable, scope: Scope) -> Call:

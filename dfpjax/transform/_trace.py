@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, valid_jaxtype
 from jax.interpreters.ad import Zero
 from jax.tree_util import KeyPath, PyTreeDef
 
+from dfpjax.numbers.format.frozen import FrozenArray, is_frozen
 from dfpjax.policy._layers import argument_paths
 from dfpjax.transform._changes import Changes
 from dfpjax.transform._variables import update, variables
@@ -32,9 +33,17 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct) or valid_jaxtype(leaf)
 
 
+def arrays_of(leaf: Any) -> tuple[Any, ...]:
+    """The arrays that are traced for a leaf: those of a frozen array, the leaf itself if it is an array, or
+    none."""
+    if is_frozen(leaf):
+        return leaf.arrays
+    return (leaf,) if is_array(leaf) else ()
+
+
 def _arrays_of(leaves: Sequence[Any]) -> list[Any]:
     """The arrays among leaves."""
-    return [leaf for leaf in leaves if is_array(leaf)]
+    return [array for leaf in leaves for array in arrays_of(leaf)]
 
 
 class _Array:
@@ -48,12 +57,24 @@ _ARRAY = _Array()
 
 
 def _without_arrays(leaves: Sequence[Any]) -> tuple[Any, ...]:
-    return tuple(_ARRAY if is_array(leaf) else leaf for leaf in leaves)
+    def without(leaf):
+        if is_frozen(leaf):
+            return FrozenArray([_ARRAY] * len(leaf.arrays), leaf.form)
+        return _ARRAY if is_array(leaf) else leaf
+
+    return tuple(map(without, leaves))
 
 
 def _with_arrays(leaves: Sequence[Any], arrays: Iterable[Any]) -> list[Any]:
+    """Leaves with arrays in their places. Of a frozen one they make the float32 array that it stands for."""
     remaining = iter(arrays)
-    return [next(remaining) if leaf is _ARRAY else leaf for leaf in leaves]
+
+    def with_own(leaf):
+        if is_frozen(leaf):
+            return FrozenArray([next(remaining) for _ in leaf.arrays], leaf.form).dequantize()
+        return next(remaining) if leaf is _ARRAY else leaf
+
+    return list(map(with_own, leaves))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +86,7 @@ class Arguments:
     """
 
     leaves: Sequence[Any]
+    """Frozen arrays count as leaves."""
     paths: Sequence[KeyPath]
     """The path of each leaf in `(args, kwargs)`."""
     tree: PyTreeDef
@@ -73,7 +95,7 @@ class Arguments:
     @classmethod
     def of(cls, args: tuple, kwargs: dict) -> "Arguments":
         """Flatten the arguments."""
-        leaves, tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
+        leaves, tree = jax.tree_util.tree_flatten_with_path((args, kwargs), is_frozen)
         return cls(leaves=[leaf for _, leaf in leaves], paths=[path for path, _ in leaves], tree=tree)
 
     @property
@@ -150,7 +172,7 @@ def trace(fun: Callable, arguments: Arguments) -> Traced:
     of_arrays.__signature__ = _signature(
         name
         for name, leaf in zip(argument_paths(fun, paths), arguments.leaves, strict=True)
-        if is_array(leaf)
+        for _ in arrays_of(leaf)
     )
     of_arrays.__wrapped__ = fun
     jaxpr = jax.make_jaxpr(of_arrays)(*arguments.arrays)
