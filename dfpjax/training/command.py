@@ -62,7 +62,10 @@ _CHECKPOINT = flags.DEFINE_string(
     "For --eval_only: WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N (the newest) or a step in it.",
 )
 _INIT_FROM = flags.DEFINE_string(
-    "init_from", None, "Weights of another run to start from; a directory as for --checkpoint."
+    "init_from",
+    None,
+    "Weights to start from: those of another run, a directory as for --checkpoint; or a .safetensors file"
+    " with the weights of torchvision's or timm's ResNet or ViT.",
 )
 _COORDINATOR_FOUND, _PROCESSES_FOUND, _PROCESS_ID_FOUND = place() or (None, None, None)
 _DISTRIBUTED = flags.DEFINE_bool(

@@ -90,7 +90,8 @@ class Run:
         start = job.program.start(self._seed)
         if job.init_from is None:
             return start, None
-        variables = load_weights(job.init_from, job.program.variable_shapes)
+        own = {"params": start.params, "batch_stats": start.batch_stats}
+        variables = load_weights(job.init_from, own)
         return start.replace(**jax.tree.map(jax.numpy.array, variables)), None
 
     def _resumed(self, precision: str) -> str:

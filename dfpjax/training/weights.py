@@ -11,13 +11,16 @@ from flax import traverse_util
 
 import dfpjax
 from dfpjax.operations.exponents import blocks_of
+from dfpjax.serving import load_safetensors
+
+from .models.from_torch import from_torch
 
 WEIGHT_FORMATS = ("float32", "dfp16")
 
 STATE = "state"
 """In the directory of a step, the item of a checkpoint that has the whole training state."""
 
-_HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N or one of the steps in it"
+_HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N, one of the steps in it, or a .safetensors file"
 
 # The leaves that replace a kernel in DFP16. The last one is there only if blocks have exponents.
 _MANTISSA, _EXPONENT, _BLOCKS = "mantissa", "exponent", "blocks"
@@ -86,8 +89,11 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     Arguments:
 
     - `path`: what `save_weights` has written, the directory of a checkpoint (`checkpoints/seed_N/STEP`), or
-      that of a seed's checkpoints (`checkpoints/seed_N`), of which the newest is read.
-    - `like`: variables of the model, arrays or their shapes and dtypes.
+      that of a seed's checkpoints (`checkpoints/seed_N`), of which the newest is read. Or a `.safetensors`
+      file: what `dfpjax.serving.save_safetensors` has written, or a state dict of torchvision's or timm's
+      (`dfpjax.training.models.from_torch`).
+    - `like`: variables of the model, arrays or their shapes and dtypes. From a state dict for another number
+      of classes, all but the last dense layer is taken, and that layer of `like`, which must be an array.
 
     DFP16 weights are read with the exponents and the size of blocks that they were written with.
 
@@ -97,6 +103,8 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
     path = path.absolute()
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; {_HINT}")
+    if path.suffix == ".safetensors":
+        return _from_safetensors(path, like)
     if steps := checkpoint_steps(path):
         path /= str(steps[-1])
     tree = path / STATE if _is_tree(path / STATE) else path
@@ -109,6 +117,18 @@ def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
         "params": _from_dfp16(path, ("params",), stored["params"]),
         "batch_stats": stored["batch_stats"],
     }
+    _check_fit(path, variables, {name: like.get(name, {}) for name in variables})
+    return variables
+
+
+def _from_safetensors(path: Path, like: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stored = dfpjax.thaw(load_safetensors(path))
+        if "params" not in stored:
+            return {"batch_stats": {}} | from_torch(stored, like)
+    except Exception as error:  # safetensors has errors of its own
+        raise CheckpointError(f"{path} cannot be used: {error}") from error
+    variables = {"batch_stats": {}} | jax.tree.map(np.asarray, stored)
     _check_fit(path, variables, {name: like.get(name, {}) for name in variables})
     return variables
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import dfpjax
 from dfpjax.training.models.from_torch import from_torch
 from dfpjax.training.models.resnet import Basic, Bottleneck, ResNet
 from dfpjax.training.models.vit import ViT
+from dfpjax.training.weights import CheckpointError, load_weights
 
 RESNETS = {block: ResNet(classes=5, stages=(1, 1, 1, 1), block=block) for block in (Bottleneck, Basic)}
 VIT = ViT(classes=5, patch=8, width=48, depth=2, heads=3)
@@ -128,6 +130,31 @@ def test_a_head_of_other_classes_stays():
     params = from_torch(state, own)["params"]
     np.testing.assert_array_equal(params["Dense_0"]["kernel"], own["params"]["Dense_0"]["kernel"])
     np.testing.assert_array_equal(params["Block_1"]["Dense_0"]["kernel"], state["blocks.1.mlp.fc1.weight"].T)
+
+
+def test_a_run_starts_from_a_file(tmp_path):
+    x = images(16)
+    own = ViT(classes=3, patch=8, width=48, depth=2, heads=3).init(jax.random.key(0), x, train=False)
+    file = tmp_path / "timm.safetensors"
+    save_file(random_state(vit_shapes()), str(file))
+    found = load_weights(file, dict(own))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, found["params"], from_torch(load_file(str(file)), own)["params"])
+    )
+    with pytest.raises(
+        CheckpointError, match=r"timm\.safetensors cannot be used: from_torch: .*positions is \[5,"
+    ):
+        load_weights(file, variable_shapes(VIT, images(24)))
+
+    dfpjax.serving.save_safetensors(tmp_path / "own.safetensors", dfpjax.freeze(dict(own)))
+    found = load_weights(tmp_path / "own.safetensors", dict(own))
+    assert found["params"]["Dense_0"]["kernel"].dtype == np.float32
+    np.testing.assert_allclose(
+        found["params"]["Dense_0"]["kernel"], own["params"]["Dense_0"]["kernel"], rtol=0, atol=1e-5
+    )
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors cannot be used"):
+        load_weights(tmp_path / "broken.safetensors", dict(own))
 
 
 def test_another_network_is_refused_by_name():
