@@ -20,7 +20,9 @@ WEIGHT_FORMATS = ("float32", "dfp16")
 STATE = "state"
 """In the directory of a step, the item of a checkpoint that has the whole training state."""
 
-_HINT = "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N, one of the steps in it, or a .safetensors file"
+_HINT = (
+    "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N, one of the steps in it, or a .safetensors file"
+)
 
 # The leaves that replace a kernel in DFP16. The last one is there only if blocks have exponents.
 _MANTISSA, _EXPONENT, _BLOCKS = "mantissa", "exponent", "blocks"
