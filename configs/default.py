@@ -16,6 +16,8 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = (0,)
 
     config.model = "digits_resnet"
+    # Patterns of the parameters that are trained, such as ("^Dense_0",) for the last layer; () is all.
+    config.trained = ()
     config.dataset = "digits"
     # None is the folder of tensorflow-datasets: $TFDS_DATA_DIR or ~/tensorflow_datasets. image_folder needs a
     # folder.

@@ -8,6 +8,7 @@ from .config_file import check_config_file as check_config_file
 from .data import DatasetError as DatasetError
 from .devices import MeshError as MeshError
 from .evaluation import evaluate as evaluate
+from .frozen import PatternError as PatternError
 from .loop import train as train
 from .metrics import EpochMetrics as EpochMetrics
 from .metrics import Evaluation as Evaluation

@@ -27,6 +27,7 @@ from dfpjax.training import (
     DatasetError,
     LostProcess,
     MeshError,
+    PatternError,
     ProcessError,
     Report,
     Stopped,
@@ -251,7 +252,14 @@ def main(argv: Sequence[str]) -> None:
     except LostProcess as error:
         again = "; the same command goes on from the last checkpoint" if _WORKDIR.value else ""
         end(f"{program_name()}: {error}{again}")
-    except (CheckpointError, DatasetError, FloatingPointError, MeshError, ProcessError) as error:
+    except (
+        CheckpointError,
+        DatasetError,
+        FloatingPointError,
+        MeshError,
+        PatternError,
+        ProcessError,
+    ) as error:
         end(f"{program_name()}: {error}")
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
@@ -28,6 +29,10 @@ class TrainConfig:
     seed: tuple[int, ...]
     # One of `MODELS`.
     model: str
+    # Patterns of parameters that are trained, such as ("^Dense_0",): regular expressions that match anywhere
+    # in a path, `Block_3/Dense_0/kernel`. () trains all. The others stay as the run starts with them, rounded
+    # to DFP16 where the precision reads them so. Then dropout is off and batch norm has running statistics.
+    trained: tuple[str, ...]
     # One of `DATASETS`, or "tfds:NAME" for any image classification dataset of tensorflow-datasets.
     dataset: str
     # Directory of the prepared datasets; None for that of tensorflow-datasets (`$TFDS_DATA_DIR` or its
@@ -97,6 +102,8 @@ class TrainConfig:
         _check_types(self)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("model", self.model, MODELS)
+        patterns = isinstance(self.trained, tuple) and all(map(_is_pattern, self.trained))
+        _check("trained", self.trained, patterns, "a tuple of regular expressions, or () for all parameters")
         _check("dataset", self.dataset, is_dataset(self.dataset), f"one of {', '.join(DATASET_NAMES)}")
         seeds = self.seed if isinstance(self.seed, tuple) else ()
         natural = len(seeds) > 0 and all(isinstance(seed, int) and seed >= 0 for seed in seeds)
@@ -178,6 +185,14 @@ def _check_types(config: TrainConfig) -> None:
         kinds = float | int if field.type is float else field.type
         valid = isinstance(value, kinds) and (field.type is bool or not isinstance(value, bool))
         _check(field.name, value, valid, _NAMES[field.type])
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return isinstance(value, str)
 
 
 def _check_boundaries(config: TrainConfig) -> None:

@@ -36,7 +36,8 @@ def train(
 
     **Raises:** `DatasetError` if the dataset is not there, or cannot be used as `config` asks;
     `CheckpointError` if the working directory belongs to another configuration or cannot be written to, or
-    the weights do not fit; `MeshError` if the devices cannot share the work; `FloatingPointError` if the
+    the weights do not fit; `MeshError` if the devices cannot share the work; `PatternError` if a
+    pattern of `config.trained` matches nothing; `FloatingPointError` if the
     loss of an epoch is not finite; `Stopped`.
     """
     dataset = load_dataset(config)

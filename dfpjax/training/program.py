@@ -14,6 +14,7 @@ from dfpjax import LayerStatistics
 from .config import TrainConfig
 from .data import Dataset
 from .devices import Devices
+from .frozen import frozen, split
 from .models import MODELS
 from .optimizer import learning_rate, optimizer
 from .precision import model_dtype, with_precision
@@ -29,7 +30,8 @@ MeasuredStep = Callable[
 class Program:
     """The functions of a training run, compiled on first use, and its length.
 
-    **Raises:** `DatasetError` if the training split has no full batch.
+    **Raises:** `DatasetError` if the training split has no full batch; `PatternError` if a pattern of the
+    parameters to train matches none.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset) -> None:
@@ -44,38 +46,62 @@ class Program:
         # All seeds share these two, and with them the compiled step.
         self._apply = with_precision(self._model.apply, config.precision)
         self._tx = optimizer(config, updates=self._updates)
+        if config.trained:
+            split(self.variable_shapes["params"], config.trained)
         self._is_compiled = False
-        self._started = jax.jit(self._start)
+        self._initialized, self._started = jax.jit(self._initialize), jax.jit(self._start)
 
-    def start(self, seed: int) -> TrainState:
-        """The state that a seed starts from, on one device."""
-        return self._started(seed)
+    def start(self, seed: int, variables: dict[str, Any] | None = None) -> TrainState:
+        """The state that a seed starts from, on one device, in float32. `variables` replace random ones."""
+        return self._started(seed, self.initial(seed) if variables is None else variables)
 
-    def _start(self, seed: int) -> TrainState:
-        images = jnp.zeros((1, *self._dataset.image_shape))
-        variables = self._model.init(jax.random.key(seed), images, train=False)
+    def initial(self, seed: int) -> dict[str, Any]:
+        """The random variables `params` and `batch_stats` of a seed."""
+        return self._initialized(seed)
+
+    def _initialize(self, seed: int) -> dict[str, Any]:
+        variables = self._model.init(jax.random.key(seed), self._images(1), train=False)
+        return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+    def _images(self, count: int) -> jax.Array:
+        return jnp.zeros((count, *self._dataset.image_shape))
+
+    def _start(self, seed: int, variables: dict[str, Any]) -> TrainState:
+        trained, kept = split(variables["params"], self._config.trained)
         return TrainState.create(
             apply_fn=self._apply,
             tx=self._tx,
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
+            params=trained,
+            kept=kept,
+            batch_stats=variables["batch_stats"],
             seed=jnp.int32(seed),
         )
 
+    def ready(self, state: TrainState) -> TrainState:
+        """A float32 state as the steps take it: parameters that are not trained are in DFP16 where the steps
+        read them so."""
+        if not state.kept:
+            return state
+        images = self._images(self._config.batch_size // self._config.accumulate)
+        kept = frozen(
+            state.params, state.kept, state.batch_stats, self._model.apply, images, self._config.precision
+        )
+        return state.replace(kept=kept)
+
     @functools.cached_property
     def state_shapes(self) -> TrainState:
-        """Shapes and dtypes of a state."""
-        return jax.eval_shape(self._start, 0)
+        """Shapes and dtypes of a state in float32, as checkpoints have it."""
+        return jax.eval_shape(self._start, 0, self.variable_shapes)
 
-    @property
+    @functools.cached_property
     def variable_shapes(self) -> dict[str, Any]:
         """Shapes and dtypes of the model's variables."""
-        return {"params": self.state_shapes.params, "batch_stats": self.state_shapes.batch_stats}
+        return jax.eval_shape(self._initialize, 0)
 
     def state_for_evaluation(self, variables: dict[str, Any]) -> TrainState:
         """A state with these variables and without optimizer state."""
         return TrainState(
-            step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), **variables
+            step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), kept={}, **variables
         )
 
     @functools.cached_property
@@ -104,7 +130,7 @@ class Program:
         size = self._config.batch_size // self._config.accumulate
         images = jax.ShapeDtypeStruct((size, *self._dataset.image_shape), np.float32)
         labels = jax.ShapeDtypeStruct((size,), np.int32)
-        state = self.state_shapes
+        state = jax.eval_shape(self.ready, self.state_shapes)
         if self.devices.count == 1:
             step = measured_step if measured else train_step
         else:

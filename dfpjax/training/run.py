@@ -14,11 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
+import dfpjax
+
 from . import processes
 from .checkpoints import Checkpoints, restore
 from .config import TrainConfig
 from .data import Batch, Dataset
 from .evaluation import test_totals
+from .frozen import merged
 from .metrics import EpochMetrics, Result, Totals
 from .profiling import Profile
 from .program import Program
@@ -58,7 +61,7 @@ class Run:
         self._seed = seed
         self._began = time.perf_counter()
         state, progress = processes.load_from_first(self._restored, like=job.program.state_shapes)
-        self._state = job.program.devices.replicate(state)
+        self._state = job.program.devices.replicate(job.program.ready(state))
         if progress is None:
             self._step, self._totals, self._seconds_before = 0, Totals(), 0.0
         else:
@@ -87,12 +90,10 @@ class Run:
                 return found
             # They belong to a run whose checkpoints have been deleted.
             shutil.rmtree(weights_directory(workdir, self._seed), ignore_errors=True)
-        start = job.program.start(self._seed)
         if job.init_from is None:
-            return start, None
-        own = {"params": start.params, "batch_stats": start.batch_stats}
-        variables = load_weights(job.init_from, own)
-        return start.replace(**jax.tree.map(jax.numpy.array, variables)), None
+            return job.program.start(self._seed), None
+        variables = load_weights(job.init_from, job.program.initial(self._seed))
+        return job.program.start(self._seed, jax.tree.map(jax.numpy.array, variables)), None
 
     def _resumed(self, precision: str) -> str:
         if self._is_over():
@@ -120,7 +121,8 @@ class Run:
         if workdir is not None:
             path = weights_directory(workdir, self._seed)
             if not was_over or saved_format(path) != config.export_weights:
-                variables = {"params": self._state.params, "batch_stats": self._state.batch_stats}
+                params = merged(self._state.params, dfpjax.thaw(self._state.kept))
+                variables = {"params": params, "batch_stats": self._state.batch_stats}
                 save_weights(path, variables, config.export_weights)
         return Result.of_epochs(self._epochs)
 
@@ -220,7 +222,8 @@ class Run:
             "seconds": self._seconds(),
             "precision": self._job.config.precision,
         }
-        checkpoints.save(self._state, step=self._step, progress=progress)
+        state = self._state.replace(kept=dfpjax.thaw(self._state.kept))
+        checkpoints.save(state, step=self._step, progress=progress)
 
     def _check_loss(self) -> None:
         if not math.isfinite(self._totals.loss_sum):

@@ -13,14 +13,20 @@ from jax.sharding import Mesh, PartitionSpec
 import dfpjax
 
 from .devices import AXIS, Devices
+from .frozen import merged
 
 # Of each auxiliary head's loss in the sum that is differentiated (Szegedy et al., arXiv 1409.4842, §5).
 AUXILIARY_WEIGHT = 0.3
 
 
 class TrainState(train_state.TrainState):
-    """Parameters, optimizer state and batch-norm statistics, all float32 in every precision."""
+    """Parameters, optimizer state and batch-norm statistics, all float32 in every precision.
 
+    `params` has the parameters that are trained.
+    """
+
+    # The others: float32, or frozen in DFP16 during a run.
+    kept: Any
     # Empty for a model without batch norm.
     batch_stats: Any
     # int32[], that of the run.
@@ -54,8 +60,9 @@ def _step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on images `float32[N, H, W, C]`, labels `int32[N]`; or texts and labels `int32[N, T]`.
 
-    The loss is the mean cross-entropy, plus 0.3 times that of each auxiliary head. Dropout depends on the
-    run's seed and the step alone, so a resumed run continues exactly.
+    The loss is the mean cross-entropy, plus 0.3 times that of each auxiliary head. Where only a part of the
+    network is trained, all of it computes as in evaluation, with its running statistics. Otherwise dropout
+    depends on the run's seed and the step alone, so a resumed run continues exactly.
 
     Inside shard_map over `axis`, the images are a device's share of the batch, with batch statistics and
     dropout of their own. The devices exchange gradients in DFP16.
@@ -69,9 +76,9 @@ def _step(
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": merged(params, state.kept), "batch_stats": state.batch_stats},
             images,
-            train=True,
+            train=not state.kept,
             mutable=["batch_stats", "auxiliary"],
             rngs={"dropout": dropout},
         )
@@ -79,7 +86,8 @@ def _step(
         loss = metrics["loss"]
         for auxiliary in jax.tree.leaves(updates.get("auxiliary", {})):
             loss += AUXILIARY_WEIGHT * step_metrics(auxiliary, labels, label_smoothing)["loss"]
-        return loss / labels.size, (metrics, updates.get("batch_stats", {}))
+        batch_stats = state.batch_stats if state.kept else updates.get("batch_stats", {})
+        return loss / labels.size, (metrics, batch_stats)
 
     (_, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     if axis is not None:
@@ -126,5 +134,5 @@ def _exchanging_step(
 @jax.jit
 def eval_step(state: TrainState, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """The `step_metrics` of a batch, with the running statistics of batch norm and without dropout."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = {"params": merged(state.params, state.kept), "batch_stats": state.batch_stats}
     return step_metrics(state.apply_fn(variables, images, train=False), labels)
