@@ -1,5 +1,6 @@
 """Runs that train a part of a network."""
 
+import dataclasses
 import io
 import itertools
 
@@ -84,6 +85,15 @@ def test_a_stopped_run_with_frozen_kernels_goes_on_bit_for_bit(make_config, tmp_
         run(config, tmp_path / "stopped", stop=lambda: next(asked) == 3)
     _, resumed = run(config, tmp_path / "stopped")
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+@pytest.mark.parametrize("gradient_dtype", ["float32", "dfp16"])
+def test_several_devices_share_frozen_kernels(make_config, tmp_path, gradient_dtype):
+    config = make_config(model=MODEL, precision="dfp16_forced", trained=("^Dense_0",), warmup=0.0)
+    alone, _ = run(config, tmp_path / "alone")
+    shared = dataclasses.replace(config, mesh=(2,), gradient_dtype=gradient_dtype)
+    result, _ = run(shared, tmp_path / "shared")
+    assert result.test_loss == pytest.approx(alone.test_loss, rel=1e-3)
 
 
 def test_what_trains_by_default_is_everything(make_config):
