@@ -142,8 +142,8 @@ def register_partitioner(target: str, partition, infer) -> None:
     """Have XLA partition the custom calls to `target`.
 
     Arguments:
-        partition: called with the operands and the results, `Placed`s, and the call's text. Returns a program from `shard_program`, and the `NamedSharding`s that operands
-            and results are to have.
+        partition: called with the operands and the results, `Placed`s, and the call's text. Returns a program
+            from `shard_program`, and the `NamedSharding`s that operands and results are to have.
         infer: called likewise, with results that have no sharding. Returns the results' `NamedSharding`s.
     """
 
@@ -152,9 +152,12 @@ def register_partitioner(target: str, partition, infer) -> None:
 
     def packed(result, shardings):
         shardings = [
-            s._to_xla_hlo_sharding(len(x.dimensions())) for s, x in zip(shardings, shapes_of(result))
+            s._to_xla_hlo_sharding(len(x.dimensions()))
+            for s, x in zip(shardings, shapes_of(result), strict=True)
         ]
-        return _xla_client.HloSharding.tuple_sharding(result, shardings) if result.is_tuple() else shardings[0]
+        return (
+            _xla_client.HloSharding.tuple_sharding(result, shardings) if result.is_tuple() else shardings[0]
+        )
 
     def on_partition(operands, operand_shardings, result, result_sharding, text):
         results = result_sharding.tuple_elements() if result.is_tuple() else [result_sharding]
@@ -162,7 +165,7 @@ def register_partitioner(target: str, partition, infer) -> None:
             [*map(_placed, operands, operand_shardings)], [*map(_placed, shapes_of(result), results)], text
         )
         ranks = (len(x.dimensions()) for x in operands)
-        of_operands = [s._to_xla_hlo_sharding(rank) for s, rank in zip(of_operands, ranks)]
+        of_operands = [s._to_xla_hlo_sharding(rank) for s, rank in zip(of_operands, ranks, strict=True)]
         return program, of_operands, packed(result, of_results)
 
     def on_infer(operands, operand_shardings, result, text):
@@ -252,8 +255,7 @@ def custom_call_of(value) -> tuple[str, dict | str, list] | None:
         return None
     target, results = operation.attributes["call_target_name"].value, list(operation.results)
     if "mhlo.backend_config" not in operation.attributes:
-        config = operation.attributes["backend_config"] if "backend_config" in operation.attributes else None
-        return target, getattr(config, "value", ""), results
+        return target, getattr(operation.attributes.get("backend_config"), "value", ""), results
     config = operation.attributes["mhlo.backend_config"]
     attributes = {}
     for entry in config if hasattr(config, "__getitem__") else ():
@@ -263,8 +265,18 @@ def custom_call_of(value) -> tuple[str, dict | str, list] | None:
 
 
 def _operation_of(value, name: str):
-    operation = getattr(getattr(value, "owner", None), "operation", None)
+    operation = getattr(getattr(unconstrained(value), "owner", None), "operation", None)
     return operation if operation is not None and operation.name == name else None
+
+
+def unconstrained(value):
+    """A value of the module that is being lowered, without the constraints on its sharding that types on
+    explicit meshes make."""
+    operation = getattr(getattr(value, "owner", None), "operation", None)
+    while operation is not None and operation.name == "sdy.sharding_constraint":
+        value = operation.operands[0]
+        operation = getattr(getattr(value, "owner", None), "operation", None)
+    return value
 
 
 def tile_assignment(tiling, rank: int, devices: int) -> np.ndarray:

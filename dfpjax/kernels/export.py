@@ -5,8 +5,8 @@ import jax.export
 from dfpjax import _native
 
 PER_SHARD = "dfpjax_per_shard_v1"
-"""The target of the custom calls that XLA replaces by each device's part of a computation, in programs that it
-partitions (`dfpjax.operations.partitioning`)."""
+"""The target of the custom calls that XLA replaces by each device's part of a computation
+(`dfpjax.operations.partitioning`)."""
 
 
 def export_checks() -> list[jax.export.DisabledSafetyCheck]:

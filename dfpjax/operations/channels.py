@@ -12,6 +12,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad
 
 from dfpjax import _compat
+from dfpjax.numbers.format.explicit import explicit_axes
 from dfpjax.operations.composites import expression, of_its_first_operand, self_adjoint
 from dfpjax.operations.moments import moments
 from dfpjax.operations.passes import paired_sums
@@ -37,7 +38,8 @@ def _shift_jvp(primals, tangents):
     dx, dshift = tangents
     terms = [] if isinstance(dx, SymbolicZero) else [dx]
     if not isinstance(dshift, SymbolicZero):
-        terms.append(broadcast_rows_p.bind(_compat.vary_together(dshift, x)[0], shape=x.shape))
+        like = {"shape": x.shape, "sharding": jax.typeof(x).sharding}
+        terms.append(broadcast_rows_p.bind(_compat.vary_together(dshift, x)[0], **like))
     return shift_channels(x, shift), functools.reduce(lax.add, terms)
 
 
@@ -70,7 +72,9 @@ def _normalize_jvp(primals, tangents):
 # --- the linear parts -------------------------------------------------------------------------------
 
 
-def _broadcast_rows(v, *, shape):
+def _broadcast_rows(v, *, shape, sharding):
+    if explicit_axes(jax.typeof(v).sharding.mesh):
+        return lax.broadcast_in_dim(v, shape, tuple(range(v.ndim)), out_sharding=sharding)
     return jnp.broadcast_to(v, shape)
 
 
@@ -90,16 +94,16 @@ self_adjoint(scaled_p)
 
 
 @broadcast_rows_p.def_abstract_eval
-def _broadcast_rows_abstract_eval(v, *, shape):
-    return _compat.result_aval(v, shape, v.dtype)
+def _broadcast_rows_abstract_eval(v, *, shape, sharding):
+    return _compat.result_aval(v, shape, v.dtype, sharding)
 
 
 @normalize_tangent_p.def_abstract_eval
 def _normalize_tangent_abstract_eval(dmean, dscale, dshift, x, mean, scale):
-    return _compat.result_aval(x, x.shape, x.dtype)
+    return _compat.result_aval(x, x.shape, x.dtype, x.sharding)
 
 
-def _broadcast_rows_transpose(ct, v, *, shape):
+def _broadcast_rows_transpose(ct, v, **_):
     if isinstance(ct, ad.Zero):
         return [ad.Zero(v.aval)]
     return [moments(ct)[0].reshape(v.aval.shape)]

@@ -63,7 +63,7 @@ def of_its_first_operand(primitive: Primitive) -> None:
 
     @primitive.def_abstract_eval
     def _abstract_eval(x, *_, **params):
-        return _compat.result_aval(x, x.shape, x.dtype)
+        return _compat.result_aval(x, x.shape, x.dtype, x.sharding)
 
 
 def self_adjoint(primitive: Primitive) -> None:

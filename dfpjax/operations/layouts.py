@@ -56,9 +56,7 @@ def contraction_layout(counted: Total | None = None) -> Callable[..., Layout]:
             # Chain lengths have an axis of their own.
             behind = [next(fresh)] if counted == "mean" else []
             results.append(Axes(labels=(*contraction.mapped, *behind), total=counted))
-        return Layout(
-            operands=tuple(found), results=tuple(results), whole=frozenset(windowed), results_first=True
-        )
+        return Layout(operands=tuple(found), results=tuple(results), whole=frozenset(windowed))
 
     return layout
 
@@ -97,9 +95,7 @@ def quantization_layout(x, *, blocks: Blocks, mapped: int, **_) -> Layout:
 
 def whole_tensor_layout(x, **_) -> Layout:
     """The layout of x -> (the greatest number of all,)."""
-    return Layout(
-        operands=(Axes(labels=tuple(range(x.ndim))),), results=(Axes(labels=(), total="greatest"),)
-    )
+    return Layout(operands=(Axes(labels=tuple(range(x.ndim))),), results=(Axes(labels=(), total="greatest"),))
 
 
 Kind = Literal["rows", "empty"] | Total | Blocks
@@ -150,7 +146,6 @@ def pooling_layout(*operands, out_shape: Shape, results: Sequence[Literal["in", 
             return _exponents(after, out_shape, 0, kind, fresh)
         return Axes(labels={"in": before, "out": after}.get(kind) or (next(fresh),))
 
-    *pooled, images = operands
-    found = (*[Axes(labels=after)] * len(pooled), Axes(labels=before))
+    found = (*[Axes(labels=after)] * (len(operands) - 1), Axes(labels=before))  # the images are the last
     whole = frozenset((1, 2, 4, 5))
     return Layout(operands=found, results=tuple(map(result, results)), whole=whole)

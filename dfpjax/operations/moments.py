@@ -64,7 +64,10 @@ def _moments_natively(x, *, mapped):
 
 
 moments_p = pass_primitive(
-    "dfp_moments", _moments_in_hlo, lambda x, *, mapped: (x, *_moments_natively(x, mapped=mapped)), several=True
+    "dfp_moments",
+    _moments_in_hlo,
+    lambda x, *, mapped: (x, *_moments_natively(x, mapped=mapped)),
+    several=True,
 )
 
 
@@ -114,7 +117,7 @@ of_its_first_operand(add_affine_p)
 @spread_p.def_abstract_eval
 def _spread_abstract_eval(dx, x):
     sums = _compat.result_aval(x, x.shape[-1:], x.dtype)
-    return [_compat.result_aval(x, x.shape, x.dtype), sums, sums]
+    return [_compat.result_aval(x, x.shape, x.dtype, x.sharding), sums, sums]
 
 
 def _spread_transpose(cts, dx, x):

@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
 from dfpjax.kernels import passes
-from dfpjax.numbers.format.explicit import lower_fun
+from dfpjax.numbers.format.explicit import explicit_axes, lower_fun
 from dfpjax.numbers.format.magnitude import largest_magnitude_in_hlo, largest_magnitude_p
 from dfpjax.operations.layouts import rows_layout, whole_tensor_layout
 from dfpjax.operations.partitioning import per_shard
@@ -40,7 +40,7 @@ def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable)
 
 
 def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bool = False) -> Primitive:
-    """A primitive of float32 arrays, whose results have the shapes of `in_hlo`'s."""
+    """A primitive of float32 arrays, whose results have the types of `in_hlo`'s."""
     primitive = Primitive(name)
     primitive.multiple_results = several
 
@@ -49,9 +49,17 @@ def pass_primitive(name: str, in_hlo: Callable, native: Callable, *, several: bo
         return jax.eval_shape(functools.partial(in_hlo, **dict(params)), *operands)
 
     def abstract_eval(*operands, **params):
-        structs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+        structs = tuple(
+            jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=x.sharding if explicit_axes(x.sharding.mesh) else None
+            )
+            for x in operands
+        )
         out = shapes(structs, tuple(params.items()))
-        avals = [_compat.result_aval(operands[0], x.shape, x.dtype) for x in (out if several else [out])]
+        avals = [
+            _compat.result_aval(operands[0], x.shape, x.dtype, x.sharding)
+            for x in (out if several else [out])
+        ]
         return avals if several else avals[0]
 
     primitive.def_abstract_eval(abstract_eval)

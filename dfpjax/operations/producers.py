@@ -77,7 +77,8 @@ def find_producer(operand, params: dict) -> Producer | Written | None:
         values, avals = [*scaling, *values[1:]], [*types, *avals[1:]]
         if of_gradient == _NAMES[scaled_p]:
             return Producer(quantized=_gradient, values=values, avals=avals)
-        if of_gradient == _NAMES[rectified_scaled_p] and values[1] == values[5]:  # both are x
+        x, same = map(_compat.unconstrained, (values[1], values[5 % len(values)]))
+        if of_gradient == _NAMES[rectified_scaled_p] and x == same:
             return Producer(quantized=_rectified_gradient, values=values, avals=avals)
     return None
 

@@ -92,7 +92,7 @@ rectified_tangent_p = expression("dfp_rectified_tangent", _rectified_tangent)
 
 @rectified_tangent_p.def_abstract_eval
 def _rectified_tangent_abstract_eval(dmean, dscale, dshift, x, mean, scale, shift):
-    return _compat.result_aval(x, x.shape, x.dtype)
+    return _compat.result_aval(x, x.shape, x.dtype, x.sharding)
 
 
 def _rectified_tangent_transpose(ct, *operands):

@@ -79,7 +79,7 @@ masked_rows_p = expression("dfp_masked_rows", _masked_rows)
 
 @masked_rows_p.def_abstract_eval
 def _masked_rows_abstract_eval(v, positive):
-    return _compat.result_aval(positive, positive.shape, v.dtype)
+    return _compat.result_aval(positive, positive.shape, v.dtype, positive.sharding)
 
 
 def _masked_rows_transpose(ct, v, positive):
@@ -103,7 +103,9 @@ def _masked_sums_natively(g, positive, *, mapped):
 
 
 masked_sums_p = pass_primitive(
-    "dfp_masked_sums", _masked_sums, lambda *operands, mapped: _masked_sums_natively(*operands, mapped=mapped)[0]
+    "dfp_masked_sums",
+    _masked_sums,
+    lambda *operands, mapped: _masked_sums_natively(*operands, mapped=mapped)[0],
 )
 
 

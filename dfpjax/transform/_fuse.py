@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
-from jax.sharding import AxisType
 
+from dfpjax import _compat
 from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.moments import measured
@@ -338,7 +338,7 @@ class _Finder:
 
 
 def _large(var: Var | Literal, least: int) -> bool:
-    """Whether it is a large float32 tensor without an explicit sharding in its type."""
+    """Whether it is a large float32 tensor whose channels its type does not split."""
     aval = var.aval
     return (
         isinstance(var, Var)
@@ -347,7 +347,8 @@ def _large(var: Var | Literal, least: int) -> bool:
         and aval.ndim >= 2
         and all(isinstance(size, int) for size in aval.shape)
         and aval.size >= least
-        and AxisType.Explicit not in aval.sharding.mesh.axis_types
+        and not _compat.is_unreduced(aval)
+        and _compat.partitions(aval.sharding)[-1] is None
     )
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from forced import TENSOR_WIDE
+from forced import FORCED, TENSOR_WIDE
 from jax import export, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -199,6 +199,23 @@ def test_the_exponent_is_that_of_the_whole_tensor():
     jax.tree.map(np.testing.assert_array_equal, actual, jax.jit(parts)(x))
     actual, _ = run(step(dense), mesh, [P("data"), P(), P()], x, w, v)
     assert relative_error(actual, on_one_device(dense, x, w, v, transform=step)) < 1e-6
+
+
+@pytest.mark.jax_releases
+@pytest.mark.parametrize("policy", [TENSOR_WIDE, FORCED], ids=["tensor", "blocks"])
+def test_reference(policy):
+    """The arithmetic in plain HLO has the bits of the kernels on several devices, too."""
+    args = [normal(i, *shape) for i, shape in enumerate(DENSE)]
+    mesh, specs = mesh_of((4,), ("data",)), [P("data"), P(), P()]
+
+    def gradients(backend):
+        fun = mixed_precision(dense, policy, backend=backend)
+        return jax.grad(lambda *args: (fun(*args) ** 2).mean(), (1, 2))
+
+    actual, moved = run(gradients("reference"), mesh, specs, *args)
+    assert moved == {"all-reduce": 4 * sum(w.size for w in args[1:])}
+    expected, _ = run(gradients("auto"), mesh, specs, *args)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_not_a_number_on_one_device_surfaces_on_all():

@@ -16,7 +16,7 @@ _CLASS = "class"
 
 
 def write(value: Any) -> str:
-    """A value as JSON: None, numbers, strings, tuples, dictionaries of strings, and dfpjax's configuration."""
+    """A value as JSON: None, numbers, strings, tuples, dictionaries, and dfpjax's configuration."""
     return json.dumps(_plain(value), separators=(",", ":"))
 
 

@@ -53,9 +53,6 @@ class Layout:
     whole: frozenset[int] = frozenset()
     """Labels of axes that stay whole on every device."""
 
-    results_first: bool = False
-    """Whether a result's sharding decides where tensors disagree, and not an operand's."""
-
     @property
     def tensors(self) -> tuple[Axes, ...]:
         return (*self.operands, *self.results)

@@ -15,15 +15,27 @@ Split = Mapping[int, tuple[str, ...]]
 """The axes of a mesh that each label is split over."""
 
 
+Dimensions = Sequence[tuple[str, ...]]
+"""The axes of a mesh that each dimension of a tensor is split over."""
+
+
 def split(
-    devices: int, labels: Sequence[Labels], tensors: Sequence[Placed], units: Mapping[int, int]
-) -> tuple[AbstractMesh, Split]:
-    """A mesh of the devices, and the axes of it that each label is split over.
+    mesh: AbstractMesh,
+    labels: Sequence[Labels],
+    tensors: Sequence[Placed],
+    dimensions: Sequence[Dimensions],
+    units: Mapping[int, int],
+) -> Split:
+    """The axes of the mesh that each label is split over.
 
     A label and an axis of the mesh are settled by the first tensor that uses them; XLA reshards those that
     say otherwise, and those split along an axis that must be whole or that the devices do not divide.
+
+    Arguments:
+        labels: of the tensors' axes.
+        tensors, dimensions: what there is, and how it is split.
+        units: what the extent of each label's shard must be a multiple of; 0 if the axis must be whole.
     """
-    mesh, dimensions = _mesh(devices, tensors)
     found: dict[int, tuple[str, ...]] = {}
     used: set[str] = set()
     for tensor_labels, tensor, tensor_dimensions in zip(labels, tensors, dimensions, strict=True):
@@ -33,15 +45,36 @@ def split(
             if axes and unit and label not in found and not used & {*axes} and size % (parts * unit) == 0:
                 found[label] = axes
                 used |= {*axes}
-    return mesh, found
+    return found
 
 
-def sharding(
-    mesh: AbstractMesh, labels: Labels, split: Split, counting: Mapping[int, int]
-) -> NamedSharding:
+def resharded(mesh: AbstractMesh, tensor: Placed, before: Dimensions, after: Dimensions) -> float:
+    """About how many bytes each device gets where a tensor that is split in one way is split in another."""
+    given, wanted = ({(d, axis) for d, axes in enumerate(of) for axis in axes} for of in (before, after))
+    if not given - wanted:  # every device has what it needs
+        return 0
+    moved = {axis for _, axis in wanted - given} & {axis for _, axis in given - wanted}
+    kept = [axis for _, axis in given & wanted] + [*moved]
+    return local_bytes(mesh, tensor, kept)
+
+
+def local_bytes(mesh: AbstractMesh, tensor: Placed, axes: Sequence[str]) -> float:
+    """Bytes of a shard of a tensor that is split over these axes."""
+    size = math.prod(tensor.shape) * tensor.dtype.itemsize
+    return size / math.prod(mesh.shape[axis] for axis in axes)
+
+
+def sharding(mesh: AbstractMesh, labels: Labels, split: Split, counting: Mapping[int, int]) -> NamedSharding:
     """The sharding of a tensor whose labels are split like this. `counting` is `Layout.counting`."""
     entries = (split.get(counting.get(label, label)) for label in labels)
     return NamedSharding(mesh, PartitionSpec(*entries))
+
+
+def split_further(sharding: NamedSharding, dimension: int, names: tuple[str, ...]) -> NamedSharding:
+    """A sharding with one more dimension split, over these axes of the mesh."""
+    entries = [*_compat.partitions(sharding)]
+    entries[dimension] = names
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries))
 
 
 def parts(mesh: AbstractMesh, split: Split) -> dict[int, int]:
@@ -49,7 +82,7 @@ def parts(mesh: AbstractMesh, split: Split) -> dict[int, int]:
     return {label: math.prod(mesh.shape[axis] for axis in axes) for label, axes in split.items()}
 
 
-def _mesh(devices: int, tensors: Sequence[Placed]) -> tuple[AbstractMesh, list[list[tuple[str, ...]]]]:
+def mesh_of(devices: int, tensors: Sequence[Placed]) -> tuple[AbstractMesh, list[Dimensions]]:
     """A mesh, and for each tensor the axes of it that each dimension is split over.
 
     XLA's shardings know no axes; they number the devices. Every axis of this mesh has a prime size, for
@@ -66,7 +99,7 @@ def _mesh(devices: int, tensors: Sequence[Placed]) -> tuple[AbstractMesh, list[l
     return best
 
 
-def _dimensions(mesh: AbstractMesh, tensor: Placed) -> list[tuple[str, ...]]:
+def _dimensions(mesh: AbstractMesh, tensor: Placed) -> Dimensions:
     """The axes of the mesh that each dimension of a sharded tensor is split over."""
     rank = len(tensor.shape)
     tiles = _compat.tile_assignment(tensor.sharding, rank, mesh.size)
