@@ -259,7 +259,8 @@ def kernels_winograd() -> str:
             ]
             lines.append([which, label, f"{values[0]:.0f}", *(f"{value:.2f}" for value in values[1:])])
     head = [
-        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32", ": oneDNN bfloat16",
+        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32",
+        ": oneDNN bfloat16",
     ]  # fmt: skip
     return markdown(head, lines, words=2)
 
