@@ -1,8 +1,11 @@
-"""Sessions: the tests with the oldest and the newest JAX that pyproject.toml allows, and the linters.
+"""Sessions: the tests with the oldest and the newest JAX that pyproject.toml allows, the linters, the site,
+and the kernels on aarch64.
 
 nox                             # all sessions
 nox -s lowest -- tests/numbers  # pytest arguments that replace `-n auto`
 nox -s newest -P 3.12           # with a Python of your choice
+nox -s docs                     # the documentation site, in site/
+nox -s aarch64                  # needs aarch64-linux-gnu-g++ and qemu-aarch64
 
 JAX 0.11 and later need Python 3.12. So `newest` uses the newest Python that `.ci/newer_python` finds on PATH
 or in pyenv, independently of the Python that runs nox. If there is none, it uses the Python that runs nox; on
@@ -59,9 +62,23 @@ def run_tests(session: nox.Session, *constraints: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """The linters for Python and C++."""
-    session.install("ruff", "clang-format")
+    """The linters for Python and C++, and the types of the public API."""
+    session.install(".[train]", "ruff", "clang-format", "pyright[nodejs]")
+    session.run("pyright", "--pythonpath", f"{session.bin}/python")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     sources = session.run("git", "ls-files", "cpp_ops/*.cc", "cpp_ops/*.h", external=True, silent=True)
     session.run("clang-format", "--dry-run", "--Werror", *sources.split())
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site; warnings are errors."""
+    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=0.27")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def aarch64(session: nox.Session) -> None:
+    """The kernels' own tests, cross-compiled for aarch64, under qemu-user: `.ci/aarch64`."""
+    session.run("bash", ".ci/aarch64", *session.posargs, external=True)

@@ -42,8 +42,8 @@ def test_the_dependencies_are_jax_and_numpy():
 
 def test_a_wrapped_function_needs_no_package_of_an_extra():
     others = {
-        "PIL", "absl", "array_record", "equinox", "flatbuffers", "flax", "grain", "matplotlib", "ml_collections",
-        "optax", "orbax", "rich", "sklearn", "tensorboardX", "tensorflow_datasets",
+        "PIL", "absl", "array_record", "equinox", "flatbuffers", "flax", "grain", "matplotlib",
+        "ml_collections", "optax", "orbax", "rich", "sklearn", "tensorboardX", "tensorflow_datasets",
     }  # fmt: skip
     program = PROGRAM.replace("{OTHERS}", repr(others))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -30,10 +30,8 @@ def updated(text: str) -> tuple[str, list[str]]:
 
     def replace(match: re.Match) -> str:
         name = match["name"]
-        if match["kind"] == "figure":
-            new = FIGURES[name]()
-        else:
-            new = f"\n\n{TABLES[name]().strip()}\n\n"
+        is_figure = match["kind"] == "figure"
+        new = FIGURES[name]() if is_figure else f"\n\n{TABLES[name]().strip()}\n\n"
         if new != match["text"]:
             changed.append(name)
         return f"<!-- {match['kind']}: {name} -->{new}<!-- end -->"

@@ -21,7 +21,7 @@ def record(name: str) -> dict:
 
 @functools.cache
 def step_rows(mode: str, *files: str) -> dict[str, dict[str, train_step.Row]]:
-    """By network and contender, of `train` or `inference`. Where files share a network, the first one counts."""
+    """By network and contender, in a mode. Where files share a network, the first one counts."""
     found: dict[str, dict[str, train_step.Row]] = {}
     for file in files:
         rows = [train_step.Row(**row) for row in record(file)["rows"]]

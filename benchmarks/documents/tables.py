@@ -20,13 +20,8 @@ from benchmarks.robustness import results as robustness
 from benchmarks.robustness.depth import DepthRow
 from benchmarks.robustness.nonfinite import NonfiniteRow
 from benchmarks.robustness.outliers import ChannelRow, PaddingRow
-from benchmarks.train_step.results import OURS, PEERS
+from benchmarks.train_step.results import OURS, PEERS, TITLES
 from benchmarks.train_step.results import Row as StepRow
-
-TITLES = {
-    "resnet50": "ResNet-50", "vgg16": "VGG-16", "alexnet": "AlexNet", "googlenet": "GoogLeNet",
-    "vit": "ViT-S/16", "lstm": "character LSTM",
-}  # fmt: skip
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
@@ -259,7 +254,8 @@ def kernels_winograd() -> str:
             ]
             lines.append([which, label, f"{values[0]:.0f}", *(f"{value:.2f}" for value in values[1:])])
     head = [
-        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32", ": oneDNN bfloat16",
+        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32",
+        ": oneDNN bfloat16",
     ]  # fmt: skip
     return markdown(head, lines, words=2)
 

@@ -23,6 +23,12 @@ COLOURS = {
     "PyTorch bfloat16 compiled": "peachpuff",
 }
 
+TITLES = {
+    "resnet50": "ResNet-50", "vgg16": "VGG-16", "alexnet": "AlexNet", "googlenet": "GoogLeNet",
+    "vit": "ViT-S/16", "lstm": "character LSTM",
+}  # fmt: skip
+"""The networks, as readers know them."""
+
 OURS = "JAX dfp16"
 COMPILED = " compiled"
 """What the names of those that torch.compile compiles end with."""
@@ -181,9 +187,11 @@ def chart(rows: list[Row], path: Path, title: str) -> "Figure":
             bar = axis.bar(offset, row.rate, 0.8 / len(allocators), color=colour, **style)
             axis.bar_label(bar, [f"{row.rate:.3g}"], fontsize="small")
         axis.margins(y=0.1)  # room for the labels of the bars
-        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        labels = ["dfpjax" if name == OURS else name for name in names]
+        axis.set_xticks(range(len(names)), labels, rotation=60, ha="right")
         axis.set_ylabel(f"{chosen[0].takes} per second")
-        axis.set_title(f"{network}, {mode}, batch {batch}", fontsize="small")
+        how = "" if mode == "train" else f", {mode}"
+        axis.set_title(f"{TITLES.get(network, network)}{how}, batch {batch}", fontsize="small")
     legend = f"; pale: allocator {allocators[1]}" if len(allocators) > 1 else ""
     figure.suptitle(title + legend, fontsize="medium")
     return figures.save(figure, path)

@@ -69,8 +69,8 @@ def verdict(ratios: dict[str, tuple[float, float]]) -> str:
     against_float32, against_bfloat16 = ratios[step]
     said = (
         f"On this machine dfpjax takes the training step {against_float32:.2f} times as fast as JAX in"
-        f" float32 and {against_bfloat16:.2f} times as fast as JAX in bfloat16; single operations {mean:.2f} times as"
-        " fast as float32, in the geometric mean."
+        f" float32 and {against_bfloat16:.2f} times as fast as JAX in bfloat16; single operations {mean:.2f}"
+        " times as fast as float32, in the geometric mean."
     )
     if against_float32 < _WORTH:
         return f"{said} Stay with float32: dfpjax gains nothing here."

@@ -2,6 +2,7 @@
 
 from dfpjax.insight._figures import plot_mantissas as plot_mantissas
 from dfpjax.insight._history import History as History
+from dfpjax.insight._report import FusedRecord as FusedRecord
 from dfpjax.insight._report import OpRecord as OpRecord
 from dfpjax.insight._report import Report as Report
 from dfpjax.insight._sensitivity_report import LayerSensitivity as LayerSensitivity

@@ -44,7 +44,9 @@ def mixed_precision(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
-def mixed_precision(fun: Any = None, policy: Any = None, *, backend: Any = "auto") -> Any:
+def mixed_precision(
+    fun: Callable | None = None, policy: Policy | None = None, *, backend: Backend = "auto"
+) -> Callable:
     """Transform a function so that its convolutions and dot products run in dynamic fixed point.
 
     The transformed function takes `fun`'s arguments and returns `fun`'s results: nothing is added to a

@@ -1,4 +1,4 @@
-"""The commands `dfpjax info`, `explain` and `bench`: what they print, and what they say of wrong arguments."""
+"""The command `dfpjax`: what it prints, and what it says of wrong arguments."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_explain_of_the_gradient_has_all_passes(model, capsys):
         (["model.py:nothing"], "model.py:nothing() must return a function and a tuple of its arguments"),
         (["model.py:forward", "--shapes", "8*8"], "--shapes: '8*8' must be such as 8x128"),
         (["model.py:forward", "--shapes", "q8[8]"], "has the dtype 'q8'"),
-        (["model.py:forward", "--shapes", "8x8", "4x4"], "cannot be traced with arguments of shapes (8, 8), (4"),
+        (["model.py:forward", "--shapes", "8x8", "4x4"], "cannot be traced with arguments of shapes (8"),
         (["model.py:forward", "--shapes", "8x8", "--policy", "model.py:forward"], "not a dfpjax.Policy"),
         (["model.py:forward", "--shapes", "8x8", "--keyword", "scale"], "'scale' must be NAME=VALUE"),
     ],
@@ -95,7 +95,7 @@ def test_the_verdict_follows_from_the_training_step(step, advice):
 
 
 def test_bench_refuses_no_time():
-    with pytest.raises(SystemExit, match="--seconds is 0.0; it must be positive"):
+    with pytest.raises(SystemExit, match=r"--seconds is 0\.0; it must be positive"):
         main(["bench", "--seconds", "0"])
 
 

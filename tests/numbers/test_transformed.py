@@ -1,4 +1,4 @@
-"""What the quantization of transformed operands loses, compared with docs/explanation/numerics.md in NumPy."""
+"""What the quantization of transformed operands loses, compared with numerics.md in NumPy."""
 
 import functools
 
