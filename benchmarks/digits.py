@@ -1,17 +1,18 @@
 """Train the digits network in float32 and in DFP16 and compare the results.
 
     python -m benchmarks.digits --seeds 0,1,2
-    python -m benchmarks.digits --seeds 0,1,2,3,4 --processes 2
+    python -m benchmarks.digits --seeds 0,1,2,3,4 --devices 2
 
 Runs train.py with configs/digits.py once for each precision, every seed in turn, and prints a Markdown
 table of the test accuracies, and the differences of each seed's results, with the standard error of their
-mean. With `--processes` it compares gradients that the processes exchange in float32 and in DFP16 instead;
-both compute in DFP16.
+mean. With `--devices` it compares gradients that devices of one process exchange in float32 and in DFP16
+instead; both compute in DFP16.
 """
 
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -26,13 +27,13 @@ GRADIENTS = {
 }
 
 
-def train(settings: list[str], seeds: str, processes: int) -> list[dict]:
+def train(settings: list[str], seeds: str, devices: int) -> list[dict]:
     """The metrics of every seed's last epoch."""
-    launcher = ["-m", "dfpjax.launch", f"--processes={processes}"] if processes > 1 else []
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     with tempfile.TemporaryDirectory() as workdir:
-        settings = [*settings, f"--config.seed={seeds},", f"--workdir={workdir}"]
-        command = [sys.executable, *launcher, "train.py", "--config=configs/digits.py", *settings]
-        subprocess.run(command, cwd=ROOT, check=True)
+        settings = [*settings, f"--config.seed={seeds},", f"--workdir={workdir}", f"--config.mesh={devices},"]
+        command = [sys.executable, "train.py", "--config=configs/digits.py", *settings]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
         lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     last = {}
     for metrics in map(json.loads, lines):
@@ -45,10 +46,10 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--processes", type=int, default=1, help="compare the dtypes of gradients by so many")
+    parser.add_argument("--devices", type=int, default=1, help="of which several exchange gradients")
     arguments = parser.parse_args(argv)
-    title, runs = ("precision", PRECISIONS) if arguments.processes == 1 else ("gradients", GRADIENTS)
-    results = {name: train(settings, arguments.seeds, arguments.processes) for name, settings in runs.items()}
+    title, runs = ("precision", PRECISIONS) if arguments.devices == 1 else ("gradients", GRADIENTS)
+    results = {name: train(settings, arguments.seeds, arguments.devices) for name, settings in runs.items()}
     seeds = [metrics["seed"] for metrics in results["float32"]]
     print(f"| {title} |", " | ".join(f"seed {seed}" for seed in seeds), "| mean | test loss | images/s |")
     print("| --- |", " | ".join("---:" for _ in seeds), "| ---: | ---: | ---: |")
