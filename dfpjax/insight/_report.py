@@ -78,6 +78,11 @@ class OpRecord:
     asked for by name, so that `mixed_precision` raises an error. Products are counted with those on padding
     and on what fills up tiles. The table shows algorithms if one of all operations is not direct."""
 
+    manual_axes: tuple[str, ...] = ()
+    """The axes of a mesh over which a `jax.shard_map` runs it device by device. An operand that differs along
+    them has the exponents of each device's part, not those of the whole tensor. These are the same if the
+    granularity is `"block"` and the parts are whole blocks, as parts of a batch are. The table has a note."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FusedRecord:
@@ -168,6 +173,12 @@ class Report:
         if self.fused:
             kinds = Counter(record.kind for record in self.fused)
             lines.append(f"in one pass: {', '.join(f'{count} x {kind}' for kind, count in kinds.items())}")
+        if manual := [op for op in quantized if op.manual_axes]:
+            axes = ", ".join(dict.fromkeys(axis for op in manual for axis in op.manual_axes))
+            lines.append(
+                f"in shard_map over {axes}: {len(manual)} operations, with the exponents of each device's "
+                "part of an operand (the whole tensor's if parts are whole blocks)"
+            )
         if self.opaque:
             lines.append(f"not entered: {', '.join(self.opaque)}")
         if self.unmatched:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jax.extend.core import JaxprEqn
 from jax.extend.source_info_util import new_name_stack
+from jax.sharding import AxisType
 
 from dfpjax import _checks
 from dfpjax.insight._report import Dtype, FusedRecord, OpRecord, Report
@@ -110,7 +111,15 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         reason=verdict.reason,
         granularity=_granularity(site, verdict),
         algorithms=_algorithms(site, verdict),
+        manual_axes=_manual_axes(eqn),
     )
+
+
+def _manual_axes(eqn: JaxprEqn) -> tuple[str, ...]:
+    """The axes over which a shard_map around the equation is manual."""
+    mesh = eqn.outvars[0].aval.sharding.mesh
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(axis for axis, kind in types if kind == AxisType.Manual)
 
 
 def _algorithms(site: Site, verdict: Verdict) -> dict[Pass, str]:

@@ -188,8 +188,11 @@ def test_counts_of_shards():
     mesh = jax.make_mesh((count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharded = jax.shard_map(layer, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
     x = jax.ShapeDtypeStruct((4 * count, 6), jnp.float32)
-    (op,) = explain(sharded, W, x, policy=FORCED).ops
+    report = explain(sharded, W, x, policy=FORCED)
+    (op,) = report.ops
     assert (op.count, op.lhs_shape, op.macs) == (count, (4, 6), 4 * count * 6 * 6)
+    assert op.manual_axes == ("data",)
+    assert "in shard_map over data: 1 operations, with the exponents of each device's part" in str(report)
 
 
 @pytest.mark.parametrize(

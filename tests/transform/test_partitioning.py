@@ -201,6 +201,18 @@ def test_the_exponent_is_that_of_the_whole_tensor():
     assert relative_error(actual, on_one_device(dense, x, w, v, transform=step)) < 1e-6
 
 
+def test_what_cannot_be_split_is_said_once(caplog):
+    x, w = normal(0, 4, 8, 6, 4), normal(1, 3, 3, 4, 8)
+    fun = mixed_precision(convolution(1), FORCED)
+    mesh = mesh_of((4,), ("data",))
+    with caplog.at_level("WARNING", logger="dfpjax"):
+        actual, _ = run(fun, mesh, [P(None, "data"), P()], x, w)
+        run(lambda *args: 2 * fun(*args), mesh, [P(None, "data"), P()], x, w)
+    (said,) = [record.message for record in caplog.records if "split over" in record.message]
+    assert said.startswith("quantization: float32[4,8,6,4] is split over 4 devices along axis 1, where a part")
+    assert relative_error(actual, jax.jit(fun)(*map(np.asarray, (x, w)))) < 1e-6
+
+
 @pytest.mark.jax_releases
 @pytest.mark.parametrize("policy", [TENSOR_WIDE, FORCED], ids=["tensor", "blocks"])
 def test_reference(policy):
