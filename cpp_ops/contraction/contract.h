@@ -21,7 +21,8 @@ struct Operands {
   const int32_t* ea;
   const int32_t* eb;
   float* c;
-  // May be null. Otherwise B, packed: b and eb are not read. The plan has one part, of mode "tiles".
+  // May be null. Otherwise B, packed: b and eb are not read. The plan has one part, of mode
+  // "tiles".
   std::shared_ptr<const PackedB> packed = nullptr;
 };
 

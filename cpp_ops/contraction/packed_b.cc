@@ -14,9 +14,8 @@ PackedB::Layout::Layout(const Part& part)
       panels(ceil_div(n, kPanelColumns)),
       blocks(ceil_div(k, kBlock)),
       panel_words(blocks * PackerB::block_words(kPanelColumns, kBlock)),
-      group_words(
-          (panels - 1) * panel_words +
-          blocks * PackerB::block_words(n - (panels - 1) * kPanelColumns, kBlock)) {}
+      group_words((panels - 1) * panel_words +
+                  blocks * PackerB::block_words(n - (panels - 1) * kPanelColumns, kBlock)) {}
 
 PackedB::PackedB(const Part& part)
     : l_(part),

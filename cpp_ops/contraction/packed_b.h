@@ -53,9 +53,9 @@ class PackedB : public PreparedOperand {
 
   const Layout l_;
   const Scratch own_words_, own_segments_;  // unless the memory is the caller's
-  int32_t* const words_;             // [g][panel][block]; the last panel may be narrower
-  PanelsInBlocks* const segments_;   // likewise, if operands are in blocks
-  std::vector<Norms> norms_;         // otherwise
+  int32_t* const words_;                    // [g][panel][block]; the last panel may be narrower
+  PanelsInBlocks* const segments_;          // likewise, if operands are in blocks
+  std::vector<Norms> norms_;                // otherwise
 };
 
 }  // namespace dfpjax

@@ -7,6 +7,9 @@
 namespace dfpjax {
 namespace {
 
+// Words of a packed B from memory. Those that are fetched so far ahead arrive in time.
+constexpr int64_t kFetchAhead = 2048;
+
 alignas(64) constexpr float kZeros[kPanelColumns] = {};
 
 // Whether norms allow a kLowestPair in both operands, where chains are of 2 products.
@@ -207,6 +210,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
   cell.memory = w->cell;
   cell.stream = false;
   cell.narrow = static_cast<int32_t>(columns(panel));
+  cell.few_rows = few_rows_;
   // With several groups, every panel of the task has its own sums.
   const int64_t sums_panel = (panel - task.panel) % std::max<int64_t>(sum_panels_, 1);
   const bool fetch = last && !stream_ && contiguous_columns_ && splits_ == 1;
@@ -239,6 +243,7 @@ void Tiles::run_panel(const Task& task, int64_t panel, int64_t b, const PanelOfB
     }
     w->next_a.step();
     w->next_b.step();
+    cell.fetch_ahead = few_rows_ && tile == task.tile ? kFetchAhead : 0;
     if (fetch && tile + 1 < task.tile_end) fetch_outputs(task, panel, tile + 1, *w);
     float* sums = first && last ? nullptr : w->sums_of(sums_panel, local);
     for (int i = 0; i < kTileRows; ++i) in[i] = first ? kZeros : sums + i * kPanelColumns;

@@ -14,6 +14,11 @@ namespace {
 constexpr int64_t kPackedABytes = 256 << 10;   // packed k-blocks of A per pass over the panels
 constexpr int64_t kResidentBytes = 512 << 10;  // larger operands are fetched ahead of their use
 
+// With so few tiles of rows, a panel of B is used for less time than it takes to fetch the next one
+// at once.
+constexpr int64_t kFewTiles = 3;
+constexpr int64_t kRangesPerThread = 4;  // each packs A
+
 // Room for packed B if it will be kept, else null.
 std::shared_ptr<PackedB> offer_packed(const Part& part, OperandReuse& reuse) {
   if (!reuse.again() || reuse.found()) return nullptr;
@@ -56,9 +61,12 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
                       threads);
   if (blocking.share_b && packing_ == nullptr) packing_ = std::make_shared<PackedB>(part);
   if (packing_ != nullptr) shared_b_ = packing_;
-  preview_b_ = shared_b_ != nullptr && shared_b_->group_bytes() > kResidentBytes;
-  row_blocks_ = blocking.row_blocks;
-  panel_ranges_ = blocking.panel_ranges;
+  const bool from_memory = shared_b_ != nullptr && shared_b_->group_bytes() > kResidentBytes;
+  few_rows_ = from_memory && p_.in_blocks && tiles_ <= kFewTiles;
+  preview_b_ = from_memory && !few_rows_;
+  row_blocks_ = few_rows_ ? 1 : blocking.row_blocks;
+  panel_ranges_ =
+      few_rows_ ? std::min<int64_t>(panels_, kRangesPerThread * threads) : blocking.panel_ranges;
   block_tiles_ = ceil_div(tiles_, row_blocks_);
   a_words_ = pack_a_.block_words(block_tiles_ * kTileRows);
   group_ =
@@ -67,7 +75,7 @@ Tiles::Tiles(const Part& part, const Operands& operands, const Chains& chains,
   if (splits_ > 1) partial_ = Scratch::array<float>({splits_, p_.G, p_.M, partial_stride_});
   if (splits_ > 1 && p_.in_blocks)
     partial_bases_.resize(static_cast<size_t>(splits_ * p_.G * p_.M * panels_ * kHalves));
-  share_a_ = blocking.share_a;
+  share_a_ = blocking.share_a && !few_rows_;
   if (share_a_) {
     const int64_t count = p_.G * row_blocks_ * blocks_;
     shared_a_ = Scratch::array<int32_t>({count, a_words_});

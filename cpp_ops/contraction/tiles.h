@@ -145,6 +145,7 @@ class Tiles : public Job {
   std::shared_ptr<PackedB> packing_;         // null unless the call packs B for all tasks
   std::shared_ptr<const PackedB> shared_b_;  // likewise, but set also if it is reused
   bool preview_b_ = false;
+  bool few_rows_ = false;  // so few that packed B streams through the microkernel
 
   int64_t partial_stride_;  // of one row of partial sums
   Scratch partial_;

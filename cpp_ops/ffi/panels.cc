@@ -25,8 +25,8 @@ struct Call {
   int64_t threads;
 };
 
-// `absent` are the sizes of the plan's buffers that the handler does not have and does not read. The
-// attribute of this name has them.
+// `absent` are the sizes of the plan's buffers that the handler does not have and does not read.
+// The attribute of this name has them.
 Call decode(const BufferSizes& sizes, const std::vector<int64_t*>& absent, Arguments* arguments,
             const ffi::Dictionary& attributes) {
   Call call;
@@ -85,8 +85,7 @@ ffi::Error pack_panels(ffi::AnyBuffer b, ffi::AnyBuffer eb, ffi::Result<ffi::Any
   const auto* const exponents = arguments.buffer<ffi::S32>("eb", eb);
   BufferSizes sizes{0, static_cast<int64_t>(b.element_count()), 0, 0,
                     static_cast<int64_t>(eb.element_count())};
-  const Call call =
-      decode(sizes, {&sizes.a, &sizes.c, &sizes.ea}, &arguments, attributes);
+  const Call call = decode(sizes, {&sizes.a, &sizes.c, &sizes.ea}, &arguments, attributes);
   if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
   const Part& part = call.parts[0];
   const Memory to = memory_of(*words, *info, part, &arguments);

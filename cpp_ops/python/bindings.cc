@@ -28,8 +28,8 @@ namespace {
 
 nb::dict registrations() {
   nb::dict result;
-  for (const Handlers& handlers : {contraction_handlers(), panel_handlers(), pass_handlers(),
-                                   operand_handlers()})
+  for (const Handlers& handlers :
+       {contraction_handlers(), panel_handlers(), pass_handlers(), operand_handlers()})
     for (const Handler& handler : handlers) {
       nb::dict stages;
       stages["execute"] = nb::capsule(reinterpret_cast<void*>(handler.execute));

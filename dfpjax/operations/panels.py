@@ -1,7 +1,8 @@
 """Products whose right operand is a matrix in panels (`dfpjax.numbers.format.panels`).
 
-`contract_panels_p` is `contract_p` with panels for the mantissas and exponents of rhs. Where there is no native
-code for it, and in derivatives, the matrix is brought back to its own order first. It gives the same bits.
+`contract_panels_p` is `contract_p` with panels for the mantissas and exponents of rhs. Where there is no
+native code for it, and in derivatives, the matrix is brought back to its own order first. It gives the same
+bits.
 """
 
 import functools

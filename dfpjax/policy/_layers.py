@@ -19,9 +19,10 @@ _NO_LAYERS = frozenset({"checkpoint", _RECOMPUTED, FLOAT32})
 
 PATH_KEEPING = frozenset(
     {
-        "all_gather", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dfp_quantize", "dfp_thaw",
-        "dynamic_slice", "layout_constraint", "mesh_cast", "name", "pcast", "pvary", "reduce_precision",
-        "reshape", "reshard", "rev", "sharding_constraint", "slice", "squeeze", "stop_gradient", "transpose",
+        "all_gather", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dfp_quantize",
+        "dfp_thaw", "dynamic_slice", "layout_constraint", "mesh_cast", "name", "pcast", "pvary",
+        "reduce_precision", "reshape", "reshard", "rev", "sharding_constraint", "slice", "squeeze",
+        "stop_gradient", "transpose",
     }
 )  # fmt: skip
 """Primitives that only rearrange, slice or round their first operand: the result keeps its path."""

@@ -1,6 +1,7 @@
 """Inference: weights that stay in dynamic fixed point, their files, and exported programs."""
 
 from dfpjax.numbers.format.frozen import FrozenArray as FrozenArray
+from dfpjax.numbers.format.frozen import is_frozen as is_frozen
 from dfpjax.serving._export import export as export
 from dfpjax.serving._freeze import freeze as freeze
 from dfpjax.serving._freeze import thaw as thaw

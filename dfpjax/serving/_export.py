@@ -14,16 +14,18 @@ from dfpjax.numbers.format.frozen import FrozenArray, Rows
 from dfpjax.numbers.format.panels import Panels
 
 
-def export(fun: Callable, *args: Any, platforms: tuple[str, ...] | None = None, **kwargs: Any) -> jax.export.Exported:
+def export(
+    fun: Callable, *args: Any, platforms: tuple[str, ...] | None = None, **kwargs: Any
+) -> jax.export.Exported:
     """Export a function, such as one that `dfpjax.mixed_precision` has transformed.
 
         exported = dfpjax.export(apply, frozen, jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32))
         Path("model.bin").write_bytes(exported.serialize())
 
     The process that calls the program has to import dfpjax, whose kernels it contains:
-    `jax.export.deserialize(Path("model.bin").read_bytes()).call(frozen, x)`. Their names carry a version, so the
-    program runs with the dfpjax that exported it and with any later one that has kernels of these names. To
-    serialize it, JAX needs flatbuffers: `pip install "dfpjax[export]"`.
+    `jax.export.deserialize(Path("model.bin").read_bytes()).call(frozen, x)`. Their names carry a version, so
+    the program runs with the dfpjax that exported it and with any later one that has kernels of these names.
+    To serialize it, JAX needs flatbuffers: `pip install "dfpjax[export]"`.
 
     Arguments:
         fun: a function of pytrees of arrays; it is jitted unless it is already.

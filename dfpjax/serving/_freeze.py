@@ -29,7 +29,10 @@ from dfpjax.transform._trace import Arguments
 LEAST_EXTENT = 32
 """Of both axes of a matrix in panels."""
 
-_NOT_CONTRACTED = re.compile(r"embed|pos|bias|scale|norm|mean|var", re.IGNORECASE)
+_FIRST = (jax.tree_util.SequenceKey(0), jax.tree_util.SequenceKey(0))
+"""The path of the first argument in `(args, kwargs)`."""
+
+_NOT_CONTRACTED = re.compile(r"embed|^pos|bias|scale|norm|^mean$|^var$", re.IGNORECASE)
 
 
 def freeze(
@@ -42,22 +45,22 @@ def freeze(
 ) -> Any:
     """Bring the weights that a program multiplies by to dynamic fixed point, once, for inference.
 
-    `dfpjax.mixed_precision(fun)` takes the result in place of `variables`, under `jit`, `vmap`, `scan`, `cond`,
-    `jax.checkpoint` and `jax.export`. Its products read the frozen weights as they are: half the bytes, no
-    quantization, and no cost rule, since float32 could gain nothing. They have the bits that they have with
-    float32 weights, where they are in dynamic fixed point there (`OpConfig(force=True)`). Matrices are packed for
-    the kernels. Everything else that the program does with a frozen weight sees its values; `dfpjax.explain` says
-    which products cannot read one as it is. Frozen weights are integers: `jax.grad` with respect to them is a
-    TypeError, and gradients with respect to other arguments flow through them.
+    `dfpjax.mixed_precision(fun)` takes the result in place of `variables`, under `jit`, `vmap`, `scan`,
+    `cond`, `jax.checkpoint` and `jax.export`. Its products read the frozen weights as they are: half the
+    bytes, no quantization, and no cost rule, since float32 could gain nothing. They have the bits that they
+    have with float32 weights, where they are in dynamic fixed point there (`OpConfig(force=True)`). Matrices
+    are packed for the kernels. Everything else that the program does with a frozen weight sees its values;
+    `dfpjax.explain` says which products cannot read one as it is. Frozen weights are integers: `jax.grad`
+    with respect to them is a TypeError, and gradients with respect to other arguments flow through them.
 
     Arguments:
-        variables: a pytree of arrays. `flax.nnx`: the state that `nnx.split` gives. Frozen arrays in it stay, but
-            may be packed.
+        variables: a pytree of arrays. `flax.nnx`: the state that `nnx.split` gives. Frozen arrays in it stay,
+            but may be packed.
         policy: that of `mixed_precision`. Weights that its rules keep in float32 stay.
-        fun: the function that will be transformed. With it, exactly those float32 leaves of two axes or more are
-            frozen that `fun(variables, *args, **kwargs)` contracts in dynamic fixed point. Without it, all of two
-            axes or more are, unless the last part of their path says that they are no kernel (embed, pos, bias,
-            scale, norm, mean, var).
+        fun: the function that will be transformed. With it, exactly those float32 leaves of two axes or more
+            are frozen that `fun(variables, *args, **kwargs)` contracts in dynamic fixed point. Without it,
+            all of two axes or more are, unless the last part of their path says that they are no kernel
+            (embed, pos, bias, scale, norm, mean, var).
         args, kwargs: the other arguments of `fun`; a `jax.ShapeDtypeStruct` may replace an array.
 
     Returns:
@@ -92,14 +95,17 @@ def thaw(variables: Any) -> Any:
 
     Returns:
         The pytree with their float32 values. A program in dynamic fixed point has the same bits with these as
-        with the frozen ones. They are the weights rounded to 16 bits, in blocks; those of matrices in panels have
-        lost a few more, where exponents in a panel differed.
+        with the frozen ones. They are the weights rounded to 16 bits, in blocks; those of matrices in panels
+        have lost a few more, where exponents in a panel differed.
     """
-    return jax.tree.map(lambda leaf: leaf.dequantize() if is_frozen(leaf) else leaf, variables, is_leaf=is_frozen)
+    return jax.tree.map(
+        lambda leaf: leaf.dequantize() if is_frozen(leaf) else leaf, variables, is_leaf=is_frozen
+    )
 
 
 def _name(path) -> str:
-    return argument_paths(lambda variables: None, [(jax.tree_util.SequenceKey(0), jax.tree_util.SequenceKey(0), *path)])[0]
+    """The path of a leaf, as rules match it; empty for a tree that is a leaf itself."""
+    return argument_paths(None, [(*_FIRST, *path)])[0] if path else ""
 
 
 def _is_candidate(leaf: Any) -> bool:
@@ -177,9 +183,6 @@ def _forms_in_program(fun, variables, args, kwargs, policy: Policy) -> list[Rows
     return [_agreed(leaf, uses.get(name, [])) for leaf, name in zip(leaves, names, strict=True)]
 
 
-_FIRST = (jax.tree_util.SequenceKey(0), jax.tree_util.SequenceKey(0))
-
-
 def _use(site: Site, operand: int, bound: BoundPolicy) -> _Use | None:
     """How a product contracts its frozen operand; None if it stays in float32."""
     if site.obstacle is not None or site.eqn.invars[operand].aval.dtype != jnp.float32:
@@ -222,7 +225,7 @@ def _frozen(name: str, leaf: Any, form: Rows | Panels) -> FrozenArray:
         return FrozenArray(rows, form)
     if len(leaf.shape) == 3:  # a stack of matrices
         mantissa, exponent = rows
-        rows = mantissa, exponent[:, :, None, :] if form.contracted == 0 else exponent[:, :, None, :]
+        rows = mantissa, exponent[:, :, None, :]
         return FrozenArray(jax.lax.map(lambda of_one: packed(form, *of_one), rows), form)
     return FrozenArray(_packed(form, *rows), form)
 

@@ -1,8 +1,9 @@
 """Frozen weights as plain arrays, and in files.
 
-As plain arrays, a frozen leaf is a dictionary: `mantissa`, int16 of the leaf's shape; `exponent`, int32, one number
-or one for each block; and `blocks`, int32[2], the rows and columns of a block, unless there is one exponent. This
-is what `train.py` writes with `--config.export_weights=dfp16`, and what Orbax and safetensors can write.
+As plain arrays, a frozen leaf is a dictionary: `mantissa`, int16 of the leaf's shape; `exponent`, int32, one
+number or one for each block; and `blocks`, int32[2], the rows and columns of a block, unless there is one
+exponent. This is what `train.py` writes with `--config.export_weights=dfp16`, and what Orbax and safetensors
+can write.
 """
 
 import json
@@ -68,8 +69,8 @@ def save_safetensors(path: str | Path, variables: Any) -> None:
         names = [getattr(key, "key", None) for key in keys]
         if not names or not all(isinstance(name, str) and "/" not in name for name in names):
             raise TypeError(
-                "save_safetensors: variables must be nested dictionaries whose keys are strings without slashes, "
-                f"got {jax.tree_util.keystr(keys)}"
+                "save_safetensors: variables must be nested dictionaries whose keys are strings without "
+                f"slashes, got {jax.tree_util.keystr(keys)}"
             )
         flat["/".join(names)] = np.ascontiguousarray(leaf)
     numpy.save_file(flat, str(path), {"format": "dfpjax", "version": json.dumps(1)})
@@ -119,7 +120,12 @@ def _to_arrays(leaf: Any) -> Any:
 
 
 def _is_stored(node: Any) -> bool:
-    if not isinstance(node, Mapping) or not {_MANTISSA, _EXPONENT} <= set(node) <= {_MANTISSA, _EXPONENT, _BLOCKS, _BITS}:
+    if not isinstance(node, Mapping) or not {_MANTISSA, _EXPONENT} <= set(node) <= {
+        _MANTISSA,
+        _EXPONENT,
+        _BLOCKS,
+        _BITS,
+    }:
         return False
     return getattr(node[_MANTISSA], "dtype", None) == np.int16
 

@@ -1,7 +1,8 @@
-"""Frozen operands of products: whether a product can read them as they are, and the equations in which it does.
+"""Frozen operands of products: whether a product can read them as they are, and the equations in which it
+does.
 
-An operation that is rewritten quantizes both operands. Of a frozen one in the operand's own format this gives the
-mantissas and exponents that are there already, so the frozen arrays take its place.
+An operation that is rewritten quantizes both operands. Of a frozen one in the operand's own format this gives
+the mantissas and exponents that are there already, so the frozen arrays take its place.
 """
 
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def _with_rows(eqns: list[JaxprEqn], at: int, thaw: JaxprEqn) -> tuple[list[Jaxp
 
 
 def _with_panels(eqns: list[JaxprEqn], at: int, thaw: JaxprEqn) -> tuple[list[JaxprEqn], dict[Var, Var]]:
-    mantissa, exponent = eqns[at].outvars
+    mantissa, _ = eqns[at].outvars
     (place,) = (i for i, eqn in enumerate(eqns) if mantissa in eqn.invars)
     contraction = eqns[place]
     lhs, lhs_exponent, *_ = contraction.invars

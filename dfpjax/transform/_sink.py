@@ -1,11 +1,12 @@
 """Frozen arrays enter the jaxprs inside a program as they are.
 
-In a traced program an equation `dfp_thaw` makes a float32 array of each frozen one. Where such an array is handed
-to a jitted call, a branch, a loop or a `jax.checkpoint`, the arrays of the frozen one are handed over instead, and
-the equation is repeated inside. So a product finds its frozen operand beside it, wherever it stands. A transposed
-operand of a dot product becomes the frozen array itself, with other dimension numbers.
+In a traced program an equation `dfp_thaw` makes a float32 array of each frozen one. Where such an array is
+handed to a jitted call, a branch, a loop or a `jax.checkpoint`, the arrays of the frozen one are handed over
+instead, and the equation is repeated inside. So a product finds its frozen operand beside it, wherever it
+stands. A transposed operand of a dot product becomes the frozen array itself, with other dimension numbers.
 
-Carries of loops, and operands of custom derivative rules, `shard_map` and what cannot be entered, stay float32.
+Carries of loops, and operands of custom derivative rules, `shard_map` and what cannot be entered, stay
+float32.
 """
 
 from collections.abc import Sequence
@@ -87,7 +88,9 @@ class _Sinking:
         params = dict(eqn.params)
         for name in _PER_OPERAND & params.keys():
             params[name] = tuple(
-                value for i, value in enumerate(params[name]) for _ in range(len(at[i].invars) if i in at else 1)
+                value
+                for i, value in enumerate(params[name])
+                for _ in range(len(at[i].invars) if i in at else 1)
             )
         params["jaxpr"] = self._inside(params["jaxpr"], at)
         return [eqn.replace(invars=_expanded(eqn.invars, at), params=params)]

@@ -144,9 +144,7 @@ def _hides_contractions(eqn: JaxprEqn) -> bool:
     return any(map(contracts, hidden_jaxprs(eqn)))
 
 
-def _site(
-    eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope, thawed: dict[Var, JaxprEqn]
-) -> Site:
+def _site(eqn: JaxprEqn, stack: Any, origin_of: Callable, scope: Scope, thawed: dict[Var, JaxprEqn]) -> Site:
     operation = Operation(
         primitive=eqn.primitive.name,
         name=layer_name(stack),

@@ -1,6 +1,86 @@
 // The microkernel for operands in blocks: chains and exponents belong to segments of k. Included as
 // isa/common-inl.h describes.
 
+// Adds the sums of a chain to float32 sums, in the units of these (`kStepwise`) or with a scale for
+// each row.
+template <class S, int MR, int NV, bool kStepwise>
+inline __attribute__((always_inline)) void add_sums(const typename S::I (&sum)[MR][NV],
+                                                    const float* scale,
+                                                    typename S::F (&total)[MR][NV]) {
+#pragma GCC unroll 6
+  for (int i = 0; i < MR; ++i) {
+    const auto of_row = S::scale_at(scale + i);
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j)
+      if constexpr (kStepwise)
+        total[i][j] = S::add_float(total[i][j], S::to_float(sum[i][j]));
+      else
+        total[i][j] = S::add_scaled(total[i][j], sum[i][j], of_row);
+  }
+}
+
+// With so few rows a chain's products depend on each other for most of its time, so the next chain
+// has to begin meanwhile. Loops of a length that the processor cannot predict would prevent it.
+inline constexpr int kMostFewRows = 4;
+inline constexpr int kLineWords = 16;
+
+template <class S, int MR, int NV, bool kStepwise, int kChain>
+inline __attribute__((always_inline)) void add_chains_of(const CellArgs& t, const int32_t* a,
+                                                         const int32_t* b, const float* scale,
+                                                         typename S::F (&total)[MR][NV]) {
+  for (int words = 0; words < kSegment / 2; words += kChain) {
+    typename S::I sum[MR][NV];
+#pragma GCC unroll 16
+    for (int k = 0; k < kChain; ++k) {
+      typename S::I bk[NV];
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) bk[j] = S::load(b + j * S::kLanes);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV * S::kLanes; j += kLineWords)
+        __builtin_prefetch(b + t.fetch_ahead + j);
+#pragma GCC unroll 4
+      for (int i = 0; i < MR; ++i) {
+        const typename S::I ak = S::broadcast(a + i * t.a_row);
+#pragma GCC unroll 4
+        for (int j = 0; j < NV; ++j)
+          if (k == 0)
+            sum[i][j] = S::pair_dot(ak, bk[j]);
+          else
+            S::dot(sum[i][j], ak, bk[j]);
+      }
+      a += t.a_pair;
+      b += t.columns;
+    }
+    add_sums<S, MR, NV, kStepwise>(sum, scale, total);
+  }
+}
+
+// A segment of kSegment / 2 words.
+template <class S, int MR, int NV, bool kStepwise>
+inline __attribute__((always_inline)) void add_whole_segment(const CellArgs& t, int chain,
+                                                             const int32_t** a, const int32_t** b,
+                                                             const float* scale,
+                                                             typename S::F (&total)[MR][NV]) {
+  switch (chain) {
+    case 16:
+      add_chains_of<S, MR, NV, kStepwise, 16>(t, *a, *b, scale, total);
+      break;
+    case 8:
+      add_chains_of<S, MR, NV, kStepwise, 8>(t, *a, *b, scale, total);
+      break;
+    case 4:
+      add_chains_of<S, MR, NV, kStepwise, 4>(t, *a, *b, scale, total);
+      break;
+    case 2:
+      add_chains_of<S, MR, NV, kStepwise, 2>(t, *a, *b, scale, total);
+      break;
+    default:
+      add_chains_of<S, MR, NV, kStepwise, 1>(t, *a, *b, scale, total);
+  }
+  *a += kSegment / 2 * t.a_pair;
+  *b += kSegment / 2 * int64_t{t.columns};
+}
+
 // The float32 sums stay in registers.
 template <class S, int MR, int NV, bool kStepwise>
 __attribute__((noinline)) void segments_in_registers(const CellArgs& t, const int32_t* chains,
@@ -13,7 +93,7 @@ __attribute__((noinline)) void segments_in_registers(const CellArgs& t, const in
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) total[i][j] = S::broadcast_float(0);
-  const float* scale = kStepwise ? scales.steps : scales.of;
+  const float* scale = (kStepwise ? scales.steps : scales.of) + t.first_row;
   for (int left = t.pairs; left > 0; left -= kSegment / 2) {
     if constexpr (kStepwise) {
 #pragma GCC unroll 6
@@ -22,19 +102,15 @@ __attribute__((noinline)) void segments_in_registers(const CellArgs& t, const in
         for (int j = 0; j < NV; ++j) total[i][j] = S::scaled(total[i][j], scale + i);
     }
     const int chain = *chains++;
+    if (MR <= kMostFewRows && left >= kSegment / 2) {
+      add_whole_segment<S, MR, NV, kStepwise>(t, chain, &a, &b, scale, total);
+      scale += kSegmentRows;
+      continue;
+    }
     for (int words = left < kSegment / 2 ? left : kSegment / 2; words > 0;) {
       typename S::I sum[MR][NV];
       take_chain<S>(t, chain, &words, &a, &b, sum);
-#pragma GCC unroll 6
-      for (int i = 0; i < MR; ++i) {
-        const auto of_row = S::scale_at(scale + i);
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j)
-          if constexpr (kStepwise)
-            total[i][j] = S::add_float(total[i][j], S::to_float(sum[i][j]));
-          else
-            total[i][j] = S::add_scaled(total[i][j], sum[i][j], of_row);
-      }
+      add_sums<S, MR, NV, kStepwise>(sum, scale, total);
     }
     scale += kSegmentRows;
   }
@@ -42,7 +118,7 @@ __attribute__((noinline)) void segments_in_registers(const CellArgs& t, const in
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) {
-      if constexpr (kStepwise) total[i][j] = S::scaled(total[i][j], scales.units + i);
+      if constexpr (kStepwise) total[i][j] = S::scaled(total[i][j], scales.units + t.first_row + i);
       store_output<S>(t, last, i, column + j * S::kLanes, total[i][j]);
     }
 }
@@ -55,7 +131,7 @@ __attribute__((noinline)) void segments_in_memory(const CellArgs& t, const int32
   const int32_t* a = t.a;
   const int32_t* b = t.b + column;
   float* const totals = t.memory + column;
-  const float* scale = scales.of;
+  const float* scale = scales.of + t.first_row;
   for (int i = 0; i < MR; ++i)
     for (int j = 0; j < NV; ++j)
       S::store_float(totals + i * kPanelColumns + j * S::kLanes, S::broadcast_float(0));
@@ -103,6 +179,24 @@ void panel_rows(const CellArgs& t, const int32_t* chains, bool short_chains, con
   for (; column + kStrip <= end; column += kStrip) run(Constant<kShort>{});
   if constexpr (kStrip > kColumnQuantum)
     if (column < end) run(Constant<1>{});
+}
+
+// Runs 5 or 6 rows as 3 and the rest. The registers then have room for whole segments.
+template <class S>
+void rows_by_three(const CellArgs& t, const int32_t* chains, bool short_chains,
+                   const Scales& scales, const float* last, int column, int end) {
+  panel_rows<S, 3>(t, chains, short_chains, scales, last, column, end);
+  CellArgs rest = t;
+  rest.first_row = 3;
+  rest.fetch_ahead = 0;
+  rest.a += 3 * t.a_row;
+  rest.in += 3;
+  rest.out += 3;
+  const float* const last_of_rest = last == nullptr ? nullptr : last + 3;
+  if (t.rows == kTileRows)
+    panel_rows<S, 3>(rest, chains, short_chains, scales, last_of_rest, column, end);
+  else
+    panel_rows<S, 2>(rest, chains, short_chains, scales, last_of_rest, column, end);
 }
 
 // See add_narrow_chain.
@@ -190,6 +284,10 @@ bool cell_in_blocks(const CellArgs& t, const BlockCellArgs& blocks) {
         narrow_segments<S>(t, chains, scales[p], last);
         continue;
       }
+    if (t.few_rows && t.rows > kMostFewRows) {
+      rows_by_three<S>(t, chains, short_chains, scales[p], last, column, end);
+      continue;
+    }
     const auto run = [&](auto rows) {
       panel_rows<S, rows.value>(t, chains, short_chains, scales[p], last, column, end);
     };

@@ -50,6 +50,11 @@ struct CellArgs {
   // Null if no sum can overflow int32. Otherwise sums are saturated, and this counts the saturated
   // ones.
   int64_t* saturated;
+  // Of cells in blocks. If B comes from memory and is used for few rows, the words of it to fetch
+  // ahead; else 0.
+  int64_t fetch_ahead = 0;
+  bool few_rows = false;  // the rows of the product; then 5 or 6 rows run as 3 and 3
+  int first_row = 0;      // of those that the kernel runs together
 };
 
 // The chains of a cell of operands in blocks, in words, for each panel and segment.

@@ -1,7 +1,7 @@
 """`FrozenArray`: a float32 tensor kept in dynamic fixed point, for programs that read it and do not train it.
 
-It is a pytree of plain arrays and of a *form*, which says how these hold the tensor: `Rows` in the tensor's own
-order, `Panels` in the order in which the kernels read the right operand of a matrix product.
+It is a pytree of plain arrays and of a *form*, which says how these hold the tensor: `Rows` in the tensor's
+own order, `Panels` in the order in which the kernels read the right operand of a matrix product.
 """
 
 import functools
@@ -56,11 +56,12 @@ Form = Rows | Panels
 @jax.tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class FrozenArray:
-    """A float32 tensor kept in dynamic fixed point. `dfpjax.freeze` makes it, `dfpjax.thaw` gives float32 back.
+    """A float32 tensor kept in dynamic fixed point. `dfpjax.freeze` makes it, `dfpjax.thaw` gives float32
+    back.
 
-    A function transformed by `dfpjax.mixed_precision` takes it in place of the float32 tensor: a product reads
-    it as it is, everything else sees its values. Elsewhere `jnp.asarray` and `numpy.asarray` give the values.
-    It is a pytree of integer arrays, so it has no gradient.
+    A function transformed by `dfpjax.mixed_precision` takes it in place of the float32 tensor: a product
+    reads it as it is, everything else sees its values. Elsewhere `jnp.asarray` and `numpy.asarray` give the
+    values. It is a pytree of integer arrays, so it has no gradient.
     """
 
     arrays: tuple[Any, ...]

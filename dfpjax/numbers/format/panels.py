@@ -1,10 +1,10 @@
 """`Panels`: a matrix in the order in which the kernels read the right operand of a product.
 
 The kernels align mantissas to one exponent for 32 columns and 32 contracted elements, interleave pairs of
-contracted elements, and certify chains (`docs/numerics.md`). Of a matrix in panels all this is done once, so a
-product with few rows reads each mantissa once, at the speed of memory. Values are those that the products
-multiply by: where an exponent in a panel was below the largest one, its mantissas have lost so many bits. Frozen
-again, they give the same panels.
+contracted elements, and certify chains (`docs/numerics.md`). Of a matrix in panels all this is done once, so
+a product with few rows reads each mantissa once, at the speed of memory. Values are those that the products
+multiply by: where an exponent in a panel was below the largest one, its mantissas have lost so many bits.
+Frozen again, they give the same panels.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ LEAST_EXPONENT = -163
 @dataclass(frozen=True, kw_only=True)
 class Panels:
     """Words of two contracted elements, int16[…, size]; what the kernels know of each panel, uint8[…, bytes];
-    and exponents, int32[…, segments, panels of 32 columns]. Axes in front are those of a stack of matrices."""
+    and exponents, int32[…, segments, panels of 32 columns]. Axes in front are those of a stack of
+    matrices."""
 
     shape: tuple[int, int]
     """The matrix's shape."""

@@ -1,0 +1,1 @@
+"""Inference with frozen weights: products with few rows, and a decoder that generates text."""
