@@ -74,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation site; warnings are errors."""
-    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=0.27")
+    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=0.27", "ruff")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 

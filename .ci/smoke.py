@@ -44,10 +44,7 @@ assert dfpjax.runtime_info().isa in info
 train = subprocess.run([command("dfpjax-train"), "--config", "digits"], capture_output=True, text=True)
 assert train.returncode == 1 and 'pip install "dfpjax[train]"' in train.stderr, train.stderr
 
-description = (
-    importlib.metadata.metadata("dfpjax").get_payload()
-    or importlib.metadata.metadata("dfpjax")["Description"]
-)
+description = importlib.metadata.metadata("dfpjax").json["description"]
 relative = re.findall(r"\]\((?!https?:|#)[^)]*\)", description)
 assert description.startswith("# dfpjax") and not relative, f"links that lead nowhere: {relative}"
 print(f"dfpjax {dfpjax.__version__} works in {sys.prefix}: {dfpjax.runtime_info().isa}")

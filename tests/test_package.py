@@ -4,6 +4,7 @@ import importlib
 import importlib.metadata
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def test_the_version_has_one_source():
 
 
 def test_every_module_that_tools_find_imports():
-    """pdoc imports all modules in this way, and stops at the first that fails."""
+    """Tools that document or inspect packages import all modules in this way, and stop at the first that
+    fails."""
 
     def fail(name: str) -> None:
         pytest.fail(f"{name} does not import")
@@ -68,5 +70,20 @@ def test_every_module_that_tools_find_imports():
 
 def test_the_extras_hold_what_their_uses_need():
     extras = PROJECT["project"]["optional-dependencies"]
-    assert extras["export"] == ["flatbuffers"] and "dfpjax[train,export]" in extras["test"]
-    assert "dfpjax[train]" in extras["docs"]  # pdoc imports dfpjax.training
+    assert extras["export"] == ["flatbuffers"] and "dfpjax[docs,export,train]" in extras["test"]
+    assert {"flax", "optax"} <= set(extras["train"])
+
+
+def test_the_wheel_has_the_configurations():
+    packages = PROJECT["tool"]["scikit-build"]["wheel"]["packages"]
+    assert packages == {"dfpjax": "dfpjax", "dfpjax/recipes/configs": "configs"}
+
+
+def test_the_readme_on_a_package_index_has_no_link_into_the_repository():
+    """What the build does with the README, `tool.hatch.metadata.hooks.fancy-pypi-readme`."""
+    text = (ROOT / "README.md").read_text()
+    for rule in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links and all(link.startswith("https://") for link in links)
+    assert "Tutorial (`docs/tutorial.md`)" in text

@@ -31,6 +31,12 @@ def test_marks_are_complete():
         assert marks == len(names(text)) == len(re.findall(r"<!-- end -->", text)), page
 
 
+def test_no_line_begins_with_a_figure():
+    """Markdown would take it for a block of HTML, and begin a new paragraph."""
+    lines = [line for page in pages() for line in page.read_text().splitlines()]
+    assert not [line for line in lines if line.startswith("<!-- figure")]
+
+
 def test_what_stands_between_marks_is_replaced(monkeypatch):
     monkeypatch.setitem(FIGURES, "machine", lambda: "NEW")
     monkeypatch.setitem(TABLES, "kernels", lambda: "| new |")

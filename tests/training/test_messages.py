@@ -167,7 +167,7 @@ def test_a_second_ctrl_c_ends_in_one_line(run, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.train", interrupted)
+    monkeypatch.setattr("dfpjax.training.command.train", interrupted)
     assert run(DIGITS) == (130, "train.py: stopped at once by SIGINT")
 
 
@@ -178,7 +178,7 @@ def test_what_is_saved_at_ctrl_c_is_said(run, monkeypatch, tmp_path, step):
         assert stop()
         raise Stopped(seed=5, step=step)
 
-    monkeypatch.setattr("train.train", stopped)
+    monkeypatch.setattr("dfpjax.training.command.train", stopped)
     status, said = run(DIGITS, f"--workdir={tmp_path}")
     assert status == 130
     outcome = {
