@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jax.extend.source_info_util import user_context
@@ -50,6 +51,9 @@ class _Sinking:
                 transposed[eqn.outvars[0]] = eqn
             elif eqn.primitive.name == "dot_general":
                 eqn = _untransposed(eqn, transposed)
+            elif eqn.primitive.name == "gather" and _takes_rows(eqn, thawed):
+                eqns += _rows_of_frozen(eqn, thawed[eqn.invars[0]])
+                continue
             elif any(isinstance(v, Var) and v in thawed for v in eqn.invars):
                 eqns += self._entered(eqn, thawed)
                 continue
@@ -227,6 +231,45 @@ def _has_slices(eqn: JaxprEqn, length: int) -> bool:
     """Whether all arrays of a frozen one can be sliced along the first axis, as a loop does."""
     rank = len(eqn.outvars[0].aval.shape)
     return rank > 1 and all(aval.ndim > 0 and aval.shape[0] == length for aval in _avals(eqn))
+
+
+def _takes_rows(eqn: JaxprEqn, thawed: Thawed) -> bool:
+    """Whether a gather takes whole rows of a frozen matrix, as the look-up in a table of embeddings does."""
+    table, index = eqn.invars
+    if table not in thawed or len(table.aval.shape) != 2 or table.aval.shape != _form_shape(thawed[table]):
+        return False
+    numbers, (rows, columns) = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    standard = ((index.aval.ndim - 1,), (0,), (0,), ())
+    found = (
+        numbers.offset_dims,
+        numbers.collapsed_slice_dims,
+        numbers.start_index_map,
+        numbers.operand_batching_dims,
+    )
+    return found == standard and (rows, columns) == (1, table.aval.shape[1])
+
+
+def _form_shape(thaw: JaxprEqn) -> tuple[int, ...]:
+    return thaw.params["form"].shape_of([v.aval for v in thaw.invars])
+
+
+def _rows_of_frozen(eqn: JaxprEqn, thaw: JaxprEqn) -> list[JaxprEqn]:
+    """The equations that take rows out of the arrays of a frozen matrix."""
+    table, index = eqn.invars
+    last = table.aval.shape[0] - 1
+    fills = eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP
+
+    def rows(index, *arrays):
+        index = index[..., 0]
+        inside = jnp.clip(index, 0, last).astype(jnp.int32)
+        found = thaw.params["form"].rows_at(inside, *arrays)
+        return jnp.where((index == inside)[..., None], found, jnp.nan) if fills else found
+
+    inputs = [index, *thaw.invars]
+    with user_context(eqn.source_info.traceback), eqn.ctx.manager:
+        jaxpr = without_constants(rows, [v.aval for v in inputs], "rows of a frozen matrix")
+    names = dict(zip(jaxpr.invars, inputs, strict=True))
+    return renamed(jaxpr, eqn, {**names, jaxpr.outvars[0]: eqn.outvars[0]})
 
 
 def _untransposed(eqn: JaxprEqn, transposed: dict[Var, JaxprEqn]) -> JaxprEqn:

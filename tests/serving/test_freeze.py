@@ -179,6 +179,30 @@ def test_gradients_flow_through_frozen_weights_and_not_to_them():
         jax.grad(apply)(frozen, x)
 
 
+@pytest.mark.parametrize("shape", [(96, 64), (100, 70), (40, 300)])
+@pytest.mark.parametrize("contracted", [0, 1, None])
+def test_rows_are_looked_up_in_a_frozen_table(shape, contracted):
+    table = normal(shape)
+
+    def product(table, x):
+        return lax.dot_general(x, table, (((1,), (contracted,)), ((), ())))
+
+    if contracted is None:
+        frozen = dfpjax.freeze(table.reshape(1, *shape))
+        frozen = dfpjax.FrozenArray(
+            (frozen.arrays[0][0], frozen.arrays[1].reshape(shape[0], 1, -1)), frozen.form
+        )
+    else:
+        frozen = dfpjax.freeze(table, fun=product, args=(jnp.ones((2, shape[contracted])),))
+    values = np.asarray(frozen)
+    index = jnp.array([[0, 39, shape[0] - 1], [-1, 5, 33]])
+    look_up = dfpjax.mixed_precision(lambda table, index: table[index])
+    equal(look_up(frozen, index), values[index])
+    beyond = dfpjax.mixed_precision(lambda table, index: jnp.take(table, index, axis=0))
+    equal(beyond(frozen, jnp.array([2, 1000])), np.asarray(jnp.take(values, jnp.array([2, 1000]), axis=0)))
+    equal(dfpjax.mixed_precision(lambda t, i: t[i])(frozen, 3), values[3])
+
+
 def test_other_uses_see_the_values():
     w, x = normal((64, 48)), normal((3, 64), 1)
     frozen = dfpjax.freeze(w)

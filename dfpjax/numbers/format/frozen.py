@@ -44,6 +44,15 @@ class Rows:
         """Mantissas of the tensor's shape, int16, and exponents that broadcast to it, or those of blocks."""
         return mantissa, exponent
 
+    def rows_at(self, index: jax.Array, mantissa: jax.Array, exponent: jax.Array) -> jax.Array:
+        """The rows of a matrix at indices within it, as float32[*index.shape, columns of the matrix]."""
+        own = mantissa[index]
+        if self.blocks is not None:
+            _, columns = self.blocks.size(mantissa.shape)
+            exponent = exponent.reshape(mantissa.shape[0], -1)[index]
+            exponent = jnp.repeat(exponent, columns, -1)[..., : mantissa.shape[1]]
+        return scale_by_power_of_two(own.astype(jnp.float32), exponent)
+
     def values_of(self, mantissa: jax.Array, exponent: jax.Array) -> jax.Array:
         """The tensor as float32."""
         exponent = DFPArray.of(mantissa, exponent, self.blocks).exponent

@@ -88,6 +88,31 @@ class Panels:
             return matrix, jnp.repeat(exponent, SEGMENT, 0)[:k, None, :]
         return matrix.T, jnp.repeat(exponent, HALF, 1).T[:n, None, :]
 
+    def rows_at(self, index: jax.Array, words, info, exponent) -> jax.Array:
+        """The rows of one matrix at indices within it, as float32[*index.shape, columns of the matrix]."""
+        k, n = self.extents
+        depth = -(-k // BLOCK) * BLOCK // 2
+        whole = n // COLUMNS
+        of_whole = words[: whole * depth * COLUMNS * 2].reshape(whole, depth, COLUMNS, 2)
+        width = _round_up(n % COLUMNS, QUANTUM)
+        of_last = words[whole * depth * COLUMNS * 2 :].reshape(depth, width, 2)
+        if self.contracted == 0:
+            parts = (part[..., index // 2, :, index % 2] for part in (of_whole, of_last))
+            parts = [part.reshape(*index.shape, -1) for part in parts]
+            mantissa = jnp.concatenate(parts, -1)[..., :n]
+            exponents = jnp.repeat(exponent[index // SEGMENT], HALF, -1)[..., :n]
+        else:
+            inside = jnp.minimum(index, max(whole * COLUMNS - 1, 0))
+            found = of_whole[inside // COLUMNS, :, inside % COLUMNS] if whole else None
+            if width:
+                beyond = jnp.maximum(index - whole * COLUMNS, 0)
+                last = jnp.moveaxis(of_last[:, beyond], 0, -2)
+                found = last if found is None else jnp.where((index == inside)[..., None, None], found, last)
+            mantissa = found.reshape(*index.shape, -1)[..., :k]
+            of_index = jnp.moveaxis(exponent[:, index // HALF], 0, -1)
+            exponents = jnp.repeat(of_index, SEGMENT, -1)[..., :k]
+        return scale_by_power_of_two(mantissa.astype(jnp.float32), exponents)
+
     def values_of(self, words: jax.Array, info: jax.Array, exponent: jax.Array) -> jax.Array:
         """The matrix, or the stack of matrices, as float32."""
         if words.ndim > 1:
