@@ -101,7 +101,7 @@ class Program:
     def state_for_evaluation(self, variables: dict[str, Any]) -> TrainState:
         """A state with these variables and without optimizer state."""
         return TrainState(
-            step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), kept={}, **variables
+            step=0, apply_fn=self._apply, tx=self._tx, opt_state=(), seed=jnp.int32(0), **variables
         )
 
     @functools.cached_property

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from flax.training import train_state
 from jax.sharding import Mesh, PartitionSpec
 
@@ -25,12 +26,12 @@ class TrainState(train_state.TrainState):
     `params` has the parameters that are trained.
     """
 
-    # The others: float32, or frozen in DFP16 during a run.
-    kept: Any
     # Empty for a model without batch norm.
     batch_stats: Any
     # int32[], that of the run.
     seed: jax.Array
+    # The parameters that are not trained: float32, or frozen in DFP16 during a run.
+    kept: Any = struct.field(default_factory=dict)
 
 
 def step_metrics(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> dict[str, jax.Array]:
