@@ -103,19 +103,26 @@ def varying_axes(x) -> frozenset:
 
 def devices_of_partitions(ctx) -> int:
     """Between how many devices XLA will partition the module that is being lowered; 0 if it will not, as on
-    one device and inside a `shard_map` over all axes of a mesh."""
+    one device and inside a `shard_map`."""
     axes = ctx.module_context.axis_context
-    if isinstance(axes, _sharding_impls.ShardingContext):
-        return axes.num_devices if axes.num_devices > 1 else 0
-    if isinstance(axes, _sharding_impls.SPMDAxisContext):
-        partly = axes.manual_axes != frozenset(axes.mesh.axis_names)
-        return axes.mesh.size if axes.mesh.size > 1 and partly else 0
+    if isinstance(axes, _sharding_impls.ShardingContext) and axes.num_devices > 1:
+        return axes.num_devices
     return 0
 
 
 def is_partitioned(ctx) -> bool:
-    """Whether XLA will partition the module that is being lowered."""
+    """Whether XLA will partition the module that is being lowered between all devices."""
     return devices_of_partitions(ctx) > 0
+
+
+def is_partly_manual(ctx) -> bool:
+    """Whether it is inside a `shard_map` over some axes of a mesh, where XLA partitions between the devices
+    of other axes. What it gets from a partitioner there cannot communicate."""
+    axes = ctx.module_context.axis_context
+    if not isinstance(axes, _sharding_impls.SPMDAxisContext):
+        return False
+    automatic = frozenset(axes.mesh.axis_names) - axes.manual_axes
+    return any(axes.mesh.shape[name] > 1 for name in automatic)
 
 
 def platform_of(ctx) -> str:

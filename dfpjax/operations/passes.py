@@ -24,18 +24,20 @@ from dfpjax.operations.partitioning import per_shard
 
 
 def register_lowerings(primitive: Primitive, in_hlo: Callable, native: Callable) -> None:
-    """Lower to `native` on a CPU, else to `in_hlo`. Both are called as `fun(*operands, **params)`. What
-    `native` calls in native code must be `per_shard`."""
+    """Lower to `native` on a CPU, else to `in_hlo`, also inside a `shard_map` over some axes of a mesh, where
+    XLA has to partition. Both are called as `fun(*operands, **params)`. What `native` calls in native code
+    must be `per_shard`."""
     several = primitive.multiple_results
+    plainly = lower_fun(in_hlo, multiple_results=several)
     natively = lower_fun(native, multiple_results=several)
 
     def lower(ctx, *operands, **params):
         by_index = (operand := params.get("operand")) is not None and operand.rounding == "stochastic"
         if by_index and _compat.is_partitioned(ctx):  # a shard does not know where in the tensor it is
             params["operand"] = None
-        return natively(ctx, *operands, **params)
+        return (plainly if _compat.is_partly_manual(ctx) else natively)(ctx, *operands, **params)
 
-    mlir.register_lowering(primitive, lower_fun(in_hlo, multiple_results=several))
+    mlir.register_lowering(primitive, plainly)
     mlir.register_lowering(primitive, lower, platform="cpu")
 
 

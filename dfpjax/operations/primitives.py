@@ -227,6 +227,7 @@ def _lower_linear(ctx, lhs, *rhs, native, **params):
     }  # fmt: skip
     # Exponents of rhs that are not those of blocks may shift lhs (`align`).
     alone = native and params["backend"] == "auto" and params["blocks"]
+    alone = alone and not _compat.is_partly_manual(ctx)
     producer = find_producer(lhs, quantization) if alone else None
     if producer is None:
         return _lowering_of_linear(ctx, lhs, *rhs, native=native, **params)

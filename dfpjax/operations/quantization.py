@@ -27,16 +27,16 @@ from dfpjax.operations.producers import find_producer
 
 @jax.named_scope(quantize_p.name)
 def _quantize(
-    x: jax.Array, *more: jax.Array, native_code: bool, by_index: bool, **params
+    x: jax.Array, *more: jax.Array, native_code: bool, by_shard: bool, **params
 ) -> tuple[jax.Array, jax.Array]:
     """The computation of `quantize_p`, in native code as far as there is some.
 
     Arguments:
-        by_index: whether the result depends on where in the tensor a number is.
+        by_shard: whether a shard can be quantized by itself, if there are blocks.
     """
     quantizer, mapped, blocks = params["quantizer"], len(params["mapped_axes"]), params["blocks"]
     whole = not (mapped or params["given"] or params["slice_axes"]) and quantizer.rounding == "nearest"
-    if blocks is not None and not by_index:
+    if blocks is not None and by_shard:
         of_blocks = {"quantizer": quantizer, "blocks": blocks, "mapped": mapped}
         mantissa, exponent = _in_blocks(x, **of_blocks, native=native_code)
     elif native_code and blocks is not None:
@@ -71,14 +71,15 @@ _quantized = lower_fun(_quantize, multiple_results=True)
 
 
 def _lower(ctx, *operands, on_cpu: bool, **params):
-    native = on_cpu and params["native"]
+    native = on_cpu and params["native"] and not _compat.is_partly_manual(ctx)
     by_index = params["quantizer"].rounding == "stochastic"
     if _compat.is_partitioned(ctx):
         native = native and params["blocks"] is not None and not by_index
+    by_shard = not (by_index or _compat.is_partly_manual(ctx))
     producer = find_producer(operands[0], params) if native else None
     if producer is not None:
         return producer.lower(ctx, params)
-    return _quantized(ctx, *operands, native_code=native, by_index=by_index, **params)
+    return _quantized(ctx, *operands, native_code=native, by_shard=by_shard, **params)
 
 
 for _platform, _on_cpu in ((None, False), ("cpu", True)):

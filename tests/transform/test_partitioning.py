@@ -209,8 +209,26 @@ def test_what_cannot_be_split_is_said_once(caplog):
         actual, _ = run(fun, mesh, [P(None, "data"), P()], x, w)
         run(lambda *args: 2 * fun(*args), mesh, [P(None, "data"), P()], x, w)
     (said,) = [record.message for record in caplog.records if "split over" in record.message]
-    assert said.startswith("quantization: float32[4,8,6,4] is split over 4 devices along axis 1, where a part")
+    assert said.startswith(
+        "quantization: float32[4,8,6,4] is split over 4 devices along axis 1, where a part"
+    )
     assert relative_error(actual, jax.jit(fun)(*map(np.asarray, (x, w)))) < 1e-6
+
+
+@pytest.mark.parametrize("policy", [TENSOR_WIDE, FORCED], ids=["tensor", "blocks"])
+def test_shard_map_over_some_axes(policy, caplog):
+    """Results are right where XLA partitions between the devices of other axes, and the log says what is not
+    partitioned."""
+    mesh = mesh_of((2, 2), ("data", "model"))
+    fun = mixed_precision(dense, policy)
+    specs = {"in_specs": (P("data"), P(), P()), "out_specs": P("data"), "axis_names": {"data"}}
+    shard = jax.shard_map(fun, mesh=mesh, check_vma=False, **specs)
+    args = [normal(i, *shape) for i, shape in enumerate([(16, 32), (32, 64), (64, 8)])]
+    with caplog.at_level("WARNING", logger="dfpjax"):
+        actual, _ = run(shard, mesh, [P("data"), P(None, "model"), P("model")], *args)
+    assert any("contraction" in r.message and "over some axes of a mesh" in r.message for r in caplog.records)
+    parts = [jax.jit(fun)(part, *args[1:]) for part in np.split(np.asarray(args[0]), 2)]
+    assert relative_error(actual, np.concatenate(parts)) < 1e-6
 
 
 @pytest.mark.jax_releases

@@ -1,7 +1,5 @@
 """How the operands and results of a call are split, which XLA partitions."""
 
-import functools
-import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +13,7 @@ from dfpjax.operations.partitioning import meshes
 from dfpjax.operations.partitioning.layout import Axes, Layout
 from dfpjax.operations.partitioning.meshes import Dimensions, Split
 from dfpjax.operations.partitioning.per_shard import computations
+from dfpjax.operations.partitioning.warnings import warn_once
 
 
 class Scattering(NamedTuple):
@@ -106,7 +105,7 @@ class Call:
                 else:
                     continue
                 shape = f"{tensor.dtype.name}[{','.join(map(str, tensor.shape))}]"
-                _warn_once(
+                warn_once(
                     f"{self.computation.name}: {shape} is split over {parts} devices along axis {axis}, "
                     f"where {why}. Each device gets all of it, which costs time; results are right. To avoid "
                     "this, split another axis."
@@ -135,8 +134,3 @@ def _scattered(axes: Axes, tensor: Placed, wanted: Dimensions, mesh, split: Spli
         if names and whole and summed >= {*names}:
             return Scattering(dimension, names)
     return None
-
-
-@functools.lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
-    logging.getLogger("dfpjax").warning(message)

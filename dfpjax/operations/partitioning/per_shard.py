@@ -19,6 +19,7 @@ from dfpjax import _compat
 from dfpjax.kernels.export import PER_SHARD
 from dfpjax.operations.partitioning import descriptions
 from dfpjax.operations.partitioning.layout import Layout
+from dfpjax.operations.partitioning.warnings import warn_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,13 @@ def _struct(x) -> jax.ShapeDtypeStruct:
 def _lower(ctx, *operands, computation: Computation, params):
     devices = _compat.devices_of_partitions(ctx)
     if not devices:
+        if _compat.is_partly_manual(ctx):
+            shapes = ", ".join(f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for x in ctx.avals_in)
+            warn_once(
+                f"{computation.name} of {shapes} is in a shard_map over some axes of a mesh. The devices of "
+                "the other axes all compute the whole, which costs time; results are right. To avoid this, "
+                "map over all axes."
+            )
         run = functools.partial(computation.run, **dict(params))
         return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
     types = [*map(_struct, ctx.avals_in)]
