@@ -129,6 +129,9 @@ CASES = [
     ),
     Case(dfpjax.mixed_precision, {"fun": f, "policy": None, "backend": "auto"},
          {"fun": "None", "policy": "None", "backend": ""}),
+    Case(dfpjax.freeze, {"variables": {}, "policy": None, "fun": None}, {"policy": "None", "fun": "None"}),
+    Case(dfpjax.thaw, {"variables": {}}, {}),
+    Case(dfpjax.export, {"fun": f}, {"fun": ""}, positional=(X,)),
     Case(dfpjax.explain, {"fun": f, "policy": None}, {"fun": "", "policy": "None"}, positional=(X,)),
     Case(dfpjax.with_statistics, {"fun": f, "policy": None, "shadow": False},
          {"fun": "", "policy": "None", "shadow": ""}),
@@ -199,6 +202,7 @@ def test_all_public_functions_are_called():
             if name.startswith("_") or not callable(value) or not value.__module__.startswith("dfpjax"):
                 continue
             is_result = value in (
+                dfpjax.FrozenArray,
                 dfpjax.LayerStatistics,
                 dfpjax.OperandStatistics,
                 dfpjax.PerPass,

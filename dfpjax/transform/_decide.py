@@ -170,6 +170,25 @@ def require_matches(sites: Iterable[Site], policy: BoundPolicy) -> None:
         )
 
 
+def require_untrained(sites: Iterable[Site], policy: BoundPolicy) -> None:
+    """Raises ValueError if the program computes a gradient by frozen weights."""
+    sites = list(sites)
+    if not any(any(site.thawed) for site in sites):
+        return
+    forward = {id(site.operation): site for site in sites}
+    for site in sites:
+        part = policy.decide(site.operation).part
+        operand = {"dgrad": 0, "wgrad": 1}.get(part.kind)
+        layer = [forward[id(op)] for op in part.layer if id(op) in forward]
+        if operand is not None and any(own.thawed[operand] is not None for own in layer):
+            name = next(iter([*site.operation.paths, site.operation.name]), "")
+            raise ValueError(
+                "mixed_precision: the program computes the gradient by frozen weights "
+                f"(of {name or 'a layer'}), which cannot be trained. Take it by other arguments, or train "
+                "dfpjax.thaw(weights)."
+            )
+
+
 _LISTED = 20
 
 

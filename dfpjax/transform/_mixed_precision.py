@@ -17,7 +17,7 @@ from dfpjax.operations.primitives import Backend
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import Policy
 from dfpjax.transform._cache import BoundedCache
-from dfpjax.transform._decide import decide, require_matches
+from dfpjax.transform._decide import decide, require_matches, require_untrained
 from dfpjax.transform._hoist import hoisted
 from dfpjax.transform._rewrite import Rewriter
 from dfpjax.transform._sink import sunk
@@ -201,6 +201,7 @@ def rewritten(fun: Callable, traced: Traced, body: Body, policy: Policy, backend
         raise ValueError(_lost_changes(fun, traced.lost))
     bound = body.bind(policy)
     require_matches(body.sites(), bound)
+    require_untrained(body.sites(), bound)
     jaxpr = Rewriter(bound, backend).rewrite(body)
     return Program(traced=traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
 

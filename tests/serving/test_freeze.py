@@ -177,6 +177,10 @@ def test_gradients_flow_through_frozen_weights_and_not_to_them():
     assert np.abs(gradient - exact).max() < 2e-3 * np.abs(exact).max()
     with pytest.raises(TypeError, match="int16"):
         jax.grad(apply)(frozen, x)
+    inside = dfpjax.mixed_precision(jax.grad(loss, argnums=1))
+    assert np.abs(inside(frozen, x) - exact).max() < 2e-3 * np.abs(exact).max()
+    with pytest.raises(ValueError, match="gradient by frozen weights"):
+        dfpjax.mixed_precision(jax.grad(loss))(frozen, x)
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (100, 70), (40, 300)])
