@@ -35,6 +35,7 @@ def test_steps(name, kind, devices):
         assert {key for key in result.collectives if key[0] != "all-reduce"} <= {("all-gather", "s32")}
 
 
+@pytest.mark.jax_releases
 def test_explicit_axes():
     """On a mesh with explicit axes the same native calls run."""
     result = check(alone("conv net"), "conv net", "data", 2, AxisType.Explicit)
