@@ -21,6 +21,7 @@ from dfpjax.operations.panels import packed
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import BoundPolicy
+from dfpjax.transform._held import mismatch
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._requests import request
 from dfpjax.transform._survey import Site
@@ -189,13 +190,15 @@ def _use(site: Site, operand: int, bound: BoundPolicy) -> _Use | None:
         return None
     decision = bound.decide(site.operation)
     config: OpConfig | None = decision.config
-    if config is None or not config.fprop or decision.part.kind != "fprop":
+    if config is None or decision.part.kind != "fprop":
         return None
+    if not (config.fprop and config.dgrad and config.wgrad):
+        return None  # such an operation computes its passes on float32 operands
     if request(site.eqn) is not None and not config.override_precision:
         return None
     quantizers = config.quantizers(*decision.part.roles)
     form = _rows_of((quantizers.lhs, quantizers.rhs)[operand])
-    if form is None:
+    if form is None or mismatch(site.eqn, operand, form, (quantizers.lhs, quantizers.rhs)[operand], None):
         return None
     panels = None
     shape = site.eqn.invars[operand].aval.shape

@@ -98,7 +98,8 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
 
 def _held(site: Site, config: OpConfig, part: Part) -> tuple[frozenset[int], str]:
     """The frozen operands that an operation can read as they are, and why it cannot read another one."""
-    if not config.fprop or not dtype_is_float32(site.eqn.invars):
+    every_pass = config.fprop and config.dgrad and config.wgrad
+    if not every_pass or not dtype_is_float32(site.eqn.invars):
         return frozenset(), "another type or pass is wanted" if any(site.thawed) else ""
     quantizers = config.quantizers(*part.roles)
     quantizers = pre_shifted(quantizers, config.accumulation)

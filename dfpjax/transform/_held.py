@@ -38,6 +38,8 @@ def mismatch(
         return "its exponents are not those of channels"
     if (form.bits, form.blocks) != (quantizer.bits, blocks):
         return f"it has {_described(form.bits, form.blocks)}, not {_described(quantizer.bits, blocks)}"
+    if eqn.primitive.name == "conv_general_dilated" and _is_rearranged(eqn, operand):
+        return "the convolution rearranges it first"
     if isinstance(form, Rows):
         return None
     if eqn.primitive.name != "dot_general" or operand != 1:
@@ -46,6 +48,16 @@ def mismatch(
     if tuple(contracting) != (form.contracted,) or batch:
         return f"it is in panels, whose axis {form.contracted} is contracted"
     return None if accumulation == "certified" else "it is in panels, which take certified accumulation"
+
+
+def _is_rearranged(eqn: JaxprEqn, operand: int) -> bool:
+    """Whether a convolution quantizes an operand in another order than it has, or may do so: it takes kernels
+    whose windowed axes are outermost, followed by input and output channels, as they are."""
+    params = eqn.params
+    rank = eqn.invars[1].aval.ndim
+    groups = params["feature_group_count"] * params["batch_group_count"]
+    in_order = (rank - 1, rank - 2, *range(rank - 2))
+    return operand == 0 or groups != 1 or tuple(params["dimension_numbers"].rhs_spec) != in_order
 
 
 def _described(bits: int, blocks) -> str:

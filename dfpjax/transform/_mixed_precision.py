@@ -164,7 +164,8 @@ def survey_call(fun: Callable, arguments: Arguments) -> tuple[Traced, Body]:
     """Trace a call and find its convolutions and dot products."""
     traced = trace(fun, arguments)
     jaxpr = sunk(traced.jaxpr.jaxpr)
-    traced = replace(traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
+    if jaxpr is not traced.jaxpr.jaxpr:
+        traced = replace(traced, jaxpr=traced.jaxpr.replace(jaxpr=jaxpr))
     return traced, survey_jaxpr(jaxpr, fun, arguments)
 
 

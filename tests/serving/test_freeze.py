@@ -81,6 +81,22 @@ def test_a_convolution_reads_its_frozen_kernel():
     assert "reads frozen weights" in record.reason
 
 
+def test_a_kernel_that_is_rearranged_stays_float32():
+    kernel, x = normal((32, 16, 3, 3)), normal((2, 8, 8, 16), 1)
+
+    def convolution(kernel, x):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "OIHW", "NHWC"))
+
+    assert dfpjax.freeze(kernel, fun=convolution, args=(x,)) is kernel
+    frozen = dfpjax.freeze(kernel)
+    (record,) = dfpjax.explain(convolution, frozen, x, policy=FORCED).ops
+    assert "dequantizes frozen weights: the convolution rearranges it first" in record.reason
+    equal(
+        dfpjax.mixed_precision(convolution, FORCED)(frozen, x),
+        dfpjax.mixed_precision(convolution, FORCED)(dfpjax.thaw(frozen), x),
+    )
+
+
 def layers(weights, x, how):
     """The same layers in a loop, as a Python loop or as a scan over the stacked weights."""
     if how == "scan":
