@@ -55,7 +55,10 @@ def check_config_file(argument: str) -> None:
     if path.is_dir():
         raise ValueError(f"{path} is a directory; give a configuration file such as configs/digits.py")
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a configuration file such as configs/digits.py")
+        raise ValueError(
+            f"{path} does not exist; give a configuration file such as configs/digits.py, or one of"
+            f" {', '.join(shipped_names())}"
+        )
     try:
         get_config = runpy.run_path(name).get("get_config")
         config = get_config(*parameters) if callable(get_config) else None
