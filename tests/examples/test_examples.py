@@ -30,7 +30,8 @@ def main(name: str):
 
 def test_every_example_is_tested():
     files = {file.stem for file in EXAMPLES.iterdir() if file.suffix in (".py", ".ipynb")}
-    assert files == {*SIZES, "dfp16_weights", "statistics"}
+    # tests/serving runs those that export a program and call it.
+    assert files == {*SIZES, "dfp16_weights", "statistics", "serving_export", "serving_call"}
 
 
 @pytest.mark.parametrize("name", ["explain_resnet50", "residuals"])
