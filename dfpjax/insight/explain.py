@@ -7,7 +7,7 @@ from jax.extend.core import JaxprEqn
 from jax.extend.source_info_util import new_name_stack
 from jax.sharding import AxisType
 
-from dfpjax import _checks
+from dfpjax import _checks, _compat
 from dfpjax.insight._report import Dtype, FusedRecord, OpRecord, Report
 from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy import Policy
@@ -117,7 +117,9 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
 
 def _manual_axes(eqn: JaxprEqn) -> tuple[str, ...]:
     """The axes over which a shard_map around the equation is manual."""
-    mesh = eqn.outvars[0].aval.sharding.mesh
+    aval = eqn.outvars[0].aval
+    assert isinstance(aval, _compat.ShapedArray)
+    mesh = aval.sharding.mesh
     types = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(axis for axis, kind in types if kind == AxisType.Manual)
 
