@@ -49,8 +49,8 @@ constexpr size_t kLeast = size_t{32} << 20;  // glibc keeps smaller ones itself
 constexpr int kMostBlocks = 4096;
 // In nanoseconds.
 constexpr int64_t kIdle = 30'000'000'000;
-constexpr int64_t kPatience = 5'000'000;
-constexpr int64_t kPatienceForPage = 100'000;  // the system takes longer to provide and clear one
+constexpr int64_t kPatience = 20'000'000;
+constexpr int64_t kPatienceForPage = 400'000;  // the system takes longer to provide and clear one
 constexpr long kMoment = 50'000;
 constexpr int64_t kNever = -1;
 // Smaller requests do not check for idle blocks.
