@@ -27,7 +27,8 @@ class OpRecord:
     """Layer name, such as `ResNet/Bottleneck_3/Conv_1`; empty where no `jax.named_scope` is around it."""
 
     path: str | None
-    """Path of its right operand if that is an argument, else of its left one: `params/Conv_0/kernel`."""
+    """Path of an operand that is an argument, `params/Conv_0/kernel`: of one inside a container before
+    others, of the right one before the left one."""
 
     primitive: str
     """The JAX primitive: `conv_general_dilated` or `dot_general`, or one of dfpjax's own."""
@@ -153,7 +154,7 @@ class Report:
         for dtype in get_args(Dtype):
             places = [index for index, op in enumerate(self.ops) if op.dtype == dtype]
             axes.barh(places, [self.ops[index].macs for index in places], label=dtype)
-        axes.set_yticks(range(len(self.ops)), [_label(op) for op in self.ops], fontsize=7)
+        axes.set_yticks(range(len(self.ops)), _labels(self.ops), fontsize=7)
         axes.invert_yaxis()  # program order from the top
         axes.set_xlabel("multiply-accumulate operations")
         axes.legend(title=f"{self.coverage:.1%} in dfp16")
@@ -162,7 +163,7 @@ class Report:
     def __str__(self) -> str:
         quantized = [op for op in self.ops if op.dtype == "dfp16"]
         header = ["layer", "operation", "operands", "result", "MACs", "dtype", "gradients", "why"]
-        rows = [_row(op) for op in self.ops]
+        rows = [_row(op, label) for op, label in zip(self.ops, _labels(self.ops), strict=True)]
         total = f"{len(quantized)} of {len(self.ops)} operations"
         total = ["total", total, "", "", f"{self.macs:,}", f"{self.coverage:.2%} dfp16", "", ""]
         if any(text.startswith("winograd") for op in self.ops for text in op.algorithms.values()):
@@ -186,10 +187,10 @@ class Report:
         return "\n".join(lines)
 
 
-def _row(op: OpRecord) -> list[str]:
+def _row(op: OpRecord, label: str) -> list[str]:
     times = f"{op.count} x " if op.count > 1 else ""
     return [
-        _label(op),
+        label,
         times + op.primitive,
         f"{_shape(op.lhs_shape)} x {_shape(op.rhs_shape)}",
         _shape(op.out_shape),
@@ -213,8 +214,21 @@ def _dtype(op: OpRecord) -> str:
     return op.dtype if [*names] in ([], ["block"]) else f"{op.dtype} {'/'.join(names)}"
 
 
-def _label(op: OpRecord) -> str:
-    return op.name or op.path or op.source or "(no name)"
+def _labels(ops: Sequence[OpRecord]) -> list[str]:
+    """What each operation is called. Where layers share a name, as those of one class do in Equinox, forward
+    operations have their parameters' paths beside it."""
+    paths: dict[str, set[str]] = {}
+    for op in ops:
+        if op.fprop is not None and op.path is not None:
+            paths.setdefault(op.name, set()).add(op.path)
+    shared = {name for name, found in paths.items() if name and len(found) > 1}
+
+    def label(op: OpRecord) -> str:
+        if op.name in shared and op.fprop is not None and op.path is not None:
+            return f"{op.name} ({op.path})"
+        return op.name or op.path or op.source or "(no name)"
+
+    return [label(op) for op in ops]
 
 
 def _gradients(op: OpRecord) -> str:

@@ -97,7 +97,8 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
         )
     return OpRecord(
         name=operation.name,
-        path=next(iter(operation.paths), None),
+        # Parameters are in containers.
+        path=max(operation.paths, key=lambda path: "/" in path, default=None),
         primitive=eqn.primitive.name,
         source=source_line(eqn),
         lhs_shape=lhs_shape,

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -411,3 +412,15 @@ def test_gradients_with_other_algorithms_than_their_operation():
         "fprop winograd4, 2.8x fewer products; dgrad winograd4, 4.0x fewer products; "
         "wgrad direct: the innermost axis of the result is not one of channels" in str(report)
     )
+
+
+def test_layers_of_one_class_are_told_apart():
+    model = eqx.nn.MLP(in_size=16, out_size=4, width_size=16, depth=1, key=jax.random.key(0))
+
+    def forward(model, x):
+        return jax.vmap(model)(x)
+
+    policy = Policy(rules=[Rule("layers/1", None)], default=OpConfig(force=True), strict=True)
+    first, second = str(explain(forward, model, jnp.ones((8, 16)), policy=policy)).splitlines()[2:4]
+    assert "Linear (layers/0/weight)" in first and " dfp16 " in first
+    assert "Linear (layers/1/weight)" in second and " float32 " in second
