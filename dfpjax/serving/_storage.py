@@ -18,7 +18,8 @@ import numpy as np
 from dfpjax.numbers.format.blocks import Blocks
 from dfpjax.numbers.format.frozen import FrozenArray, Rows, is_frozen
 
-_MANTISSA, _EXPONENT, _BLOCKS, _BITS = "mantissa", "exponent", "blocks", "bits"
+MANTISSA, EXPONENT, BLOCKS = "mantissa", "exponent", "blocks"
+_BITS = "bits"
 
 
 def to_arrays(variables: Any) -> Any:
@@ -110,33 +111,26 @@ def _to_arrays(leaf: Any) -> Any:
     mantissa, exponent = (jax.vmap(of_one) if stacked else of_one)(*leaf.arrays)
     if stacked:  # of one row each
         exponent = exponent[:, :, 0, :]
-    stored = {_MANTISSA: np.asarray(mantissa), _EXPONENT: np.asarray(exponent)}
+    stored = {MANTISSA: np.asarray(mantissa), EXPONENT: np.asarray(exponent)}
     if form.blocks is not None:
         rows, _ = form.blocks.size(leaf.shape)
-        stored[_BLOCKS] = np.asarray([rows, form.blocks.columns], np.int32)
+        stored[BLOCKS] = np.asarray([rows, form.blocks.columns], np.int32)
     if form.bits != 16:
         stored[_BITS] = np.asarray(form.bits, np.int32)
     return stored
 
 
 def _is_stored(node: Any) -> bool:
-    if not isinstance(node, Mapping) or not {_MANTISSA, _EXPONENT} <= set(node) <= {
-        _MANTISSA,
-        _EXPONENT,
-        _BLOCKS,
-        _BITS,
-    }:
+    if not isinstance(node, Mapping) or set(node) - {BLOCKS, _BITS} != {MANTISSA, EXPONENT}:
         return False
-    return getattr(node[_MANTISSA], "dtype", None) == np.int16
+    return getattr(node[MANTISSA], "dtype", None) == np.int16
 
 
 def _from_arrays(node: Mapping[str, Any]) -> FrozenArray:
-    mantissa, exponent = jnp.asarray(node[_MANTISSA]), jnp.asarray(node[_EXPONENT], jnp.int32)
-    blocks = None
-    if _BLOCKS in node:
-        rows, columns = np.asarray(node[_BLOCKS]).tolist()
-        blocks = Blocks(rows=rows, columns=columns)
-        default = Blocks(columns=columns)
+    mantissa, exponent = jnp.asarray(node[MANTISSA]), jnp.asarray(node[EXPONENT], jnp.int32)
+    blocks = stored_blocks(node)
+    if blocks is not None:
+        default = Blocks(columns=blocks.columns)
         blocks = default if default.size(mantissa.shape) == blocks.size(mantissa.shape) else blocks
     wanted = () if blocks is None else blocks.counts(mantissa.shape)
     if exponent.shape != wanted and exponent.size != 1:
@@ -146,3 +140,21 @@ def _from_arrays(node: Mapping[str, Any]) -> FrozenArray:
         )
     bits = int(node.get(_BITS, 16))
     return FrozenArray((mantissa, exponent.reshape(wanted)), Rows(blocks=blocks, bits=bits))
+
+
+def stored_blocks(node: Mapping[str, Any]) -> Blocks | None:
+    """The size of blocks that stands beside mantissas and exponents; None if there is none.
+
+    Raises:
+        ValueError: if it is not the rows and columns of a block.
+    """
+    if BLOCKS not in node:
+        return None
+    stored = np.asarray(node[BLOCKS])
+    if stored.shape != (2,) or not np.issubdtype(stored.dtype, np.integer):
+        raise ValueError(
+            f"{BLOCKS} must be the rows and columns of a block, int32[2], got "
+            f"{stored.dtype}{list(stored.shape)}"
+        )
+    rows, columns = stored.tolist()
+    return Blocks(rows=rows, columns=columns)

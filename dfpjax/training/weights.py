@@ -10,8 +10,10 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 import dfpjax
+from dfpjax.numbers.format.frozen import FrozenArray, Rows
 from dfpjax.operations.exponents import blocks_of
-from dfpjax.serving import load_safetensors
+from dfpjax.serving import load_safetensors, to_arrays
+from dfpjax.serving._storage import BLOCKS, EXPONENT, MANTISSA, stored_blocks
 
 from .models.from_torch import from_torch
 
@@ -23,10 +25,6 @@ STATE = "state"
 _HINT = (
     "give WORKDIR/weights/seed_N, WORKDIR/checkpoints/seed_N, one of the steps in it, or a .safetensors file"
 )
-
-# The leaves that replace a kernel in DFP16. The last one is there only if blocks have exponents.
-_MANTISSA, _EXPONENT, _BLOCKS = "mantissa", "exponent", "blocks"
-
 
 ALONE = ocp.options.MultiprocessingOptions(
     primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
@@ -82,7 +80,7 @@ def saved_format(path: Path) -> str | None:
     if not _is_tree(path):
         return None
     names = traverse_util.flatten_dict(_metadata(path), keep_empty_nodes=True)
-    return "dfp16" if any(name[-1] == _MANTISSA for name in names) else "float32"
+    return "dfp16" if any(name[-1] == MANTISSA for name in names) else "float32"
 
 
 def load_weights(path: Path, like: dict[str, Any]) -> dict[str, Any]:
@@ -165,12 +163,8 @@ def _to_dfp16(parameter: np.ndarray, blocks: dfpjax.Blocks | None) -> np.ndarray
     if parameter.ndim < 2:
         return parameter
     quantized = dfpjax.quantize(parameter, blocks=blocks)
-    mantissa = np.asarray(quantized.mantissa)
-    if blocks is None:
-        return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.exponent)}
-    rows, _ = blocks.size(parameter.shape)
-    size = np.asarray([rows, blocks.columns], np.int32)
-    return {_MANTISSA: mantissa, _EXPONENT: np.asarray(quantized.block_exponent), _BLOCKS: size}
+    exponent = quantized.exponent if blocks is None else quantized.block_exponent
+    return to_arrays(FrozenArray((quantized.mantissa, exponent), Rows(blocks=blocks)))
 
 
 def _from_dfp16(path: Path, name: tuple[str, ...], params: Any) -> Any:
@@ -179,7 +173,7 @@ def _from_dfp16(path: Path, name: tuple[str, ...], params: Any) -> Any:
         return params
     if _is_dfp16(params):
         try:
-            tensor = dfpjax.DFPArray(params[_MANTISSA], params[_EXPONENT], _block_size(params))
+            tensor = dfpjax.DFPArray(params[MANTISSA], params[EXPONENT], stored_blocks(params))
             return np.asarray(tensor)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
@@ -190,23 +184,9 @@ def _from_dfp16(path: Path, name: tuple[str, ...], params: Any) -> Any:
 
 
 def _is_dfp16(params: dict[str, Any]) -> bool:
-    if {_MANTISSA, _EXPONENT} != set(params) - {_BLOCKS}:
+    if {MANTISSA, EXPONENT} != set(params) - {BLOCKS}:
         return False
-    return getattr(params[_MANTISSA], "dtype", None) == np.int16
-
-
-def _block_size(params: dict[str, Any]) -> dfpjax.Blocks | None:
-    """The size of blocks that stands beside mantissas and exponents; None if there is none."""
-    if _BLOCKS not in params:
-        return None
-    stored = np.asarray(params[_BLOCKS])
-    if stored.shape != (2,) or not np.issubdtype(stored.dtype, np.integer):
-        raise ValueError(
-            f"{_BLOCKS} must be the rows and columns of a block, int32[2], got "
-            f"{stored.dtype}{list(stored.shape)}"
-        )
-    rows, columns = stored.tolist()
-    return dfpjax.Blocks(rows=rows, columns=columns)
+    return getattr(params[MANTISSA], "dtype", None) == np.int16
 
 
 def _check_fit(path: Path, variables: dict[str, Any], like: dict[str, Any]) -> None:
