@@ -36,6 +36,11 @@ def training() -> dict[str, dict[str, train_step.Row]]:
     return step_rows("train", "train_step", "sequences")
 
 
+def inference() -> dict[str, dict[str, train_step.Row]]:
+    """Forward passes of the six networks."""
+    return step_rows("inference", "inference")
+
+
 @functools.cache
 def fidelity_rows() -> list[fidelity.Row]:
     """With exponents of blocks: random tensors, ResNet-50 and the LSTM, then VGG-16 and ViT-S/16."""

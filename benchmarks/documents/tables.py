@@ -20,7 +20,7 @@ from benchmarks.robustness import results as robustness
 from benchmarks.robustness.depth import DepthRow
 from benchmarks.robustness.nonfinite import NonfiniteRow
 from benchmarks.robustness.outliers import ChannelRow, PaddingRow
-from benchmarks.train_step.results import OURS, PEERS, TITLES
+from benchmarks.train_step.results import FROZEN, OURS, PEERS, TITLES
 from benchmarks.train_step.results import Row as StepRow
 
 
@@ -30,16 +30,21 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
 
 
-def _steps(found: dict[str, dict[str, StepRow]]) -> str:
-    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:], *(f"dfpjax : {peer}" for peer in PEERS)]
+def _steps(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
+    """Rates of `ours` and of the peers, and how many times as fast as each peer the last of `ours` is."""
+    titles = {OURS: "dfpjax", FROZEN: "dfpjax, frozen weights"}
+    name = titles[ours[-1]]
+    head = ["network, batch", *PEERS[:2], *(f"**{titles[o]}**" for o in ours), *PEERS[2:]]
+    head += [f"{name} : {peer}" for peer in PEERS]
     lines = []
     for network, contenders in found.items():
-        ours = contenders[OURS]
+        last = contenders[ours[-1]]
         peers = [figures.faster(contenders, peer) for peer in PEERS]
         rates = [f"{peer.rate:.3g}" if peer else "" for peer in peers]
-        ratios = [f"{peer.median / ours.median:.2f}" if peer else "" for peer in peers]
-        name = f"{TITLES[network]}, {ours.batch}{' texts' if ours.takes == 'texts' else ''}"
-        lines.append([name, *rates[:2], f"**{ours.rate:.3g}**", *rates[2:], *ratios])
+        ratios = [f"{peer.median / last.median:.2f}" if peer else "" for peer in peers]
+        network_name = f"{TITLES[network]}, {last.batch}{' texts' if last.takes == 'texts' else ''}"
+        bold = [f"**{contenders[o].rate:.3g}**" for o in ours]
+        lines.append([network_name, *rates[:2], *bold, *rates[2:], *ratios])
     return markdown(head, lines)
 
 
@@ -49,26 +54,30 @@ def training() -> str:
 
 
 def inference() -> str:
-    """The same in forward passes, of the networks measured beside the training steps."""
-    return _steps(sources.step_rows("inference", "sequences"))
+    """The same in forward passes; the ratios are those of frozen weights."""
+    return _steps(sources.inference(), (OURS, FROZEN))
 
 
-def inference_images() -> str:
-    """Forward passes of the image networks."""
-    return _steps(sources.step_rows("inference", "inference"))
+def inference_memory() -> str:
+    """The most memory of a forward pass, GB."""
+    return _memory(sources.inference(), (OURS, FROZEN))
 
 
 def memory() -> str:
     """The most memory of a training step, GB."""
-    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:]]
+    return _memory(sources.training())
+
+
+def _memory(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
+    titles = {OURS: "**dfpjax**", FROZEN: "**dfpjax, frozen weights**"}
+    head = ["network, batch", *PEERS[:2], *(titles[o] for o in ours), *PEERS[2:]]
     lines = []
-    for network, contenders in sources.training().items():
+    for network, contenders in found.items():
         peers = [figures.faster(contenders, peer) for peer in PEERS]
         cells = [f"{peer.peak_bytes / 1e9:.1f}" if peer else "" for peer in peers]
-        ours = contenders[OURS]
-        lines.append(
-            [f"{TITLES[network]}, {ours.batch}", *cells[:2], f"**{ours.peak_bytes / 1e9:.1f}**", *cells[2:]]
-        )
+        bold = [f"**{contenders[o].peak_bytes / 1e9:.1f}**" for o in ours]
+        batch = contenders[OURS].batch
+        lines.append([f"{TITLES[network]}, {batch}", *cells[:2], *bold, *cells[2:]])
     return markdown(head, lines)
 
 
@@ -269,7 +278,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity_short": fidelity_short,
     "fidelity_winograd": fidelity_winograd,
     "inference": inference,
-    "inference_images": inference_images,
+    "inference_memory": inference_memory,
     "kernels": kernels,
     "kernels_winograd": kernels_winograd,
     "memory": memory,

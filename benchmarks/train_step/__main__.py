@@ -9,6 +9,9 @@ table compares DFP16 with the faster of the two. PyTorch is looked for in this i
 named by --torch-python, and left out with a message where it is missing. JAX's bfloat16 is at its best with
 jaxlib 0.11.1 and later, see `benchmarks.common.bfloat16`. Data is random and lies in memory.
 
+In inference DFP16 is measured twice: with float32 weights, and with weights that `dfpjax.freeze` brought to
+DFP16 once.
+
 For DFP16 a few more steps are profiled: a table has the time by class of operation, the bytes that each class
 reads and writes, and what the machine would need at best.
 
@@ -140,8 +143,10 @@ def main(argv=None) -> list[Row]:
     rows, versions = [], {"jaxlib": jaxlib.__version__}
     for name in arguments.model or PAPER:
         for mode in arguments.mode or MODES[:1]:
+            # Frozen weights cannot be trained.
+            able = [c for c in contenders if mode == "inference" or not CONTENDERS[c].frozen]
             for allocator in allocators:
-                measured, found = measure(name, mode, allocator, contenders, arguments)
+                measured, found = measure(name, mode, allocator, able, arguments)
                 rows += measured
                 versions |= found
                 say(show(measured))

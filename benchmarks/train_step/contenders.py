@@ -31,15 +31,20 @@ class Contender:
     compiled: bool = False
     """Whether torch.compile compiles it."""
 
+    frozen: bool = False
+    """Whether `dfpjax.freeze` brought its weights to DFP16 before the first step: in inference alone."""
+
     @property
     def name(self) -> str:
-        words = {"jax": "JAX", "torch": "PyTorch"}[self.framework], self.precision
-        return " ".join((*words, "compiled") if self.compiled else words)
+        words = [{"jax": "JAX", "torch": "PyTorch"}[self.framework], self.precision]
+        words += ["compiled"] * self.compiled + ["frozen"] * self.frozen
+        return " ".join(words)
 
 
 CONTENDERS = {
     "jax-float32": Contender(framework="jax", precision="float32"),
     "jax-dfp16": Contender(framework="jax", precision="dfp16"),
+    "jax-dfp16-frozen": Contender(framework="jax", precision="dfp16", frozen=True),
     "jax-dfp16-direct": Contender(framework="jax", precision="dfp16_direct"),
     "jax-bfloat16": Contender(framework="jax", precision="bfloat16"),
     "torch-float32": Contender(framework="torch", precision="float32"),
@@ -75,6 +80,7 @@ class Worker:
             **sizes,
             precision=contender.precision,
             compile=contender.compiled,
+            frozen=contender.frozen,
             threads=CORES,
         )
 

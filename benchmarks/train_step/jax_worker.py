@@ -8,7 +8,13 @@ import jax
 import dfpjax
 from benchmarks.common.bfloat16 import COMPILER_OPTIONS
 from benchmarks.train_step import breakdown, roofline
-from benchmarks.train_step.networks import NETWORKS, infer, initial_state, random_batch
+from benchmarks.train_step.networks import (
+    NETWORKS,
+    infer,
+    initial_state,
+    random_batch,
+    with_frozen_weights,
+)
 from benchmarks.train_step.service import serve
 from dfpjax.training.state import train_step
 
@@ -20,6 +26,8 @@ def prepare(wanted: dict):
     state = initial_state(network, wanted["precision"], inputs)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     inputs, labels = jax.device_put((inputs, labels))
+    if wanted["frozen"]:
+        state = with_frozen_weights(state, wanted["precision"], inputs)
 
     if wanted["mode"] == "train":
         lowered = train_step.lower(state, inputs, labels, label_smoothing=0.0)

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import dfpjax
 from configs import default
 from dfpjax.training import TrainConfig
 from dfpjax.training.models import MODELS, CharLSTM
 from dfpjax.training.optimizer import optimizer
-from dfpjax.training.precision import model_dtype, with_precision
+from dfpjax.training.precision import POLICIES, model_dtype, with_precision
 from dfpjax.training.state import TrainState, train_step
 
 CLASSES = 1000
@@ -77,6 +78,18 @@ def initial_state(network: Network, precision: str, inputs: np.ndarray) -> Train
         )
 
     return start()
+
+
+def with_frozen_weights(state: TrainState, precision: str, inputs: jax.Array) -> TrainState:
+    """The state with every weight in DFP16 that the network reads in it."""
+    frozen = dfpjax.freeze(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        POLICIES[precision],
+        fun=state.apply_fn,
+        args=(inputs,),
+        kwargs={"train": False},
+    )
+    return state.replace(**frozen)
 
 
 @jax.jit

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "JAX float32": figures.FLOAT32,
     "JAX dfp16": figures.DFP16,
+    "JAX dfp16 frozen": figures.DFP16_BLOCKS,
     "JAX dfp16_direct": figures.DFP16_VARIANT,
     "JAX bfloat16": figures.BFLOAT16_VARIANT,
     "PyTorch float32": figures.FLOAT32_PEER,
@@ -30,6 +31,8 @@ TITLES = {
 """The networks, as readers know them."""
 
 OURS = "JAX dfp16"
+FROZEN = f"{OURS} frozen"
+"""With weights that `dfpjax.freeze` brought to DFP16."""
 COMPILED = " compiled"
 """What the names of those that torch.compile compiles end with."""
 
@@ -187,7 +190,7 @@ def chart(rows: list[Row], path: Path, title: str) -> "Figure":
             bar = axis.bar(offset, row.rate, 0.8 / len(allocators), color=colour, **style)
             axis.bar_label(bar, [f"{row.rate:.3g}"], fontsize="small")
         axis.margins(y=0.1)  # room for the labels of the bars
-        labels = ["dfpjax" if name == OURS else name for name in names]
+        labels = [name.replace(OURS, "dfpjax") if name in (OURS, FROZEN) else name for name in names]
         axis.set_xticks(range(len(names)), labels, rotation=60, ha="right")
         axis.set_ylabel(f"{chosen[0].takes} per second")
         how = "" if mode == "train" else f", {mode}"

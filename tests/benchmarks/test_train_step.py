@@ -17,8 +17,16 @@ import pytest
 import dfpjax
 from benchmarks.train_step import __main__ as train_step
 from benchmarks.train_step import breakdown, hlo, results, roofline, service
-from benchmarks.train_step.networks import NETWORKS, infer, initial_state, random_batch
+from benchmarks.train_step.networks import (
+    NETWORKS,
+    Network,
+    infer,
+    initial_state,
+    random_batch,
+    with_frozen_weights,
+)
 from benchmarks.train_step.results import Row
+from dfpjax.training.models import CharLSTM
 from dfpjax.training.state import train_step as training_step
 
 FOLDER = Path(service.__file__).parent
@@ -258,6 +266,31 @@ def test_every_network_takes_a_step(name):
     assert {name: value.shape for name, value in metrics.items()} == dict.fromkeys(metrics, ())
     logits = jax.eval_shape(infer, state, inputs)
     assert logits.shape[:-1] == labels.shape
+
+
+def test_frozen_weights_give_the_logits_of_float32_ones():
+    model = functools.partial(CharLSTM, characters=96, width=64)
+    network = Network(model=model, batch=2, takes="texts")
+    inputs, _ = random_batch(network, network.batch)
+    states = {precision: initial_state(network, precision, inputs) for precision in ("float32", "dfp16")}
+    frozen = with_frozen_weights(states["dfp16"], "dfp16", jnp.asarray(inputs))
+    leaves = jax.tree.leaves(frozen.params, is_leaf=lambda leaf: isinstance(leaf, dfpjax.FrozenArray))
+    assert any(isinstance(leaf, dfpjax.FrozenArray) for leaf in leaves)
+    expected = infer(states["float32"], inputs)
+    assert jnp.max(jnp.abs(infer(frozen, inputs) - expected)) < 1e-3 * jnp.max(jnp.abs(expected))
+
+
+def test_frozen_weights_are_measured_in_inference_alone(monkeypatch):
+    measured = {}
+
+    def measure(name, mode, allocator, contenders, arguments):
+        measured[mode] = contenders
+        return [], {}
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    contenders = "jax-dfp16,jax-dfp16-frozen"
+    train_step.main(["--model", "lstm", "--mode", "train", "--mode", "inference", "--contenders", contenders])
+    assert measured == {"train": ["jax-dfp16"], "inference": contenders.split(",")}
 
 
 def test_every_network_has_a_batch():
