@@ -3,7 +3,8 @@
     python -m benchmarks.collectives --config configs/fake_imagenet.py --model resnet50 --devices 2
 
 Prints a Markdown table with a row for each precision and each dtype of the gradients: the number of
-collectives, and the bytes of their results by operation and dtype. It compiles, and runs nothing.
+collectives, and the bytes of their results by operation and dtype. It compiles, and runs nothing. --out
+writes OUT.json.
 """
 
 import argparse
@@ -11,7 +12,11 @@ import math
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from runpy import run_path
+
+from benchmarks.common.arguments import prepare_output
+from benchmarks.common.records import write_record
 
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
 _COLLECTIVE = r"= (.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)\("
@@ -27,13 +32,31 @@ def collectives(program: str) -> tuple[int, Counter]:
     return len(found), sizes
 
 
+def table(rows: list[dict]) -> str:
+    """In Markdown; the last column compares with gradients in float32."""
+    lines = [
+        "| precision | gradients | collectives | bytes | of float32's |",
+        "| --- | --- | ---: | --- | ---: |",
+    ]
+    whole = {row["precision"]: sum(row["bytes"].values()) for row in rows if row["gradients"] == "float32"}
+    for row in rows:
+        parts = ", ".join(f"{what} {size:,}" for what, size in row["bytes"].items())
+        share = sum(row["bytes"].values()) / whole[row["precision"]]
+        lines.append(
+            f"| {row['precision']} | {row['gradients']} | {row['collectives']} | {parts} | {share:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", default="configs/fake_imagenet.py", help="configuration file")
     parser.add_argument("--model", help="another model than the configuration's")
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--batch", type=int, default=2, help="images of each device")
+    parser.add_argument("--out", type=Path, help="write OUT.json")
     arguments = parser.parse_args()
+    prepare_output(parser, arguments.out)
     # Before JAX starts.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={arguments.devices}"
@@ -47,16 +70,18 @@ def main() -> None:
     values |= {"mesh": (arguments.devices,), "accumulate": 1, "batch_size": batch_size}
     if arguments.model is not None:
         values["model"] = arguments.model
-    print("| precision | gradients | collectives | bytes | of float32's |\n| --- | --- | ---: | --- | ---: |")
+    rows = []
     for precision in ("float32", "dfp16"):
-        whole = None
         for gradients in ("float32", "dfp16"):
             config = TrainConfig.from_dict(values | {"precision": precision, "gradient_dtype": gradients})
             count, sizes = collectives(Program(config, load_dataset(config)).step.as_text())
-            total = sum(sizes.values())
-            whole = whole or total
-            parts = ", ".join(f"{operation} {dtype} {size:,}" for (operation, dtype), size in sizes.items())
-            print(f"| {precision} | {gradients} | {count} | {parts} | {total / whole:.3f} |", flush=True)
+            of_kind = {f"{operation} {dtype}": size for (operation, dtype), size in sizes.items()}
+            row = {"precision": precision, "gradients": gradients, "collectives": count, "bytes": of_kind}
+            rows.append(row)
+    print(table(rows))
+    if arguments.out:
+        record = {"model": config.model, "devices": arguments.devices, "images": arguments.batch}
+        write_record(arguments.out, record | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
-from benchmarks.documents import sources
+from benchmarks.documents import devices, serving, sources
 from benchmarks.fidelity.precisions import DFP16_BLOCKS
 from benchmarks.fidelity.results import gain_text
 from benchmarks.open_issues.results import JAX
@@ -87,12 +87,17 @@ _LOOP = "convolution_in_a_loop"
 
 FIGURES: dict[str, Callable[[], str]] = {
     "certification_cost": _certification_cost,
+    "agreement": lambda: serving.agreement("serving_decoder"),
+    "agreement_1b": lambda: serving.agreement("serving_decoder_1b"),
+    "resnet50_native_calls": devices.resnet_native,
+    "resnet50_exchanged": devices.resnet_bytes,
     "machine": lambda: sources.machine("train_step"),
     "machine_fidelity": lambda: sources.machine("fidelity_blocks"),
     "machine_inference": lambda: sources.machine("inference"),
     "machine_kernels": lambda: sources.machine("kernels"),
     "machine_parity": lambda: sources.machine("parity"),
     "machine_reports": lambda: sources.machine("open_issues"),
+    "machine_serving": lambda: sources.machine("serving_products"),
     "machine_sequences": lambda: sources.machine("sequences"),
     "machine_winograd": lambda: sources.machine("kernels_winograd"),
     "training_jax_float32": lambda: _range(_ratios("JAX float32")),

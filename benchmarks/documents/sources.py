@@ -66,6 +66,5 @@ def dry_run_rows() -> list[dry_run.Row]:
 def machine(name: str) -> str:
     """What a record was measured on, such as `2 cores of an AMD EPYC`."""
     found = record(name)
-    if "machine" in found:
-        return found["machine"].replace("(R)", "")
-    return f"{found['cores']} cores of {found['cpu']}"
+    machine = found.get("machine") or f"{found['cores']} cores of {found['cpu']}"
+    return machine.replace("(R)", "")

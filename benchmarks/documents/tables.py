@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks import dry_run
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
-from benchmarks.documents import figures, sources
+from benchmarks.documents import devices, figures, serving, sources
+from benchmarks.documents.markdown import markdown
 from benchmarks.fidelity import results as fidelity
 from benchmarks.fidelity.precisions import DFP16, DFP16_BLOCKS
 from benchmarks.kernels.contenders import KERNEL, ONEDNN, ONEDNN_BFLOAT16, QUANTIZED, WINOGRAD, XLA
@@ -22,12 +23,6 @@ from benchmarks.robustness.nonfinite import NonfiniteRow
 from benchmarks.robustness.outliers import ChannelRow, PaddingRow
 from benchmarks.train_step.results import FROZEN, OURS, PEERS, TITLES
 from benchmarks.train_step.results import Row as StepRow
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table whose first columns hold words, the others numbers."""
-    marks = ["---"] * words + ["---:"] * (len(head) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, marks, *lines])
 
 
 def _steps(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
@@ -271,12 +266,16 @@ def kernels_winograd() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "breakdown": breakdown,
+    "collectives": devices.collectives,
+    "decoder": serving.decoder,
+    "decoder_1b": serving.decoder_1b,
     "dry_run": dry_run_losses,
     "fidelity_blocks": fidelity_blocks,
     "fidelity_layers": fidelity_layers,
     "fidelity_one_exponent": fidelity_one_exponent,
     "fidelity_short": fidelity_short,
     "fidelity_winograd": fidelity_winograd,
+    "frameworks": serving.frameworks,
     "inference": inference,
     "inference_memory": inference_memory,
     "kernels": kernels,
@@ -287,6 +286,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity_recipes": parity_recipes,
     "parity_verdicts": parity_verdicts,
     "robustness": robustness_all,
+    "serving_products": serving.products,
+    "shardings": devices.shardings,
     "training": training,
 }
 """What each name stands for."""

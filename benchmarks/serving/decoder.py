@@ -3,8 +3,8 @@
     python -m benchmarks.serving.decoder --model gpt2 --torch-python PYTHON --out results/decoder
 
 The weights are random, in GPT-2's shapes. Beside it: the same program in float32, and PyTorch's decoder in
-float32 and bfloat16. Greedy agreement is over the positions of one text at which float32's two best logits
-differ by more than 1e-3. --out writes OUT.json and OUT.md.
+float32 and bfloat16. Greedy agreement is over the positions at which float32's two best logits differ by more
+than 1e-3: of the prompt, and of the text that float32 generates after it. --out writes OUT.json and OUT.md.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def bytes_of(params) -> int:
 
 
 def measure(shape: model.Shape, step, params, prompt: jax.Array, count: int, rounds: int) -> dict:
-    """Seconds of the prefill and of a token; the logits of the prompt."""
+    """Seconds of the prefill and of a token; the logits of the prompt, and the tokens generated after it."""
     length = prompt.shape[1] + count
     cache = model.empty_cache(shape, 1, length)
     prefill = jax.jit(step)
@@ -42,10 +42,31 @@ def measure(shape: model.Shape, step, params, prompt: jax.Array, count: int, rou
         first = time.perf_counter() - start
         token = jnp.argmax(logits[:, -1], -1).astype(jnp.int32)
         start = time.perf_counter()
-        jax.block_until_ready(generate(params, filled, token))
+        tokens = jax.block_until_ready(generate(params, filled, token))
         rest = (time.perf_counter() - start) / count
         seconds = {"prefill": min(seconds["prefill"], first), "token": min(seconds["token"], rest)}
-    return {**seconds, "bytes": bytes_of(params), "logits": logits}
+    tokens = jnp.concatenate([token[None], tokens])
+    return {**seconds, "bytes": bytes_of(params), "logits": logits, "tokens": tokens}
+
+
+def logits_along(shape: model.Shape, step, params, prompt: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The logits, [count, batch, vocabulary], after each of the tokens, int32[count, batch], that follow the
+    prompt, read one at a time as in generation."""
+    start = prompt.shape[1]
+    cache = model.empty_cache(shape, 1, start + len(tokens))
+
+    @jax.jit
+    def along(params, cache):
+        _, cache = step(params, cache, prompt, jnp.int32(0))
+
+        def one(state, token):
+            cache, at = state
+            logits, cache = step(params, cache, token[:, None], at)
+            return (cache, at + 1), logits[:, -1]
+
+        return jax.lax.scan(one, (cache, jnp.int32(start)), tokens)[1]
+
+    return along(params, cache)
 
 
 def agreement(exact: jax.Array, other: jax.Array) -> tuple[float, int]:
@@ -89,14 +110,22 @@ def main(argv=None) -> dict:
     found = {}
     if not arguments.no_float32:
         found["jax float32"] = measure(shape, step, params, **how)
+        tokens = found["jax float32"]["tokens"]
+        generated = logits_along(shape, step, params, prompt, tokens)
     del params
-    found["frozen"] = measure(shape, dfpjax.mixed_precision(step), frozen, **how)
+    fast = dfpjax.mixed_precision(step)
+    found["frozen"] = measure(shape, fast, frozen, **how)
     if not arguments.no_float32:
-        share, decided = agreement(found["jax float32"]["logits"], found["frozen"]["logits"])
-        print(f"greedy tokens agree at {share:.2%} of {decided} decided positions of {arguments.prompt}")
-        found["frozen"] |= {"agreement": share, "decided": decided}
+        texts = {
+            "prompt": (found["jax float32"]["logits"], found["frozen"]["logits"]),
+            "generated": (generated, logits_along(shape, fast, frozen, prompt, tokens)),
+        }
+        for text, pair in texts.items():
+            share, decided = agreement(*pair)
+            print(f"{text}: greedy tokens agree at {share:.2%} of {decided} decided positions")
+            found["frozen"] |= {f"{text}_agreement": share, f"{text}_decided": decided}
     for own in found.values():
-        del own["logits"]
+        del own["logits"], own["tokens"]
     if arguments.torch_python:
         torch = TorchProcess(arguments.torch_python, "benchmarks.serving.torch_decoder")
         for dtype in ("float32", "bfloat16"):

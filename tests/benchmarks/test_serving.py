@@ -34,7 +34,8 @@ def test_the_decoder_agrees_with_float32(tmp_path):
         "default",
     ]
     found = decoder.main([*arguments, "--out", str(tmp_path / "decoder")])
-    assert found["frozen"]["agreement"] == 1 and found["frozen"]["decided"] > 8
+    assert found["frozen"]["prompt_agreement"] == found["frozen"]["generated_agreement"] == 1
+    assert found["frozen"]["prompt_decided"] > 8 and found["frozen"]["generated_decided"] > 0
     assert found["frozen"]["bytes"] < found["jax float32"]["bytes"]
 
 
