@@ -24,6 +24,7 @@ from jax._src import sharding_impls as _sharding_impls
 from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
 from jax._src import xla_bridge as _xla_bridge
+from jax._src.export import shape_poly as _shape_poly
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
@@ -96,6 +97,21 @@ def is_unreduced(aval) -> bool:
 def varying_axes(x) -> frozenset:
     """The manual mesh axes over which an array varies; none where shard_map does not check it."""
     return frozenset(jax.typeof(x).mat.varying)
+
+
+# --- symbolic extents -----------------------------------------------------------------------------
+
+
+def evaluated_dimension(size, wanted: int) -> int:
+    """A symbolic extent (`jax.export.symbolic_shape`) where each of its variables is the number nearest to
+    `wanted` that its constraints allow."""
+
+    def value(variable: str) -> int:
+        symbol = _shape_poly._DimExpr._from_var(variable, size.scope)
+        low, high = _shape_poly._bounds_decision(symbol, _shape_poly.BoundsPrecision.BEST)
+        return int(min(max(wanted, low), high))
+
+    return max(0, size._evaluate({name: value(name) for name in size._get_vars()}))
 
 
 # --- partitioning ---------------------------------------------------------------------------------

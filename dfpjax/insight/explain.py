@@ -91,10 +91,6 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
     verdict = decide(site, policy)
     lhs_shape, rhs_shape = operand_shapes(eqn)
     result: Any = eqn.outvars[0].aval
-    if not isinstance(macs(eqn), int):
-        raise ValueError(
-            f"explain: shapes must be static, got {lhs_shape} x {rhs_shape} for {operation.name!r}"
-        )
     return OpRecord(
         name=operation.name,
         # Parameters are in containers.
