@@ -36,7 +36,9 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Arguments:
         fun: as for `mixed_precision`.
-        *args, **kwargs: its arguments. A `jax.ShapeDtypeStruct` may replace an array.
+        *args, **kwargs: its arguments. A `jax.ShapeDtypeStruct` may replace an array. Its extents may be
+            symbolic (`jax.export.symbolic_shape`). Decisions, MACs and algorithms are then those for extents
+            in which each variable is 128, or the number nearest to it that its constraints allow.
         policy: as for `mixed_precision`.
 
     Returns:
@@ -46,7 +48,6 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
-        ValueError: if a shape is symbolic (`jax.export`).
     """
     _checks.function_of_arrays("explain", "fun", fun)
     policy = Policy() if policy is None else policy
