@@ -236,7 +236,7 @@ def _lower_linear(ctx, lhs, *rhs, native, **params):
     # Exponents of rhs that are not those of blocks may shift lhs (`align`).
     alone = native and params["backend"] == "auto" and params["blocks"]
     alone = alone and not _compat.is_partly_manual(ctx)
-    producer = find_producer(lhs, quantization) if alone else None
+    producer = find_producer(lhs, ctx.avals_in[0].shape, quantization) if alone else None
     if producer is None:
         return _lowering_of_linear(ctx, lhs, *rhs, native=native, **params)
     quantized, _ = quantize_p.abstract_eval(ctx.avals_in[0], **quantization)

@@ -91,6 +91,30 @@ def test_a_convolutional_network_has_the_bits_of_fixed_shapes(policy):
         np.testing.assert_array_equal(program.call(weights, x), jax.jit(fun)(weights, x))
 
 
+def test_one_pass_rectifies_or_pools_and_quantizes():
+    weights = {"kernel": numbers(3, 3, 32, 32), "scale": numbers(32, seed=1), "shift": numbers(32, seed=2)}
+
+    def convolve(weights, x):
+        return lax.conv_general_dilated(x, weights["kernel"], (1, 1), "SAME", dimension_numbers=NHWC)
+
+    def network(weights, x):
+        y = jax.nn.relu((convolve(weights, x) - weights["shift"]) * weights["scale"] + weights["shift"])
+        y = jax.nn.relu(convolve(weights, y) + weights["shift"])
+        y = lax.reduce_window(convolve(weights, y), -np.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        return convolve(weights, y)
+
+    fun = dfpjax.mixed_precision(network, FORCED)
+    x = spec("b, 32, 32, 32")
+    kinds = [record.kind for record in dfpjax.explain(network, weights, x, policy=FORCED).fused]
+    assert kinds.count("operand from rectification") == 2 and "operand from pooling" in kinds
+    program = exported(fun, weights, x)
+    assert (calls(program, "rectified_operand"), calls(program, "pooled_operand")) == (2, 1)
+    assert calls(program, "quantize_blocks") == 1 + 4  # the input, and the kernel
+    for images in (2, 40):  # without and with these passes for fixed shapes
+        x = numbers(images, 32, 32, 32)
+        np.testing.assert_array_equal(program.call(weights, x), jax.jit(fun)(weights, x))
+
+
 def attention(weights, x):
     images, tokens, width = x.shape
     projected = (x @ weights["in"]).reshape(images, tokens, 3, 2, width // 2).transpose(2, 0, 3, 1, 4)
