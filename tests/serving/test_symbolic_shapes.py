@@ -65,7 +65,11 @@ def test_layers_have_the_bits_of_fixed_shapes():
         np.testing.assert_allclose(found, exact, atol=TOLERANCE * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("policy", (FORCED, TENSOR_WIDE, forced(granularity="channel")), ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    (FORCED, TENSOR_WIDE, forced(granularity="channel")),
+    ids=("block", "tensor", "channel"),
+)
 def test_a_convolutional_network_has_the_bits_of_fixed_shapes(policy):
     weights = {"wide": numbers(3, 3, 3, 32), "deep": numbers(3, 3, 32, 32), "each": numbers(3, 3, 1, 32)}
     weights |= {"mean": numbers(32), "scale": numbers(32, seed=1), "shift": numbers(32, seed=2)}
@@ -84,10 +88,10 @@ def test_a_convolutional_network_has_the_bits_of_fixed_shapes(policy):
         return convolve(y, weights["deep"], strides=2)
 
     fun = dfpjax.mixed_precision(network, policy)
-    program = exported(fun, weights, spec("b, 16, 16, 3"))
+    program = exported(fun, weights, spec("b, 12, 12, 3"))
     assert calls(program, "contract") == 4 and "stablehlo.convolution" not in program.mlir_module()
     for images in (1, 5):
-        x = numbers(images, 16, 16, 3, seed=images)
+        x = numbers(images, 12, 12, 3, seed=images)
         np.testing.assert_array_equal(program.call(weights, x), jax.jit(fun)(weights, x))
 
 
@@ -110,9 +114,11 @@ def test_one_pass_rectifies_or_pools_and_quantizes():
     program = exported(fun, weights, x)
     assert (calls(program, "rectified_operand"), calls(program, "pooled_operand")) == (2, 1)
     assert calls(program, "quantize_blocks") == 1 + 4  # the input, and the kernel
-    for images in (2, 40):  # without and with these passes for fixed shapes
-        x = numbers(images, 32, 32, 32)
-        np.testing.assert_array_equal(program.call(weights, x), jax.jit(fun)(weights, x))
+    x = numbers(40, 32, 32, 32)
+    np.testing.assert_array_equal(program.call(weights, x), jax.jit(fun)(weights, x))
+    x = x[:2]  # with fixed shapes it does without these passes, and XLA rounds sums of products otherwise
+    wanted = jax.jit(fun)(weights, x)
+    np.testing.assert_allclose(program.call(weights, x), wanted, atol=TOLERANCE * np.abs(wanted).max())
 
 
 def attention(weights, x):
