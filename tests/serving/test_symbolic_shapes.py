@@ -284,3 +284,17 @@ def test_blocks_of_symbolic_columns():
     program = exported(fun, spec("b, t, 8"), weights)
     x = numbers(2, 13, 8)
     np.testing.assert_array_equal(program.call(x, weights), jax.jit(fun)(x, weights))
+
+
+def test_devices_compute_the_whole(caplog):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("batch",), ())
+    )
+    fun = dfpjax.mixed_precision(jnp.matmul, FORCED)
+    weights, x = numbers(64, 48), numbers(6, 64)
+    partitioned = jax.jit(fun, in_shardings=(split, whole), out_shardings=split)
+    program = dfpjax.export(partitioned, spec("2*b, 64"), weights)
+    assert "which all compute the whole" in caplog.text
+    found = jax.jit(program.call)(jax.device_put(x, split), jax.device_put(weights, whole))
+    np.testing.assert_array_equal(found, jax.jit(fun)(x, weights))
