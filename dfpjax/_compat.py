@@ -6,6 +6,7 @@ allows; the last run was with 0.10.0 and 0.12.0.1.
 """
 
 import functools
+import re
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jax._src import sharding_impls as _sharding_impls
 from jax._src import source_info_util as _source_info
 from jax._src import tree_util as _tree_util
 from jax._src import xla_bridge as _xla_bridge
+from jax._src.export import shape_poly as _shape_poly
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import partial_eval as _partial_eval
 from jax._src.interpreters import pxla as _pxla
@@ -96,6 +98,21 @@ def is_unreduced(aval) -> bool:
 def varying_axes(x) -> frozenset:
     """The manual mesh axes over which an array varies; none where shard_map does not check it."""
     return frozenset(jax.typeof(x).mat.varying)
+
+
+# --- symbolic extents -----------------------------------------------------------------------------
+
+
+def evaluated_dimension(size, wanted: int) -> int:
+    """A symbolic extent (`jax.export.symbolic_shape`) where each of its variables is the number nearest to
+    `wanted` that its constraints allow."""
+
+    def value(variable: str) -> int:
+        symbol = _shape_poly._DimExpr._from_var(variable, size.scope)
+        low, high = _shape_poly._bounds_decision(symbol, _shape_poly.BoundsPrecision.BEST)
+        return int(min(max(wanted, low), high))
+
+    return max(0, size._evaluate({name: value(name) for name in size._get_vars()}))
 
 
 # --- partitioning ---------------------------------------------------------------------------------
@@ -226,20 +243,34 @@ def shard_program(fun, operands, results, mesh, platform: str) -> bytes:
     return _mlir.module_to_bytecode(module)
 
 
-def composite_of(value) -> tuple[str, list, list] | None:
-    """dfpjax's composite (`jax.lax.composite`) that computes a value of the module that is being lowered.
+def composite_of(value, shape) -> tuple[str, list, list] | None:
+    """dfpjax's composite (`jax.lax.composite`), or function called in place of one, that computes a value of
+    the module that is being lowered.
+
+    Arguments:
+        shape: the value's. Extents of operands that the module does not know are as these.
 
     Returns:
         its name, its operands and their types, or None if the value comes from elsewhere. The lowering rule
         of the primitive that the value is an operand of must be registered with `cacheable=False`: others
         are lowered apart from what makes their operands.
     """
-    operation = _operation_of(value, "stablehlo.composite")
-    if operation is None or not operation.attributes["name"].value.startswith("dfpjax."):
+    operation = _operation_of(value, "stablehlo.composite") or _operation_of(value, "func.call")
+    if operation is None:
         return None
-    types = [operand.type for operand in operation.operands]
-    avals = [ShapedArray(tuple(t.shape), _DTYPES[str(t.element_type)]) for t in types]
-    return operation.attributes["name"].value, list(operation.operands), avals
+    is_call = operation.name == "func.call"
+    name, operands = operation.attributes["callee" if is_call else "name"].value, list(operation.operands)
+    if not name.startswith("dfpjax."):
+        return None
+    if is_call:  # a module numbers functions of one name, and variables of extents go first
+        name = re.sub(r"_\d+$", "", name)
+        operands = [operand for operand in operands if operand.type.rank]
+
+    def aval(of) -> ShapedArray:
+        extents = (shape[axis] if of.is_dynamic_dim(axis) else of.shape[axis] for axis in range(of.rank))
+        return ShapedArray(tuple(extents), _DTYPES[str(of.element_type)])
+
+    return name, operands, [aval(operand.type) for operand in operands]
 
 
 _DTYPES = {

@@ -59,11 +59,20 @@ ffi::Error run(ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::AnyBuffer ea, ffi::AnyBu
                const ffi::AnyBuffer* lengths, CallSite* site, ffi::ThreadPool pool,
                ffi::Dictionary attributes) {
   Arguments arguments(attributes);
+  // Instead of a plan, a call may have a contraction, whose lhs is a and whose rhs is b.
+  std::shared_ptr<const FoundPlan> found;
+  if (attributes.contains("contraction")) {
+    found = find_plan(arguments.attribute<std::string_view>("contraction"),
+                      {shape_of(a), shape_of(ea), shape_of(b), shape_of(eb), shape_of(*c)});
+    if (found->swapped) std::swap(a, b), std::swap(ea, eb);
+  }
   const Operands operands{arguments.buffer<ffi::S16>("a", a), arguments.buffer<ffi::S16>("b", b),
                           arguments.buffer<ffi::S32>("ea", ea),
                           arguments.buffer<ffi::S32>("eb", eb),
                           arguments.buffer<ffi::F32>("c", *c)};
-  const auto plan = arguments.attribute<ffi::Span<const int64_t>>("plan");
+  const auto plan = found != nullptr
+                        ? ffi::Span<const int64_t>(found->code.data(), found->code.size())
+                        : arguments.attribute<ffi::Span<const int64_t>>("plan");
   const std::string isa(arguments.attribute<std::string_view>("isa"));
   const auto threads = arguments.attribute<int64_t>("threads");
   Chains chains;

@@ -38,7 +38,10 @@ struct Operand {
 // Returns what is wrong with its description. It has the shape of x.
 template <class Tensor>
 std::string describe(const Tensor& x, Mantissas mantissas, Numbers exponents, int64_t bits,
-                     std::string_view rounding, Sizes view, Sizes block, Operand* operand) {
+                     std::string_view rounding, Sizes view_of_x, Sizes block_of_x,
+                     Operand* operand) {
+  const Extents view = extents_of(view_of_x, x.dimensions());
+  const Extents block = extents_of(block_of_x, x.dimensions());
   if (x.dimensions().size() == 0) return must_be("x", "[..., channels]");
   const int64_t channels = x.dimensions().back();
   if (view.size() != 3 || !has_size(view, x.element_count()) ||

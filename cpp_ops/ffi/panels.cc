@@ -28,7 +28,7 @@ struct Call {
 // `absent` are the sizes of the plan's buffers that the handler does not have and does not read.
 // The attribute of this name has them.
 Call decode(const BufferSizes& sizes, const std::vector<int64_t*>& absent, Arguments* arguments,
-            const ffi::Dictionary& attributes) {
+            const ffi::Dictionary& attributes, const FoundPlan* found = nullptr) {
   Call call;
   const auto given = arguments->attribute<ffi::Span<const int64_t>>("absent");
   if (given.size() != absent.size()) {
@@ -36,7 +36,9 @@ Call decode(const BufferSizes& sizes, const std::vector<int64_t*>& absent, Argum
     return call;
   }
   for (size_t i = 0; i < absent.size(); ++i) *absent[i] = given[i];
-  const auto plan = arguments->attribute<ffi::Span<const int64_t>>("plan");
+  const auto plan = found != nullptr
+                        ? ffi::Span<const int64_t>(found->code.data(), found->code.size())
+                        : arguments->attribute<ffi::Span<const int64_t>>("plan");
   const std::string isa(arguments->attribute<std::string_view>("isa"));
   call.threads = arguments->attribute<int64_t>("threads");
   if (attributes.size() > 4)
@@ -114,7 +116,14 @@ ffi::Error contract_panels(ffi::AnyBuffer a, ffi::AnyBuffer words, ffi::AnyBuffe
                     arguments.buffer<ffi::F32>("c", *c)};
   const auto size = [](const auto& buffer) { return static_cast<int64_t>(buffer.element_count()); };
   BufferSizes sizes{size(a), 0, size(*c), size(ea), 0};
-  const Call call = decode(sizes, {&sizes.b, &sizes.eb}, &arguments, attributes);
+  // Instead of a plan, a call may have a contraction, which says the shapes of rhs.
+  std::shared_ptr<const FoundPlan> found;
+  if (attributes.contains("contraction")) {
+    found = find_plan(arguments.attribute<std::string_view>("contraction"),
+                      {shape_of(a), shape_of(ea), shape_of(*c)});
+    if (found->swapped) arguments.complain("contraction: its rhs must be the plan's B");
+  }
+  const Call call = decode(sizes, {&sizes.b, &sizes.eb}, &arguments, attributes, found.get());
   arguments.complain(check_alignment(operands.a, nullptr, operands.c, operands.ea, nullptr));
   if (!arguments.error().empty()) return ffi::Error::InvalidArgument(arguments.error());
   const Memory from = memory_of(words, info, call.parts[0], &arguments);

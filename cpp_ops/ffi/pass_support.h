@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "ffi/support.h"
 #include "isa/isa.h"
@@ -40,8 +41,27 @@ inline std::string must_be(const char* name, const char* what) {
   return std::string(name) + ": must be " + what;
 }
 
+using Extents = std::vector<int64_t>;
+
+// The extents that an attribute has of a tensor of this shape. Where a program does not say one,
+// because it was exported with symbolic shapes, there is −mask for the product of the tensor's axes
+// whose bits the mask has.
+inline Extents extents_of(Sizes attribute, Sizes shape) {
+  Extents extents(attribute.begin(), attribute.end());
+  for (int64_t& extent : extents) {
+    if (extent >= 0) continue;
+    const auto mask = uint64_t{0} - static_cast<uint64_t>(extent);
+    extent = 1;
+    for (size_t axis = 0; axis < 63; ++axis)
+      if ((mask >> axis & 1) != 0 &&
+          (axis >= shape.size() || __builtin_mul_overflow(extent, shape.begin()[axis], &extent)))
+        return {};
+  }
+  return extents;
+}
+
 // Whether a tensor with these extents has so many numbers.
-inline bool has_size(Sizes extents, size_t numbers) {
+inline bool has_size(const Extents& extents, size_t numbers) {
   int64_t size = 1;
   for (const int64_t extent : extents)
     if (extent < 0 || __builtin_mul_overflow(size, extent, &size)) return false;

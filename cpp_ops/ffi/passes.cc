@@ -140,7 +140,10 @@ ffi::Error run_quantize(Floats x, ffi::Result<Mantissas> mantissas, ffi::Result<
 ffi::Error run_quantize_blocks(Floats x, ffi::Buffer<ffi::U32> seeds,
                                ffi::Result<Mantissas> mantissas, ffi::Result<Numbers> exponents,
                                ffi::ThreadPool pool, std::string_view isa, int64_t threads,
-                               int64_t bits, std::string_view rounding, Sizes view, Sizes block) {
+                               int64_t bits, std::string_view rounding, Sizes view_of_x,
+                               Sizes block_of_x) {
+  const Extents view = extents_of(view_of_x, x.dimensions());
+  const Extents block = extents_of(block_of_x, x.dimensions());
   std::string error;
   BlockedShape shape{};
   const bool seeded = seeds.element_count() != 0;

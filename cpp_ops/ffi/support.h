@@ -3,9 +3,12 @@
 #define DFPJAX_FFI_SUPPORT_H_
 
 #include <algorithm>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -58,6 +61,22 @@ Handlers contraction_handlers();
 Handlers pass_handlers();
 Handlers operand_handlers();
 Handlers panel_handlers();
+
+// A plan for operands whose shapes a program does not say, because it was exported with symbolic
+// ones. `swapped` says that lhs and rhs take each other's places.
+struct FoundPlan {
+  bool swapped;
+  std::vector<int64_t> code;
+};
+using Shapes = std::vector<std::vector<int64_t>>;
+// Finds the plan of a contraction, given as text, for buffers of these shapes. Throws
+// std::invalid_argument. Python makes it (dfpjax/operations/shaped.py), once for each combination.
+std::shared_ptr<const FoundPlan> find_plan(std::string_view contraction, const Shapes& shapes);
+
+inline std::vector<int64_t> shape_of(const ffi::AnyBuffer& buffer) {
+  const auto dimensions = buffer.dimensions();
+  return {dimensions.begin(), dimensions.end()};
+}
 
 // XLA's own pool; a second one would oversubscribe the machine.
 class XlaExecutor : public Executor {

@@ -1,4 +1,5 @@
-// The Python module. Only this file knows Python, as only the files in ffi/ know XLA.
+// The Python module. Only the files beside this one know Python, as only the files in ffi/ know
+// XLA.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 

@@ -39,6 +39,7 @@ class OpRecord:
     lhs_shape: tuple[int, ...]
     rhs_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
+    """Extents may be symbolic, as those of the arguments."""
 
     count: int
     """How often it runs: the lengths of the scans around it, times the shards of a `shard_map`.
@@ -47,7 +48,8 @@ class OpRecord:
     """
 
     macs: int
-    """Multiply-accumulate operations of all runs together, padding included."""
+    """Multiply-accumulate operations of all runs together, padding included. A variable of a symbolic extent
+    counts as 128, or as the number nearest to it that its constraints allow."""
 
     dtype: Dtype
     """`dfp16` if it is computed in dynamic fixed point; `float32` if it stays as the program has it, whatever
@@ -132,10 +134,13 @@ class Report:
         return sum(op.macs for op in self.ops if op.dtype == "dfp16") / max(self.macs, 1)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """The operations as dictionaries of plain values, for a data frame or JSON."""
+        """The operations as dictionaries of plain values, for a data frame or JSON; symbolic extents as
+        text."""
         records = [dataclasses.asdict(dataclasses.replace(op, rule=None)) for op in self.ops]
         for record, op in zip(records, self.ops, strict=True):
             record["rule"] = None if op.rule is None else repr(op.rule)
+            for name in ("lhs_shape", "rhs_shape", "out_shape"):
+                record[name] = tuple(size if isinstance(size, int) else str(size) for size in record[name])
         return records
 
     def plot(self, path: str | Path | None = None) -> "Figure":

@@ -36,7 +36,9 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Arguments:
         fun: as for `mixed_precision`.
-        *args, **kwargs: its arguments. A `jax.ShapeDtypeStruct` may replace an array.
+        *args, **kwargs: its arguments. A `jax.ShapeDtypeStruct` may replace an array. Its extents may be
+            symbolic (`jax.export.symbolic_shape`). Decisions, MACs and algorithms are then those for extents
+            in which each variable is 128, or the number nearest to it that its constraints allow.
         policy: as for `mixed_precision`.
 
     Returns:
@@ -46,7 +48,6 @@ def explain(fun: Callable, *args: Any, policy: Policy | None = None, **kwargs: A
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
-        ValueError: if a shape is symbolic (`jax.export`).
     """
     _checks.function_of_arrays("explain", "fun", fun)
     policy = Policy() if policy is None else policy
@@ -91,10 +92,6 @@ def _record(site: Site, policy: BoundPolicy) -> OpRecord:
     verdict = decide(site, policy)
     lhs_shape, rhs_shape = operand_shapes(eqn)
     result: Any = eqn.outvars[0].aval
-    if not isinstance(macs(eqn), int):
-        raise ValueError(
-            f"explain: shapes must be static, got {lhs_shape} x {rhs_shape} for {operation.name!r}"
-        )
     return OpRecord(
         name=operation.name,
         # Parameters are in containers.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfpjax import _native
-from dfpjax.numbers.contraction.plan import CHAINS, Plan
+from dfpjax.numbers.contraction.plan import CHAINS, DeferredPlan, Plan
 
 # Target names carry a version, because a program serialized with jax.export may outlive this library version.
 _CERTIFIED, _CHAIN_LENGTHS = "dfpjax_contract_v1", "dfpjax_chain_lengths_v1"
@@ -18,7 +18,7 @@ for _name, _stages in _native.registrations().items():
 
 
 def contract(
-    plan: Plan,
+    plan: Plan | DeferredPlan,
     a: jax.Array,
     b: jax.Array,
     exponent_a: jax.Array,
@@ -30,7 +30,8 @@ def contract(
     """Run a plan with certified chains in native code, on XLA's own thread pool.
 
     Arguments:
-        plan: from `dfpjax.numbers.contraction.plan.make_plan`.
+        plan: from `dfpjax.numbers.contraction.plan.make_plan`. With a `DeferredPlan`, A is the contraction's
+            lhs and B its rhs.
         a, b: int16 mantissas of the plan's A and B (rhs and lhs where `plan.swapped`).
         exponent_a, exponent_b: their int32 exponents.
         isa: name of an instruction set path, for tests; "" takes the best one that the machine has.
@@ -44,7 +45,7 @@ def contract(
 
 
 def contract_chain_lengths(
-    plan: Plan,
+    plan: Plan | DeferredPlan,
     a: jax.Array,
     b: jax.Array,
     exponent_a: jax.Array,
@@ -76,7 +77,7 @@ def contract_chain_lengths(
 
 
 def contract_fixed_chain(
-    plan: Plan,
+    plan: Plan | DeferredPlan,
     a: jax.Array,
     b: jax.Array,
     exponent_a: jax.Array,
@@ -112,8 +113,15 @@ def contract_fixed_chain(
     return out, saturated
 
 
-def _attributes(plan: Plan, isa: str, threads: int) -> dict:
-    return {"plan": np.asarray(plan.encode(), np.int64), "isa": isa, "threads": np.int64(threads)}
+def plan_attribute(plan: Plan | DeferredPlan) -> dict:
+    """The attribute that gives a call its plan."""
+    if isinstance(plan, DeferredPlan):
+        return {"contraction": plan.text}
+    return {"plan": np.asarray(plan.encode(), np.int64)}
+
+
+def _attributes(plan: Plan | DeferredPlan, isa: str, threads: int) -> dict:
+    return {**plan_attribute(plan), "isa": isa, "threads": np.int64(threads)}
 
 
 @dataclass(frozen=True, kw_only=True)

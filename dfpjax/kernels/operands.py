@@ -179,8 +179,8 @@ def operand_attributes(shape: tuple[int, ...], quantizer: Quantizer, blocks: Blo
     return {
         "bits": np.int64(quantizer.bits),
         "rounding": quantizer.rounding,
-        "view": np.int64(blocks.view(shape)),
-        "block": np.int64(blocks.size(shape)),
+        "view": passes.view_of(shape, blocks, 0)[1:],
+        "block": passes.block_of(shape, blocks, 0),
     }
 
 

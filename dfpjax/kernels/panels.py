@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dfpjax import _native
-from dfpjax.numbers.contraction.plan import Plan
+from dfpjax.kernels.native import plan_attribute
+from dfpjax.numbers.contraction.plan import DeferredPlan, Plan
 from dfpjax.numbers.format.panels import Panels
 
 _PACK, _CONTRACT = "dfpjax_pack_panels_v1", "dfpjax_contract_panels_v1"
@@ -45,7 +46,7 @@ def pack_panels(
 
 
 def contract_panels(
-    plan: Plan,
+    plan: Plan | DeferredPlan,
     a: jax.Array,
     words: jax.Array,
     info: jax.Array,
@@ -73,6 +74,6 @@ def contract_panels(
     return call(a, words, info, exponent_a, **_attributes(plan, absent, isa, threads))
 
 
-def _attributes(plan: Plan, absent, isa: str, threads: int) -> dict:
-    integers = {"plan": np.asarray(plan.encode(), np.int64), "absent": np.asarray(absent, np.int64)}
-    return {**integers, "isa": isa, "threads": np.int64(threads)}
+def _attributes(plan: Plan | DeferredPlan, absent, isa: str, threads: int) -> dict:
+    sizes = {"absent": np.asarray(absent, np.int64)}
+    return {**plan_attribute(plan), **sizes, "isa": isa, "threads": np.int64(threads)}

@@ -158,12 +158,36 @@ def quantize_blocks(
     attributes = {
         "bits": np.int64(quantizer.bits),
         "rounding": quantizer.rounding,
-        "view": np.int64([math.prod(leading), *blocks.view(example)]),
-        "block": np.int64(blocks.size(example)),
+        "view": view_of(x.shape, blocks, mapped),
+        "block": block_of(x.shape, blocks, mapped),
     }
     seeds = jnp.zeros(0, jnp.uint32) if seeds is None else seeds
     mantissa, exponent = call("dfpjax_quantize_blocks_v1", results, isa, threads, **attributes)(x, seeds)
     return mantissa, exponent
+
+
+def view_of(shape: tuple[int, ...], blocks: Blocks, mapped: int) -> np.ndarray:
+    """The attribute that says how a pass sees a tensor as [examples, outer, rows, columns].
+
+    For a symbolic extent it has −mask, where the bits of the mask are the axes whose product the extent is:
+    the pass looks at its operand.
+    """
+    axes = [range(mapped), *(range(a.start + mapped, a.stop + mapped) for a in blocks.axes(shape[mapped:]))]
+    sizes = (math.prod(shape[axis] for axis in counted) for counted in axes)
+    return np.int64([*map(_extent, sizes, axes)])
+
+
+def block_of(shape: tuple[int, ...], blocks: Blocks, mapped: int) -> np.ndarray:
+    """The attribute that gives the rows and columns of a block, with −mask likewise for a block that has all
+    columns."""
+    example = shape[mapped:]
+    rows, columns = blocks.size(example)
+    counted = blocks.axes(example)[2]
+    return np.int64([rows, _extent(columns, range(counted.start + mapped, counted.stop + mapped))])
+
+
+def _extent(size, counted: range) -> int:
+    return size if isinstance(size, int) else -sum(1 << axis for axis in counted)
 
 
 def max_pool(

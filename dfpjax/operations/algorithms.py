@@ -1,11 +1,13 @@
 """Which algorithms compute a convolution and its gradients."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 
+from dfpjax._symbolic import nominal_shape
 from dfpjax.numbers import Quantizers
 from dfpjax.numbers.contraction.accumulation import Accumulation
 from dfpjax.numbers.contraction.algorithm import Algorithm, Choice
@@ -31,19 +33,22 @@ def conv_algorithms(
     **parameters,
 ) -> Algorithms:
     """The algorithms of a `conv_general_dilated` of operands of these shapes, with its other parameters. One
-    that is asked for by name and not possible counts as "direct"."""
+    that is asked for by name and not possible counts as "direct". Of symbolic shapes, the algorithms of those
+    that they count as."""
 
     def trace(lhs, rhs):
         problem = conv_problem(lhs, rhs, quantizers=quantizers, **parameters)
         return quantized(problem, quantizers, accumulation, "auto")
 
-    operands = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lhs_shape, rhs_shape))
+    operands = (jax.ShapeDtypeStruct(nominal_shape(shape), jnp.float32) for shape in (lhs_shape, rhs_shape))
     return _traced(lambda *operands: _algorithms(*trace(*operands)), *operands)
 
 
 def contraction_algorithms(*operands, **params) -> Algorithms:
     """Those of an equation of `contract_p`, given the types of its operands."""
-    operands = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+    operands = (jax.ShapeDtypeStruct(nominal_shape(x.shape), x.dtype) for x in operands)
+    contraction = params["contraction"]
+    params["contraction"] = replace(contraction, out_shape=nominal_shape(contraction.out_shape))
     return _traced(lambda *operands: _algorithms(operands, params), *operands)
 
 

@@ -4,6 +4,9 @@ A composite is an operation of StableHLO that has a name, operands and a functio
 inlines like any other call. The lowering of a quantization looks at what computes its operand: from a
 composite's operands, one native pass computes the numbers and quantizes them (`dfpjax.operations.producers`).
 If nothing else uses the composite, XLA removes it, and the numbers are never in memory as float32.
+
+XLA cannot find the extents of a composite's results. So where they are symbolic, the expression is a call of
+a function of that name instead.
 """
 
 import functools
@@ -15,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dfpjax import _compat
+from dfpjax._symbolic import is_symbolic
 from dfpjax.numbers.format.explicit import lower_fun
 from dfpjax.operations.passes import series_in_hlo
 
@@ -35,7 +39,17 @@ def expression(name: str, fun: Callable) -> Primitive:
 
 def composite(name: str, fun: Callable) -> Callable:
     """A function of arrays as a composite."""
-    return lax.composite(fun, composite_name(name))
+
+    def called(*operands):
+        return fun(*operands)
+
+    called.__name__ = composite_name(name)
+
+    def named(*operands):
+        symbolic = is_symbolic(*(x.shape for x in operands))
+        return (jax.jit(called) if symbolic else lax.composite(fun, composite_name(name)))(*operands)
+
+    return named
 
 
 def composite_name(name: str) -> str:

@@ -6,27 +6,41 @@ the algorithm cannot be had.
 
 import functools
 import math
+from dataclasses import replace
 
 import jax
 
 from dfpjax import kernels
+from dfpjax._symbolic import is_symbolic, nominal_shape
 from dfpjax.numbers.contraction.accumulation import is_bounded
 from dfpjax.numbers.contraction.algorithm import Choice, RequestedAlgorithm, choose_algorithm
 from dfpjax.numbers.contraction.contraction import Contraction
-from dfpjax.numbers.contraction.plan import CHAINS, Plan, make_plan
+from dfpjax.numbers.contraction.plan import CHAINS, DeferredPlan, Plan
 from dfpjax.numbers.contraction.reference import run_plan, run_plan_chain_lengths, run_plan_fixed_chain
 from dfpjax.operations.layouts import contraction_layout, contraction_of_shard
 from dfpjax.operations.partitioning import per_shard
+from dfpjax.operations.shaped import plan_of
 
 
 def chosen(
     contraction: Contraction, lhs, lhs_exponent, rhs, rhs_exponent,
     *, blocks, accumulation, algorithm: RequestedAlgorithm,
 ) -> Choice:  # fmt: skip
-    """The algorithm of a contraction of operands of these shapes."""
-    shapes = (lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
+    """The algorithm of a contraction of operands of these shapes; of symbolic ones, that of those that they
+    count as."""
+    shapes = (nominal_shape(x.shape) for x in (lhs, rhs, lhs_exponent, rhs_exponent))
+    contraction = replace(contraction, out_shape=nominal_shape(contraction.out_shape))
     certified = accumulation == "certified"
     return choose_algorithm(contraction, *shapes, blocks, certified=certified, requested=algorithm)
+
+
+def settled(contraction: Contraction, *operands, blocks, algorithm: RequestedAlgorithm) -> RequestedAlgorithm:
+    """The algorithm of a contraction with certified chains. It is chosen before the contraction is
+    partitioned, so from the shapes of the whole. That of symbolic shapes is chosen when the program runs."""
+    if is_symbolic(contraction.out_shape, *(x.shape for x in operands)):
+        return algorithm
+    found = chosen(contraction, *operands, blocks=blocks, accumulation="certified", algorithm=algorithm)
+    return found.algorithm
 
 
 @per_shard("contraction", contraction_layout(), of_shard=contraction_of_shard)
@@ -73,11 +87,10 @@ def examples_of(contraction: Contraction) -> tuple[int, ...]:
 
 def planned(
     contraction: Contraction, blocks, algorithm: RequestedAlgorithm, lhs, lhs_exponent, rhs, rhs_exponent
-) -> tuple[Plan, jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[Plan | DeferredPlan, jax.Array, jax.Array, jax.Array, jax.Array]:
     """The plan, and the operands in its order."""
     shapes = (lhs.shape, rhs.shape, lhs_exponent.shape, rhs_exponent.shape)
-    chosen = choose_algorithm(contraction, *shapes, blocks, requested=algorithm).algorithm
-    plan = make_plan(contraction, *shapes, blocks, chosen)
-    if plan.swapped:
+    plan = plan_of(contraction, shapes, blocks, algorithm)
+    if isinstance(plan, Plan) and plan.swapped:
         lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
     return plan, lhs, rhs, lhs_exponent, rhs_exponent

@@ -14,6 +14,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding
 
 from dfpjax import _compat
+from dfpjax._symbolic import is_symbolic
 from dfpjax.kernels.panels import contract_panels as run_contract
 from dfpjax.kernels.panels import pack_panels as run_pack
 from dfpjax.numbers import Blocks
@@ -29,6 +30,7 @@ from dfpjax.operations.primitives import (
     map_leading,
     map_quantized,
 )
+from dfpjax.operations.shaped import deferred_plan
 
 contract_panels_p = Primitive("dfp_contract_panels")
 
@@ -91,11 +93,17 @@ def _contract_natively(
 ) -> jax.Array:
     counts = form.blocks.counts(form.shape)
     lhs = to_integers(lhs)
-    plan = make_plan(contraction, lhs.shape, form.shape, lhs_exponent.shape, counts, blocks)
-    operands = (lhs, words, info, lhs_exponent)
-    if plan.swapped or len(plan.parts) != 1 or plan.parts[0].lanes:
+    if is_symbolic(lhs.shape):
+        plan = deferred_plan(contraction, blocks, "direct", rhs=(form.shape, counts))
+        # Columns are the innermost axis of the result and no lanes, so there is one part, as it has to be.
+        readable = form.extents[1] > 1
+    else:
+        plan = make_plan(contraction, lhs.shape, form.shape, lhs_exponent.shape, counts, blocks)
+        readable = not plan.swapped and len(plan.parts) == 1 and not plan.parts[0].lanes
+    if not readable:
         given = {"form": form, "contraction": contraction, "blocks": blocks}
         return _contract_rows(from_integers(lhs), lhs_exponent, words, info, exponent, **given, **params)
+    operands = (lhs, words, info, lhs_exponent)
     return run_contract(plan, *operands, shape_b=form.shape, exponents_b=counts)
 
 

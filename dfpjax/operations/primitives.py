@@ -27,6 +27,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding
 
 from dfpjax import _compat
+from dfpjax._symbolic import is_symbolic
 from dfpjax.kernels import memory
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.algorithm import Choice
@@ -47,6 +48,7 @@ from dfpjax.operations.evaluation import (
     run_certified,
     run_counting,
     run_fixed_chain,
+    settled,
 )
 from dfpjax.operations.exponents import align, blocks_of, map_with_exponents, quantize_operand
 from dfpjax.operations.producers import find_producer
@@ -163,10 +165,9 @@ def _contract(
     params = {"contraction": contraction, "blocks": blocks, "native": native and backend == "auto"}
     if accumulation != "certified":
         return run_fixed_chain(*operands, **params, length=accumulation.length, bits=bits)[0]
-    # Chosen before the contraction is partitioned, so from the shapes of the whole.
-    choice = chosen(contraction, *operands, blocks=blocks, accumulation=accumulation, algorithm=algorithm)
+    algorithm = settled(contraction, *operands, blocks=blocks, algorithm=algorithm)
     run = run_counting if counted else run_certified
-    return run(*operands, **params, algorithm=choice.algorithm)[0]
+    return run(*operands, **params, algorithm=algorithm)[0]
 
 
 def _contract_linear(*operands, **params):
@@ -202,15 +203,22 @@ def _chain_lengths(
     operands = to_integers(lhs), lhs_exponent, to_integers(rhs), rhs_exponent
     params = {"contraction": contraction, "blocks": blocks, "native": native and backend == "auto"}
     # By the same algorithm as `_contract`, so that it is the same call.
-    choice = chosen(contraction, *operands, blocks=blocks, accumulation=accumulation, algorithm=algorithm)
-    return run_counting(*operands, **params, algorithm=choice.algorithm)[1]
+    algorithm = settled(contraction, *operands, blocks=blocks, algorithm=algorithm)
+    return run_counting(*operands, **params, algorithm=algorithm)[1]
 
 
 def _lowering(function):
     run = lower_fun(function, multiple_results=False)
 
     def lower(ctx, *operands, native, **params):
-        if native and params["backend"] == "auto":
+        native = native and params["backend"] == "auto"
+        symbolic = is_symbolic(*(aval.shape for aval in (*ctx.avals_in, *ctx.avals_out)))
+        if symbolic and not native:
+            raise NotImplementedError(
+                "dynamic fixed point takes symbolic extents in native code alone: export for the platform "
+                '"cpu" alone and with backend="auto", or with fixed shapes'
+            )
+        if native and not symbolic:
             memory.hint(4 * max(aval.size for aval in ctx.avals_in))
         return run(ctx, *operands, native=native, **params)
 
@@ -228,7 +236,7 @@ def _lower_linear(ctx, lhs, *rhs, native, **params):
     # Exponents of rhs that are not those of blocks may shift lhs (`align`).
     alone = native and params["backend"] == "auto" and params["blocks"]
     alone = alone and not _compat.is_partly_manual(ctx)
-    producer = find_producer(lhs, quantization) if alone else None
+    producer = find_producer(lhs, ctx.avals_in[0].shape, quantization) if alone else None
     if producer is None:
         return _lowering_of_linear(ctx, lhs, *rhs, native=native, **params)
     quantized, _ = quantize_p.abstract_eval(ctx.avals_in[0], **quantization)

@@ -56,23 +56,23 @@ class Producer:
         return self.quantized(ctx, *self.values, quantizer=params["quantizer"], blocks=params["blocks"])
 
 
-def find_producer(operand, params: dict) -> Producer | Written | None:
-    """The producer of a quantization's operand, or None if none is known or it has no pass with such
-    parameters."""
+def find_producer(operand, shape, params: dict) -> Producer | Written | None:
+    """The producer of a quantization's operand of this shape, or None if none is known or it has no pass with
+    such parameters."""
     if params["blocks"] is None or params["given"] or params["mapped_axes"]:
         return None
-    if (found := _compat.composite_of(operand)) is None:
-        return _written(operand, params)
+    if (found := _compat.composite_of(operand, shape)) is None:
+        return _written(operand, shape, params)
     name, values, avals = found
     if name == _NAMES[rectified_shift_p]:  # of x, shift, mantissas, exponents
-        return _written(values[2], params)
+        return _written(values[2], shape, params)
     if name == _NAMES[max_pool_p]:  # of x, mantissas, exponents
-        return _written(values[1], params)
+        return _written(values[1], shape, params)
     if name == _NAMES[masked_p]:
         return Producer(quantized=_masked, values=values, avals=avals)
     if name == _NAMES[rectify_normalized_p]:
         return Producer(quantized=_rectified_normalization, values=values, avals=avals)
-    if name == _NAMES[add_affine_p] and (inner := _compat.composite_of(values[0])) is not None:
+    if name == _NAMES[add_affine_p] and (inner := _compat.composite_of(values[0], shape)) is not None:
         of_gradient, scaling, types = inner
         values, avals = [*scaling, *values[1:]], [*types, *avals[1:]]
         if of_gradient == _NAMES[scaled_p]:
@@ -83,12 +83,11 @@ def find_producer(operand, params: dict) -> Producer | Written | None:
     return None
 
 
-def _written(result, params: dict) -> Written | None:
-    """What the call that gives this result has written, if it is an operand of this kind."""
+def _written(result, shape, params: dict) -> Written | None:
+    """What the call that gives this result, of this shape, has written, if it is an operand of this kind."""
     if (call := _compat.custom_call_of(result)) is None:
         return None
     target, attributes, results = call
-    shape = tuple(result.type.shape)
     if target == PER_SHARD:
         name, found = described(attributes)
         if name not in (passes.RECTIFIED, passes.POOLED):

@@ -76,7 +76,7 @@ def _lower(ctx, *operands, on_cpu: bool, **params):
     if _compat.is_partitioned(ctx):
         native = native and params["blocks"] is not None and not by_index
     by_shard = not (by_index or _compat.is_partly_manual(ctx))
-    producer = find_producer(operands[0], params) if native else None
+    producer = find_producer(operands[0], ctx.avals_in[0].shape, params) if native else None
     if producer is not None:
         return producer.lower(ctx, params)
     return _quantized(ctx, *operands, native_code=native, by_shard=by_shard, **params)

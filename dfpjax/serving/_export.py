@@ -27,6 +27,12 @@ def export(
     the program runs with the dfpjax that exported it and with any later one that has kernels of these names.
     To serialize it, JAX needs flatbuffers: `pip install "dfpjax[export]"`.
 
+    Extents may be symbolic (`jax.export.symbolic_shape`), as for all batch sizes. The program then takes
+    arrays of any such size, with the bits that one for this size has, and the cost rule takes each variable
+    as 128, or as the number nearest to it that its constraints allow. Symbolic extents need native code, so
+    they take the platform "cpu" alone. An operation whose blocks depend on such an extent stays in float32;
+    `dfpjax.explain` with the same arguments says so, and so does the log.
+
     Arguments:
         fun: a function of pytrees of arrays; it is jitted unless it is already.
         *args, **kwargs: its arguments; a `jax.ShapeDtypeStruct` may replace an array.
@@ -37,6 +43,8 @@ def export(
 
     Raises:
         TypeError: if `fun` is not callable.
+        NotImplementedError: if what runs in dynamic fixed point has symbolic extents and a platform is not
+            "cpu".
     """
     _checks.function_of_arrays("export", "fun", fun)
     jitted = fun if hasattr(fun, "trace") and hasattr(fun, "lower") else jax.jit(fun)

@@ -1,28 +1,12 @@
 """Which algorithms compute the equations of a program."""
 
-from typing import Any
-
 from jax.extend.core import JaxprEqn
 
 from dfpjax.numbers.contraction.algorithm import TILES, Choice, RequestedAlgorithm
 from dfpjax.operations.algorithms import contraction_algorithms, conv_algorithms
 from dfpjax.policy._config import PASSES, Pass
+from dfpjax.transform._contractions import conv_parameters
 from dfpjax.transform._decide import Treatment, Verdict
-
-_OF_A_CONVOLUTION = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-)
-
-
-def conv_parameters(eqn: JaxprEqn) -> dict[str, Any]:
-    """The parameters of a convolution's equation that `dfpjax.operations.conv_general_dilated` takes."""
-    return {name: eqn.params[name] for name in _OF_A_CONVOLUTION}
 
 
 def wanted_algorithm(eqn: JaxprEqn, treatment: Treatment) -> RequestedAlgorithm:

@@ -1,10 +1,12 @@
 """Convolution and dot product equations: their size, and whether dynamic fixed point can compute them."""
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax.extend.core import JaxprEqn, Literal, Var
 
+from dfpjax._symbolic import nominal, nominal_shape
 from dfpjax.numbers import Blocks
 from dfpjax.numbers.format.quantizer import Granularity
 from dfpjax.policy._cost import Kind, Work
@@ -15,6 +17,16 @@ CONTRACTIONS = frozenset({"conv_general_dilated", "dot_general"})
 QUANTIZED = frozenset({"dfp_contract", "dfp_contract_linear"})
 """The primitives that compute in dynamic fixed point."""
 
+_OF_A_CONVOLUTION = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+)
+
 _SUPPORTED = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -23,8 +35,6 @@ def obstacle(eqn: JaxprEqn) -> str | None:
     if eqn.primitive.name in QUANTIZED:
         return "in dynamic fixed point already"
     avals = [v.aval for v in (*eqn.invars, *eqn.outvars)]
-    if not all(isinstance(size, int) for aval in avals for size in aval.shape):
-        return "a shape is symbolic"
     for aval in avals:
         if aval.dtype not in map(jnp.dtype, _SUPPORTED):
             return f"{aval.dtype} is not one of {', '.join(_SUPPORTED)}"
@@ -48,6 +58,11 @@ def operand_shapes(eqn: JaxprEqn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return lhs.aval.shape, rhs.aval.shape
 
 
+def conv_parameters(eqn: JaxprEqn) -> dict[str, Any]:
+    """The parameters of a convolution's equation that `dfpjax.operations.conv_general_dilated` takes."""
+    return {name: eqn.params[name] for name in _OF_A_CONVOLUTION}
+
+
 def granularities(eqn: JaxprEqn) -> tuple[Granularity, Granularity]:
     """Which numbers share an exponent in lhs and in rhs of an equation in dynamic fixed point."""
     contraction, blocks = eqn.params["contraction"], eqn.params["blocks"]
@@ -56,7 +71,7 @@ def granularities(eqn: JaxprEqn) -> tuple[Granularity, Granularity]:
         if blocks is not None:
             return "block"
         sizes = zip(labels, exponent.aval.shape, strict=True)
-        varies = any(size > 1 for label, size in sizes if label not in contraction.mapped)
+        varies = any(nominal(size) > 1 for label, size in sizes if label not in contraction.mapped)
         return "channel" if varies else "tensor"
 
     if eqn.primitive.name == "dfp_contract_linear":
@@ -68,26 +83,26 @@ def granularities(eqn: JaxprEqn) -> tuple[Granularity, Granularity]:
 
 def macs(eqn: JaxprEqn) -> int:
     """Multiply-accumulate operations, with those on padding, without those on the zeros of a dilated
-    input."""
+    input. Symbolic extents are those that they count as (`dfpjax._symbolic`)."""
     if _quantized(eqn):
         return _quantized_macs(eqn)
-    out_size = math.prod(eqn.outvars[0].aval.shape)
+    out_size = math.prod(nominal_shape(eqn.outvars[0].aval.shape))
     holes = math.prod(eqn.params.get("lhs_dilation") or ())
     return out_size * _contraction_size(eqn) // holes
 
 
 def work(eqn: JaxprEqn) -> Work:
     """The work of one run of an equation that may be rewritten."""
-    lhs, rhs = map(math.prod, operand_shapes(eqn))
+    lhs, rhs = (math.prod(nominal_shape(shape)) for shape in operand_shapes(eqn))
     phases = math.prod(eqn.params.get("lhs_dilation") or ())
-    out = math.prod(eqn.outvars[0].aval.shape)
+    out = math.prod(nominal_shape(eqn.outvars[0].aval.shape))
     return Work(kind=_kind(eqn), macs=macs(eqn), elements=phases * lhs + rhs + out)
 
 
 def _kind(eqn: JaxprEqn) -> Kind:
     if eqn.primitive.name == "dot_general":
         _, (batch, _) = eqn.params["dimension_numbers"]
-        products = math.prod(eqn.invars[0].aval.shape[axis] for axis in batch)
+        products = math.prod(nominal(eqn.invars[0].aval.shape[axis]) for axis in batch)
         return "batched dot product" if products > 1 else "dot product"
     groups = eqn.params["feature_group_count"] * eqn.params["batch_group_count"]
     return "grouped convolution" if groups > 1 else "convolution"
@@ -99,7 +114,7 @@ def _quantized(eqn: JaxprEqn) -> bool:
 
 def _contraction_size(eqn: JaxprEqn) -> int:
     """The number of products in one element of the result."""
-    lhs, rhs = operand_shapes(eqn)
+    lhs, rhs = map(nominal_shape, operand_shapes(eqn))
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return math.prod(lhs[axis] for axis in contracted)
@@ -109,8 +124,8 @@ def _contraction_size(eqn: JaxprEqn) -> int:
 
 def _quantized_macs(eqn: JaxprEqn) -> int:
     contraction = eqn.params["contraction"]
-    lhs, rhs = operand_shapes(eqn)
-    sizes = dict(zip(contraction.out, contraction.out_shape, strict=True))
+    lhs, rhs = map(nominal_shape, operand_shapes(eqn))
+    sizes = dict(zip(contraction.out, nominal_shape(contraction.out_shape), strict=True))
     sizes |= zip(contraction.lhs, lhs, strict=True)
     sizes |= zip(contraction.rhs, rhs, strict=True)
     windowed = {label for window in contraction.windows for label in (window.lhs, window.rhs, window.out)}

@@ -15,6 +15,7 @@ from dfpjax.transform._contractions import QUANTIZED, work
 from dfpjax.transform._held import dtype_is_float32, mismatch
 from dfpjax.transform._requests import request
 from dfpjax.transform._survey import Site
+from dfpjax.transform._symbolic import possible_passes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class Verdict:
 
     reason: str
 
+    symbolic: str | None = None
+    """Why it or gradients of it stay in float32, if that is because of symbolic extents."""
+
     held: frozenset[int] = frozenset()
     """The operands, 0 for lhs and 1 for rhs, that are frozen and read as they are."""
 
@@ -69,7 +73,7 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
     decision = policy.decide(site.operation)
     config, part = decision.config, decision.part
     reason = "the policy's default" if decision.rule is None else repr(decision.rule)
-    treatment, held, dequantized = None, frozenset(), ""
+    treatment, held, dequantized, symbolic = None, frozenset(), "", ""
     if config is not None:
         held, dequantized = _held(site, config, part)
         if not config.override_precision and (asked := _request(site, part)):
@@ -79,13 +83,19 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
         elif (passes := _passes(config, part.kind)) is None:
             reason = f"{_off(config, part.kind)} ({reason})"
         else:
-            treatment = Treatment(
-                quantizers=config.quantizers(*part.roles),
-                accumulation=config.accumulation,
-                algorithm=config.algorithm,
-                required=part.kind == "fprop",
-                passes=passes,
-            )
+            quantizers = config.quantizers(*part.roles)
+            passes, symbolic = possible_passes(site.eqn, passes, quantizers, frozen=bool(held))
+            if symbolic:
+                which = "gradients are in float32, since " if passes else ""
+                reason = f"{which}{symbolic} ({reason})"
+            if passes:
+                treatment = Treatment(
+                    quantizers=quantizers,
+                    accumulation=config.accumulation,
+                    algorithm=config.algorithm,
+                    required=part.kind == "fprop",
+                    passes=passes,
+                )
     elif any(site.thawed):
         dequantized = "float32 is wanted"
     held = held if treatment is not None else frozenset()
@@ -93,7 +103,14 @@ def decide(site: Site, policy: BoundPolicy) -> Verdict:
         reason = f"{reason}; reads frozen weights"
     elif any(site.thawed):
         reason = f"{reason}; dequantizes frozen weights{': ' if dequantized else ''}{dequantized}"
-    return Verdict(treatment=treatment, kind=part.kind, rule=decision.rule, reason=reason, held=held)
+    return Verdict(
+        treatment=treatment,
+        kind=part.kind,
+        rule=decision.rule,
+        reason=reason,
+        symbolic=symbolic or None,
+        held=held,
+    )
 
 
 def _held(site: Site, config: OpConfig, part: Part) -> tuple[frozenset[int], str]:

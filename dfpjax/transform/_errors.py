@@ -31,13 +31,23 @@ def source_line(eqn: JaxprEqn) -> str:
     return ""
 
 
-def layer_error(site: Site, verdict: Verdict, error: Exception) -> Exception:
-    """The error to raise, of the same builtin type, when rewriting `site` by that verdict raised `error`."""
-    operation = site.operation
-    name = operation.name or next(iter(operation.paths), "")
-    line = source_line(site.eqn)
+def _layer(site: Site) -> str:
+    """The name of its layer, or the path of an operand."""
+    return site.operation.name or next(iter(site.operation.paths), "")
+
+
+def described(site: Site) -> str:
+    """An operation, its layer, its source line and its operands."""
+    name, line = _layer(site), source_line(site.eqn)
     of_layer = f" of layer {name!r}" if name else ""
     at_line = f" at {line}" if line else ""
+    operands = " x ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
+    return f"{site.operation.primitive}{of_layer}{at_line} ({operands})"
+
+
+def layer_error(site: Site, verdict: Verdict, error: Exception) -> Exception:
+    """The error to raise, of the same builtin type, when rewriting `site` by that verdict raised `error`."""
+    name = _layer(site)
     if name:
         pattern = repr(re.escape(name))
         remedy = (
@@ -49,9 +59,8 @@ def layer_error(site: Site, verdict: Verdict, error: Exception) -> Exception:
             "mend that, or give it a name with jax.named_scope and a rule dfpjax.Rule(name, None) that keeps "
             "it in float32"
         )
-    operands = " x ".join(v.aval.str_short(short_dtypes=True) for v in site.eqn.invars)
     message = (
-        f"{operation.primitive}{of_layer}{at_line} ({operands}) cannot be computed in dynamic fixed point as "
+        f"{described(site)} cannot be computed in dynamic fixed point as "
         f"{verdict.reason} says: {error}\nEither {remedy}."
     )
     kind: Any = type(error) if type(error) in (NotImplementedError, TypeError, ValueError) else RuntimeError

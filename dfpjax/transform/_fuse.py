@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from dfpjax import _compat
+from dfpjax._symbolic import is_symbolic, nominal
 from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.moments import measured
@@ -338,15 +339,16 @@ class _Finder:
 
 
 def _large(var: Var | Literal, least: int) -> bool:
-    """Whether it is a large float32 tensor whose channels its type does not split."""
+    """Whether it is a large float32 tensor whose channels its type does not split. Symbolic extents are those
+    that they count as."""
     aval = var.aval
     return (
         isinstance(var, Var)
         and aval.dtype == jnp.float32
         and not aval.weak_type
         and aval.ndim >= 2
-        and all(isinstance(size, int) for size in aval.shape)
-        and aval.size >= least
+        and isinstance(aval.shape[-1], int)
+        and nominal(aval.size) >= least
         and not _compat.is_unreduced(aval)
         and _compat.partitions(aval.sharding)[-1] is None
     )
@@ -365,9 +367,9 @@ def _of_channels(var: Var | Literal, x: Var) -> bool:
 def _windows(eqn: JaxprEqn) -> Windows | None:
     """The windows of a pooling equation on images in NHWC, or None if the library has no pass for them."""
     x, params = eqn.invars[-1], eqn.params
-    if x.aval.ndim != 4 or (
-        eqn.primitive.name == "select_and_scatter_add" and params["select_prim"].name != "ge"
-    ):
+    if x.aval.ndim != 4 or is_symbolic(x.aval.shape[1:]):
+        return None
+    if eqn.primitive.name == "select_and_scatter_add" and params["select_prim"].name != "ge":
         return None
     sizes, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
     dilations = (*(params.get("base_dilation") or ()), *(params.get("window_dilation") or ()))

@@ -73,7 +73,8 @@ def mixed_precision(
             cost rule expects to gain, unless its `precision`, or `jax.default_matmul_precision` in its place,
             is `HIGHEST` or as exact. What computes in float64 stays, too;
             `OpConfig(override_precision=True)` takes both. The cost rule looks at the shapes in `fun` alone;
-            under `vmap` of the transformed function these are the shapes of one example.
+            under `vmap` of the transformed function these are the shapes of one example. Symbolic extents
+            (`jax.export`) count as large, each variable as 128.
             `OpConfig(force=True)` skips it.
         backend: "auto" for the native kernels where the platform has them, "reference" for the same
             arithmetic in plain JAX: the same bits, but slow.

@@ -18,7 +18,8 @@ from dfpjax.numbers.format.explicit import explicit_axes
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._config import PASSES, Pass
 from dfpjax.policy._layers import FLOAT32
-from dfpjax.transform._algorithms import conv_parameters, wanted_algorithm
+from dfpjax.transform._algorithms import wanted_algorithm
+from dfpjax.transform._contractions import conv_parameters
 from dfpjax.transform._decide import Treatment, Verdict
 from dfpjax.transform._errors import layer_error
 from dfpjax.transform._fuse import Fusions

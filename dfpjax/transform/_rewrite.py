@@ -6,20 +6,24 @@ Every other equation stays the very same object, and so does a jaxpr in which no
 
 import functools
 from collections.abc import Hashable
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Var
 
 from dfpjax import _compat, checkpoint_policies
 from dfpjax.numbers import Quantizer
+from dfpjax.operations.partitioning.warnings import warn_once
 from dfpjax.operations.primitives import Backend
 from dfpjax.policy._policy import BoundPolicy
-from dfpjax.transform._decide import decide
+from dfpjax.transform._decide import Verdict, decide
 from dfpjax.transform._deferred import DEFERRED, Rewriting
+from dfpjax.transform._errors import described
 from dfpjax.transform._fuse import Fusions, Least, find_fusions
 from dfpjax.transform._replace import Fusing, inlined
 from dfpjax.transform._subjaxprs import with_sub_jaxprs
 from dfpjax.transform._survey import Body, Call, Origins, Scope, Site, survey
+from dfpjax.transform._symbolic import has_symbolic_extents
 
 
 class Rewriter:
@@ -40,7 +44,7 @@ class Rewriter:
         """The jaxpr of a surveyed program, rewritten."""
         if self._policy.policy.keeps_float32:
             return body.jaxpr
-        treatments = tuple(decide(site, self._policy).treatment for site in body.sites())
+        treatments = tuple(self._decide(site).treatment for site in body.sites())
         has_deferred = _has_deferred(body)
         if not has_deferred and not any(treatments):
             return body.jaxpr
@@ -52,6 +56,17 @@ class Rewriter:
         if treatments not in done:
             done[treatments] = self._rewritten(body, fusions)
         return done[treatments]
+
+    def _decide(self, site: Site) -> Verdict:
+        """The decision about one operation. What symbolic extents keep in float32 is logged."""
+        verdict = decide(site, self._policy)
+        if verdict.treatment is not None and self._backend == "reference" and has_symbolic_extents(site.eqn):
+            why = 'backend="reference" takes no symbolic extents'
+            verdict = replace(verdict, treatment=None, symbolic=why)
+        if verdict.symbolic is not None:
+            which = "" if verdict.treatment is None else "the gradients of "
+            warn_once(f"float32 for {which}{described(site)}: {verdict.symbolic}.")
+        return verdict
 
     def _rewritten(self, body: Body, fusions: Fusions) -> Jaxpr:
         fusing = Fusing(fusions)
@@ -74,7 +89,7 @@ class Rewriter:
         return body.jaxpr.replace(eqns=eqns, effects=effects)
 
     def _site(self, site: Site, fusing: Fusing) -> tuple[list[JaxprEqn], set]:
-        verdict = decide(site, self._policy)
+        verdict = self._decide(site)
         if verdict.treatment is None:
             return [site.eqn], set()
         before, witness = fusing.witness(site, verdict.treatment)

@@ -123,6 +123,17 @@ class Plan:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeferredPlan:
+    """Stands for the plan of operands with symbolic extents. It is made when the program runs, for the
+    extents that its operands have then (`dfpjax.operations.shaped`)."""
+
+    out_shape: Shape
+    """With symbolic extents."""
+    text: str
+    """What there is to know beside the shapes."""
+
+
 @functools.lru_cache(maxsize=4096)
 def make_plan(
     contraction: Contraction,

@@ -53,11 +53,17 @@ class Blocks:
 
     def view(self, shape: Shape) -> tuple[int, int, int]:
         """A tensor of this shape as (outer, rows, columns). A tensor of one axis is one row."""
+        outer, rows, columns = (math.prod(shape[axis] for axis in axes) for axes in self.axes(shape))
+        return outer, rows, columns
+
+    def axes(self, shape: Shape) -> tuple[range, range, range]:
+        """The axes of a tensor of this shape that each extent of its view counts, last axes of extent 1 left
+        out."""
         shape = _without_last_ones(shape)
         if len(shape) < 2:
-            return 1, 1, math.prod(shape)
+            return range(0), range(0), range(len(shape))
         first = self._first_of_columns(shape)
-        return shape[0], math.prod(shape[1:first]), math.prod(shape[first:])
+        return range(1), range(1, first), range(first, len(shape))
 
     def size(self, shape: Shape) -> tuple[int, int]:
         """The rows and columns of a complete block of a tensor of this shape."""

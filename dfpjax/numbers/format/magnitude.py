@@ -7,7 +7,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from dfpjax import _compat
+from dfpjax import _compat, _symbolic
 from dfpjax.numbers.format.explicit import lower_fun
 
 LEAST_NATIVE = 1 << 15
@@ -26,7 +26,7 @@ def largest_magnitude_bits(x: jax.Array, axes: tuple[int, ...], *, native: bool 
     Returns:
         int32 of x's rank, with extent 1 on `axes`.
     """
-    if native and len(axes) == x.ndim and x.size >= LEAST_NATIVE:
+    if native and len(axes) == x.ndim and _symbolic.nominal(x.size) >= LEAST_NATIVE:
         return largest_magnitude_p.bind(x).reshape((1,) * x.ndim)
     return _in_hlo(x, axes)
 

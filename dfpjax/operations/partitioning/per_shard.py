@@ -16,6 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from dfpjax import _compat
+from dfpjax._symbolic import is_symbolic
 from dfpjax.kernels.export import PER_SHARD
 from dfpjax.operations.partitioning import descriptions
 from dfpjax.operations.partitioning.layout import Layout
@@ -87,13 +88,19 @@ def _struct(x) -> jax.ShapeDtypeStruct:
 
 def _lower(ctx, *operands, computation: Computation, params):
     devices = _compat.devices_of_partitions(ctx)
+    if devices and is_symbolic(*(x.shape for x in (*ctx.avals_in, *ctx.avals_out))):
+        warn_once(
+            f"{computation.name} of {_shapes(ctx)} has symbolic extents in a program of {devices} devices, "
+            "which all compute the whole. This costs time; results are right. To avoid it, export the "
+            "program with fixed shapes."
+        )
+        devices = 0
     if not devices:
         if _compat.is_partly_manual(ctx):
-            shapes = ", ".join(f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for x in ctx.avals_in)
             warn_once(
-                f"{computation.name} of {shapes} is in a shard_map over some axes of a mesh. The devices of "
-                "the other axes all compute the whole, which costs time; results are right. To avoid this, "
-                "map over all axes."
+                f"{computation.name} of {_shapes(ctx)} is in a shard_map over some axes of a mesh. The "
+                "devices of the other axes all compute the whole, which costs time; results are right. To "
+                "avoid this, map over all axes."
             )
         run = functools.partial(computation.run, **dict(params))
         return mlir.lower_fun(run, multiple_results=True)(ctx, *operands)
@@ -109,6 +116,10 @@ def _lower(ctx, *operands, computation: Computation, params):
     )
     rule = layout.rule([x.shape for x in (*types, *ctx.avals_out)], devices)
     return _compat.partitioned_call(ctx, PER_SHARD, description, rule, operands)
+
+
+def _shapes(ctx) -> str:
+    return ", ".join(f"{x.dtype.name}[{','.join(map(str, x.shape))}]" for x in ctx.avals_in)
 
 
 def described(text: str) -> tuple[str, dict]:
