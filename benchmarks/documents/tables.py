@@ -26,18 +26,17 @@ from benchmarks.train_step.results import Row as StepRow
 
 
 def _steps(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
-    """Rates of `ours` and of the peers, and how many times as fast as each peer the last of `ours` is."""
+    """Rates of `ours` and of the peers, and how many times as fast as each peer the first of `ours` is."""
     titles = {OURS: "dfpjax", FROZEN: "dfpjax, frozen weights"}
-    name = titles[ours[-1]]
     head = ["network, batch", *PEERS[:2], *(f"**{titles[o]}**" for o in ours), *PEERS[2:]]
-    head += [f"{name} : {peer}" for peer in PEERS]
+    head += [f"{titles[ours[0]]} : {peer}" for peer in PEERS]
     lines = []
     for network, contenders in found.items():
-        last = contenders[ours[-1]]
+        first = contenders[ours[0]]
         peers = [figures.faster(contenders, peer) for peer in PEERS]
         rates = [f"{peer.rate:.3g}" if peer else "" for peer in peers]
-        ratios = [f"{peer.median / last.median:.2f}" if peer else "" for peer in peers]
-        network_name = f"{TITLES[network]}, {last.batch}{' texts' if last.takes == 'texts' else ''}"
+        ratios = [f"{peer.median / first.median:.2f}" if peer else "" for peer in peers]
+        network_name = f"{TITLES[network]}, {first.batch}{' texts' if first.takes == 'texts' else ''}"
         bold = [f"**{contenders[o].rate:.3g}**" for o in ours]
         lines.append([network_name, *rates[:2], *bold, *rates[2:], *ratios])
     return markdown(head, lines)
@@ -49,7 +48,7 @@ def training() -> str:
 
 
 def inference() -> str:
-    """The same in forward passes; the ratios are those of frozen weights."""
+    """The same in forward passes, and with frozen weights."""
     return _steps(sources.inference(), (OURS, FROZEN))
 
 
