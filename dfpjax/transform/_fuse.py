@@ -7,8 +7,8 @@
   If the operand has one exponent, it follows from the witness, without a pass over the operand.
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
-- A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes. So is that of
-  a tensor with a bias and a residual, if it becomes an operand.
+- A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes. So is that
+  of a tensor with a bias and a residual, if it becomes an operand.
 - Maximum pooling of images in NHWC, and its gradient.
 - What is rectified or pooled, and the gradient by a normalization's or a rectified bias's input, become an
   operand in blocks in the pass that computes them, if an operation takes them.
