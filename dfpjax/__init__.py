@@ -49,6 +49,7 @@ from dfpjax.policy import Rule as Rule
 from dfpjax.policy import policies as policies
 from dfpjax.serving import FrozenArray as FrozenArray
 from dfpjax.serving import export as export
+from dfpjax.serving import fold_batch_norm as fold_batch_norm
 from dfpjax.serving import freeze as freeze
 from dfpjax.serving import thaw as thaw
 from dfpjax.transform import mixed_precision as mixed_precision

@@ -130,6 +130,7 @@ CASES = [
     Case(dfpjax.mixed_precision, {"fun": f, "policy": None, "backend": "auto"},
          {"fun": "None", "policy": "None", "backend": ""}),
     Case(dfpjax.freeze, {"variables": {}, "policy": None, "fun": None}, {"policy": "None", "fun": "None"}),
+    Case(dfpjax.fold_batch_norm, {"fun": f, "policy": None}, {"fun": "", "policy": "None"}, positional=(X,)),
     Case(dfpjax.thaw, {"variables": {}}, {}),
     Case(dfpjax.export, {"fun": f}, {"fun": ""}, positional=(X,)),
     Case(dfpjax.explain, {"fun": f, "policy": None}, {"fun": "", "policy": "None"}, positional=(X,)),

@@ -16,7 +16,7 @@ from jax.interpreters import ad, batching
 from dfpjax import _compat
 from dfpjax.kernels import passes
 from dfpjax.numbers import Quantizer
-from dfpjax.operations.channels import normalize_tangent_p, scaled_p
+from dfpjax.operations.channels import broadcast_rows_p, normalize_tangent_p, scaled_p
 from dfpjax.operations.composites import expression, of_its_first_operand, self_adjoint
 from dfpjax.operations.layouts import rows_layout
 from dfpjax.operations.operands import rectified_operand
@@ -135,6 +135,13 @@ def rectify_sum(
     return y, low, high
 
 
+def rectify_shifted_sum(
+    x: jax.Array, shift: jax.Array, residual: jax.Array, *, operand: Quantizer | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """y = max(x + shift + residual, 0) and its extremes, as `rectify_sum`."""
+    return rectify_sum(x, jnp.zeros_like(shift), jnp.ones_like(shift), shift, residual, operand=operand)
+
+
 def _sum_in_hlo(x, residual, mean, scale, shift, *, mapped, masked, operand):
     rows = rows_of(x, mapped)
     y = jnp.maximum(_plain_sum(x, residual, mean, scale, shift, mapped=mapped), 0)
@@ -198,7 +205,13 @@ def _sum_tangent(x, of_channels, tangents):
         mean, scale, _ = (v.reshape(shape) for v in of_channels)
         if not isinstance(dx, ad.Zero):
             terms.append(scaled_p.bind(*_compat.vary_together(dx, scale)))
-        if not all(isinstance(t, ad.Zero) for t in dof_channels):
+        dmean, dscale, dshift = dof_channels
+        if isinstance(dmean, ad.Zero) and isinstance(dscale, ad.Zero):  # as of a bias
+            if not isinstance(dshift, ad.Zero):
+                like = {"shape": x.shape, "sharding": jax.typeof(x).sharding}
+                rows = _compat.vary_together(dshift.reshape(shape), x)[0]
+                terms.append(broadcast_rows_p.bind(rows, **like))
+        else:
             given = (ad.instantiate_zeros(t).reshape(shape) for t in dof_channels)
             terms.append(normalize_tangent_p.bind(*_compat.vary_together(*given, x, mean, scale)))
     return functools.reduce(lax.add, terms)

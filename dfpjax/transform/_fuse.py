@@ -7,7 +7,8 @@
   If the operand has one exponent, it follows from the witness, without a pass over the operand.
 - `(x − mean) · scale + shift` and `x + shift`, per channel, have gradients in one pass. So does the former
   with a rectification.
-- A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes.
+- A rectified sum of a normalized tensor and a residual is one pass, which also gives its extremes. So is that
+  of a tensor with a bias and a residual, if it becomes an operand.
 - Maximum pooling of images in NHWC, and its gradient.
 - What is rectified or pooled, and the gradient by a normalization's or a rectified bias's input, become an
   operand in blocks in the pass that computes them, if an operation takes them.
@@ -29,7 +30,7 @@ from dfpjax.numbers import Quantizer
 from dfpjax.operations.channels import normalize_channels, shift_channels
 from dfpjax.operations.moments import measured
 from dfpjax.operations.pooling import Windows, max_pool, max_pool_gradient
-from dfpjax.operations.rectified import rectify_normalized, rectify_sum
+from dfpjax.operations.rectified import rectify_normalized, rectify_shifted_sum, rectify_sum
 from dfpjax.operations.rectified_bias import rectify_shifted
 from dfpjax.policy._config import PASSES
 from dfpjax.transform._decide import Treatment
@@ -283,15 +284,19 @@ class _Finder:
         if add is None or add.invars[0].aval.shape != add.invars[1].aval.shape:
             return
         for x, residual in (add.invars, add.invars[::-1]):
-            normalized = self._normalization(x) if isinstance(residual, Var) else None
-            if normalized is not None:
+            if not isinstance(residual, Var):
+                continue
+            summed, fun = self._normalization(x), rectify_sum
+            if summed is None and self._operand(out) is not None:
+                summed, fun = self._bias(x), rectify_shifted_sum
+            if summed is not None:
                 added = self._made_at[add.outvars[0]]
                 self.fusions.passes.pop(added, None)  # a single row is a bias too
                 self.fusions.dropped.add(added)
                 self.fusions.passes[index] = Fusion(
                     kind="rectified sum", eqn=eqn,
-                    fun=functools.partial(rectify_sum, operand=self._operand(out)),
-                    inputs=[*normalized.inputs, residual], outputs=[out, None, None], extremes_of=out,
+                    fun=functools.partial(fun, operand=self._operand(out)),
+                    inputs=[*summed.inputs, residual], outputs=[out, None, None], extremes_of=out,
                 )  # fmt: skip
                 self.fusions.witnesses[out] = Witness(of=out)
                 self.fusions.produced[out] = RECTIFICATION

@@ -196,6 +196,12 @@ def with_biases(params, x):
     return conv(x, params["third"])
 
 
+def with_biases_and_a_residual(params, x):
+    x = jax.nn.relu(conv(x, params["first"]) + params["bias"])
+    x = jax.nn.relu(conv(x, params["second"]) + params["shift"] + x)
+    return conv(x, params["third"])
+
+
 def loss(network, params, x):
     return jnp.mean(jnp.square(network(params, x)))
 
@@ -217,6 +223,9 @@ def test_explain_lists_them():
     assert Counter(kinds(with_biases, PARAMS, X, policy=FORCED)) == {
         "rectified bias": 2, OPERAND: 2, COTANGENT: 2,
     }  # fmt: skip
+    assert Counter(kinds(with_biases_and_a_residual, PARAMS, X, policy=FORCED)) == {
+        "rectified bias": 1, "rectified sum": 1, OPERAND: 2, COTANGENT: 1,
+    }  # fmt: skip
     assert Counter(kinds(with_pools, PARAMS, X, policy=FORCED)) == {
         BIAS: 1, "maximum pooling": 2, POOLED_OPERAND: 2,
     }  # fmt: skip
@@ -229,6 +238,8 @@ def test_explain_lists_them():
         # Images, three kernels and the gradient of the result are quantized by themselves.
         (residual, {RECTIFIED: 2, GRADIENT: 2, ALONE: 5}),
         (with_biases, {RECTIFIED: 2, MASKED: 2, ALONE: 5}),
+        # The gradient by the sum goes to the residual, too.
+        (with_biases_and_a_residual, {RECTIFIED: 2, MASKED: 1, ALONE: 6}),
         # The gradients by both pools' inputs are quantized by themselves, too: of a convolution and a bias.
         (with_pools, {POOLED: 2, POOLING: 0, ALONE: 7}),
     ],

@@ -38,6 +38,9 @@ report = dfpjax.explain(loss, {"w": jnp.ones((8, 8))}, jnp.ones((8, 8)), policy=
 coverage: float = report.coverage
 names: list[str] = [op.name for op in report.ops]
 
+folded, variables, fold_report = dfpjax.fold_batch_norm(loss, {"w": jnp.ones((8, 8))}, jnp.ones((8, 8)))
+kernels: list[str] = [kernel for kernel, _ in fold_report.folded]
+
 quantized: dfpjax.DFPArray = dfpjax.quantize(jnp.ones(8), bits=12, rounding="stochastic", seed=1)
 values: jax.Array = quantized.dequantize()
 blocked = dfpjax.quantize(jnp.ones((8, 8)), blocks=dfpjax.Blocks(rows=1, columns=32))

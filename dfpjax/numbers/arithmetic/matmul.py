@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dfpjax.numbers.arithmetic.exact_matmul import exact_matmul
 from dfpjax.numbers.arithmetic.exponents import LOWEST_EXPONENT, dominance, exponent_of, fitted, integers
 from dfpjax.numbers.arithmetic.operands import check_operand, check_rounding
 from dfpjax.numbers.arithmetic.straight_through import straight_through
 from dfpjax.numbers.format.array import DFP32Array, DFPArray
-from dfpjax.numbers.format.wide import Wide, shift_right, widen
-from dfpjax.numbers.format.wide import add as add_wide
-
-CHUNK = 256
-"""Number of products of an int16 and an 8-bit integer whose sum fits an int32 for any data."""
+from dfpjax.numbers.format.wide import shift_right, widen
 
 GUARD_BITS = 8
 """Bits that mantissas get for their alignment where exponents vary along the contracted axis."""
@@ -27,8 +24,8 @@ def matmul(
 
     The sums of products are exact 64-bit integers. A right shift by R bits converts them to DFP-32, with
     E = Ea + Eb + R. The tensor has one R, the smallest that leaves the largest sum at most 31 bits. Nothing
-    is rounded if no sum exceeds 31 bits. (`dfpjax.mixed_precision` accumulates in float32 instead, in much
-    faster kernels.)
+    is rounded if no sum exceeds 31 bits. On CPUs native kernels multiply the mantissas' bytes, whose sums are
+    exact. (`dfpjax.mixed_precision` accumulates in float32 instead, which takes a quarter of the products.)
 
     Where exponents vary along the contracted axis, as those of blocks do, each row of a (each column of b) is
     first aligned as in `add`, to the largest exponent in it, but with 8 bits more than a mantissa has. So
@@ -78,11 +75,11 @@ def _matmul(a, b, seed, *, rounding):
     count = rows.shape[-1]
     guard = min(GUARD_BITS, (62 - 30 - max(count - 1, 0).bit_length()) // 2)
     of_a, of_b, of_sum = (None,) * 3 if seed is None else (seed, seed + 1, ~seed)
-    left, left_exponent, left_parts = _aligned_along(-1, rows, guard, rounding, of_a)
-    right, right_exponent, right_parts = _aligned_along(-2, columns, guard, rounding, of_b)
-    total = _exact_matmul(left, right, left_parts, right_parts)
+    left, left_exponent = _aligned_along(-1, rows, guard, rounding, of_a)
+    right, right_exponent = _aligned_along(-2, columns, guard, rounding, of_b)
+    total = exact_matmul(left, right)
     exponent = left_exponent + right_exponent
-    is_aligned = left_parts > 1 or right_parts > 1
+    is_aligned = jnp.int32 in (left.dtype, right.dtype)
     out = fitted(DFP32Array, total, exponent, 32, rounding, of_sum if is_aligned else seed)
     dropped = tuple(axis for axis, x in ((-2, a), (-1, b)) if x.ndim == 1)  # NumPy's rule for vectors
     mantissa = jnp.squeeze(out.mantissa, dropped)
@@ -102,46 +99,12 @@ def _aligned_along(axis: int, x: DFPArray, guard: int, rounding: str, seed: jax.
     """x with one exponent along an axis.
 
     Returns:
-        (integers, exponent, bytes): int32 of x's shape; int32 with extent 1 along the axis, or a scalar; and
-        how many bytes the integers have beyond their first one.
+        (integers, exponent): of x's shape, the mantissas as int16 if the exponent does not vary along the
+        axis, and otherwise int32 with guard bits; and int32 with extent 1 along the axis, or a scalar.
     """
     exponent = exponent_of(x)
     if not exponent.ndim or exponent.shape[axis] == 1:
-        return integers(x), exponent, 1
+        return x.mantissa, exponent
     largest = jnp.max(dominance(x), axis, keepdims=True, initial=LOWEST_EXPONENT)
     shift = jnp.maximum(largest - exponent, 0)
-    return shift_right(widen(integers(x), guard), shift, rounding, seed), largest - guard, 2
-
-
-def _exact_matmul(a: jax.Array, b: jax.Array, a_bytes: int = 1, b_bytes: int = 1) -> Wide:
-    """Exact sums of products of integers, given as int32 arrays, for sums below 2^63.
-
-    Arguments:
-        a_bytes, b_bytes: how many bytes the integers have beyond their first one: 1 for mantissas, 2 for
-            those with guard bits.
-    """
-
-    def chunk_sum(a, b):
-        # Of a two bytes at once, of b one: no sum of 256 products of these reaches 2^31.
-        total = None
-        for left, left_shift in _split(a, a_bytes - 1):
-            for right, right_shift in _split(b, b_bytes):
-                part = widen(jnp.matmul(left, right), left_shift + right_shift)
-                total = part if total is None else add_wide(total, part)
-        return total
-
-    count = a.shape[-1]
-    first = count % CHUNK or min(count, CHUNK)
-    total = chunk_sum(a[..., :first], b[..., :first, :])
-    if count > first:
-        chunks_a = jnp.moveaxis(a[..., first:].reshape(*a.shape[:-1], -1, CHUNK), -2, 0)
-        chunks_b = b[..., first:, :].reshape(*b.shape[:-2], -1, CHUNK, b.shape[-1])
-        chunks = chunks_a, jnp.moveaxis(chunks_b, -3, 0)
-        total, _ = lax.scan(lambda total, chunk: (add_wide(total, chunk_sum(*chunk)), None), total, chunks)
-    return total
-
-
-def _split(x: jax.Array, low_bytes: int) -> list[tuple[jax.Array, int]]:
-    """x as the sum of part · 2^shift: so many bytes without sign, and what stands above them."""
-    low = [((x >> 8 * position) & 255, 8 * position) for position in range(low_bytes)]
-    return [*low, (x >> 8 * low_bytes, 8 * low_bytes)]
+    return shift_right(widen(integers(x), guard), shift, rounding, seed), largest - guard

@@ -28,7 +28,9 @@ class Wide(NamedTuple):
 
 
 def widen(x: jax.Array, shift: int = 0) -> Wide:
-    """x · 2^shift for an int32 array x and 0 ≤ shift < 32."""
+    """x · 2^shift for an int32 array x and 0 ≤ shift ≤ 32."""
+    if shift == 32:
+        return Wide(x, jnp.zeros_like(x, jnp.uint32))
     return Wide(x >> (32 - shift) if shift else x >> 31, _unsigned(x) << shift)
 
 
