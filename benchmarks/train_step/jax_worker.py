@@ -27,7 +27,7 @@ def prepare(wanted: dict):
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     inputs, labels = jax.device_put((inputs, labels))
     if wanted["frozen"]:
-        state = with_frozen_weights(state, wanted["precision"], inputs)
+        state = with_frozen_weights(network, state, wanted["precision"], inputs)
 
     if wanted["mode"] == "train":
         lowered = train_step.lower(state, inputs, labels, label_smoothing=0.0)

@@ -80,12 +80,12 @@ def initial_state(network: Network, precision: str, inputs: np.ndarray) -> Train
     return start()
 
 
-def with_frozen_weights(state: TrainState, precision: str, inputs: jax.Array) -> TrainState:
+def with_frozen_weights(network: Network, state: TrainState, precision: str, inputs: jax.Array) -> TrainState:
     """The state with every weight in DFP16 that the network reads in it."""
     frozen = dfpjax.freeze(
         {"params": state.params, "batch_stats": state.batch_stats},
         POLICIES[precision],
-        fun=state.apply_fn,
+        fun=network.model(dtype=model_dtype(precision)).apply,
         args=(inputs,),
         kwargs={"train": False},
     )

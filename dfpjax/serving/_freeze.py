@@ -21,6 +21,7 @@ from dfpjax.operations.panels import packed
 from dfpjax.policy import OpConfig, Policy
 from dfpjax.policy._layers import argument_paths
 from dfpjax.policy._policy import BoundPolicy
+from dfpjax.transform._contractions import QUANTIZED
 from dfpjax.transform._held import mismatch
 from dfpjax.transform._mixed_precision import survey_call
 from dfpjax.transform._requests import request
@@ -58,10 +59,10 @@ def freeze(
         variables: a pytree of arrays. `flax.nnx`: the state that `nnx.split` gives. Frozen arrays in it stay,
             but may be packed.
         policy: that of `mixed_precision`. Weights that its rules keep in float32 stay.
-        fun: the function that will be transformed. With it, exactly those float32 leaves of two axes or more
-            are frozen that `fun(variables, *args, **kwargs)` contracts in dynamic fixed point. Without it,
-            all of two axes or more are, unless the last part of their path says that they are no kernel
-            (embed, pos, bias, scale, norm, mean, var).
+        fun: the function that `mixed_precision` is given, itself untransformed. With it, exactly those
+            float32 leaves of two axes or more are frozen that `fun(variables, *args, **kwargs)` contracts in
+            dynamic fixed point. Without it, all of two axes or more are, unless the last part of their path
+            says that they are no kernel (embed, pos, bias, scale, norm, mean, var).
         args, kwargs: the other arguments of `fun`; a `jax.ShapeDtypeStruct` may replace an array.
 
     Returns:
@@ -69,7 +70,8 @@ def freeze(
 
     Raises:
         TypeError: if `fun` is not callable or `policy` is not a `Policy`.
-        ValueError: if a weight is not finite (not checked under a trace).
+        ValueError: if a weight is not finite (not checked under a trace); if `fun` is transformed already, or
+            calls such a function.
     """
     policy = Policy() if policy is None else policy
     _checks.instance("freeze", "policy", policy, Policy, "a dfpjax.Policy")
@@ -172,8 +174,10 @@ def _forms_in_program(fun, variables, args, kwargs, policy: Policy) -> list[Rows
     arguments = Arguments.of((given, *args), kwargs)
     _, body = survey_call(fun, arguments)
     bound = body.bind(policy)
+    sites = list(body.sites())
+    _require_untransformed(sites)
     uses: dict[str, list[_Use]] = {}
-    for site in body.sites():
+    for site in sites:
         for operand, eqn in enumerate(site.thawed):
             use = _use(site, operand, bound) if eqn is not None else None
             if use is not None and isinstance(path := site.operation.operands[operand], str):
@@ -182,6 +186,16 @@ def _forms_in_program(fun, variables, args, kwargs, policy: Policy) -> list[Rows
     names = [n for n, path in zip(names, arguments.paths, strict=True) if path[:2] == _FIRST]
     leaves = jax.tree.leaves(variables, is_leaf=is_frozen)
     return [_agreed(leaf, uses.get(name, [])) for leaf, name in zip(leaves, names, strict=True)]
+
+
+def _require_untransformed(sites: Sequence[Site]) -> None:
+    """What an inner `mixed_precision` has rewritten would read float32 values, made in each call."""
+    if rewritten := [site for site in sites if site.eqn.primitive.name in QUANTIZED]:
+        name = rewritten[0].operation.name or "an operation"
+        raise ValueError(
+            f"freeze: fun runs {name} in dynamic fixed point already; only what mixed_precision is given can"
+            " read frozen weights: give the same function here, untransformed, and its policy"
+        )
 
 
 def _use(site: Site, operand: int, bound: BoundPolicy) -> _Use | None:

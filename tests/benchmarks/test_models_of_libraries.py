@@ -22,7 +22,10 @@ def test_rounded_arguments_have_gradients_of_their_own():
 
 
 def test_the_error_is_that_of_all_numbers_together():
-    found, expected = {"a": np.array([3.0, 0]), "b": np.array([4.0])}, {"a": np.zeros(2), "b": np.array([8.0])}
+    found, expected = (
+        {"a": np.array([3.0, 0]), "b": np.array([4.0])},
+        {"a": np.zeros(2), "b": np.array([8.0])},
+    )
     assert relative_error(found, expected) == pytest.approx(5 / 8)
 
 

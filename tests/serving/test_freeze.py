@@ -50,6 +50,16 @@ def test_a_matrix_is_packed_and_gives_the_same_bits(rows, shape):
         equal(a, b)
 
 
+def test_a_transformed_function_is_refused():
+    def product(weights, x):
+        with jax.named_scope("dense"):
+            return x @ weights["kernel"]
+
+    weights, x = {"kernel": normal((64, 64))}, normal((4, 64))
+    with pytest.raises(ValueError, match="freeze: fun runs dense in dynamic fixed point already"):
+        dfpjax.freeze(weights, fun=dfpjax.mixed_precision(product, FORCED), args=(x,))
+
+
 def test_a_transposed_matrix_is_read_as_it_lies_in_memory():
     table, x = normal((96, 64)), normal((3, 64), 1)
 
