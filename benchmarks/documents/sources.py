@@ -41,6 +41,11 @@ def inference() -> dict[str, dict[str, train_step.Row]]:
     return step_rows("inference", "inference")
 
 
+def frozen_inference() -> dict[str, dict[str, train_step.Row]]:
+    """Forward passes with frozen weights, beside those with float32 ones."""
+    return step_rows("inference", "inference_frozen")
+
+
 @functools.cache
 def fidelity_rows() -> list[fidelity.Row]:
     """With exponents of blocks: random tensors, ResNet-50 and the LSTM, then VGG-16 and ViT-S/16."""

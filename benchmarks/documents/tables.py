@@ -25,20 +25,16 @@ from benchmarks.train_step.results import FROZEN, OURS, PEERS, TITLES
 from benchmarks.train_step.results import Row as StepRow
 
 
-def _steps(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
-    """Rates of `ours` and of the peers, and how many times as fast as each peer the first of `ours` is."""
-    titles = {OURS: "dfpjax", FROZEN: "dfpjax, frozen weights"}
-    head = ["network, batch", *PEERS[:2], *(f"**{titles[o]}**" for o in ours), *PEERS[2:]]
-    head += [f"{titles[ours[0]]} : {peer}" for peer in PEERS]
+def _steps(found: dict[str, dict[str, StepRow]]) -> str:
+    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:], *(f"dfpjax : {peer}" for peer in PEERS)]
     lines = []
     for network, contenders in found.items():
-        first = contenders[ours[0]]
+        ours = contenders[OURS]
         peers = [figures.faster(contenders, peer) for peer in PEERS]
         rates = [f"{peer.rate:.3g}" if peer else "" for peer in peers]
-        ratios = [f"{peer.median / first.median:.2f}" if peer else "" for peer in peers]
-        network_name = f"{TITLES[network]}, {first.batch}{' texts' if first.takes == 'texts' else ''}"
-        bold = [f"**{contenders[o].rate:.3g}**" for o in ours]
-        lines.append([network_name, *rates[:2], *bold, *rates[2:], *ratios])
+        ratios = [f"{peer.median / ours.median:.2f}" if peer else "" for peer in peers]
+        name = f"{TITLES[network]}, {ours.batch}{' texts' if ours.takes == 'texts' else ''}"
+        lines.append([name, *rates[:2], f"**{ours.rate:.3g}**", *rates[2:], *ratios])
     return markdown(head, lines)
 
 
@@ -48,13 +44,24 @@ def training() -> str:
 
 
 def inference() -> str:
-    """The same in forward passes, and with frozen weights."""
-    return _steps(sources.inference(), (OURS, FROZEN))
+    """The same in forward passes."""
+    return _steps(sources.inference())
 
 
-def inference_memory() -> str:
-    """The most memory of a forward pass, GB."""
-    return _memory(sources.inference(), (OURS, FROZEN))
+def inference_frozen() -> str:
+    """Forward passes with frozen weights: rates, and the most memory in GB."""
+    names = ("JAX float32", OURS, FROZEN)
+    titles = ("JAX float32", "dfpjax", "**dfpjax, frozen**")
+    head = ["network, batch", *titles, "frozen : JAX float32", "frozen : dfpjax"]
+    head += [f"GB: {title}" for title in titles]
+    lines = []
+    for network, contenders in sources.frozen_inference().items():
+        plain, ours, frozen = (contenders[name] for name in names)
+        rates = (f"{plain.rate:.3g}", f"{ours.rate:.3g}", f"**{frozen.rate:.3g}**")
+        ratios = (f"{other.median / frozen.median:.2f}" for other in (plain, ours))
+        sizes = (f"{row.peak_bytes / 1e9:.2f}" for row in (plain, ours, frozen))
+        lines.append([f"{TITLES[network]}, {ours.batch}", *rates, *ratios, *sizes])
+    return markdown(head, lines)
 
 
 def memory() -> str:
@@ -62,16 +69,20 @@ def memory() -> str:
     return _memory(sources.training())
 
 
-def _memory(found: dict[str, dict[str, StepRow]], ours: Sequence[str] = (OURS,)) -> str:
-    titles = {OURS: "**dfpjax**", FROZEN: "**dfpjax, frozen weights**"}
-    head = ["network, batch", *PEERS[:2], *(titles[o] for o in ours), *PEERS[2:]]
+def inference_memory() -> str:
+    """The most memory of a forward pass, GB."""
+    return _memory(sources.inference())
+
+
+def _memory(found: dict[str, dict[str, StepRow]]) -> str:
+    head = ["network, batch", *PEERS[:2], "**dfpjax**", *PEERS[2:]]
     lines = []
     for network, contenders in found.items():
         peers = [figures.faster(contenders, peer) for peer in PEERS]
         cells = [f"{peer.peak_bytes / 1e9:.1f}" if peer else "" for peer in peers]
-        bold = [f"**{contenders[o].peak_bytes / 1e9:.1f}**" for o in ours]
-        batch = contenders[OURS].batch
-        lines.append([f"{TITLES[network]}, {batch}", *cells[:2], *bold, *cells[2:]])
+        ours = contenders[OURS]
+        own = f"**{ours.peak_bytes / 1e9:.1f}**"
+        lines.append([f"{TITLES[network]}, {ours.batch}", *cells[:2], own, *cells[2:]])
     return markdown(head, lines)
 
 
@@ -276,6 +287,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fidelity_winograd": fidelity_winograd,
     "frameworks": serving.frameworks,
     "inference": inference,
+    "inference_frozen": inference_frozen,
     "inference_memory": inference_memory,
     "kernels": kernels,
     "kernels_winograd": kernels_winograd,
