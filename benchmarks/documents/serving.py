@@ -36,6 +36,11 @@ def _decoder(file: str, title: str) -> str:
     return markdown([title, "prefill, ms", "tokens/s", "weights, MB"], lines)
 
 
+def tokens(contender: str) -> str:
+    """Tokens a second of the decoder in GPT-2's shapes."""
+    return f"{1 / sources.record('serving_decoder')['found'][contender]['token']:.3g}"
+
+
 def agreement(file: str) -> str:
     """Positions at which greedy tokens agree, such as `127 of 127`: of the prompt, and generated."""
     found = sources.record(file)["found"]["frozen"]
