@@ -1,7 +1,8 @@
 """PyTorch's side of `benchmarks.serving.decoder`: the same decoder, timed by a process of its own.
 
 It writes {"torch": version}, then reads one JSON object per line, {"shape": {...}, "type": "bfloat16",
-"prompt": 128, "count": 64, "threads": 4}, and answers {"prefill": seconds, "token": seconds}.
+"prompt": 128, "count": 64, "threads": 4}, and answers {"prefill": seconds, "token": seconds, "bytes": of the
+weights}.
 """
 
 import json
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 
 def decoder(shape, dtype):
+    """The program, and the bytes of its matrices."""
     width, heads, layers = shape["width"], shape["heads"], shape["layers"]
 
     def normal(*extents):
@@ -40,13 +42,14 @@ def decoder(shape, dtype):
             )
         return F.linear(F.layer_norm(x, (width,), ones, zeros), tokens)
 
-    return forward
+    matrices = [tokens, positions, *(matrix for block in blocks for matrix in block)]
+    return forward, sum(matrix.nbytes for matrix in matrices)
 
 
 @torch.inference_mode()
 def measure(case):
     torch.set_num_threads(case["threads"])
-    forward = decoder(case["shape"], getattr(torch, case["type"]))
+    forward, size = decoder(case["shape"], getattr(torch, case["type"]))
     prompt = torch.arange(case["prompt"])[None]
     best = {"prefill": float("inf"), "token": float("inf")}
     for _ in range(case["rounds"]):
@@ -58,7 +61,7 @@ def measure(case):
         for i in range(case["count"]):
             logits = forward(cache, logits[:, -1:].argmax(-1), case["prompt"] + i)
         best["token"] = min(best["token"], (time.perf_counter() - start) / case["count"])
-    return best
+    return {**best, "bytes": size}
 
 
 def main():

@@ -96,7 +96,7 @@ def work(eqn: JaxprEqn) -> Work:
     lhs, rhs = (math.prod(nominal_shape(shape)) for shape in operand_shapes(eqn))
     phases = math.prod(eqn.params.get("lhs_dilation") or ())
     out = math.prod(nominal_shape(eqn.outvars[0].aval.shape))
-    return Work(kind=_kind(eqn), macs=macs(eqn), elements=phases * lhs + rhs + out)
+    return Work(kind=_kind(eqn), macs=macs(eqn), elements=lhs + rhs + out, phases=phases)
 
 
 def _kind(eqn: JaxprEqn) -> Kind:

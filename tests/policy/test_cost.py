@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from dfpjax.policy import OpConfig
-from dfpjax.policy._cost import LEAST, Work, _readable, objection
+from dfpjax.policy._cost import LEAST, PHASES_OF_A_CALL, Work, _readable, objection
 from dfpjax.transform._contractions import CONTRACTIONS, work
 
 kinds = pytest.mark.parametrize(("kind", "least"), LEAST.items())
@@ -35,6 +35,14 @@ def test_few_macs_per_element_are_not_worth_it(kind, least):
     half = f"{least.macs_per_element / 2:.1f}".removesuffix(".0")
     assert reason == f"float32: {half} MACs per element, below {least.macs_per_element}"
     assert objection(dataclasses.replace(enough, elements=elements + 1)) is not None
+
+
+def test_many_phases_want_more_macs():
+    phases = 2 * PHASES_OF_A_CALL
+    enough = Work(kind="convolution", macs=2 * LEAST["convolution"].macs, elements=1, phases=phases)
+    assert objection(enough) is None
+    reason = objection(dataclasses.replace(enough, macs=enough.macs - 1))
+    assert reason is not None and f"in each of {phases} phases" in reason
 
 
 @pytest.mark.parametrize(
