@@ -24,9 +24,9 @@ import dfpjax
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, cpu_model
 from benchmarks.common.records import write_record
-from benchmarks.frameworks.converted import load, relative_error
+from benchmarks.frameworks.converted import load
 from benchmarks.frameworks.models import MODELS, Step
-from benchmarks.frameworks.results import Row, table
+from benchmarks.frameworks.results import Row, table, tree_error
 
 FORCED = dfpjax.Policy(default=dfpjax.OpConfig(force=True))
 
@@ -34,7 +34,7 @@ FORCED = dfpjax.Policy(default=dfpjax.OpConfig(force=True))
 def measure(name: str, step: Step, peer: float | None = None) -> Row:
     exact = step(lambda fun: fun)
     transforms = (lambda fun: dfpjax.mixed_precision(fun, FORCED)), rounded
-    errors = [list(map(relative_error, step(transform), exact)) for transform in transforms]
+    errors = [list(map(tree_error, step(transform), exact)) for transform in transforms]
     (output, gradient), (rounded_output, rounded_gradient) = errors
     return Row(
         model=name,

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.common.torch_process import TorchProcess
 from benchmarks.frameworks.models import Step, Transform, cross_entropy
+from benchmarks.frameworks.results import tree_error
 from dfpjax.training.models import MODELS
 from dfpjax.training.models.from_torch import from_torch
 
@@ -42,7 +43,7 @@ def load(python: str) -> dict[str, tuple[Step, float]]:
             logits = jax.jit(lambda v, x, m=model: m.apply(v, x, train=False))(variables, images)
             found[f"timm's {theirs}, by from_torch"] = (
                 _step(model, variables, images),
-                relative_error(logits, np.load(files["logits.npy"])),
+                tree_error(logits, np.load(files["logits.npy"])),
             )
     torch.close()
     return found
@@ -63,14 +64,3 @@ def _step(model, variables, images) -> Step:
         return logits, gradients
 
     return step
-
-
-def relative_error(found, expected) -> float:
-    """|found − expected| / |expected|, Euclidean norms over all numbers of two pytrees alike."""
-    pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
-    squares = [
-        (np.sum((np.asarray(f, np.float64) - np.asarray(e)) ** 2), np.sum(np.square(e, dtype=np.float64)))
-        for f, e in pairs
-    ]
-    error, size = np.sum(squares, 0)
-    return float(np.sqrt(error / size))

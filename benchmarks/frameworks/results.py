@@ -1,6 +1,12 @@
-"""The results of `benchmarks.frameworks`, as a Markdown table."""
+"""The results of `benchmarks.frameworks`: errors, and a Markdown table of them."""
 
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.fidelity.precisions import relative_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +33,12 @@ def table(rows: list[Row]) -> str:
         cells = ("" if error is None else f"{error:.1e}" for error in errors)
         lines.append(f"| {row.model} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tree_error(found: Any, expected: Any) -> float:
+    """The `relative_error` of all numbers of two pytrees alike."""
+    return relative_error(_numbers(found), _numbers(expected))
+
+
+def _numbers(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
