@@ -67,7 +67,8 @@ def stop(number, frame):
     sys.exit(128 + number)
 signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGTERM, stop)
 os.write(1, b"ready\\n")
-time.sleep(60)
+for _ in range(600):  # One long sleep would delay the handler of a signal that arrives just before it.
+    time.sleep(0.1)
 """
     process = subprocess.Popen(
         command("--processes", "2", "-c", program), cwd=ROOT, stdout=subprocess.PIPE, text=True
