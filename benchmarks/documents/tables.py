@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from benchmarks import dry_run
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
-from benchmarks.documents import devices, figures, serving, sources
+from benchmarks.documents import devices, figures, kernels, serving, sources
 from benchmarks.documents.markdown import markdown
 from benchmarks.fidelity import results as fidelity
 from benchmarks.fidelity.precisions import DFP16, DFP16_BLOCKS
-from benchmarks.kernels.contenders import KERNEL, ONEDNN, ONEDNN_BFLOAT16, QUANTIZED, WINOGRAD, XLA
-from benchmarks.kernels.results import Row as KernelRow
+from benchmarks.fidelity.results import gain_text
 from benchmarks.open_issues import results as open_issues
 from benchmarks.parity import recipes, validation
 from benchmarks.parity import results as parity
@@ -172,7 +171,7 @@ def fidelity_short() -> str:
 
     def cell(family: str, which: str, precision: str) -> str:
         gains = [row.gain(precision=precision) for row in groups[family, which]]
-        return f"{fidelity.gain_text(geometric_mean(gains))} ({fidelity.gain_text(min(gains))})"
+        return f"{gain_text(geometric_mean(gains))} ({gain_text(min(gains))})"
 
     families = dict.fromkeys(family for family, _ in groups)
     precisions = (DFP16_BLOCKS.name, DFP16.name)
@@ -204,7 +203,7 @@ def fidelity_layers() -> str:
             row.layer, row.operation, row.which,
             *(f"{value:.3f}" for value in row.rms_over_max), *(f"{share:.1%}" for share in row.lost),
             *(fidelity.number_text(row.error(name)) for name in ("DFP-16", "DFP-16 stochastic", "bfloat16")),
-            fidelity.gain_text(row.gain()),
+            gain_text(row.gain()),
         ]
         for row in last
     ]  # fmt: skip
@@ -226,56 +225,10 @@ def robustness_all() -> str:
     )
 
 
-def _by_pass(rows: Sequence[KernelRow], value: Callable[[KernelRow], float]) -> dict[str, float]:
-    return {which: geometric_mean(value(row) for row in rows if row.which == which) for which in PASSES}
-
-
-def kernels() -> str:
-    """ResNet-50's convolutions with one exponent per tensor: GMAC/s, and ratios."""
-    rows = sources.kernel_rows("kernels")
-    columns: dict[str, tuple[Callable[[KernelRow], float], str]] = {
-        "DFP16 kernel": (lambda row: row.rate(KERNEL), ".0f"),
-        "with quantization of both operands": (lambda row: row.rate(QUANTIZED), ".0f"),
-        "XLA float32": (lambda row: row.rate(XLA), ".0f"),
-        "oneDNN float32": (lambda row: row.rate(ONEDNN), ".0f"),
-        "of the int16 peak": (lambda row: row.share(), ".2f"),
-        "kernel : XLA": (lambda row: row.times(XLA), ".1f"),
-        "kernel : oneDNN": (lambda row: row.times(ONEDNN), ".1f"),
-    }
-    means = {name: _by_pass(rows, value) for name, (value, _) in columns.items()}
-    lines = [
-        [which, *(f"{means[name][which]:{how}}" for name, (_, how) in columns.items())] for which in PASSES
-    ]
-    return markdown(["pass", *columns], lines)
-
-
-def kernels_winograd() -> str:
-    """3×3 convolutions by algorithm: GMAC/s of the definition's products, and ratios."""
-    rows = [
-        row for row in sources.kernel_rows("kernels_winograd") if set(WINOGRAD.values()) <= set(row.seconds)
-    ]
-    lines = []
-    for which in PASSES:
-        group = [row for row in rows if row.which == which]
-        for label, name in {"direct": KERNEL, **WINOGRAD}.items():
-            values = [
-                geometric_mean(row.rate(name) for row in group),
-                geometric_mean(row.share(name) for row in group),
-                *(
-                    geometric_mean(row.times(c, name) for row in group)
-                    for c in (KERNEL, ONEDNN, ONEDNN_BFLOAT16)
-                ),
-            ]
-            lines.append([which, label, f"{values[0]:.0f}", *(f"{value:.2f}" for value in values[1:])])
-    head = [
-        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32",
-        ": oneDNN bfloat16",
-    ]  # fmt: skip
-    return markdown(head, lines, words=2)
-
-
 TABLES: dict[str, Callable[[], str]] = {
+    "block_sizes": kernels.sizes_of_blocks,
     "breakdown": breakdown,
+    "chains": kernels.chain_lengths,
     "collectives": devices.collectives,
     "decoder": serving.decoder,
     "decoder_1b": serving.decoder_1b,
@@ -289,8 +242,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "inference": inference,
     "inference_frozen": inference_frozen,
     "inference_memory": inference_memory,
-    "kernels": kernels,
-    "kernels_winograd": kernels_winograd,
+    "kept_operands": kernels.kept_operands,
+    "kernels": kernels.direct,
+    "kernels_winograd": kernels.winograd,
     "memory": memory,
     "open_reports": open_reports,
     "parity": parity_all,

@@ -1,0 +1,114 @@
+"""The tables on the kernels."""
+
+from collections.abc import Callable, Sequence
+
+from benchmarks import block_sizes
+from benchmarks.common.means import geometric_mean
+from benchmarks.common.operations import PASSES
+from benchmarks.documents import sources
+from benchmarks.documents.markdown import markdown
+from benchmarks.fidelity.results import gain_text
+from benchmarks.kernels import chains, kept
+from benchmarks.kernels.contenders import (
+    KERNEL,
+    ONE_EXPONENT,
+    ONEDNN,
+    ONEDNN_BFLOAT16,
+    QUANTIZED,
+    WINOGRAD,
+    XLA,
+    XLA_BFLOAT16,
+)
+from benchmarks.kernels.results import Row
+
+
+def chain_lengths() -> str:
+    """Shares of the peak by the length of chains."""
+    return chains.table(sources.record("chains")["rows"])
+
+
+def kept_operands() -> str:
+    """Calls that keep their second operand packed."""
+    return kept.table(sources.record("kept")["rows"])
+
+
+def sizes_of_blocks() -> str:
+    """ResNet-50's layers by the size of blocks.
+
+    bfloat16's error over DFP16's, the least in parentheses; the kernel's time over that with one exponent."""
+    rows = [block_sizes.Row(**row) for row in sources.record("block_sizes")["rows"]]
+    one = {(row.layer, row.which): row.seconds for row in rows if row.size == block_sizes.TENSOR}
+    lines = []
+    for size, blocks in block_sizes.SIZES.items():
+        groups = [[row for row in rows if (row.size, row.which) == (size, which)] for which in PASSES]
+        gains = [[row.computed for row in group] for group in groups]
+        times = [[row.seconds / one[row.layer, row.which] for row in group] for group in groups]
+        lines.append(
+            [
+                size,
+                f"{block_sizes.memory(blocks):.2%}",
+                *(f"{gain_text(geometric_mean(gain))} ({gain_text(min(gain))})" for gain in gains),
+                *(f"{geometric_mean(time):.2f}" for time in times),
+            ]
+        )
+    head = ["block", "memory of exponents", *PASSES, *(f"time: {which}" for which in PASSES)]
+    return markdown(head, lines)
+
+
+def _by_pass(rows: Sequence[Row], value: Callable[[Row], float]) -> dict[str, float]:
+    return {which: geometric_mean(value(row) for row in rows if row.which == which) for which in PASSES}
+
+
+def direct() -> str:
+    """ResNet-50's convolutions, product by product: GMAC/s, and ratios."""
+    rows = sources.kernel_rows("kernels")
+    rates = {
+        "DFP16 kernel": KERNEL,
+        "with quantization of both operands": QUANTIZED,
+        "with one exponent per tensor": ONE_EXPONENT,
+        "XLA float32": XLA,
+        "XLA bfloat16": XLA_BFLOAT16,
+        "oneDNN float32": ONEDNN,
+        "oneDNN bfloat16": ONEDNN_BFLOAT16,
+    }
+    # On CPUs without instructions for bfloat16, nothing was measured in it.
+    rates = {title: name for title, name in rates.items() if all(name in row.seconds for row in rows)}
+    peers = {title: name for title, name in rates.items() if name not in (KERNEL, QUANTIZED, ONE_EXPONENT)}
+    means = [_by_pass(rows, lambda row, name=name: row.rate(name)) for name in rates.values()]
+    ratios = [_by_pass(rows, lambda row, name=name: row.times(name)) for name in peers.values()]
+    shares = _by_pass(rows, lambda row: row.share())
+    lines = [
+        [
+            which,
+            *(f"{rate[which]:.0f}" for rate in means),
+            f"{shares[which]:.2f}",
+            *(f"{ratio[which]:.2g}" for ratio in ratios),
+        ]
+        for which in PASSES
+    ]
+    return markdown(["pass", *rates, "of the int16 peak", *(f"kernel : {peer}" for peer in peers)], lines)
+
+
+def winograd() -> str:
+    """3×3 convolutions by algorithm: GMAC/s of the definition's products, and ratios."""
+    rows = [
+        row for row in sources.kernel_rows("kernels_winograd") if set(WINOGRAD.values()) <= set(row.seconds)
+    ]
+    lines = []
+    for which in PASSES:
+        group = [row for row in rows if row.which == which]
+        for label, name in {"direct": KERNEL, **WINOGRAD}.items():
+            values = [
+                geometric_mean(row.rate(name) for row in group),
+                geometric_mean(row.share(name) for row in group),
+                *(
+                    geometric_mean(row.times(c, name) for row in group)
+                    for c in (KERNEL, ONEDNN, ONEDNN_BFLOAT16)
+                ),
+            ]
+            lines.append([which, label, f"{values[0]:.0f}", *(f"{value:.2f}" for value in values[1:])])
+    head = [
+        "pass", "algorithm", "GMAC/s", "of the int16 peak", ": direct", ": oneDNN float32",
+        ": oneDNN bfloat16",
+    ]  # fmt: skip
+    return markdown(head, lines, words=2)
