@@ -112,7 +112,8 @@ def evaluated_dimension(size, wanted: int) -> int:
         low, high = _shape_poly._bounds_decision(symbol, _shape_poly.BoundsPrecision.BEST)
         return int(min(max(wanted, low), high))
 
-    return max(0, size._evaluate({name: value(name) for name in size._get_vars()}))
+    # JAX evaluates products to np.int32, in which counts of multiply-adds would overflow.
+    return max(0, int(size._evaluate({name: value(name) for name in size._get_vars()})))
 
 
 # --- partitioning ---------------------------------------------------------------------------------

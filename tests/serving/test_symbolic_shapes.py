@@ -210,7 +210,7 @@ def test_the_cost_rule_takes_large_batches():
     few = dfpjax.explain(jnp.matmul, spec("b, 512", ("b <= 8",)), weights)
     assert few.ops[0].dtype == "float32" and few.macs == 8 * 512 * 512
     many = dfpjax.explain(jnp.matmul, spec("8*b, 512", ("b >= 32",)), weights)
-    assert many.macs == 8 * 128 * 512 * 512
+    assert many.ops[0].dtype == "dfp16" and many.macs == 8 * 128 * 512 * 512
 
 
 def test_a_convolution_says_its_algorithm():
