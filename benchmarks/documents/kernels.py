@@ -63,13 +63,13 @@ def direct() -> str:
     """ResNet-50's convolutions, product by product: GMAC/s, and ratios."""
     rows = sources.kernel_rows("kernels")
     rates = {
-        "DFP16 kernel": KERNEL,
-        "with quantization of both operands": QUANTIZED,
-        "with one exponent per tensor": ONE_EXPONENT,
-        "XLA float32": XLA,
-        "XLA bfloat16": XLA_BFLOAT16,
-        "oneDNN float32": ONEDNN,
-        "oneDNN bfloat16": ONEDNN_BFLOAT16,
+        "kernel": KERNEL,
+        "with quantization": QUANTIZED,
+        "one exponent": ONE_EXPONENT,
+        "XLA f32": XLA,
+        "XLA bf16": XLA_BFLOAT16,
+        "oneDNN f32": ONEDNN,
+        "oneDNN bf16": ONEDNN_BFLOAT16,
     }
     # On CPUs without instructions for bfloat16, nothing was measured in it.
     rates = {title: name for title, name in rates.items() if all(name in row.seconds for row in rows)}
@@ -86,7 +86,7 @@ def direct() -> str:
         ]
         for which in PASSES
     ]
-    return markdown(["pass", *rates, "of the int16 peak", *(f"kernel : {peer}" for peer in peers)], lines)
+    return markdown(["pass", *rates, "of peak", *(f": {peer}" for peer in peers)], lines)
 
 
 def winograd() -> str:
