@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
+from benchmarks.common.markdown import markdown
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES, contractions
 from benchmarks.common.records import write_record
@@ -36,7 +37,7 @@ from benchmarks.fidelity.precisions import (
     passes,
     relative_error,
 )
-from benchmarks.fidelity.results import gain_text, markdown
+from benchmarks.fidelity.results import gain_text
 from benchmarks.fidelity.tensors import Operands
 from benchmarks.kernels.contenders import kernel
 from dfpjax import quantize, runtime_info

@@ -1,8 +1,8 @@
 """The tables on several devices."""
 
 from benchmarks import collectives as of_collectives
+from benchmarks.common.markdown import markdown
 from benchmarks.documents import sources
-from benchmarks.documents.markdown import markdown
 
 RESNET = "ResNet-50"
 

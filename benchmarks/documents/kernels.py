@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from benchmarks import block_sizes
+from benchmarks.common.markdown import markdown
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
 from benchmarks.documents import sources
-from benchmarks.documents.markdown import markdown
 from benchmarks.fidelity.results import gain_text
 from benchmarks.kernels import chains, kept
 from benchmarks.kernels.contenders import (

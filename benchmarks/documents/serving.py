@@ -1,7 +1,7 @@
 """The tables on frozen weights and on models of other libraries."""
 
+from benchmarks.common.markdown import markdown
 from benchmarks.documents import sources
-from benchmarks.documents.markdown import markdown
 from benchmarks.frameworks import results as of_frameworks
 from benchmarks.serving import __main__ as of_products
 

@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Sequence
 
 from benchmarks import dry_run
+from benchmarks.common.markdown import markdown
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
 from benchmarks.documents import devices, figures, kernels, serving, sources
-from benchmarks.documents.markdown import markdown
 from benchmarks.fidelity import results as fidelity
 from benchmarks.fidelity.precisions import DFP16, DFP16_BLOCKS
 from benchmarks.fidelity.results import gain_text

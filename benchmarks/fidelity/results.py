@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.common import figures
+from benchmarks.common.markdown import markdown
 from benchmarks.common.means import geometric_mean
 from benchmarks.fidelity.precisions import (
     BFLOAT16,
@@ -67,12 +68,6 @@ class Row:
         """The operands' rms over max as one number: two equal operands with this value would give a product
         the same relative error."""
         return math.sqrt(2 / sum(value**-2 for value in self.rms_over_max))
-
-
-def markdown(columns: list[str], cells: list[list[str]], words: int) -> str:
-    """A table whose first `words` columns hold words, and the others numbers."""
-    rules = ["---"] * words + ["---:"] * (len(columns) - words)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (columns, rules, *cells))
 
 
 def number_text(value: float) -> str:

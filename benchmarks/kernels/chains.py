@@ -17,11 +17,11 @@ import jax
 
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import add_allocator, cpu_model, use_allocator
+from benchmarks.common.markdown import markdown
 from benchmarks.common.operations import contractions, normal
 from benchmarks.common.records import write_record
 from benchmarks.common.shapes import Dot
 from benchmarks.common.timing import best_seconds
-from benchmarks.documents.markdown import markdown
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.plan import make_plan

@@ -18,11 +18,11 @@ import numpy as np
 
 from benchmarks.common.arguments import prepare_output
 from benchmarks.common.environment import CORES, add_allocator, cpu_model, use_allocator
+from benchmarks.common.markdown import markdown
 from benchmarks.common.operations import contractions
 from benchmarks.common.records import write_record
 from benchmarks.common.shapes import Conv, Dot
 from benchmarks.common.timing import best_seconds
-from benchmarks.documents.markdown import markdown
 from benchmarks.kernels.contenders import BLOCKS, contract, quantize
 from dfpjax import runtime_info
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from benchmarks.common import figures
+from benchmarks.common.markdown import markdown
 from benchmarks.parity.tasks import PRECISIONS, Run, Share, Task
 
 if TYPE_CHECKING:
@@ -124,12 +125,6 @@ def number(value: float, measure: str, signed: bool = False) -> str:
     if "accuracy" in measure:
         return f"{100 * value:{sign}.2f} %"
     return f"{value:{sign}.4g}" if "distance" in measure else f"{value:{sign}.4f}"
-
-
-def markdown(header: list[str], rows: list[list[str]], words: int = 1) -> str:
-    """A table whose first columns hold words, the others numbers."""
-    marks = ["---"] * words + ["---:"] * (len(header) - words)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *rows])
 
 
 def present(runs: list[Run]) -> list[str]:

@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.common.markdown import markdown
 from benchmarks.parity import recipes
 from benchmarks.parity.record import Record
-from benchmarks.parity.results import markdown, number
+from benchmarks.parity.results import number
 from benchmarks.parity.tasks import Run
 from benchmarks.parity.workers import Job, run_all
 

@@ -1,7 +1,8 @@
 """The results of `benchmarks.robustness` as Markdown tables."""
 
+from benchmarks.common.markdown import markdown
 from benchmarks.common.operations import PASSES
-from benchmarks.fidelity.results import markdown, number_text
+from benchmarks.fidelity.results import number_text
 from benchmarks.robustness.depth import GAINS, DepthRow
 from benchmarks.robustness.nonfinite import NonfiniteRow
 from benchmarks.robustness.outliers import FACTOR, PADDING, ChannelRow, PaddingRow
