@@ -131,18 +131,15 @@ def accuracy_table(rows: list[Row], measure: str) -> str:
     return markdown(columns, cells, words=1)
 
 
-def memory(blocks: Blocks | None) -> float:
-    """Bytes of the exponents, int32 for each block, over those of the mantissas, int16."""
-    return 4 / (2 * blocks.rows * blocks.columns) if blocks else 0
-
-
 def time_table(rows: list[Row]) -> str:
     """The kernel's time over that with one exponent per tensor, geometric mean and most of the layers."""
     tensor = {(row.layer, row.which): row.seconds for row in rows if row.size == TENSOR}
     columns = ["block", "memory of exponents", *(text for which in PASSES for text in (which, "most"))]
     cells = []
     for size, blocks in SIZES.items():
-        cells.append([size, f"{memory(blocks):.2%}"])
+        # int32 for each block of int16.
+        memory = 4 / (2 * blocks.rows * blocks.columns) if blocks else 0
+        cells.append([size, f"{memory:.2%}"])
         for which in PASSES:
             chosen = [row for row in rows if (row.size, row.which) == (size, which)]
             ratios = [row.seconds / tensor[row.layer, which] for row in chosen]

@@ -35,12 +35,11 @@ from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import normal, passes
 from benchmarks.common.records import write_record
 from benchmarks.common.timing import Contenders, best_seconds
+from benchmarks.kernels.contenders import contract
 from benchmarks.kernels.results import Row, by_suite_and_pass, rate, ratio
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
 from dfpjax.numbers.contraction.accumulation import is_bounded
-from dfpjax.numbers.contraction.plan import make_plan
-from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 
 BITS = 12
@@ -56,12 +55,10 @@ def contenders(lhs_shape, rhs_shape, contraction, threads: int) -> Contenders:
 
     def operands(bits: int):
         quantize = jax.jit(functools.partial(quantize_array, quantizer=Quantizer(bits=bits)))
-        lhs, rhs = ((to_integers(q), e) for q, e in map(quantize, drawn))
-        a, b = (rhs, lhs) if plan.swapped else (lhs, rhs)
-        return a[0], b[0], a[1], b[1]
+        return *quantize(lhs), *quantize(rhs)
 
-    def call(run, operands):
-        compiled = jax.jit(functools.partial(run, plan, threads=threads))
+    def call(kernel, operands):
+        compiled = jax.jit(contract(contraction, threads, kernel=kernel))
         return lambda: jax.block_until_ready(compiled(*operands))
 
     def chain(length: int):
@@ -69,9 +66,7 @@ def contenders(lhs_shape, rhs_shape, contraction, threads: int) -> Contenders:
         assert bounded, f"chains of {length} products could overflow"
         return functools.partial(kernels.contract_fixed_chain, length=length, bounded=bounded)
 
-    drawn = normal(lhs_shape), normal(rhs_shape)
-    exponents = ((1,) * len(lhs_shape), (1,) * len(rhs_shape))
-    plan = make_plan(contraction, lhs_shape, rhs_shape, *exponents)
+    lhs, rhs = normal(lhs_shape), normal(rhs_shape)
     narrow, wide = operands(BITS), operands(16)
     return {
         CERTIFIED: call(kernels.contract, narrow),

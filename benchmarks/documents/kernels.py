@@ -7,7 +7,6 @@ from benchmarks.common.markdown import markdown
 from benchmarks.common.means import geometric_mean
 from benchmarks.common.operations import PASSES
 from benchmarks.documents import sources
-from benchmarks.fidelity.results import gain_text
 from benchmarks.kernels import chains, kept
 from benchmarks.kernels.contenders import (
     KERNEL,
@@ -33,26 +32,8 @@ def kept_operands() -> str:
 
 
 def sizes_of_blocks() -> str:
-    """ResNet-50's layers by the size of blocks.
-
-    bfloat16's error over DFP16's, the least in parentheses; the kernel's time over that with one exponent."""
-    rows = [block_sizes.Row(**row) for row in sources.record("block_sizes")["rows"]]
-    one = {(row.layer, row.which): row.seconds for row in rows if row.size == block_sizes.TENSOR}
-    lines = []
-    for size, blocks in block_sizes.SIZES.items():
-        groups = [[row for row in rows if (row.size, row.which) == (size, which)] for which in PASSES]
-        gains = [[row.computed for row in group] for group in groups]
-        times = [[row.seconds / one[row.layer, row.which] for row in group] for group in groups]
-        lines.append(
-            [
-                size,
-                f"{block_sizes.memory(blocks):.2%}",
-                *(f"{gain_text(geometric_mean(gain))} ({gain_text(min(gain))})" for gain in gains),
-                *(f"{geometric_mean(time):.2f}" for time in times),
-            ]
-        )
-    head = ["block", "memory of exponents", *PASSES, *(f"time: {which}" for which in PASSES)]
-    return markdown(head, lines)
+    """All tables of `benchmarks.block_sizes`."""
+    return block_sizes.tables([block_sizes.Row(**row) for row in sources.record("block_sizes")["rows"]])
 
 
 def _by_pass(rows: Sequence[Row], value: Callable[[Row], float]) -> dict[str, float]:

@@ -22,11 +22,10 @@ from benchmarks.common.operations import contractions, normal
 from benchmarks.common.records import write_record
 from benchmarks.common.shapes import Dot
 from benchmarks.common.timing import best_seconds
+from benchmarks.kernels.contenders import contract
 from dfpjax import _native, kernels, runtime_info
 from dfpjax.numbers import Quantizer
-from dfpjax.numbers.contraction.plan import make_plan
 from dfpjax.numbers.format.blocks import Blocks
-from dfpjax.numbers.format.dtype import to_integers
 from dfpjax.numbers.format.quantize import quantize_array
 
 CASE = Dot(m=768, k=512, n=512)
@@ -42,17 +41,11 @@ def contenders(case: Dot) -> dict[tuple[str, int], Callable[[], object]]:
     for granularity, lengths in LENGTHS.items():
         blocks = Blocks() if granularity == "blocks" else None
         quantize = jax.jit(functools.partial(quantize_array, quantizer=Quantizer(bits=BITS), blocks=blocks))
-        (lhs, of_lhs), (rhs, of_rhs) = (quantize(normal(shape)) for shape in (lhs_shape, rhs_shape))
-        shapes = lhs.shape, rhs.shape, of_lhs.shape, of_rhs.shape
-        plan = make_plan(contraction, *shapes, (blocks, blocks))
-        a, b = (to_integers(lhs), of_lhs), (to_integers(rhs), of_rhs)
-        a, b = (b, a) if plan.swapped else (a, b)
+        operands = (*quantize(normal(lhs_shape)), *quantize(normal(rhs_shape)))
         for length in lengths:
-            run = functools.partial(
-                kernels.contract_fixed_chain, plan, length=length, bounded=True, threads=1
-            )
-            run = jax.jit(run)
-            found[granularity, length] = functools.partial(run, a[0], b[0], a[1], b[1])
+            kernel = functools.partial(kernels.contract_fixed_chain, length=length, bounded=True)
+            run = jax.jit(contract(contraction, 1, blocks, kernel=kernel))
+            found[granularity, length] = functools.partial(run, *operands)
     return found
 
 

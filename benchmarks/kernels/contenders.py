@@ -35,9 +35,15 @@ BLOCKS = Blocks()
 quantize = functools.partial(quantize_array, quantizer=Quantizer())
 
 
-def contract(contraction, threads: int, blocks: Blocks | None = None, algorithm: Algorithm = "direct"):
+def contract(
+    contraction,
+    threads: int,
+    blocks: Blocks | None = None,
+    algorithm: Algorithm = "direct",
+    kernel: Callable = kernels.contract,
+):
     """The native kernel as a function of two quantized operands, on at most so many threads (0: all).
-    `blocks` is the size of both operands' blocks."""
+    `blocks` is the size of both operands' blocks; `kernel` is called as `kernels.contract` is."""
 
     def run(lhs, lhs_exponent, rhs, rhs_exponent):
         shapes_of = (x.shape for x in (lhs, rhs, lhs_exponent, rhs_exponent))
@@ -45,7 +51,7 @@ def contract(contraction, threads: int, blocks: Blocks | None = None, algorithm:
         lhs, rhs = to_integers(lhs), to_integers(rhs)
         if plan.swapped:
             lhs, lhs_exponent, rhs, rhs_exponent = rhs, rhs_exponent, lhs, lhs_exponent
-        return kernels.contract(plan, lhs, rhs, lhs_exponent, rhs_exponent, threads=threads)
+        return kernel(plan, lhs, rhs, lhs_exponent, rhs_exponent, threads=threads)
 
     return run
 

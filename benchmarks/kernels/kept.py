@@ -8,6 +8,7 @@ with the time of both; --out writes OUT.json.
 """
 
 import argparse
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +43,11 @@ def contenders(case: Conv | Dot) -> dict[str, Callable[[], object]]:
     lhs_shape, rhs_shape, contraction = contractions(case)["fprop"]
     random = np.random.default_rng(0)
 
-    def operand(shape):
-        return jax.jit(lambda x: quantize(x, blocks=BLOCKS))(
-            jnp.asarray(random.standard_normal(shape, np.float32))
-        )
-
-    x, w, other = operand(lhs_shape), operand(rhs_shape), operand(rhs_shape)
+    prepare = jax.jit(functools.partial(quantize, blocks=BLOCKS))
+    x, w, other = (
+        prepare(jnp.asarray(random.standard_normal(shape, np.float32)))
+        for shape in (lhs_shape, rhs_shape, rhs_shape)
+    )
     same, turns = (jax.jit(contract(contraction, 0, BLOCKS)) for _ in range(2))
     weights = itertools.cycle((w, other))
     return {
