@@ -2,14 +2,14 @@
 
     python -m benchmarks.parity --out docs/results/parity
 
-Every network is trained with the same seeds and the same recipe in float32, in DFP16 with rounding to
-nearest and with stochastic rounding, and in bfloat16: small forms of ResNet, VGG, GoogLeNet and AlexNet and
-a vision transformer on scikit-learn's digits, an LSTM on the help texts that come with Python, and a GAN on
-the digits. DFP16 is forced on every operation, however small. There are 15 seeds, and 10 more of a network
-for which 15 do not decide whether DFP16 is worse. Prints Markdown tables; --out writes OUT.json, after every
-run, and the training curves, OUT.png. What OUT.json has already is not run again, so an interrupted benchmark
-goes on where it was. Takes more than an hour on two cores; --only, --seeds and --quick make it less, and
---show shows what is there.
+Every network is trained with the same seeds and the same recipe in float32 and in DFP16 with rounding to
+nearest: small forms of ResNet, VGG, GoogLeNet and AlexNet and a vision transformer on scikit-learn's digits,
+an LSTM on the help texts that come with Python, and a GAN on the digits. --every-precision adds DFP16 with
+stochastic rounding, and bfloat16. DFP16 is forced on every operation, however small. There are 15 seeds, and
+10 more of a network for which 15 do not decide whether DFP16 is worse. Prints Markdown tables; --out writes
+OUT.json, after every run, and the training curves, OUT.png. What OUT.json has already is not run again, so an
+interrupted benchmark goes on where it was. Takes more than an hour on two cores; --only, --seeds and --quick
+make it less, and --show shows what is there.
 
 --validate trains the candidates for recipes instead, in float32, and shows the results on the validation
 split.
@@ -30,6 +30,9 @@ from benchmarks.parity.workers import Job, run_all
 
 SEEDS, MORE_SEEDS = list(range(15)), list(range(15, 25))
 """Of every network, and of one for which the first do not decide."""
+
+DECIDING, OTHERS = PRECISIONS[:2], PRECISIONS[2:]
+"""The first two decide how many seeds there are."""
 
 
 def jobs(names: Iterable[str], precisions: tuple[str, ...], seeds: list[int], *, quick: bool) -> list[Job]:
@@ -61,7 +64,7 @@ def undecided(names: Iterable[str], runs: list[Run]) -> list[str]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Trains what is missing, float32 and DFP16 first, because these decide how many seeds there are."""
+    """Trains what is missing."""
     names, record = arguments.only, arguments.record
     for name in names:
         if name not in record.shares:
@@ -76,10 +79,11 @@ def measure(arguments: argparse.Namespace) -> None:
         ]
         run_all(record.missing(every), arguments.processes, record.add)
 
-    train(PRECISIONS[:2])
-    train(PRECISIONS[:2])  # those that the first seeds did not decide
-    train(PRECISIONS[:3])
-    train(PRECISIONS)
+    train(DECIDING)
+    train(DECIDING)  # those that the first seeds did not decide
+    if arguments.every_precision:
+        for precision in OTHERS:
+            train((precision,))
 
 
 def _names(text: str) -> list[str]:
@@ -113,6 +117,11 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_seeds, help="such as 0,1 (default: 0 to 14, or to 24 if undecided)")
     parser.add_argument(
         "--processes", type=_processes, default=CORES, help="trainings at a time (default: one for each core)"
+    )
+    parser.add_argument(
+        "--every-precision",
+        action="store_true",
+        help="train with stochastic rounding and in bfloat16, too: about twice as long",
     )
     parser.add_argument("--quick", action="store_true", help="next to no training: does it work?")
     parser.add_argument("--validate", action="store_true", help="try recipes on the validation split")

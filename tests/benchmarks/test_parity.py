@@ -188,7 +188,8 @@ def test_more_seeds_where_the_first_do_not_decide(vgg):
     assert parity.undecided(["vgg"], base + apart[: first - 1]) == []
 
 
-def test_what_15_seeds_do_not_decide_is_trained_with_25_in_every_precision(vgg, monkeypatch, capsys):
+@pytest.mark.parametrize("every", [False, True])
+def test_what_15_seeds_do_not_decide_is_trained_with_25(every, monkeypatch, capsys):
     asked = []
     results = {"float32": [0.9, 0.8], "dfp16_forced": [0.7, 1.0]}
 
@@ -202,14 +203,14 @@ def test_what_15_seeds_do_not_decide_is_trained_with_25_in_every_precision(vgg, 
                 record(run)
 
     monkeypatch.setattr(parity, "run_all", run_all)
-    parity.main(["--only", "vgg,gan", "--processes", "3"])
+    parity.main(["--only", "vgg,gan", "--processes", "3", *["--every-precision"] * every])
     both = PRECISIONS[:2]
     assert asked == [
         *((name, precision, *range(15)) for name in ("vgg", "gan") for precision in both),
         *(("vgg", precision, *range(15, 25)) for precision in both),
         *(
             (name, precision, *seeds)
-            for precision in PRECISIONS[2:]
+            for precision in (PRECISIONS[2:] if every else ())
             for name, seeds in (("vgg", range(15)), ("gan", range(15)), ("vgg", range(15, 25)))
         ),
     ]
