@@ -2,11 +2,11 @@
 // stays the same, as it does in inference.
 //
 // In training B changes with each step, and keeping must cost nothing. So a call first takes a
-// fingerprint of B. A call that has the fingerprint of the call before it keeps what it prepares,
-// with a copy of B. The next one with this fingerprint computes with what is kept, and meanwhile
-// compares B with the copy, byte for byte. If they differ, it drops what is kept and runs again.
-// From then on it takes twice as many calls with one fingerprint until something is kept: it costs
-// little if B goes on to change where the fingerprint does not show it.
+// fingerprint of B. The last of kCallsUntilKept calls in a row with one fingerprint keeps what it
+// prepares, with a copy of B. The next one with this fingerprint computes with what is kept, and
+// meanwhile compares B with the copy, byte for byte. If they differ, it drops what is kept and runs
+// again. From then on it takes twice as many calls with one fingerprint until something is kept: it
+// costs little if B goes on to change where the fingerprint does not show it.
 #ifndef DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 #define DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 
@@ -24,6 +24,10 @@ namespace dfpjax {
 
 // Of all call sites together. Nothing is kept beyond it.
 inline constexpr size_t kKeptLimit = size_t{512} << 20;
+
+// The first steps of a warm-up change weights by less than their mantissas show, if at all. Their
+// memory would be taken for nothing.
+inline constexpr int64_t kCallsUntilKept = 8;
 
 // A share of the limit, given back on destruction.
 class KeptShare {
@@ -71,7 +75,7 @@ class KeptOperand {
   std::mutex mutex_;
   std::optional<uint64_t> last_;  // the fingerprint of the last call
   int64_t equal_ = 0;             // calls in a row before the last one that had it, too
-  int64_t enough_ = 1;            // of these, to keep what the last one prepares
+  int64_t enough_ = kCallsUntilKept - 1;  // of these, to keep what the last one prepares
   std::shared_ptr<const Kept> kept_;
 };
 

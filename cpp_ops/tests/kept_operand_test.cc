@@ -146,26 +146,24 @@ void check_sequence(const Calls& calls) {
       expect(calls.run(version, &site, kernels, threads) == reuses, what);
       expect((kept_operand_bytes() > 0) == keeps, what + ": kept bytes");
     };
-    call(first, false, false, "first call");
-    call(first, false, true, "second call");
-    for (int i = 0; i < 3; ++i) call(first, true, true, "later calls");
+    // Of so many calls the last one keeps, and another one reuses.
+    const auto until_kept = [&](const Version& version, int64_t count, const char* which) {
+      for (int64_t i = 1; i < count; ++i) call(version, false, false, which);
+      call(version, false, true, which);
+      call(version, true, true, which);
+    };
+    until_kept(first, kCallsUntilKept, "at first");
+    for (int i = 0; i < 2; ++i) call(first, true, true, "later calls");
     call(mantissa, false, false, "another mantissa");
-    // The fingerprint does not differ, so the next call has to be the third with it.
-    call(first, false, false, "back from another mantissa");
-    call(first, false, true, "once more");
-    call(first, true, true, "for the third time");
+    // The fingerprint does not differ: the call that ran again counts as the first one with it.
+    constexpr int64_t more = 2 * (kCallsUntilKept - 1) + 1;
+    until_kept(first, more - 1, "back from another mantissa");
     call(exponent, false, false, "another exponent");
     call(first, false, false, "back from another exponent");
-    call(exponent, false, false, "alternating");
-    call(exponent, false, false, "the other exponent again");
-    call(exponent, false, true, "the other exponent for the third time");
-    call(exponent, true, true, "the other exponent for the fourth time");
+    until_kept(exponent, more, "the other exponent again");
     release_kept_operands();
     expect(kept_operand_bytes() == 0, "released");
-    call(exponent, false, false, "first call after the release");
-    call(exponent, false, false, "second call after the release");
-    call(exponent, false, true, "third call after the release");
-    call(exponent, true, true, "fourth call after the release");
+    until_kept(exponent, more, "after the release");
   });
   expect(kept_operand_bytes() == 0, "sites that are gone keep nothing");
 }
@@ -176,13 +174,13 @@ void check_missed_changes(const Calls& calls) {
   const ContractionKernels& kernels = contraction_kernels(Isa::kPortable);
   KeptOperand site;
   int repeated = 0;
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 60; ++i) {
     const bool kept = kept_operand_bytes() > 0;
     calls.run(i % 2 == 0 ? calls.first() : other, &site, kernels, 2);
     repeated += kept && kept_operand_bytes() == 0;
   }
-  // Calls 2, 5, 10, 19 and 36.
-  expect(repeated == 5, calls.name() + ": " + std::to_string(repeated) + " of 40 calls ran twice");
+  // Calls 9, 24 and 53.
+  expect(repeated == 3, calls.name() + ": " + std::to_string(repeated) + " of 60 calls ran twice");
 }
 
 void check_threads(const Calls& calls) {
@@ -192,8 +190,8 @@ void check_threads(const Calls& calls) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 3; ++i)
     threads.emplace_back([&, i] {
-      for (int j = 0; j < 12; ++j)
-        calls.run(i > 0 && j / 4 == 1 ? other : calls.first(), &site, kernels, 2);
+      for (int j = 0; j < 36; ++j)
+        calls.run(i > 0 && j / 12 == 1 ? other : calls.first(), &site, kernels, 2);
     });
   release_kept_operands();
   for (std::thread& thread : threads) thread.join();
@@ -203,7 +201,7 @@ void check_that_nothing_is_kept() {
   const auto check = [](const Case& t, bool with_site, const char* what) {
     const Calls calls(t);
     KeptOperand site;
-    for (int i = 0; i < 3; ++i)
+    for (int64_t i = 0; i <= kCallsUntilKept; ++i)
       expect(!calls.run(calls.first(), with_site ? &site : nullptr,
                         contraction_kernels(Isa::kPortable), 2),
              what);
@@ -223,7 +221,7 @@ void check_that_nothing_is_kept() {
   for (const Case& t : {good, direct().front()}) {
     const Calls calls(t);
     KeptOperand site;
-    for (int i = 0; i < 3; ++i)
+    for (int64_t i = 0; i <= kCallsUntilKept; ++i)
       expect(!calls.run(calls.first(), &site, contraction_kernels(Isa::kPortable), 1, counted),
              t.name + ": counted chains");
   }
@@ -247,7 +245,7 @@ void check_limit() {
   for (const Case& t : {winograd(true, 2), direct().front()}) {
     const Calls calls(t);
     KeptOperand site;
-    for (int i = 0; i < 3; ++i)
+    for (int64_t i = 0; i <= kCallsUntilKept; ++i)
       expect(!calls.run(calls.first(), &site, contraction_kernels(Isa::kPortable), 1),
              t.name + ": nothing beyond the limit");
   }

@@ -37,9 +37,9 @@ def test_the_table_has_a_share_for_every_length():
 def test_one_call_keeps_its_operand_and_the_other_packs(case):
     runs = kept.contenders(case)
     before = _native.kept_operand_bytes()
-    packed = [np.asarray(runs["packed"]()) for _ in range(8)]
+    packed = [np.asarray(runs["packed"]()) for _ in range(16)]
     assert _native.kept_operand_bytes() == before
-    same = [np.asarray(runs["kept"]()) for _ in range(4)]
+    same = [np.asarray(runs["kept"]()) for _ in range(10)]
     assert _native.kept_operand_bytes() > before
     for result in same:
         np.testing.assert_array_equal(result, packed[0])

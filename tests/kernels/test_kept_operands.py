@@ -19,6 +19,7 @@ pytestmark = pytest.mark.jax_releases
 WINOGRAD = dfpjax.OpConfig(force=True, algorithm="winograd2")
 TENSOR = dfpjax.OpConfig(force=True, granularity="tensor", algorithm="direct")
 BLOCKS = dfpjax.OpConfig(force=True, granularity="block", algorithm="direct")
+UNTIL_KEPT = 8  # calls with the same operand; the last of them keeps it
 RNG = np.random.default_rng(0)
 
 
@@ -68,10 +69,11 @@ def test_inference_has_the_same_bits_in_every_call(name):
     infer = jax.jit(function)
     first, other = ((w, fresh(x, w, function)) for w in (w, changed))
     kept = []
-    for w, result in (first,) * 4 + (other, first) + (other,) * 3:
+    for w, result in (first,) * (UNTIL_KEPT + 2) + (other, first) + (other,) * (UNTIL_KEPT + 1):
         np.testing.assert_array_equal(infer(x, w), result)
         kept.append(_native.kept_operand_bytes() > 0)
-    assert kept == [False, True, True, True, False, False, False, True, True]
+    waiting = [False] * (UNTIL_KEPT - 1)
+    assert kept == [*waiting, True, True, True, False, False, *waiting, True, True]
     _native.release_scratch()
     assert _native.kept_operand_bytes() == _native.scratch_bytes() == 0
     np.testing.assert_array_equal(infer(x, changed), other[1])
@@ -81,13 +83,13 @@ def test_with_one_exponent_direct_products_keep_nothing():
     infer = jax.jit(dfpjax.mixed_precision(jnp.dot, policy=dfpjax.Policy(default=TENSOR)))
     x, w = make(20, 300), make(300, 130)
     first = np.asarray(infer(x, w))
-    for _ in range(3):
+    for _ in range(UNTIL_KEPT):
         np.testing.assert_array_equal(infer(x, w), first)
         assert _native.kept_operand_bytes() == 0
 
 
 def test_a_recurrence_keeps_its_weights():
-    x, w = make(6, 32, 128), make(256, 128) / 16
+    x, w = make(UNTIL_KEPT + 2, 32, 128), make(256, 128) / 16
 
     @dfpjax.mixed_precision(policy=dfpjax.Policy(default=BLOCKS))
     def step(h, x):
@@ -104,7 +106,7 @@ def test_a_recurrence_keeps_its_weights():
 
 def test_kernels_are_kept_as_long_as_the_program():
     infer = jax.jit(lambda x: conv(x, W))
-    for _ in range(3):
+    for _ in range(UNTIL_KEPT + 1):
         infer(X).block_until_ready()
     assert _native.kept_operand_bytes() > 0
     infer.clear_cache()
@@ -118,9 +120,9 @@ def test_kernels_are_kept_as_long_as_the_program():
 
 
 def test_a_loop_keeps_its_kernels():
-    looped = jax.jit(lambda x, w: jax.lax.fori_loop(0, 4, lambda _, x: jnp.tanh(conv(x, w)), x))
+    looped = jax.jit(lambda x, w: jax.lax.fori_loop(0, UNTIL_KEPT + 2, lambda _, x: jnp.tanh(conv(x, w)), x))
     expected = X
-    for _ in range(4):
+    for _ in range(UNTIL_KEPT + 2):
         expected = jnp.tanh(fresh(expected, W))
     np.testing.assert_allclose(looped(X, W), expected, rtol=1e-5, atol=1e-6)
     assert _native.kept_operand_bytes() > 0
@@ -132,8 +134,19 @@ def test_training_keeps_nothing():
         return w - 1e-2 * jax.grad(lambda w: (conv(jnp.tanh(conv(X, w)), w) ** 2).mean())(w)
 
     w = W
-    for _ in range(4):
+    for _ in range(UNTIL_KEPT + 2):
         w = step(w)
+        assert _native.kept_operand_bytes() == 0
+
+
+def test_the_first_steps_of_a_warmup_keep_nothing():
+    @jax.jit
+    def step(w, rate):
+        return w - rate * jax.grad(lambda w: (conv(jnp.tanh(conv(X, w)), w) ** 2).mean())(w)
+
+    w = W
+    for count in range(UNTIL_KEPT):
+        w = step(w, max(count - 2, 0) * 1e-2)
         assert _native.kept_operand_bytes() == 0
 
 
@@ -146,7 +159,7 @@ def test_training_of_a_dense_layer_keeps_nothing():
         return w - 1e-2 * jax.grad(lambda w: (dense(jnp.tanh(dense(x, w)), w) ** 2).mean())(w)
 
     w = make(300, 300)
-    for _ in range(4):
+    for _ in range(UNTIL_KEPT + 2):
         w = step(w)
         assert _native.kept_operand_bytes() == 0
 
@@ -154,7 +167,7 @@ def test_training_of_a_dense_layer_keeps_nothing():
 def test_an_exported_program_keeps_them_too():
     exported = jax.export.export(jax.jit(conv), disabled_checks=dfpjax.export_checks())(X, W)
     call = jax.jit(exported.call)
-    for _ in range(3):
+    for _ in range(UNTIL_KEPT + 1):
         np.testing.assert_array_equal(call(X, W), fresh(X, W))
     assert _native.kept_operand_bytes() > 0
 
@@ -168,7 +181,7 @@ def test_without_a_state_nothing_is_kept():
     def runs(target):
         call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(plan.out_shape, jnp.float32))
         program = jax.jit(lambda *operands: call(*operands, **attributes))
-        return [np.asarray(program(*operands)) for _ in range(3)], _native.kept_operand_bytes()
+        return [np.asarray(program(*operands)) for _ in range(UNTIL_KEPT + 1)], _native.kept_operand_bytes()
 
     results, kept = runs("dfpjax_contract_without_state")
     assert kept == 0
