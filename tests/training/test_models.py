@@ -23,7 +23,7 @@ from dfpjax.training.models import (
 from dfpjax.training.models.googlenet import Inception, average_pool
 from dfpjax.training.models.normalization import local_response_norm
 from dfpjax.training.models.resnet import Basic, Bottleneck
-from dfpjax.training.models.vit import Attention
+from dfpjax.training.models.vit import Attention, Block
 
 
 @cache
@@ -192,6 +192,15 @@ def test_attention_is_that_of_flax():
     theirs["out"] = {"kernel": out, "bias": jnp.zeros(width)}
     y = model.apply({"params": params}, x)
     np.testing.assert_allclose(y, expected.apply({"params": theirs}, x), rtol=1e-5, atol=1e-5)
+
+
+def test_of_gelu_a_vit_keeps_the_input_alone():
+    x = jnp.zeros((2, 3, 8))
+    block = Block(heads=2, dropout=0.0)
+    variables = block.init(jax.random.key(0), x, train=True)
+    backward = jax.vjp(partial(block.apply, train=True), variables, x)[1]
+    wide = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == (2, 3, 4 * 8)]
+    assert len(wide) == 2  # the input of gelu, and that of the layer behind it
 
 
 def test_weight_decay_finds_no_bias_in_a_vit():

@@ -19,6 +19,9 @@ from jax.typing import DTypeLike
 # Initializer of embeddings and kernels in the published code of both papers.
 _init = nn.initializers.truncated_normal(0.02)
 
+# Its derivative is computed from the input. JAX would keep two more tensors of this size, the widest ones.
+_gelu = jax.checkpoint(partial(nn.gelu, approximate=False))
+
 
 class Attention(nn.Module):
     """Multi-head self-attention: `[N, T, width]` to the same shape."""
@@ -57,7 +60,7 @@ class Block(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
         x += drop()(Attention(self.heads, self.dtype, self.kernel_init)(norm()(x)))
-        y = nn.gelu(dense(4 * width)(norm()(x)), approximate=False)
+        y = _gelu(dense(4 * width)(norm()(x)))
         return x + drop()(dense(width)(y))
 
 
