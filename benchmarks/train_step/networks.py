@@ -67,8 +67,11 @@ def initial_state(network: Network, precision: str, inputs: np.ndarray) -> Train
     model = network.model(dtype=model_dtype(precision))
 
     @jax.jit
-    def start() -> TrainState:
-        variables = model.init(jax.random.key(0), jnp.asarray(inputs[:1]), train=False)
+    def initialize():
+        return model.init(jax.random.key(0), jnp.asarray(inputs[:1]), train=False)
+
+    @jax.jit
+    def start(variables) -> TrainState:
         return TrainState.create(
             apply_fn=with_precision(model.apply, precision),
             tx=optimizer(config, updates=1000),
@@ -77,7 +80,7 @@ def initial_state(network: Network, precision: str, inputs: np.ndarray) -> Train
             seed=jnp.int32(0),
         )
 
-    return start()
+    return start(initialize())
 
 
 def with_frozen_weights(network: Network, state: TrainState, precision: str, inputs: jax.Array) -> TrainState:

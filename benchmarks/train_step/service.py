@@ -21,6 +21,9 @@ from pathlib import Path
 Step = Callable[[], None]
 """Returns when its work is done."""
 
+WARM_UP = {"train": 1, "inference": 10}
+"""Steps before all others. From the ninth call on `dfpjax` computes with weights that it has packed."""
+
 # Of /proc/vmstat: huge pages given at a page fault; waits for the kernel to make room for one.
 VMSTAT = ("thp_fault_alloc", "thp_fault_fallback", "compact_stall", "pgmajfault")
 
@@ -29,11 +32,13 @@ def serve(prepare: Callable[[dict], tuple[dict, Step, dict[str, Callable[[], obj
     """Answer requests until the input ends.
 
     Arguments:
-        prepare: called with the first request; returns what to answer, the step, and further measurements by
-            name.
+        prepare: called with the first request, which has a `mode`; returns what to answer, the step, and
+            further measurements by name.
     """
-    facts, step, measurements = prepare(json.loads(sys.stdin.readline()))
-    step()
+    wanted = json.loads(sys.stdin.readline())
+    facts, step, measurements = prepare(wanted)
+    for _ in range(WARM_UP[wanted["mode"]]):
+        step()
     started = peak_bytes()
     forget_peak()
     _answer({**facts, "start_peak_bytes": started})

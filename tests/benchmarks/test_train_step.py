@@ -182,16 +182,17 @@ serve(prepare)
 """
 
 
-def test_a_worker_answers():
-    requests = ({"batch": 3}, {"do": "taken"}, {"do": "steps", "count": 2}, {"do": "taken"})
+@pytest.mark.parametrize(("mode", "warm_up"), [("train", 1), ("inference", 10)])
+def test_a_worker_answers(mode, warm_up):
+    requests = ({"mode": mode}, {"do": "taken"}, {"do": "steps", "count": 2}, {"do": "taken"})
     lines = "".join(json.dumps(request) + "\n" for request in requests)
     done = subprocess.run(
         [sys.executable, "-c", WORKER], cwd=FOLDER, input=lines, capture_output=True, text=True, check=True
     )
     facts, before, answer, after = map(json.loads, done.stdout.splitlines())
-    assert facts["wanted"] == {"batch": 3} and facts["start_peak_bytes"] > 0
-    # One step after the start, and one at the beginning of each turn.
-    assert (before, after) == (1, 4)
+    assert facts["wanted"] == {"mode": mode} and facts["start_peak_bytes"] > 0
+    # The warm-up, then one more step at the beginning of each turn.
+    assert (before, after) == (warm_up, warm_up + 3)
     assert len(answer["steps"]) == 2 and answer["peak_bytes"] > 4 << 20
     assert all(step["seconds"] > 0 and step["minor_faults"] >= 0 for step in answer["steps"])
 
