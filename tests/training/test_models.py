@@ -1,3 +1,4 @@
+from collections import Counter
 from functools import cache, partial
 
 import jax
@@ -194,13 +195,16 @@ def test_attention_is_that_of_flax():
     np.testing.assert_allclose(y, expected.apply({"params": theirs}, x), rtol=1e-5, atol=1e-5)
 
 
-def test_of_gelu_a_vit_keeps_the_input_alone():
+def test_a_vit_keeps_the_inputs_of_its_functions_alone():
     x = jnp.zeros((2, 3, 8))
     block = Block(heads=2, dropout=0.0)
     variables = block.init(jax.random.key(0), x, train=True)
     backward = jax.vjp(partial(block.apply, train=True), variables, x)[1]
-    wide = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape == (2, 3, 4 * 8)]
-    assert len(wide) == 2  # the input of gelu, and that of the layer behind it
+    kept = Counter(leaf.shape for leaf in jax.tree.leaves(backward))
+    # The inputs of gelu and of the layer behind it, then those of softmax and of the product behind it.
+    assert kept[2, 3, 4 * 8] == kept[2, 2, 3, 3] == 2
+    # Both normalizations' and what follows each, and the attention's last layer.
+    assert kept[2, 3, 8] == 5
 
 
 def test_weight_decay_finds_no_bias_in_a_vit():

@@ -19,8 +19,11 @@ from jax.typing import DTypeLike
 # Initializer of embeddings and kernels in the published code of both papers.
 _init = nn.initializers.truncated_normal(0.02)
 
-# Its derivative is computed from the input. JAX would keep two more tensors of this size, the widest ones.
+# Their derivatives are computed from their inputs. JAX would keep two or three tensors of each, and so more
+# memory than all else in a step.
 _gelu = jax.checkpoint(partial(nn.gelu, approximate=False))
+_softmax = jax.checkpoint(nn.softmax)
+_LayerNorm = nn.remat(nn.LayerNorm)
 
 
 class Attention(nn.Module):
@@ -40,7 +43,7 @@ class Attention(nn.Module):
         queries, keys, values = (projected[..., which, :, :] for which in range(3))
         scores = jnp.einsum("nqhc,nkhc->nhqk", queries, keys) / keys.shape[-1] ** 0.5
         # In float32, because bfloat16 sums lose too much precision.
-        weights = nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
+        weights = _softmax(scores.astype(jnp.float32)).astype(scores.dtype)
         mixed = jnp.einsum("nhqk,nkhc->nqhc", weights, values)
         return nn.Dense(width, dtype=self.dtype, kernel_init=self.kernel_init)(mixed.reshape(x.shape))
 
@@ -56,11 +59,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
-        norm = partial(nn.LayerNorm, dtype=self.dtype)
+        norm = partial(_LayerNorm, dtype=self.dtype)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
         drop = partial(nn.Dropout, self.dropout, deterministic=not train)
-        x += drop()(Attention(self.heads, self.dtype, self.kernel_init)(norm()(x)))
-        y = _gelu(dense(4 * width)(norm()(x)))
+        attention = Attention(self.heads, self.dtype, self.kernel_init)
+        x += drop()(attention(norm(name="LayerNorm_0")(x)))
+        y = _gelu(dense(4 * width)(norm(name="LayerNorm_1")(x)))
         return x + drop()(dense(width)(y))
 
 
