@@ -1,5 +1,6 @@
 """Single figures of the documents, by the name that `<!-- figure: NAME -->` gives."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from benchmarks.common.means import geometric_mean
@@ -73,8 +74,9 @@ def _parity_not_worse() -> str:
 
 
 def _parity_seeds() -> str:
+    """The seeds of the network that has the fewest."""
     runs = sources.record("parity")["runs"]
-    return str(len({run["seed"] for run in runs if run["precision"] == "dfp16_forced"}))
+    return str(min(Counter(run["task"] for run in runs if run["precision"] == "dfp16_forced").values()))
 
 
 def _certification_cost() -> str:
