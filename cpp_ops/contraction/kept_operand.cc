@@ -152,12 +152,16 @@ bool OperandReuse::finish() {
     std::lock_guard<std::mutex> lock(site_->mutex_);
     if (site_->last_ == fingerprint_) site_->kept_ = std::move(offered_);
   }
-  if (!found() || !differs_) return true;
+  if (!found()) return true;
+  if (!differs_) {
+    found_->uses.fetch_add(1, std::memory_order_relaxed);
+    return true;
+  }
   std::lock_guard<std::mutex> lock(site_->mutex_);
   if (site_->kept_ == found_) {  // no other call has dropped it
     site_->kept_.reset();
     site_->equal_ = 0;
-    site_->enough_ *= 2;
+    if (found_->uses < kCallsUntilKept) site_->enough_ *= 2;
   }
   again_ = false;
   found_.reset();

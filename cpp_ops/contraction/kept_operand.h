@@ -5,8 +5,9 @@
 // fingerprint of B. The last of kCallsUntilKept calls in a row with one fingerprint keeps what it
 // prepares, with a copy of B. The next one with this fingerprint computes with what is kept, and
 // meanwhile compares B with the copy, byte for byte. If they differ, it drops what is kept and runs
-// again. From then on it takes twice as many calls with one fingerprint until something is kept: it
-// costs little if B goes on to change where the fingerprint does not show it.
+// again. If fewer than kCallsUntilKept calls had used that by then, it takes twice as many calls
+// with one fingerprint from now on until something is kept: it costs little if B goes on to change
+// where the fingerprint does not show it.
 #ifndef DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 #define DFPJAX_CONTRACTION_KEPT_OPERAND_H_
 
@@ -70,11 +71,12 @@ class KeptOperand {
     KeptShare share;
     Scratch mantissas, exponents;  // copies of B's
     std::shared_ptr<const PreparedOperand> prepared;
+    mutable std::atomic<int64_t> uses{0};  // by calls whose B was the same
   };
 
   std::mutex mutex_;
-  std::optional<uint64_t> last_;  // the fingerprint of the last call
-  int64_t equal_ = 0;             // calls in a row before the last one that had it, too
+  std::optional<uint64_t> last_;          // the fingerprint of the last call
+  int64_t equal_ = 0;                     // calls in a row before the last one that had it, too
   int64_t enough_ = kCallsUntilKept - 1;  // of these, to keep what the last one prepares
   std::shared_ptr<const Kept> kept_;
 };

@@ -183,6 +183,20 @@ void check_missed_changes(const Calls& calls) {
   expect(repeated == 3, calls.name() + ": " + std::to_string(repeated) + " of 60 calls ran twice");
 }
 
+// As the weights of a recurrence do in training, if a step changes few of their mantissas.
+void check_missed_changes_after_many_uses(const Calls& calls) {
+  const Version other = other_mantissa(calls);
+  const ContractionKernels& kernels = contraction_kernels(Isa::kPortable);
+  KeptOperand site;
+  for (int step = 0; step < 4; ++step) {
+    int64_t reused = 0;
+    for (int64_t i = 0; i < 3 * kCallsUntilKept; ++i)
+      reused += calls.run(step % 2 == 0 ? calls.first() : other, &site, kernels, 2);
+    expect(reused == 2 * kCallsUntilKept,
+           calls.name() + ": " + std::to_string(reused) + " calls reused B");
+  }
+}
+
 void check_threads(const Calls& calls) {
   const Version other = other_mantissa(calls);
   const ContractionKernels& kernels = contraction_kernels(Isa::kPortable);
@@ -259,6 +273,7 @@ void run_test(bool quick) {
       const Calls calls(winograd(forward, tile));
       if (!quick || forward == (tile == 2)) check_sequence(calls);
       check_missed_changes(calls);
+      check_missed_changes_after_many_uses(calls);
       check_threads(calls);
     }
   const std::vector<Case> cases = direct();
@@ -266,6 +281,7 @@ void run_test(bool quick) {
     const Calls calls(cases[i]);
     check_sequence(calls);
     check_missed_changes(calls);
+    check_missed_changes_after_many_uses(calls);
     check_threads(calls);
   }
   check_that_nothing_is_kept();
